@@ -1,0 +1,134 @@
+"""Command line: `python <pack folder> inspect|load|doctor [REF] [--json]`. The same code as the nodes, no server."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+PACK = Path(__file__).resolve().parent
+
+
+def import_pack() -> Any:
+    """Import the pack as a package by path, without its node entry point (which needs ComfyUI)."""
+    # Run by folder, Python puts the pack first on sys.path, where its nodes/ would hide ComfyUI's nodes.py.
+    sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != PACK]
+    name = "quantized_transformers"
+    spec = importlib.util.spec_from_loader(name, loader=None, is_package=True)
+    assert spec is not None
+    package = importlib.util.module_from_spec(spec)
+    package.__path__ = [str(PACK)]
+    sys.modules[name] = package
+    return package
+
+
+def find_comfyui() -> Path | None:
+    """COMFYUI_PATH, or the ComfyUI whose custom_nodes folder holds this pack (links not followed)."""
+    candidates = [Path(os.environ["COMFYUI_PATH"])] if os.environ.get("COMFYUI_PATH") else []
+    candidates += [PACK.parent.parent, Path(os.path.abspath(sys.argv[0])).parent.parent]
+    return next((path for path in candidates if (path / "comfy").is_dir() and (path / "main.py").is_file()), None)
+
+
+def start_host(needed: bool) -> None:
+    """Put ComfyUI on sys.path with its default options (on the CPU where torch has no accelerator)."""
+    path = find_comfyui()
+    if path is None:
+        if needed:
+            sys.exit("ComfyUI was not found.\n  what to do: put this pack into its custom_nodes folder, or set "
+                     "COMFYUI_PATH")
+        return
+    if not needed:
+        return
+    sys.path.insert(0, str(path))
+    arguments, sys.argv = sys.argv, [sys.argv[0]]
+    import comfy.options
+    import torch
+    comfy.options.enable_args_parsing()
+    if not (torch.cuda.is_available() or torch.backends.mps.is_available() or hasattr(torch, "npu")):
+        sys.argv.append("--cpu")
+    import comfy.cli_args  # noqa: F401  # reads sys.argv once
+    sys.argv = arguments
+
+
+def inspect(reference: str, weights_name: str, as_json: bool) -> int:
+    from quantized_transformers.loaders.checkpoint import Checkpoint
+    from quantized_transformers.loaders.describe import describe
+    from quantized_transformers.loaders.report import describe_report
+    from quantized_transformers.loaders.sources import locate
+
+    description = describe(Checkpoint(locate(reference, weights_name=weights_name)))
+    print(json.dumps(description.to_json(), indent=1) if as_json else describe_report(description))
+    return 1 if description.problems else 0
+
+
+def load(reference: str, weights_name: str, as_json: bool) -> int:
+    from time import perf_counter
+
+    from quantized_transformers import host
+    from quantized_transformers.loaders.model import Request
+    from quantized_transformers.loaders.model import load as load_model
+
+    host.ready()
+    start = perf_counter()
+    loaded = load_model(Request(reference, weights_name=weights_name))
+    seconds = perf_counter() - start
+    if as_json:
+        print(json.dumps({**loaded.description.to_json(), "seconds": round(seconds, 3)}, indent=1))
+    else:
+        print(f"{loaded.report}\nloaded in {seconds:.2f} s")
+    return 0
+
+
+def doctor(as_json: bool) -> int:
+    from importlib import metadata
+
+    from quantized_transformers import host
+
+    def version_of(package: str) -> str:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+    facts: dict[str, Any] = {"python": sys.version.split()[0], "ComfyUI": host.version()}
+    facts |= {p: version_of(p) for p in ("torch", "safetensors", "comfy-kitchen", "huggingface_hub", "diffusers")}
+    if find_comfyui() is not None:
+        facts["device"] = host.device_name()
+        facts["FP8 matmul"] = "native" if host.has_fp8_matmul() else "emulated (needs NVIDIA SM 8.9 or newer)"
+        facts["model folders"] = host.model_folders()
+    facts |= host.cache_paths()
+    print(json.dumps(facts, indent=1) if as_json else "\n".join(f"{key}: {value}" for key, value in facts.items()))
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python <pack folder>", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("inspect", "say what a checkpoint is (reads headers only)"),
+                       ("load", "load it as ComfyUI would, and report"), ("doctor", "what this machine can do")):
+        command = commands.add_parser(name, help=text)
+        if name != "doctor":
+            command.add_argument("reference", metavar="REF", help="repo id, folder or file")
+            command.add_argument("--weights-name", default="", help="file inside the folder")
+        command.add_argument("--json", action="store_true", help="machine-readable output")
+    arguments = parser.parse_args()
+    import_pack()
+    start_host(needed=arguments.command == "load" or arguments.command == "doctor" and find_comfyui() is not None)
+    from quantized_transformers.loaders.errors import CheckpointError
+
+    try:
+        if arguments.command == "doctor":
+            return doctor(arguments.json)
+        action = inspect if arguments.command == "inspect" else load
+        return action(arguments.reference, arguments.weights_name, arguments.json)
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

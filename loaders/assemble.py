@@ -1,0 +1,83 @@
+"""Stored tensors → the host's native state dict, one module at a time, with every stored tensor accounted for.
+
+Bytes that need no re-layout stay the memory-mapped views they were loaded as. Copies are made only of BF16 tensors that
+the host fuses, of FP8 shards that share one scale, and of the one modulation whose halves are exchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..quant import fp8
+from .architectures import Architecture, Dims, Module, Naming
+from .errors import CheckpointError, first_ten
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class NativeStateDict:
+    """Tensors under the host's names, and what the report says about them."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    layouts: dict[str, int] = field(default_factory=dict)
+    per_shard: int = 0
+    dynamic: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def needs_row_shards(self) -> bool:
+        """Whether a module uses this pack's layout, so that the host needs our operations."""
+        return fp8.SHARDS in self.layouts
+
+
+def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dict[str, Tensor], where: str, *,
+             dequantize: bool = False, step: Callable[[], None] = lambda: None) -> NativeStateDict:
+    """Build the native state dict, emptying `stored` (name → tensor) on the way.
+
+    `dequantize` asks the host for full-precision matmul in every quantized module; `step` is called once a module.
+    Raises CheckpointError for an invalid scale, a missing tensor, or tensors that nothing consumed.
+    """
+    native = NativeStateDict()
+    for module in architecture.modules(dims, naming):
+        try:
+            parts = [_take(stored, name) for name in module.stored]
+            if module.stored_leaf != "weight":
+                parts = [{"weight": part[module.stored_leaf]} for part in parts]
+            _add(native, module, parts, dequantize)
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{module.stored[0]}: no tensor {error}" if isinstance(error, KeyError) else
+                                  str(error), where, "download the checkpoint again, or report it to its publisher"
+                                  ) from error
+        step()
+    if stored:
+        raise CheckpointError(f"{len(stored)} stored tensors were not used: {first_ten(stored)}", where,
+                              "report this; the checkpoint holds more than its architecture")
+    return native
+
+
+def _take(stored: dict[str, Tensor], module: str) -> dict[str, Tensor]:
+    """Pop all tensors of one stored module: leaf → tensor."""
+    leaves = ("weight", "scale", "bias", *fp8.FP8.companions)
+    return {leaf: stored.pop(f"{module}.{leaf}") for leaf in leaves if f"{module}.{leaf}" in stored}
+
+
+def _add(native: NativeStateDict, module: Module, parts: list[dict[str, Tensor]], dequantize: bool) -> None:
+    name = module.native
+    if any("weight_scale" in part for part in parts):
+        fused = fp8.fuse(list(module.stored), parts, swap_halves=module.swap_halves, dequantize=dequantize)
+        native.tensors.update({f"{name}.{leaf}": tensor for leaf, tensor in fused.tensors.items()})
+        native.layouts[fused.layout] = native.layouts.get(fused.layout, 0) + 1
+        native.per_shard += "weight_shard_1" in fused.tensors
+        native.dynamic += fused.dynamic
+        native.notes += fused.notes
+    else:
+        weights = [part["weight"] for part in parts]
+        native.tensors[f"{name}.{module.leaf}"] = \
+            fp8.swap_rows(weights[0]) if module.swap_halves else fp8.join_rows(weights)
+    if module.bias:
+        biases = [part["bias"] for part in parts]
+        native.tensors[f"{name}.bias"] = fp8.swap_rows(biases[0]) if module.swap_halves else fp8.join_rows(biases)

@@ -1,0 +1,228 @@
+"""What a checkpoint is: architecture, quantization family, format of every layer, what is missing or contradictory.
+
+Works from headers and config.json alone; no tensor bytes are read. Tensors decide; claims that disagree without
+changing the numbers become notes, those that would change them become problems, and problems refuse the load.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..quant.formats import PLAIN, StoredFormat, identify, name_unsupported
+from .architectures import ARCHITECTURES, Architecture, Dims, Module, Naming, by_class_name, name_other, supported
+from .checkpoint import Checkpoint
+from .declarations import Declaration, read_declaration
+from .errors import CheckpointError, first_ten
+from .headers import TensorInfo
+
+
+@dataclass
+class CheckpointDescription:
+    """A plain value: printable and JSON-able.
+
+    `formats` counts stored Linear layers by format, `layers` gives each one's format by stored module name; `problems`
+    is empty when the checkpoint can be loaded. Sizes are bytes.
+    """
+
+    reference: str
+    files: list[str]
+    bytes_on_disk: int
+    architecture: str
+    naming: Naming
+    dims: Dims
+    family: str
+    producer: str = ""
+    declared_in: list[str] = field(default_factory=list)
+    formats: dict[str, int] = field(default_factory=dict)
+    layers: dict[str, str] = field(default_factory=dict)
+    static_activations: int = 0
+    dynamic_activations: int = 0
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def require_loadable(self) -> None:
+        """Raise CheckpointError naming the first ten problems, if there are any."""
+        if self.problems:
+            shown = "\n  - ".join(self.problems[:10])
+            more = f"\n  - and {len(self.problems) - 10} more" if len(self.problems) > 10 else ""
+            raise CheckpointError(f"this {self.architecture} checkpoint cannot be loaded:\n  - {shown}{more}",
+                                  self.reference, "download it again, or report it to its publisher")
+
+    def to_json(self) -> dict[str, Any]:
+        """The description as JSON-able values."""
+        return {**vars(self), "naming": self.naming.style}
+
+
+def architecture_of(checkpoint: Checkpoint) -> tuple[Architecture, Naming]:
+    """Recognise the architecture from tensor names, checked against config.json's claim.
+
+    Raises CheckpointError that says what the file is instead when it is none of the supported ones.
+    """
+    where = checkpoint.source.reference
+    claim = str((checkpoint.config or {}).get("_class_name") or "")
+    for architecture in ARCHITECTURES:
+        naming = architecture.naming(checkpoint.tensors)
+        if naming:
+            if claim and claim not in architecture.class_names:
+                raise CheckpointError(f"config.json says {claim}, but the tensors are {architecture.name}", where,
+                                      "config.json and weights do not belong together; download both again")
+            return architecture, naming
+    what, do = name_other(checkpoint.tensors)
+    if claim:
+        what += f" (config.json says {claim})"
+    raise CheckpointError(f"this is {what}, not a transformer this version loads ({supported()})", where, do)
+
+
+def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = None) -> CheckpointDescription:
+    """Describe an opened checkpoint.
+
+    `base` is the architecture and the sizes it must fit (an override's base model); where it is given, a config.json
+    beside the weights is read for its quantization only. Raises CheckpointError when the files cannot be interpreted
+    at all; everything else that forbids loading is listed in `problems`.
+    """
+    architecture, naming = architecture_of(checkpoint)
+    declaration = read_declaration(checkpoint)
+    dims = architecture.dims_from_tensors(checkpoint.tensors, naming)
+    description = CheckpointDescription(
+        checkpoint.source.reference, [os.path.basename(h.path) for h in checkpoint.headers], checkpoint.bytes_on_disk,
+        architecture.name, naming, dims, "", declaration.producer, list(declaration.origins))
+    if base is not None:
+        _check_dims(description, *base)
+    elif checkpoint.config and checkpoint.config.get("_class_name"):
+        _compare_dims(description, architecture.dims_from_config(checkpoint.config), "config.json says")
+    layers = _group(checkpoint.tensors)
+    for module in architecture.modules(dims, naming):
+        for stored, rows in zip(module.stored, module.rows, strict=True):
+            _check_layer(description, module, stored, rows, layers.pop(stored, None))
+    extra = [f"{name}.{leaf}" if name else leaf for name, leaves in layers.items() for leaf in leaves]
+    if extra:
+        description.problems.append(f"{len(extra)} unexpected tensors: {first_ten(extra)}")
+    _compare_with_declaration(description, declaration)
+    return description
+
+
+def _group(tensors: dict[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
+    """Module name → leaf name → tensor."""
+    layers: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        layers.setdefault(module, {})[leaf] = info
+    return layers
+
+
+def _check_dims(description: CheckpointDescription, architecture: Architecture, dims: Dims) -> None:
+    if architecture.name != description.architecture:
+        raise CheckpointError(f"the override is {description.architecture}, but the base model is {architecture.name}",
+                              description.reference, "choose an override made for this base")
+    _compare_dims(description, dims, "the base model has")
+
+
+def _compare_dims(description: CheckpointDescription, dims: Dims, whose: str) -> None:
+    for key, value in dims.items():
+        if description.dims[key] != value:
+            description.problems.append(f"{whose} {key} = {value}, but the tensors have {description.dims[key]}")
+
+
+def _check_layer(description: CheckpointDescription, module: Module, stored: str, rows: int,
+                 leaves: dict[str, TensorInfo] | None) -> None:
+    """Check one stored layer against its place in the architecture and count its format."""
+    problems = description.problems
+    weight = (leaves or {}).get(module.stored_leaf)
+    if leaves is None or weight is None:
+        if leaves and (any(leaf in leaves for leaf in ("qweight", "proj_down", "wscales"))):
+            problems.append(f"{stored} is stored as {name_unsupported(leaves)}, which this version does not load")
+        else:
+            problems.append(f"missing tensor {stored}.{module.stored_leaf}")
+        return
+    expected_bias = {"bias"} if module.bias else set()
+    if module.bias and "bias" not in leaves:
+        problems.append(f"missing tensor {stored}.bias")
+    for leaf, shape in (("bias", (rows,)), (module.stored_leaf, (rows,))):
+        info = leaves.get(leaf)
+        if info is None or (leaf != "bias" and module.columns):
+            continue
+        if tuple(info.shape) != shape and leaf in (expected_bias | {module.stored_leaf}):
+            problems.append(f"{stored}.{leaf} is {list(info.shape)}, expected {list(shape)}")
+        elif not PLAIN.matches({"weight": info}):
+            problems.append(f"{stored}.{leaf} is stored as {info.dtype}, expected BF16, F16 or F32")
+    if not module.columns:
+        extra = leaves.keys() - {module.stored_leaf}
+    else:
+        fmt = identify(leaves)
+        if fmt is None:
+            problems.append(f"{stored} is stored as {name_unsupported(leaves)}, which this version does not load")
+            return
+        extra = leaves.keys() - {"weight"} - expected_bias - fmt.companions
+        problem = fmt.problem(leaves, rows, module.columns)
+        if problem:
+            problems.append(f"{stored}: {problem}")
+        _count(description, stored, fmt, "input_scale" in leaves)
+    if extra:
+        problems.append(f"unexpected tensors: {first_ten(f'{stored}.{leaf}' for leaf in sorted(extra))}")
+
+
+def _count(description: CheckpointDescription, stored: str, fmt: StoredFormat, static: bool) -> None:
+    description.layers[stored] = fmt.name
+    description.formats[fmt.name] = description.formats.get(fmt.name, 0) + 1
+    if fmt is not PLAIN:
+        if static:
+            description.static_activations += 1
+        else:
+            description.dynamic_activations += 1
+
+
+def _matching(patterns: tuple[str, ...], names: list[str]) -> Iterator[str]:
+    """Names that a ModelOpt ignore list covers: full match, `*` crosses dots (specs/modelopt.md section 2.5)."""
+    if not patterns:
+        return
+    found = re.compile("|".join(f"(?:{re.escape(p).replace(re.escape('*'), '.*')})" for p in patterns))
+    yield from (name for name in names if found.fullmatch(name))
+
+
+# The `format` words of `_quantization_metadata` layers: ModelOpt writes "fp8", ComfyUI "float8_e4m3fn".
+_FP8_WORDS = frozenset({"fp8", "float8_e4m3fn"})
+
+
+def _compare_with_declaration(description: CheckpointDescription, declaration: Declaration) -> None:
+    """Hold the claims against the tensors: notes where only words differ, problems where numbers would."""
+    quantized = [name for name, fmt in description.layers.items() if fmt != PLAIN.name]
+    description.family = declaration.family if declaration.family and quantized else "fp8" if quantized else "none"
+    if quantized and not declaration.family:
+        description.notes.append("no quantization is declared; the formats are taken from the tensors")
+    if declaration.family and not quantized:
+        description.notes.append(f"{declaration.family} is declared in {' and '.join(declaration.origins)}, but no "
+                                 "tensor is quantized; it is loaded as it is")
+    ignored = list(_matching(declaration.ignore, quantized))
+    if ignored:
+        description.notes.append(f"{len(ignored)} layers are declared as left alone but stored quantized; the tensors "
+                                 f"are right: {first_ten(ignored)}")
+    if declaration.activation_scheme == "dynamic" and description.static_activations:
+        description.problems.append("activation_scheme is declared dynamic, but "
+                                    f"{description.static_activations} layers carry a static input_scale")
+    if description.dynamic_activations:
+        reason = "as declared" if declaration.activation_scheme == "dynamic" else "input_scale is missing"
+        description.notes.append(f"dynamic activation scales in {description.dynamic_activations} layers ({reason})")
+    for name, conf in declaration.layers.items():
+        word = str(conf.get("format") or "")
+        stored = description.layers.get(name)
+        if stored is not None and word and (word in _FP8_WORDS) != (stored == "FP8"):
+            description.problems.append(f"the metadata declares {name} as {word}, but it is stored as {stored}")
+
+
+def describe_config(checkpoint: Checkpoint) -> tuple[Architecture, Dims]:
+    """Architecture and sizes from config.json alone, for a model whose weights come from an override.
+
+    Raises CheckpointError for classes this version does not load.
+    """
+    config = checkpoint.config or {}
+    claim = str(config.get("_class_name") or "")
+    architecture = by_class_name(claim)
+    if architecture is None:
+        raise CheckpointError(f"config.json says {claim or 'no _class_name'}, not a transformer this version loads "
+                              f"({supported()})", checkpoint.source.config or checkpoint.source.reference,
+                              "pick the folder of a supported base model")
+    return architecture, architecture.dims_from_config(config)

@@ -1,0 +1,237 @@
+"""A request → the host's MODEL. The only place that calls the host's loader.
+
+Every MODEL carries how it was made (`cached_patcher_init`), so the host can rebuild it from disk for multi-GPU, compile
+and non-dynamic clones.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from .. import host
+from .architectures import ARCHITECTURES, Architecture, Dims, Naming, by_class_name
+from .assemble import NativeStateDict, assemble
+from .checkpoint import Checkpoint
+from .describe import CheckpointDescription, describe, describe_config
+from .errors import CheckpointError, first_ten
+from .report import load_report
+from .sources import locate
+
+if TYPE_CHECKING:
+    import torch
+
+COMPUTE = ("auto", "native", "dequantize")
+KINDS = ("auto", "component", "weights")
+DTYPES = {"default": None, "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to load and how; plain values, so that the host can keep it and load again.
+
+    `base` is (architecture name, sizes) that the checkpoint must fit, for weights that go into another's configuration.
+    """
+
+    reference: str
+    component: str = "transformer"
+    weights_name: str = ""
+    revision: str = ""
+    dtype: str = "default"
+    compute: str = "auto"
+    base: tuple[str, tuple[tuple[str, int], ...]] | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A MODEL, what it was made from, and the report for the user."""
+
+    patcher: Any
+    description: CheckpointDescription
+    report: str
+
+
+def load(request: Request, disable_dynamic: bool = False, quiet: bool = False) -> Loaded:
+    """Load a transformer with its weights. Raises CheckpointError for anything that is not certain to be right."""
+    checkpoint = Checkpoint(locate(request.reference, component=request.component, weights_name=request.weights_name,
+                                   revision=request.revision))
+    base = (_architecture(request.base[0]), dict(request.base[1])) if request.base else None
+    description = describe(checkpoint, base)
+    description.require_loadable()
+    compute = _compute(request.compute, description)
+    architecture = _architecture(description.architecture)
+    modules = sum(1 for _ in architecture.modules(description.dims, description.naming))
+    native = assemble(architecture, description.dims, description.naming, checkpoint.load_tensors(),
+                      checkpoint.source.reference, dequantize=compute == "dequantize",
+                      step=(lambda: None) if quiet else host.progress(modules))
+    operations = _operations(native, compute)
+    patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic)
+    patcher.cached_patcher_init = (rebuild, (request,))
+    patcher.set_attachments(host.ATTACHMENT, description)
+    return Loaded(patcher, description, load_report(description, native, compute))
+
+
+def rebuild(request: Request, disable_dynamic: bool = False) -> Any:
+    """Load `request` again; the factory behind `cached_patcher_init`."""
+    return load(request, disable_dynamic, quiet=True).patcher
+
+
+def defer(request: Request, disable_dynamic: bool = False) -> Loaded:
+    """A MODEL of the right architecture and sizes without weights, from config.json alone.
+
+    It takes LoRAs and patches as any MODEL does; sampling or saving it raises CheckpointError. Weight files need not
+    exist and are not opened.
+    """
+    checkpoint = Checkpoint(locate(request.reference, component=request.component, revision=request.revision,
+                                   need_weights=False))
+    architecture, dims = describe_config(checkpoint)
+    patcher = _to_host(_empty_tensors(architecture, dims), request.dtype, None, disable_dynamic, deferred=True)
+    host.refuse_to_run(patcher, lambda: CheckpointError(
+        f"this {architecture.name} model has no weights yet (weights: defer to override)", checkpoint.source.reference,
+        "connect it to Apply Transformer Override, or set weights to 'load'"))
+    patcher.cached_patcher_init = (rebuild_deferred, (request,))
+    description = CheckpointDescription(request.reference, [], 0, architecture.name, Naming("diffusers"), dims, "none",
+                                        notes=["no weights: they come from an override"])
+    patcher.set_attachments(host.ATTACHMENT, description)
+    return Loaded(patcher, description, load_report(description, None, "auto"))
+
+
+def rebuild_deferred(request: Request, disable_dynamic: bool = False) -> Any:
+    """Defer `request` again; the factory behind `cached_patcher_init`."""
+    return defer(request, disable_dynamic).patcher
+
+
+def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
+    """A new MODEL with the weights of `request` and everything else (patches, options, hooks) of `model`.
+
+    `kind` "component" takes config and weights from the override, "weights" keeps the base's configuration, "auto"
+    decides by config.json beside the weights. `model` is not changed. Raises CheckpointError when the override does
+    not fit the base.
+    """
+    bound = host.bound_to_weights(model)
+    if bound:
+        raise CheckpointError(f"the MODEL carries {bound}, which would keep using the base's weights", "",
+                              "connect Apply Transformer Override directly behind the base model")
+    name, dims = base_of(model)
+    source = locate(request.reference, component=request.component, weights_name=request.weights_name,
+                    revision=request.revision)
+    if kind == "component" and source.config is None:
+        raise CheckpointError("there is no config.json, so this is no component", source.folder,
+                              "set kind to 'weights', or give the component's folder")
+    as_weights = kind == "weights" or kind == "auto" and source.config is None
+    request = replace(request, base=(name, tuple(dims.items())) if as_weights else None)
+    loaded = load(request)
+    if not as_weights and (loaded.description.architecture, loaded.description.dims) != (name, dims):
+        _refuse_other_model(loaded.description, name, dims)
+    patcher = host.carry_over(model, loaded.patcher)
+    patcher.set_attachments(host.ATTACHMENT, loaded.description)
+    lost = [key for key in model.patches if key not in patcher.model_state_dict()]
+    if lost:
+        raise CheckpointError(f"the MODEL's patches do not fit the override: {first_ten(lost)}", request.reference,
+                              "connect LoRAs behind the override")
+    report = f"override as {'weights only' if as_weights else 'component (config and weights)'}\n{loaded.report}"
+    if model.patches:
+        report += f"\npatches carried over from the base MODEL: {len(model.patches)}"
+    return Loaded(patcher, loaded.description, report)
+
+
+def base_of(model: Any) -> tuple[str, Dims]:
+    """Architecture name and sizes of any MODEL, ours or another loader's. Raises CheckpointError for others."""
+    unet_config = model.model.model_config.unet_config
+    for architecture in ARCHITECTURES:
+        dims = architecture.dims_from_model(unet_config)
+        if dims is not None:
+            return architecture.name, dims
+    raise CheckpointError(f"the base MODEL is {type(model.model).__name__}, which this version has no overrides for",
+                          "", f"supported: {', '.join(a.name for a in ARCHITECTURES)}")
+
+
+def _refuse_other_model(description: CheckpointDescription, name: str, dims: Dims) -> None:
+    if description.architecture != name:
+        raise CheckpointError(f"the override is {description.architecture}, but the base model is {name}",
+                              description.reference, "choose an override made for this base")
+    differences = [f"{key} {description.dims[key]} (base {dims[key]})" for key in dims
+                   if dims[key] != description.dims[key]]
+    raise CheckpointError(f"the override is another {name} than the base: {', '.join(differences)}",
+                          description.reference, "choose an override made for this base")
+
+
+def _architecture(name: str) -> Architecture:
+    return next(a for a in ARCHITECTURES if a.name == name)
+
+
+def _compute(compute: str, description: CheckpointDescription) -> str:
+    """Check the compute choice against the device. Raises CheckpointError when native is impossible here."""
+    if compute == "native" and description.family != "none" and not host.has_fp8_matmul() and not host.is_cpu():
+        raise CheckpointError(f"{host.device_name()} has no FP8 matrix multiplication (NVIDIA SM 8.9 or newer has)", "",
+                              "set compute to 'auto' or 'dequantize'")
+    return compute
+
+
+def _operations(native: NativeStateDict, compute: str) -> Any:
+    """The host's own operations where they suffice (None), else with row shards or forced native matmul."""
+    if not native.layouts or not (native.needs_row_shards or compute == "native"):
+        return None
+    from ..quant.ops import with_row_shards
+
+    return with_row_shards(host.mixed_operations(native.tensors, native=compute == "native"))
+
+
+def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disable_dynamic: bool,
+             deferred: bool = False) -> Any:
+    """The one call into the host's loader, and the check that it used every tensor it was given."""
+    import torch
+
+    options: dict[str, Any] = {}
+    quantized = any(name.endswith(".comfy_quant") for name in tensors)
+    chosen = getattr(torch, DTYPES[dtype] or "", None)
+    if chosen is not None:
+        options["dtype"] = chosen
+    if operations is not None:
+        options["custom_operations"] = operations
+    given = list(tensors)
+    if deferred:
+        options["offload_device"] = torch.device("cpu")  # meta tensors cannot move
+        with host.without_memory():
+            patcher = host.load_state_dict(tensors, options=options, disable_dynamic=disable_dynamic)
+    else:
+        patcher = host.load_state_dict(tensors, options=options, disable_dynamic=disable_dynamic)
+    if patcher is None:
+        raise CheckpointError("ComfyUI did not recognise the converted model", "", "update ComfyUI, or report this")
+    _check_names(patcher, given)
+    if quantized and chosen is not None:
+        patcher.set_model_compute_dtype(chosen)  # the host ignores `dtype` for quantized weights
+    return patcher
+
+
+def _check_names(patcher: Any, given: list[str]) -> None:
+    """The host only logs missing and unexpected tensors; here they are errors."""
+    inner = (".comfy_quant", ".weight_scale", ".weight_shard_1", ".weight_shard_2", ".weight_shard_3")
+    wanted = host.native_names(patcher.model, [name for name in given if not name.endswith(inner)])
+    there = {name for name, _ in patcher.model.diffusion_model.named_parameters()}
+    missing, unused = sorted(there - wanted), sorted(wanted - there)
+    if missing or unused:
+        raise CheckpointError(
+            f"ComfyUI {host.version()} expects other tensors for this architecture: "
+            f"missing {first_ten(missing) or '-'}; unused {first_ten(unused) or '-'}", "",
+            "update this pack and ComfyUI, or report this")
+
+
+def _empty_tensors(architecture: Architecture, dims: Dims) -> dict[str, torch.Tensor]:
+    """The native tensors of a model of these sizes, on the meta device: shapes and no bytes."""
+    import torch
+
+    tensors: dict[str, torch.Tensor] = {}
+    for module in architecture.modules(dims, Naming("native")):
+        rows = sum(module.rows)
+        shape = (rows, module.columns) if module.columns else (rows,)
+        tensors[f"{module.native}.{module.leaf}"] = torch.empty(shape, dtype=torch.bfloat16, device="meta")
+        if module.bias:
+            tensors[f"{module.native}.bias"] = torch.empty(rows, dtype=torch.bfloat16, device="meta")
+    return tensors
+
+
+__all__ = ["COMPUTE", "DTYPES", "KINDS", "Loaded", "Request", "base_of", "by_class_name", "defer", "load", "override",
+           "rebuild", "rebuild_deferred"]

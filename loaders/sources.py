@@ -1,0 +1,222 @@
+"""Where the bytes are: a reference (repo id, folder or file) becomes a list of local files.
+
+Nothing here opens a weight file or the network. The order for a reference that is no existing path: ComfyUI's model
+folders, then the Hugging Face cache (the snapshot that is already on disk).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .. import host
+from .errors import CheckpointError, first_ten
+
+INDEX = ".safetensors.index.json"
+KNOWN_BASES = ("black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell")
+KNOWN_OVERRIDES = ("lmsys/flux1-dev-modelopt-fp8-sglang-transformer",)
+COMPONENTS = ("transformer", "transformer_2")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Local files of one transformer. `files` is empty when only its configuration was asked for."""
+
+    reference: str
+    folder: str
+    files: tuple[str, ...]
+    config: str | None = None
+    index: str | None = None
+
+    @property
+    def paths(self) -> list[str]:
+        """Every file this source depends on, for fingerprints."""
+        return [path for path in (*self.files, self.config, self.index) if path]
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """A JSON object from a file. Raises CheckpointError when it is unreadable, invalid or no object."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read the file: {error.strerror}", path,
+                              "check the path and its rights") from error
+    except ValueError as error:
+        raise CheckpointError(f"invalid JSON: {error}", path, "download the file again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError("this JSON file holds no object", path, "download the file again")
+    return value
+
+
+def find_path(reference: str, revision: str = "") -> Path:
+    """The local file or folder that `reference` names.
+
+    Raises CheckpointError when there is none; for a repo id the message carries the command that fetches it.
+    """
+    text = reference.strip()
+    if not text:
+        raise CheckpointError("no checkpoint is chosen", do="pick one in the list, or give a path or repo id")
+    direct = Path(text).expanduser()
+    if direct.exists():
+        return direct
+    if direct.is_absolute() or text.startswith((".", "~")):
+        raise CheckpointError("there is no such file or folder", direct, "correct the path")
+    parts = PurePosixPath(text.replace("\\", "/")).parts
+    if ".." in parts:
+        raise CheckpointError("a reference must not contain '..'", text, "give the full path, or a repo id")
+    for root in host.model_folders():
+        for name in (text, "--".join(parts[:2]), parts[1] if len(parts) > 1 else text):
+            found = Path(root, name, *parts[2:]) if name != text else Path(root, name)
+            if found.exists():
+                return found
+    if len(parts) >= 2:
+        snapshot = host.cached_snapshot("/".join(parts[:2]), revision)
+        if snapshot and Path(snapshot, *parts[2:]).exists():
+            return Path(snapshot, *parts[2:])
+        repo = "/".join(parts[:2])
+        target = next(iter(host.model_folders()), "models/diffusers")
+        at = f" --revision {revision}" if revision else ""
+        raise CheckpointError(f"{text} is not on this machine, and this version of the pack downloads nothing", "",
+                              f"run: hf download {repo}{at} --local-dir \"{Path(target, parts[1])}\"")
+    raise CheckpointError(f"{text} was found neither as a path nor in ComfyUI's model folders", "",
+                          f"looked in {first_ten(host.model_folders())}; give a full path, or a repo id owner/name")
+
+
+def locate(reference: str, *, component: str = "transformer", weights_name: str = "", revision: str = "",
+           need_weights: bool = True) -> Source:
+    """Resolve a reference to the files of one transformer.
+
+    Accepts a diffusers pipeline folder (its `component` is taken), a component folder (config.json + weights), a
+    folder with one weight file or one index, an index file, or a single .safetensors file. `weights_name` picks a
+    file inside the folder. With `need_weights=False` only config.json is looked up and no weight file need exist.
+
+    Raises CheckpointError when nothing is found or the choice is ambiguous.
+    """
+    path = find_path(reference, revision)
+    if path.is_file():
+        if weights_name:
+            raise CheckpointError(f"weights_name is {weights_name!r}, but the reference is already a file", path,
+                                  "clear weights_name, or give the folder")
+        if not need_weights:
+            raise CheckpointError("a single file has no config.json to build a model without weights from", path,
+                                  "set weights to 'load', or give a diffusers folder")
+        if path.name.endswith(INDEX):
+            return _from_index(reference, path)
+        return Source(reference, str(path.parent), (str(_weight_file(path)),))
+    folder = _component_folder(path, component)
+    config = folder / "config.json"
+    config_path = str(config) if config.is_file() else None
+    if not need_weights:
+        if config_path is None:
+            raise CheckpointError("there is no config.json to build a model without weights from", folder,
+                                  "set weights to 'load', or give a diffusers folder")
+        return Source(reference, str(folder), (), config_path)
+    if weights_name:
+        if PurePosixPath(weights_name.replace("\\", "/")).is_absolute() or ".." in Path(weights_name).parts:
+            raise CheckpointError("weights_name must stay inside the folder", weights_name, "give a plain file name")
+        chosen = folder / weights_name
+        if not chosen.is_file():
+            raise CheckpointError(f"the folder holds no {weights_name}", folder, f"it holds {_listing(folder)}")
+        if chosen.name.endswith(INDEX):
+            return _from_index(reference, chosen, config_path)
+        return Source(reference, str(folder), (str(_weight_file(chosen)),), config_path)
+    indexes = sorted(folder.glob(f"*{INDEX}"))
+    if len(indexes) > 1:
+        raise CheckpointError(f"there are {len(indexes)} index files: {first_ten(i.name for i in indexes)}", folder,
+                              "name the one to use in weights_name")
+    if indexes:
+        return _from_index(reference, indexes[0], config_path)
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) > 1:
+        raise CheckpointError(f"there are {len(files)} weight files without an index: "
+                              f"{first_ten(f.name for f in files)}", folder, "name the one to use in weights_name")
+    if not files:
+        raise CheckpointError("there is no .safetensors file", folder, f"the folder holds {_listing(folder)}")
+    return Source(reference, str(folder), (str(files[0]),), config_path)
+
+
+def _listing(folder: Path) -> str:
+    return first_ten(sorted(entry.name for entry in folder.iterdir())) or "nothing"
+
+
+def _weight_file(path: Path) -> Path:
+    if path.suffix.lower() not in (".safetensors", ".sft"):
+        raise CheckpointError(f"{path.suffix or 'this kind of'} files are not read: only .safetensors", path,
+                              "pick a .safetensors file")
+    return path
+
+
+def _component_folder(path: Path, component: str) -> Path:
+    """The folder of one component: below a pipeline folder, or the folder itself."""
+    if (path / "model_index.json").is_file():
+        folder = path / component
+        if not folder.is_dir():
+            parts = [name for name in COMPONENTS if (path / name).is_dir()]
+            raise CheckpointError(f"this pipeline has no {component}", path,
+                                  f"its transformers on disk: {', '.join(parts) or 'none'}")
+        return folder
+    if component != "transformer":
+        raise CheckpointError(f"{component} needs a pipeline folder (model_index.json), this is a single component",
+                              path, f"give the pipeline folder, or the {component} folder with component transformer")
+    nested = path / component
+    if not (path / "config.json").is_file() and not any(path.glob("*.safetensors*")) and nested.is_dir():
+        return nested
+    return path
+
+
+def _from_index(reference: str, index: Path, config: str | None = None) -> Source:
+    """The shards of an index. Each must be a .safetensors file inside the index's folder, and exist."""
+    weight_map = read_json(str(index)).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError("the index has no weight_map from tensor names to file names", index,
+                              "download the index again")
+    folder = index.parent
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        pure = PurePosixPath(name.replace("\\", "/"))
+        # A drive letter ("C:x") escapes on Windows without being absolute in the POSIX sense.
+        if pure.is_absolute() or ".." in pure.parts or ":" in name:
+            raise CheckpointError(f"the index names a file outside its folder: {name!r}", index,
+                                  "do not use this checkpoint; get it from its publisher")
+        if pure.suffix != ".safetensors":
+            raise CheckpointError(f"the index names {name!r}, which is no .safetensors file", index,
+                                  "only safetensors shards are read")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{len(missing)} of {len(names)} shards are missing: {first_ten(missing)}", index,
+                              "finish the download of this folder")
+    beside = folder / "config.json"
+    return Source(reference, str(folder), tuple(str(folder / name) for name in names),
+                  config or (str(beside) if beside.is_file() else None), str(index))
+
+
+def local_references() -> list[str]:
+    """What ComfyUI's model folders hold that could be a reference: pipeline and component folders, single files.
+
+    Names are relative to their model folder. Reads directory entries only, three levels deep.
+    """
+    found: set[str] = set()
+
+    def walk(root: Path, folder: Path, depth: int) -> None:
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            return
+        names = {entry.name for entry in entries}
+        whole = {"model_index.json", "config.json"} & names or any(name.endswith(INDEX) for name in names)
+        if whole and folder != root:
+            found.add(folder.relative_to(root).as_posix())
+            return
+        for entry in entries:
+            if entry.is_dir():
+                if depth and not entry.name.startswith("."):
+                    walk(root, Path(entry.path), depth - 1)
+            elif entry.name.endswith((".safetensors", ".sft")):
+                found.add(Path(entry.path).relative_to(root).as_posix())
+
+    for root in host.model_folders():
+        walk(Path(root), Path(root), 3)
+    return sorted(found)

@@ -1,0 +1,25 @@
+"""The pack's nodes. A module that fails to import costs its own nodes, not the pack."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+
+NODES = {
+    "load_base": ("QT_LoadBaseModel",),
+    "apply_override": ("QT_ApplyTransformerOverride",),
+    "inspect_checkpoint": ("QT_InspectCheckpoint",),
+}
+logger = logging.getLogger(__name__)
+
+
+def node_classes() -> list[type]:
+    """Every node class whose module imports; the others are logged with their traceback."""
+    classes: list[type] = []
+    for module_name, names in NODES.items():
+        try:
+            module = importlib.import_module(f".{module_name}", __name__)
+            classes += [getattr(module, name) for name in names]
+        except Exception:
+            logger.exception("Quantized Transformers: %s is not available", ", ".join(names))
+    return classes

@@ -1,0 +1,64 @@
+"""Apply Transformer Override."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..loaders.sources import KNOWN_OVERRIDES
+from . import inputs
+
+
+class QT_ApplyTransformerOverride(io.ComfyNode):
+    """Exchange a MODEL's transformer for a quantized one, keeping its patches and options."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QT_ApplyTransformerOverride", display_name="Apply Transformer Override",
+            category=inputs.CATEGORY,
+            description="Replaces the transformer of a base MODEL by a quantized one (ModelOpt FP8, fp8; folder, "
+                        "shards or file). LoRAs and options already on the MODEL are kept. The incoming MODEL is not "
+                        "changed.",
+            search_aliases=["modelopt", "fp8", "quantized transformer", "transformer path", "override"],
+            inputs=[
+                io.Model.Input("model", tooltip="The base, from Load Base Model or any loader of the same "
+                                                "architecture."),
+                io.Combo.Input("override", options=inputs.reference_choices(KNOWN_OVERRIDES),
+                               tooltip="What ComfyUI's model folders hold, and the known repo ids."),
+                io.Combo.Input("kind", options=["auto", "component", "weights"], default="auto",
+                               tooltip="component: config and weights of the override. weights: only its weights, the "
+                                       "base's config stays. auto: component when there is a config.json."),
+                inputs.reference(),
+                io.String.Input("weights_name", optional=True, default="", advanced=True,
+                                tooltip="File inside the folder or repo, where there are several."),
+                inputs.compute(),
+                io.Combo.Input("fp4_backend", optional=True, default="auto", advanced=True,
+                               options=["auto", "comfy_kitchen", "flashinfer_cudnn", "flashinfer_cutlass",
+                                        "flashinfer_trtllm"],
+                               tooltip="Which kernels multiply NVFP4 layers. Without such layers it has no effect."),
+                inputs.revision(),
+                inputs.download_missing(),
+            ],
+            outputs=[io.Model.Output(), io.String.Output("report", display_name="report")])
+
+    @classmethod
+    def validate_inputs(cls, reference: str = "") -> bool | str:
+        return inputs.check_reference(reference)
+
+    @classmethod
+    def fingerprint_inputs(cls, override: str = "", reference: str = "", model=None, **kwargs) -> str:
+        return inputs.fingerprint(override, reference, **kwargs)
+
+    @classmethod
+    def execute(cls, model, override: str, kind: str = "auto", reference: str = "", weights_name: str = "",
+                compute: str = "auto", fp4_backend: str = "auto", revision: str = "",
+                download_missing: bool = False) -> io.NodeOutput:
+        from ..loaders import model as models
+
+        request = models.Request(reference.strip() or override, weights_name=weights_name, revision=revision,
+                                 compute=compute)
+        loaded = models.override(model, request, kind)
+        report = loaded.report
+        if fp4_backend != "auto":
+            report += f"\nnote: fp4_backend {fp4_backend} has no effect, there are no NVFP4 layers"
+        return io.NodeOutput(loaded.patcher, report)

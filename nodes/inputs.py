@@ -1,0 +1,69 @@
+"""Inputs that several nodes share, and the checks that answer before a prompt is queued."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..loaders.errors import CheckpointError
+from ..loaders.sources import find_path, local_references, locate
+
+CATEGORY = "loaders/quantized"
+REFERENCE_TIP = ("A path (folder, .safetensors file or index) or a repo id such as owner/name. "
+                 "When it is not empty it wins over the list.")
+
+
+def reference_choices(known: tuple[str, ...]) -> list[str]:
+    """Combo values: what the model folders hold, then the known repo ids."""
+    found = local_references()
+    return found + [repo for repo in known if repo not in found]
+
+
+def reference() -> Any:
+    return io.String.Input("reference", optional=True, default="", tooltip=REFERENCE_TIP)
+
+
+def revision() -> Any:
+    return io.String.Input("revision", optional=True, default="", advanced=True,
+                           tooltip="Branch, tag or commit of a repo id. Empty: the one on disk.")
+
+
+def download_missing() -> Any:
+    return io.Boolean.Input("download_missing", optional=True, default=False, advanced=True,
+                            tooltip="Nothing is downloaded by this version: a missing repo is reported with the "
+                                    "command that fetches it.")
+
+
+def compute() -> Any:
+    return io.Combo.Input("compute", options=["auto", "native", "dequantize"], default="auto", optional=True,
+                          tooltip="auto: quantized matmul where the device has it, else dequantized for every matmul. "
+                                  "native: insist on quantized matmul. dequantize: quantized in memory, full precision "
+                                  "in every matmul.")
+
+
+def check_reference(reference: str | None) -> bool | str:
+    """validate_inputs: True, or why the free reference cannot be resolved."""
+    if reference and reference.strip():
+        try:
+            find_path(reference)
+        except CheckpointError as error:
+            return str(error)
+    return True
+
+
+def fingerprint(chosen: str, reference: str = "", **inputs: Any) -> str:
+    """A hash of the inputs and of size and time of every file behind them, so that changed files are loaded again."""
+    parts = [chosen, reference, repr(sorted(inputs.items(), key=str))]
+    try:
+        source = locate(reference.strip() or chosen, component=inputs.get("component", "transformer"),
+                        weights_name=inputs.get("weights_name", ""), revision=inputs.get("revision", ""),
+                        need_weights=inputs.get("weights", "load") == "load")
+        for path in source.paths:
+            stat = os.stat(path)
+            parts.append(f"{path} {stat.st_size} {stat.st_mtime_ns}")
+    except (CheckpointError, OSError) as error:
+        parts.append(str(error))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,54 @@
+"""Inspect Checkpoint."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..loaders.sources import KNOWN_BASES, KNOWN_OVERRIDES
+from . import inputs
+
+
+class QT_InspectCheckpoint(io.ComfyNode):
+    """Say what a checkpoint is without loading it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QT_InspectCheckpoint", display_name="Inspect Checkpoint", category=inputs.CATEGORY,
+            is_output_node=True,
+            description="Reads the headers of a checkpoint (no weights) and says what it is: architecture, "
+                        "quantization, the format of every layer, and what would refuse to load.",
+            search_aliases=["what is this model", "checkpoint info", "layer map", "quantization"],
+            inputs=[
+                io.Combo.Input("checkpoint", options=inputs.reference_choices(KNOWN_OVERRIDES + KNOWN_BASES),
+                               tooltip="What ComfyUI's model folders hold, and the known repo ids."),
+                inputs.reference(),
+                io.String.Input("weights_name", optional=True, default="", advanced=True,
+                                tooltip="File inside the folder or repo, where there are several."),
+            ],
+            outputs=[io.String.Output("report", display_name="report"),
+                     io.Image.Output("layer_map", display_name="layer map",
+                                     tooltip="Rows are blocks, columns modules, the colour is the stored format.")])
+
+    @classmethod
+    def validate_inputs(cls, reference: str = "") -> bool | str:
+        return inputs.check_reference(reference)
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str = "", reference: str = "", **kwargs) -> str:
+        return inputs.fingerprint(checkpoint, reference, **kwargs)
+
+    @classmethod
+    def execute(cls, checkpoint: str, reference: str = "", weights_name: str = "") -> io.NodeOutput:
+        import numpy
+        import torch
+
+        from ..loaders.checkpoint import Checkpoint
+        from ..loaders.describe import describe
+        from ..loaders.report import describe_report, layer_map
+        from ..loaders.sources import locate
+
+        description = describe(Checkpoint(locate(reference.strip() or checkpoint, weights_name=weights_name)))
+        report = describe_report(description)
+        pixels = numpy.asarray(layer_map(description), dtype=numpy.float32) / 255
+        return io.NodeOutput(report, torch.from_numpy(pixels)[None], ui=ui.PreviewText(report))

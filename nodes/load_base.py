@@ -1,0 +1,54 @@
+"""Load Base Model."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..loaders.sources import KNOWN_BASES
+from . import inputs
+
+
+class QT_LoadBaseModel(io.ComfyNode):
+    """A diffusers pipeline or transformer folder, or a single file, as an ordinary MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QT_LoadBaseModel", display_name="Load Base Model", category=inputs.CATEGORY,
+            description="Loads the transformer of a diffusers folder (sharded too) or a single file as an ordinary "
+                        "MODEL. With 'defer to override' only its config.json is read and the weights come from Apply "
+                        "Transformer Override.",
+            search_aliases=["diffusers folder", "modelopt", "fp8 loader", "load diffusion model", "sharded", "flux"],
+            inputs=[
+                io.Combo.Input("base_model", options=inputs.reference_choices(KNOWN_BASES),
+                               tooltip="What ComfyUI's model folders (diffusers, diffusion_models) hold, and the known "
+                                       "repo ids."),
+                io.Combo.Input("component", options=["transformer", "transformer_2"], default="transformer",
+                               tooltip="Which transformer of a pipeline with two (Wan2.2: high and low noise)."),
+                io.Combo.Input("weights", options=["load", "defer to override"], default="load",
+                               tooltip="defer to override: do not read, or even need, the base's weight files."),
+                inputs.reference(),
+                io.Combo.Input("dtype", options=["default", "bf16", "fp16", "fp32"], default="default", optional=True,
+                               advanced=True, tooltip="Precision to compute in. default: what ComfyUI picks for the "
+                                                      "device."),
+                inputs.revision(),
+                inputs.download_missing(),
+            ],
+            outputs=[io.Model.Output(), io.String.Output("report", display_name="report")])
+
+    @classmethod
+    def validate_inputs(cls, reference: str = "") -> bool | str:
+        return inputs.check_reference(reference)
+
+    @classmethod
+    def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:
+        return inputs.fingerprint(base_model, reference, **kwargs)
+
+    @classmethod
+    def execute(cls, base_model: str, component: str = "transformer", weights: str = "load", reference: str = "",
+                dtype: str = "default", revision: str = "", download_missing: bool = False) -> io.NodeOutput:
+        from ..loaders import model
+
+        request = model.Request(reference.strip() or base_model, component, revision=revision, dtype=dtype)
+        loaded = model.load(request) if weights == "load" else model.defer(request)
+        return io.NodeOutput(loaded.patcher, loaded.report)

@@ -1,0 +1,62 @@
+"""The host's mixed-precision operations, plus loading of this pack's row shards.
+
+Only the load branch of Linear is new; formats of the host go to the host's own code, so mixed checkpoints work, and
+forward, LoRA, offload and save are inherited.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from comfy_kitchen.tensor import QuantizedTensor
+
+from .fp8 import MAX_SHARDS, SHARDS
+from .row_shards import NAME, RowShardsLayout, shard_fields
+
+
+def with_row_shards(operations: Any) -> Any:
+    """Subclass the host's mixed-precision `operations` (a class) with a Linear that also loads row shards.
+
+    Keys of such a layer: weight and weight_shard_1.. (rows in order), weight_scale F32 [shards], comfy_quant with
+    format "qt.row_shards", optional input_scale and bias.
+    """
+
+    class Linear(operations.Linear):
+        def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
+                                  error_msgs):
+            rest = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+            marker = state_dict.get(f"{prefix}comfy_quant")
+            conf = json.loads(marker.numpy().tobytes()) if marker is not None else {}
+            if conf.get("format") != SHARDS:
+                super()._load_from_state_dict(state_dict, prefix, *rest)
+                return
+            device, dtype = self.factory_kwargs["device"], self.factory_kwargs["dtype"]
+            keys = [f"{prefix}weight", *(f"{prefix}weight_shard_{i}" for i in range(1, MAX_SHARDS))]
+            data = [state_dict.pop(key).to(device=device) for key in keys if key in state_dict]
+            scale = state_dict.pop(f"{prefix}weight_scale").to(device=device)
+            del state_dict[f"{prefix}comfy_quant"]
+            params = RowShardsLayout.Params(scale=scale, orig_dtype=dtype, orig_shape=tuple(self._orig_shape),
+                                            **shard_fields(data))
+            weight = QuantizedTensor(data[0], NAME, params)
+            # What torch.nn.Parameter() does for tensor subclasses, less the detach(): kitchen's detach clones every
+            # tensor in Params, which would copy three quarters of the memory-mapped weight.
+            weight._is_param = True
+            self.weight = weight
+            self.quant_format, self.layout_type = SHARDS, NAME
+            self._full_precision_mm_config = bool(conf.get("full_precision_matrix_mult"))
+            # Row shards are FP8: where the host has disabled its own FP8 GEMM, ours is disabled too.
+            self._full_precision_mm: bool = (self._full_precision_mm or self._full_precision_mm_config
+                                       or "float8_e4m3fn" in self._disabled_formats)
+            input_scale = state_dict.pop(f"{prefix}input_scale", None)
+            if input_scale is not None:
+                self.register_parameter("input_scale", torch.nn.Parameter(input_scale.to(device=device),
+                                                                          requires_grad=False))
+            missing: list[str] = []
+            torch.nn.Module._load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing,
+                                                  unexpected_keys, error_msgs)
+            read = {f"{prefix}weight", f"{prefix}input_scale"}
+            missing_keys.extend(key for key in missing if key not in read)
+
+    return type("RowShardOperations", (operations,), {"Linear": Linear})

@@ -1,0 +1,1 @@
+"""Fixtures that tests, demo and bench share."""
