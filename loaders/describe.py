@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,14 +86,15 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = No
     """
     architecture, naming = architecture_of(checkpoint)
     declaration = read_declaration(checkpoint)
-    dims = architecture.dims_from_tensors(checkpoint.tensors, naming)
+    dims = _dims(architecture.dims_from_tensors, checkpoint, checkpoint.tensors, naming)
     description = CheckpointDescription(
         checkpoint.source.reference, [os.path.basename(h.path) for h in checkpoint.headers], checkpoint.bytes_on_disk,
         architecture.name, naming, dims, "", declaration.producer, list(declaration.origins))
     if base is not None:
         _check_dims(description, *base)
     elif checkpoint.config and checkpoint.config.get("_class_name"):
-        _compare_dims(description, architecture.dims_from_config(checkpoint.config), "config.json says")
+        _compare_dims(description, _dims(architecture.dims_from_config, checkpoint, checkpoint.config),
+                      "config.json says")
     layers = _group(checkpoint.tensors)
     for module in architecture.modules(dims, naming):
         for stored, rows in zip(module.stored, module.rows, strict=True):
@@ -103,6 +104,15 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = No
         description.problems.append(f"{len(extra)} unexpected tensors: {first_ten(extra)}")
     _compare_with_declaration(description, declaration)
     return description
+
+
+def _dims(read: Callable[..., Dims], checkpoint: Checkpoint, *arguments: Any) -> Dims:
+    """Sizes by one of an architecture's readers; its ValueError as a CheckpointError that says where."""
+    try:
+        return read(*arguments)
+    except ValueError as error:
+        raise CheckpointError(str(error), checkpoint.source.reference,
+                              "download it again; if it is complete, this model cannot run in ComfyUI") from error
 
 
 def _group(tensors: dict[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
@@ -225,4 +235,4 @@ def describe_config(checkpoint: Checkpoint) -> tuple[Architecture, Dims]:
         raise CheckpointError(f"config.json says {claim or 'no _class_name'}, not a transformer this version loads "
                               f"({supported()})", checkpoint.source.config or checkpoint.source.reference,
                               "pick the folder of a supported base model")
-    return architecture, architecture.dims_from_config(config)
+    return architecture, _dims(architecture.dims_from_config, checkpoint, config)

@@ -192,12 +192,8 @@ def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disa
     if operations is not None:
         options["custom_operations"] = operations
     given = list(tensors)
-    if deferred:
-        options["offload_device"] = torch.device("cpu")  # meta tensors cannot move
-        with host.without_memory():
-            patcher = host.load_state_dict(tensors, options=options, disable_dynamic=disable_dynamic)
-    else:
-        patcher = host.load_state_dict(tensors, options=options, disable_dynamic=disable_dynamic)
+    to_model = host.load_without_memory if deferred else host.load_state_dict
+    patcher = to_model(tensors, options=options, disable_dynamic=disable_dynamic)
     if patcher is None:
         raise CheckpointError("ComfyUI did not recognise the converted model", "", "update ComfyUI, or report this")
     _check_names(patcher, given)

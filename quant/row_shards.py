@@ -61,7 +61,7 @@ class RowShardsLayout(QuantizedLayout):
     @classmethod
     def quantize(cls, tensor: torch.Tensor, scale: torch.Tensor | str | None = None,
                  shards: tuple[tuple[int, torch.dtype], ...] | None = None, stochastic_rounding: int = 0,
-                 inplace_ops: bool = False, **_: Any) -> tuple[torch.Tensor, Params]:
+                 inplace_ops: bool = False, **_ignored: Any) -> tuple[torch.Tensor, Params]:
         """Quantize an activation (no `shards`) or re-quantize a patched weight shard by shard.
 
         Activation [M, K]: `scale` is the stored static scale, or None for amax/448 of this very tensor. Weight [N, K]:

@@ -47,11 +47,11 @@ class Architecture(Protocol):
         ...
 
     def dims_from_tensors(self, tensors: Mapping[str, TensorInfo], naming: Naming) -> Dims:
-        """The sizes that the shapes of the stored tensors tell. Raises CheckpointError when one needed is missing."""
+        """The sizes that the shapes of the stored tensors tell. Raises ValueError when one needed is missing."""
         ...
 
     def dims_from_config(self, config: Mapping[str, Any]) -> Dims:
-        """The sizes that a diffusers config.json tells. Raises CheckpointError for values the host cannot run."""
+        """The sizes that a diffusers config.json tells. Raises ValueError for values the host cannot run."""
         ...
 
     def dims_from_model(self, unet_config: Mapping[str, Any]) -> Dims | None:

@@ -11,7 +11,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ..errors import CheckpointError
 from ..headers import TensorInfo
 from .base import Dims, Module, Naming
 
@@ -92,8 +91,7 @@ class Flux1:
             stored = {**TOP, **LAST}[native][0][0] if diffusers else f"{naming.prefix}{native}"
             info = tensors.get(f"{stored}.weight")
             if info is None or len(info.shape) != 2:
-                raise CheckpointError(f"FLUX.1 needs a two-dimensional tensor {stored}.weight", "",
-                                      "the checkpoint is incomplete; download it again")
+                raise ValueError(f"FLUX.1 needs a two-dimensional tensor {stored}.weight")
             return info.shape
 
         def blocks(kind: str) -> int:
@@ -115,14 +113,14 @@ class Flux1:
         def get(key: str, default: int) -> int:
             value = config.get(key, default)
             if not isinstance(value, int) or value < 0:
-                raise CheckpointError(f"{key} is {value!r}, expected a number", "config.json", "download it again")
+                raise ValueError(f"config.json: {key} is {value!r}, expected a number")
             return value
 
         head, axes = get("attention_head_dim", 128), list(config.get("axes_dims_rope") or AXES)
         if head != HEAD or axes != AXES or get("patch_size", 1) != 1:
-            raise CheckpointError(
+            raise ValueError(
                 f"ComfyUI runs FLUX.1 with heads of {HEAD} and rotary axes {AXES}, patch_size 1 only; config.json says "
-                f"{head}, {axes} and {config.get('patch_size', 1)}", "config.json", "this model cannot run in ComfyUI")
+                f"{head}, {axes} and {config.get('patch_size', 1)}")
         channels = get("in_channels", 64)
         return {
             "hidden": head * get("num_attention_heads", 24), "in": channels,

@@ -13,7 +13,7 @@ class _Mark(NamedTuple):
     do: str
 
 
-_MODEL = "this version does not load that architecture"
+_MODEL = "load it with another loader, or use a version of this pack that lists it"
 _MARKS = [_Mark(pattern, what, do) for pattern, what, do in (
     (r"(\.lora_[AB]\.|\.lora_(up|down)\.|\.lokr_|\.hada_)", "a LoRA",
      "load it with a LoRA node, on the MODEL this node gives"),

@@ -1,0 +1,38 @@
+"""Shared fixtures: the real host in this process, and tiny FLUX.1 checkpoints by diffusers and nvidia-modelopt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from support.pack import start_comfy
+
+start_comfy()
+
+from support import flux
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Folders of one seeded tiny FLUX.1 (2 heads, 2 + 2 blocks): a BF16 pipeline and its real ModelOpt exports."""
+
+    pipeline: Path
+    bf16: Path
+    fp8: Path  # everything FP8 but proj_out, each of q, k, v with its own scale
+    mixed: Path  # modulation, feed-forward and embedders left in BF16, as published FLUX.1 checkpoints have it
+    sharded: Path  # as fp8, in several files with an index
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    root = tmp_path_factory.mktemp("tiny")
+    model = flux.make()
+    made = Tiny(root / "pipeline", root / "pipeline" / "transformer", root / "fp8", root / "mixed", root / "sharded")
+    model.save_pretrained(made.bf16)
+    (made.pipeline / "model_index.json").write_text('{"_class_name": "FluxPipeline"}', encoding="utf-8")
+    flux.export_fp8(model, made.fp8)
+    flux.export_fp8(model, made.mixed, keep=flux.FALLBACK)
+    flux.export_fp8(model, made.sharded, max_shard_size="3MB")
+    assert len(list(made.sharded.glob("*.safetensors"))) > 1
+    return made

@@ -1,0 +1,155 @@
+"""Which files a reference means, and which references are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from quantized_transformers.loaders.checkpoint import Checkpoint
+from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.loaders.sources import INDEX, local_references, locate
+
+
+def names(source) -> list[str]:
+    return [os.path.basename(f) for f in source.files]
+
+
+def refused(message: str, *args, **kwargs) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint(locate(*map(str, args), **kwargs))
+    text = str(caught.value)
+    assert message in text and "what to do:" in text, text
+    return text
+
+
+def test_every_way_to_name_the_same_weights(tiny):
+    file = next(tiny.fp8.glob("*.safetensors"))
+    assert locate(str(file)).files == (str(file),) and locate(str(file)).config is None
+    assert locate(str(tiny.fp8)).files == (str(file),)
+    assert locate(str(tiny.fp8)).config == str(tiny.fp8 / "config.json")
+    assert locate(str(tiny.fp8), weights_name=file.name).files == (str(file),)
+    assert locate(str(tiny.pipeline)).folder == str(tiny.bf16)
+    index = next(tiny.sharded.glob(f"*{INDEX}"))
+    by_folder, by_index = locate(str(tiny.sharded)), locate(str(index))
+    assert by_folder == locate(str(tiny.sharded), weights_name=index.name)
+    assert names(by_folder) == names(by_index) == sorted(set(json.loads(index.read_text())["weight_map"].values()))
+
+
+def test_spaces_and_other_alphabets_in_paths(tiny, tmp_path):
+    folder = tmp_path / "mein Modell 模型"
+    shutil.copytree(tiny.fp8, folder)
+    assert Checkpoint(locate(str(folder))).tensors == Checkpoint(locate(str(tiny.fp8))).tensors
+
+
+def test_model_folders_and_repo_ids(tiny, tmp_path, monkeypatch):
+    import folder_paths
+
+    root = tmp_path / "diffusers"
+    shutil.copytree(tiny.pipeline, root / "owner" / "tiny")
+    shutil.copytree(tiny.fp8, root / "tiny-fp8")
+    (root / "loose").mkdir()
+    shutil.copy(next(tiny.fp8.glob("*.safetensors")), root / "loose" / "one.safetensors")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusers", ([str(root)], {"folder"}))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path / "none")], set()))
+    assert local_references() == ["loose/one.safetensors", "owner/tiny", "tiny-fp8"]
+    assert locate("owner/tiny").folder == str(root / "owner" / "tiny" / "transformer")
+    assert locate("somebody/tiny-fp8").folder == str(root / "tiny-fp8")
+    assert locate("loose/one.safetensors").files == (str(root / "loose" / "one.safetensors"),)
+
+
+def test_missing_references_name_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    text = refused("not on this machine", "owner/never-heard-of", revision="v1")
+    assert "hf download owner/never-heard-of --revision v1 --local-dir" in text
+    refused("no such file or folder", tmp_path / "nothing")
+    refused("no checkpoint is chosen", "  ")
+    refused("must not contain '..'", "owner/../../etc")
+
+
+def test_ambiguous_and_empty_folders(tiny, tmp_path):
+    file = next(tiny.fp8.glob("*.safetensors"))
+    two = tmp_path / "two"
+    two.mkdir()
+    for name in ("a.safetensors", "b.safetensors"):
+        shutil.copy(file, two / name)
+    assert "a.safetensors, b.safetensors" in refused("2 weight files without an index", two)
+    assert names(locate(str(two), weights_name="b.safetensors")) == ["b.safetensors"]
+    refused("holds no c.safetensors", two, weights_name="c.safetensors")
+    refused("must stay inside the folder", two, weights_name="../fp8/x.safetensors")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused("no .safetensors file", empty)
+    (empty / "model.pt").write_bytes(b"PK\x03\x04")
+    refused("only .safetensors", empty / "model.pt")
+    refused("no transformer_2", tiny.pipeline, component="transformer_2")
+    refused("single component", tiny.fp8, component="transformer_2")
+
+
+def test_deferred_needs_a_config_and_nothing_else(tiny, tmp_path):
+    shutil.copy(tiny.bf16 / "config.json", tmp_path / "config.json")
+    assert locate(str(tmp_path), need_weights=False).files == ()
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        locate(str(next(tiny.fp8.glob("*.safetensors"))), need_weights=False)
+
+
+@pytest.fixture()
+def shards(tiny, tmp_path) -> Path:
+    folder = tmp_path / "shards"
+    shutil.copytree(tiny.sharded, folder)
+    return folder
+
+
+def edit_index(folder: Path, change) -> None:
+    index = next(folder.glob(f"*{INDEX}"))
+    content = json.loads(index.read_text())
+    change(content)
+    index.write_text(json.dumps(content))
+
+
+def test_missing_shard(shards):
+    victim = sorted(shards.glob("*.safetensors"))[1]
+    victim.unlink()
+    assert victim.name in refused("shards are missing", shards)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd.safetensors", "a/../../b.safetensors",
+                                  "..\\elsewhere.safetensors", "C:evil.safetensors"])
+def test_index_naming_a_file_outside(shards, name):
+    edit_index(shards, lambda c: c["weight_map"].update(x=name))
+    refused("outside its folder", shards)
+
+
+def test_index_naming_a_pickle_or_nothing(shards):
+    edit_index(shards, lambda c: c["weight_map"].update(x="model.bin"))
+    refused("no .safetensors file", shards)
+    edit_index(shards, lambda c: c.update(weight_map={}))
+    refused("no weight_map", shards)
+    next(shards.glob(f"*{INDEX}")).write_text("{broken")
+    refused("invalid JSON", shards)
+
+
+def test_two_indexes(shards):
+    index = next(shards.glob(f"*{INDEX}"))
+    shutil.copy(index, shards / f"other{INDEX}")
+    refused("2 index files", shards)
+
+
+def test_index_and_shards_disagree(shards):
+    edit_index(shards, lambda c: c["weight_map"].update(ghost=next(iter(c["weight_map"].values()))))
+    refused("tensors that no shard holds: ghost", shards)
+
+
+def test_shards_holding_the_same_tensor(shards):
+    first, second, *_ = sorted(shards.glob("*.safetensors"))
+    shutil.copy(first, second)
+    refused("two shards hold the same tensors", shards)
+
+
+def test_truncated_shard(shards):
+    victim = sorted(shards.glob("*.safetensors"))[-1]
+    with open(victim, "r+b") as file:
+        file.truncate(victim.stat().st_size - 1)
+    assert victim.name in refused("truncated", shards)
