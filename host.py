@@ -144,13 +144,20 @@ def load_without_memory(tensors: dict[str, torch.Tensor], *, options: dict[str, 
 
 
 class _Refusal:
-    """A model patch whose move to the device, the first thing the host does when it needs a model, raises."""
+    """A model patch that raises when the host casts it to the model's dtype: the first thing it does to load a model.
+
+    Moves between devices are let through: the host makes those when it lets go of a model, too.
+    """
 
     def __init__(self, error: Callable[[], Exception]) -> None:
         self.error = error
 
-    def to(self, *_args: Any, **_kwargs: Any) -> None:
-        raise self.error()
+    def to(self, target: Any, *_args: Any, **_kwargs: Any) -> _Refusal:
+        import torch
+
+        if isinstance(target, torch.dtype):
+            raise self.error()
+        return self
 
 
 def refuse_to_run(patcher: Any, error: Callable[[], Exception]) -> None:

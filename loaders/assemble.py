@@ -66,18 +66,23 @@ def _take(stored: dict[str, Tensor], module: str) -> dict[str, Tensor]:
 
 
 def _add(native: NativeStateDict, module: Module, parts: list[dict[str, Tensor]], dequantize: bool) -> None:
-    name = module.native
+    native_name = module.native
+
+    def join(rows: list[Tensor]) -> Tensor:
+        return fp8.swap_rows(rows[0]) if module.swap_halves else fp8.join_rows(rows)
+
     if any("weight_scale" in part for part in parts):
-        fused = fp8.fuse(list(module.stored), parts, swap_halves=module.swap_halves, dequantize=dequantize)
-        native.tensors.update({f"{name}.{leaf}": tensor for leaf, tensor in fused.tensors.items()})
+        named = [(name, p) for name, part in zip(module.stored, parts, strict=True) for p in fp8.saved_shards(part)]
+        fused = fp8.fuse([n for n, _ in named], [p for _, p in named], swap_halves=module.swap_halves,
+                         dequantize=dequantize)
+        native.tensors.update({f"{native_name}.{leaf}": tensor for leaf, tensor in fused.tensors.items()})
         native.layouts[fused.layout] = native.layouts.get(fused.layout, 0) + 1
         native.per_shard += "weight_shard_1" in fused.tensors
         native.dynamic += fused.dynamic
         native.notes += fused.notes
     else:
         weights = [part["weight"] for part in parts]
-        native.tensors[f"{name}.{module.leaf}"] = \
-            fp8.swap_rows(weights[0]) if module.swap_halves else fp8.join_rows(weights)
+        native.tensors[f"{native_name}.{module.leaf}"] = join(weights)
     if module.bias:
         biases = [part["bias"] for part in parts]
-        native.tensors[f"{name}.bias"] = fp8.swap_rows(biases[0]) if module.swap_halves else fp8.join_rows(biases)
+        native.tensors[f"{native_name}.bias"] = join(biases)

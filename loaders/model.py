@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import host
+from ..quant.fp8 import SHARD_LEAVES
 from .architectures import ARCHITECTURES, Architecture, Dims, Naming, by_class_name
 from .assemble import NativeStateDict, assemble
 from .checkpoint import Checkpoint
@@ -204,7 +205,7 @@ def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disa
 
 def _check_names(patcher: Any, given: list[str]) -> None:
     """The host only logs missing and unexpected tensors; here they are errors."""
-    inner = (".comfy_quant", ".weight_scale", ".weight_shard_1", ".weight_shard_2", ".weight_shard_3")
+    inner = (".comfy_quant", ".weight_scale", *(f".{leaf}" for leaf in SHARD_LEAVES))
     wanted = host.native_names(patcher.model, [name for name in given if not name.endswith(inner)])
     there = {name for name, _ in patcher.model.diffusion_model.named_parameters()}
     missing, unused = sorted(there - wanted), sorted(wanted - there)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NATIVE = "float8_e4m3fn"
 SHARDS = "qt.row_shards"  # this pack's marker; row_shards.py and ops.py implement it
 MAX_SHARDS = 4  # q, k, v and proj_mlp of a FLUX single block
+SHARD_LEAVES = tuple(f"weight_shard_{i}" for i in range(1, MAX_SHARDS))  # rows after those of "weight"
 
 
 class FP8Format:
@@ -33,10 +34,13 @@ class FP8Format:
 
     name = "FP8"
     colour = (86, 178, 92)
-    companions = frozenset({"weight_scale", "input_scale", "comfy_quant"})
+    companions = frozenset({"weight_scale", "input_scale", "comfy_quant", *SHARD_LEAVES})
 
     def matches(self, leaves: Leaves) -> bool:
         scale = leaves.get("weight_scale")
+        if "weight_shard_1" in leaves:
+            return scale is not None and all(leaves[leaf].dtype in PLAIN_DTYPES | {"F8_E4M3"} for leaf in
+                                             ("weight", *SHARD_LEAVES) if leaf in leaves)
         return leaves["weight"].dtype == "F8_E4M3" and "weight_scale_inv" not in leaves \
             and (scale is None or scale.dtype in PLAIN_DTYPES)
 
@@ -44,14 +48,19 @@ class FP8Format:
         if "weight_scale" not in leaves:
             return ("FP8 weight without weight_scale (its values mean nothing without it; an unscaled FP8 cast loads "
                     "with ComfyUI's own Load Diffusion Model)")
-        for name in ("weight_scale", "input_scale"):
+        shards = [leaves[leaf].shape for leaf in ("weight", *SHARD_LEAVES) if leaf in leaves]
+        for name, count in (("weight_scale", len(shards)), ("input_scale", 1)):
             scale = leaves.get(name)
             if scale is None:
                 continue
             if scale.dtype not in PLAIN_DTYPES:
                 return f"{name} is {scale.dtype}, expected F32"
-            if tuple(scale.shape) not in ((), (1,)):
-                return f"{name} is {list(scale.shape)}, expected one value: per-row and per-block FP8 are not supported"
+            if tuple(scale.shape) not in (((), (1,)) if count == 1 else ((count,),)):
+                expected = "one value" if count == 1 else f"{[count]}"
+                return f"{name} is {list(scale.shape)}, expected {expected}; per-row and per-block FP8 do not load"
+        if len(shards) > 1:
+            fits = sum(shape[0] for shape in shards) == rows and all(shape[1:] == (columns,) for shape in shards)
+            return "" if fits else f"row shards are {[list(s) for s in shards]}, expected {[rows, columns]} together"
         return wrong_shape(leaves, rows, columns)
 
 
@@ -88,9 +97,21 @@ def _full_precision(name: str, part: dict[str, Tensor]) -> bool:
         conf = json.loads(bytes(marker.tolist()))
     except ValueError as error:
         raise ValueError(f"{name}.comfy_quant is no JSON") from error
-    if conf.get("format") != NATIVE:
+    if conf.get("format") not in (NATIVE, SHARDS):
         raise ValueError(f"{name}.comfy_quant says format {conf.get('format')!r} but the weight is FP8 E4M3")
     return bool(conf.get("full_precision_matrix_mult"))
+
+
+def saved_shards(part: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """One part for each row shard of a layer that was saved in this pack's layout; any other layer as it is."""
+    import torch
+
+    if "weight_shard_1" not in part:
+        return [part]
+    shared = {leaf: part[leaf] for leaf in ("input_scale", "comfy_quant") if leaf in part}
+    shards = [part[leaf] for leaf in ("weight", *SHARD_LEAVES) if leaf in part]
+    return [{"weight": shard, **({"weight_scale": scale, **shared} if shard.dtype == torch.float8_e4m3fn else {})}
+            for shard, scale in zip(shards, part["weight_scale"], strict=True)]
 
 
 def marker(conf: dict[str, Any]) -> Tensor:

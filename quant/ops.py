@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
 
-from .fp8 import MAX_SHARDS, SHARDS
+from .fp8 import SHARD_LEAVES, SHARDS
 from .row_shards import NAME, RowShardsLayout, shard_fields
 
 
@@ -33,7 +33,7 @@ def with_row_shards(operations: Any) -> Any:
                 super()._load_from_state_dict(state_dict, prefix, *rest)
                 return
             device, dtype = self.factory_kwargs["device"], self.factory_kwargs["dtype"]
-            keys = [f"{prefix}weight", *(f"{prefix}weight_shard_{i}" for i in range(1, MAX_SHARDS))]
+            keys = [f"{prefix}{leaf}" for leaf in ("weight", *SHARD_LEAVES)]
             data = [state_dict.pop(key).to(device=device) for key in keys if key in state_dict]
             scale = state_dict.pop(f"{prefix}weight_scale").to(device=device)
             del state_dict[f"{prefix}comfy_quant"]

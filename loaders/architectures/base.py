@@ -11,10 +11,12 @@ Dims = dict[str, int]  # the sizes that tell two models of one architecture apar
 
 
 class Naming(NamedTuple):
-    """How the stored tensors are called: "diffusers" or "native", and the prefix before every name."""
+    """How the stored tensors are called: "diffusers" or "native", the prefix before every name, and what a norm's
+    one tensor is called (vendors write "scale", ComfyUI saves "weight")."""
 
     style: str
     prefix: str = ""
+    norm: str = "weight"
 
 
 class Module(NamedTuple):

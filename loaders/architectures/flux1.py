@@ -73,16 +73,18 @@ class Flux1:
     class_names = frozenset({"FluxTransformer2DModel"})
 
     def naming(self, names: Collection[str]) -> Naming | None:
-        found = None
+        found, norm = None, "weight"
         for name in names:
             if found is None:
                 if _DIFFUSERS_BLOCK.match(name):
                     found = Naming("diffusers")
                 elif match := _NATIVE_BLOCK.match(name):
                     found = Naming("native", match["prefix"])
+            if name.endswith("_norm.scale"):
+                norm = "scale"
             if any(mark in name for mark in _NOT_FLUX1):
                 return None
-        return found
+        return found._replace(norm=norm) if found else None
 
     def dims_from_tensors(self, tensors: Mapping[str, TensorInfo], naming: Naming) -> Dims:
         diffusers = naming.style == "diffusers"
@@ -160,7 +162,7 @@ class Flux1:
             for name, part in table.items():
                 name_in_file = stored + part if diffusers else naming.prefix + native + name
                 yield Module(native + name, (name_in_file,), (HEAD,), 0, bias=False, leaf="scale",
-                             stored_leaf="weight" if diffusers else "scale")
+                             stored_leaf=naming.norm)
 
         yield from linears({**TOP, **GUIDANCE} if dims["guidance"] else TOP)
         for i in range(dims["double"]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from quantized_transformers.loaders import model
 from quantized_transformers.loaders.architectures.base import Naming
 from quantized_transformers.loaders.architectures.flux1 import FLUX1
@@ -47,7 +48,7 @@ def test_native_names(tiny, tmp_path):
         named = {prefix + k.replace("_norm.weight", "_norm.scale"): v for k, v in native.items()}
         folder = flux.save(tmp_path / f"p{len(prefix)}", named, None, name="flux.safetensors")
         loaded = load(folder / "flux.safetensors")
-        assert loaded.description.naming == Naming("native", prefix)
+        assert loaded.description.naming == Naming("native", prefix, "scale")
         assert flux.rel_l2(flux.comfy_velocity(loaded.patcher, **flux.inputs()), expected) < FORWARD
 
 

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+
 from quantized_transformers.loaders import model
 from quantized_transformers.loaders.errors import CheckpointError
 from support import flux
@@ -150,3 +151,26 @@ def test_the_host_can_rebuild_it(tiny):
     deferred = base.deepclone_multigpu()
     with pytest.raises(CheckpointError, match="has no weights yet"):
         run(deferred)
+
+
+def test_saved_by_the_host_and_loaded_again(tiny, tmp_path):
+    """ComfyUI's own save keeps every byte; stock ComfyUI refuses the unknown marker aloud instead of making noise."""
+    import comfy.sd
+    from safetensors.torch import load_file
+
+    patcher = load(tiny.fp8)
+    expected = run(patcher)
+    path = str(tmp_path / "saved.safetensors")
+    comfy.sd.save_checkpoint(path, patcher)
+    codes = sorted(t.numel() for t in flux.stored(tiny.fp8).values() if t.dtype == torch.float8_e4m3fn)
+    assert sorted(t.numel() for t in load_file(path).values() if t.dtype == torch.float8_e4m3fn) == codes
+    again = load(path)
+    assert torch.equal(run(again), expected)
+    with pytest.raises(KeyError, match="qt.row_shards"):
+        comfy.sd.load_diffusion_model(path)
+    tensors = load_file(path)
+    name = next(k for k in tensors if k.endswith(".weight_shard_1"))
+    tensors[name] = tensors[name][:100]
+    broken = flux.save(tmp_path / "broken", tensors, None)
+    with pytest.raises(CheckpointError, match="row shards are"):
+        load(broken)

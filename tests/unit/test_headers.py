@@ -10,6 +10,8 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+
 from quantized_transformers.loaders.architectures.base import Naming
 from quantized_transformers.loaders.architectures.flux1 import FLUX1
 from quantized_transformers.loaders.checkpoint import Checkpoint
@@ -17,7 +19,6 @@ from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.headers import DTYPE_BITS, read_header
 from quantized_transformers.loaders.sources import locate
-from safetensors import safe_open
 
 
 def write(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:

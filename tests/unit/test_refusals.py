@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+
 from quantized_transformers.loaders import model
 from quantized_transformers.loaders.errors import CheckpointError
 from support import flux

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
+
 from quantized_transformers.quant import row_shards
 from quantized_transformers.quant.fp8 import NATIVE, SHARDS, fuse
 from quantized_transformers.quant.ops import with_row_shards

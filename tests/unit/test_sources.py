@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from quantized_transformers.loaders.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.sources import INDEX, local_references, locate

@@ -1,0 +1,92 @@
+"""What the pack costs every start of ComfyUI, and that one broken part does not take the others down."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from support.pack import COMFYUI, PACK
+
+# The host's own imports at the time custom nodes load (main.py imports these first), then the pack as the host loads it.
+MEASURE = """
+import asyncio, importlib.util, json, os, sys, time
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, os.environ["COMFYUI_PATH"])
+import comfy.options; comfy.options.enable_args_parsing()
+import folder_paths, nodes, server, execution
+from comfy_api.latest import ComfyExtension, io, ui
+import comfy_extras.nodes_preview_any
+before = set(sys.modules)
+start = time.perf_counter()
+name = os.environ["PACK"].replace(".", "_x_")
+spec = importlib.util.spec_from_file_location(name, os.path.join(os.environ["PACK"], "__init__.py"))
+module = importlib.util.module_from_spec(spec)
+sys.modules[name] = module
+spec.loader.exec_module(module)
+classes = asyncio.run(asyncio.run(module.comfy_entrypoint()).get_node_list())
+schemas = [c.GET_SCHEMA().node_id for c in classes]
+ms = (time.perf_counter() - start) * 1e3
+print(json.dumps({"ms": ms, "nodes": schemas, "all": sorted(sys.modules),
+                  "new": sorted(m for m in set(sys.modules) - before if not m.startswith(name))}))
+"""
+HEAVY = ("diffusers", "transformers.models", "torchao", "peft", "flashinfer", "nunchaku", "torch_npu", "matplotlib")
+
+
+def measure(pack=PACK) -> dict:
+    """Import the pack in a fresh process with the host's imports in place: ms, node ids, new foreign modules."""
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=False,
+                          env={**os.environ, "PACK": str(pack), "COMFYUI_PATH": str(COMFYUI)}, cwd=COMFYUI)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr}
+
+
+def test_import_is_light():
+    found = measure()
+    assert found["nodes"] == ["QT_LoadBaseModel", "QT_ApplyTransformerOverride", "QT_InspectCheckpoint"]
+    assert len(found["new"]) <= 20, found["new"]
+    assert not [m for m in found["new"] if m.startswith(HEAVY)]
+
+
+def test_a_broken_part_costs_only_its_own_nodes(tmp_path):
+    import shutil
+
+    for name in ("nodes", "loaders", "quant"):
+        shutil.copytree(PACK / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("__init__.py", "host.py"):
+        shutil.copy(PACK / name, tmp_path)
+    (tmp_path / "nodes" / "apply_override.py").write_text("import a_package_that_is_not_there\n", encoding="utf-8")
+    found = measure(tmp_path)
+    assert found["nodes"] == ["QT_LoadBaseModel", "QT_InspectCheckpoint"]
+    assert "QT_ApplyTransformerOverride is not available" in found["log"]
+    assert "a_package_that_is_not_there" in found["log"]
+
+
+def test_no_optional_package_is_needed():
+    """Nothing at module level of the pack beyond the standard library, its own modules and the host's API."""
+    import ast
+
+    allowed = {"comfy_api", "__future__"} | set(sys.stdlib_module_names)
+    heavy_files = {"row_shards.py", "ops.py"}  # imported by loads that need them
+    for folder in ("nodes", "loaders", "quant", "."):
+        for path in (PACK / folder).rglob("*.py") if folder != "." else (PACK / "__init__.py", PACK / "host.py"):
+            if path.name in heavy_files:
+                continue
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
+                    [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+                assert all(name.split(".")[0] in allowed for name in names), (path, names)
+
+
+def test_pyproject_and_requirements_agree():
+    if sys.version_info < (3, 11):
+        return
+    import tomllib
+
+    project = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = [line for line in (PACK / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert listed == project["project"]["dependencies"] and not any("torch" in line for line in listed)
+    assert project["project"]["name"] == "quantized-transformers"
+    comfy = project["tool"]["comfy"]
+    assert comfy["PublisherId"] and comfy["DisplayName"] and "web" not in comfy  # WEB_DIRECTORY says it already
