@@ -108,7 +108,7 @@ def saved_shards(part: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 
     if "weight_shard_1" not in part:
         return [part]
-    shared = {leaf: part[leaf] for leaf in ("input_scale", "comfy_quant") if leaf in part}
+    shared: dict[str, Tensor] = {leaf: part[leaf] for leaf in ("input_scale", "comfy_quant") if leaf in part}
     shards = [part[leaf] for leaf in ("weight", *SHARD_LEAVES) if leaf in part]
     return [{"weight": shard, **({"weight_scale": scale, **shared} if shard.dtype == torch.float8_e4m3fn else {})}
             for shard, scale in zip(shards, part["weight_scale"], strict=True)]
