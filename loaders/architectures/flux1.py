@@ -60,8 +60,8 @@ LAST = {
 }
 SWAPPED = "final_layer.adaLN_modulation.1"  # diffusers: scale | shift, native: shift | scale
 
-_DIFFUSERS_BLOCK = re.compile(r"^single_transformer_blocks\.\d+\.proj_mlp\.")
-_NATIVE_BLOCK = re.compile(r"^(?P<prefix>model\.diffusion_model\.|)double_blocks\.\d+\.img_mod\.lin\.")
+_DIFFUSERS_BLOCK = re.compile(r"^single_transformer_blocks\.\d+\.proj_mlp\.", re.MULTILINE)
+_NATIVE_BLOCK = re.compile(r"^(?P<prefix>model\.diffusion_model\.|)double_blocks\.\d+\.img_mod\.lin\.", re.MULTILINE)
 _NOT_FLUX1 = ("distilled_guidance_layer", "token_refiner", "individual_token_refiner", "double_stream_modulation_img",
               "controlnet_", "attn.qkv_proj", "qkv_proj.")
 
@@ -73,18 +73,13 @@ class Flux1:
     class_names = frozenset({"FluxTransformer2DModel"})
 
     def naming(self, names: Collection[str]) -> Naming | None:
-        found, norm = None, "weight"
-        for name in names:
-            if found is None:
-                if _DIFFUSERS_BLOCK.match(name):
-                    found = Naming("diffusers")
-                elif match := _NATIVE_BLOCK.match(name):
-                    found = Naming("native", match["prefix"])
-            if name.endswith("_norm.scale"):
-                norm = "scale"
-            if any(mark in name for mark in _NOT_FLUX1):
-                return None
-        return found._replace(norm=norm) if found else None
+        text = "\n".join(names)  # one scan in C for each mark, instead of one a name
+        if any(mark in text for mark in _NOT_FLUX1):
+            return None
+        if _DIFFUSERS_BLOCK.search(text):
+            return Naming("diffusers")
+        native = _NATIVE_BLOCK.search(text)
+        return Naming("native", native["prefix"], "scale" if "_norm.scale" in text else "weight") if native else None
 
     def dims_from_tensors(self, tensors: Mapping[str, TensorInfo], naming: Naming) -> Dims:
         diffusers = naming.style == "diffusers"

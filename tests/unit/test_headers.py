@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from quantized_transformers.loaders.architectures.base import Naming
-from quantized_transformers.loaders.architectures.flux1 import FLUX1
 from quantized_transformers.loaders.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.headers import DTYPE_BITS, read_header
+from quantized_transformers.loaders.headers import read_header
 from quantized_transformers.loaders.sources import locate
+from support.synthetic import flux_header
 
 
 def write(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
@@ -81,35 +80,6 @@ def test_names_what_a_file_is_instead(start, kind, tmp_path):
     path.write_bytes(start)
     with pytest.raises(CheckpointError, match=kind):
         read_header(str(path))
-
-
-def flux_header(path: Path, double: int, single: int, hidden: int = 3072) -> int:
-    """A sparse safetensors file with the header of a real-size FP8 FLUX.1; returns its number of tensors."""
-    dims = {"hidden": hidden, "in": 64, "out": 64, "text": 4096, "pooled": 768, "double": double, "single": single,
-            "guidance": 1}
-    header, at = {}, 0
-
-    def add(name: str, dtype: str, *shape: int) -> None:
-        nonlocal at
-        size = DTYPE_BITS[dtype] // 8
-        for n in shape:
-            size *= n
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
-
-    for module in FLUX1.modules(dims, Naming("diffusers")):
-        for stored, rows in zip(module.stored, module.rows, strict=True):
-            if not module.columns:
-                add(f"{stored}.weight", "BF16", rows)
-                continue
-            add(f"{stored}.weight", "F8_E4M3", rows, module.columns)
-            add(f"{stored}.weight_scale", "F32")
-            add(f"{stored}.input_scale", "F32")
-            add(f"{stored}.bias", "BF16", rows)
-    write(path, header)
-    with open(path, "r+b") as file:
-        file.truncate(path.stat().st_size + at)
-    return len(header)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts bytes in /proc/self/io")
