@@ -178,6 +178,8 @@ def carry_over(patcher: Any, fresh: Any) -> Any:
     clone.clone_base_uuid = fresh.clone_base_uuid
     clone.hook_backup, clone.cached_hook_patches = {}, {}
     clone.cached_patcher_init = fresh.cached_patcher_init
+    clone.attachments[ATTACHMENT] = fresh.attachments[ATTACHMENT]
+    clone.object_patches.update(fresh.object_patches)
     return clone
 
 

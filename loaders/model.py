@@ -54,13 +54,20 @@ class Loaded:
     report: str
 
 
-def load(request: Request, disable_dynamic: bool = False, quiet: bool = False) -> Loaded:
-    """Load a transformer with its weights. Raises CheckpointError for anything that is not certain to be right."""
+def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
+         must_be: tuple[str, Dims] | None = None) -> Loaded:
+    """Load a transformer with its weights. Raises CheckpointError for anything that is not certain to be right.
+
+    `must_be` is the architecture and sizes a component must have to replace a base; it is checked before any weight is
+    read. `quiet` leaves the progress bar alone.
+    """
     checkpoint = Checkpoint(locate(request.reference, component=request.component, weights_name=request.weights_name,
                                    revision=request.revision))
     base = (_architecture(request.base[0]), dict(request.base[1])) if request.base else None
     description = describe(checkpoint, base)
     description.require_loadable()
+    if must_be and must_be != (description.architecture, description.dims):
+        _refuse_other_model(description, *must_be)
     compute = _compute(request.compute, description)
     architecture = _architecture(description.architecture)
     modules = sum(1 for _ in architecture.modules(description.dims, description.naming))
@@ -70,7 +77,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False) -
     operations = _operations(native, compute)
     patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic)
     patcher.cached_patcher_init = (rebuild, (request,))
-    patcher.set_attachments(host.ATTACHMENT, description)
+    patcher.set_attachments(host.ATTACHMENT, request)
     return Loaded(patcher, description, load_report(description, native, compute))
 
 
@@ -95,7 +102,7 @@ def defer(request: Request, disable_dynamic: bool = False) -> Loaded:
     patcher.cached_patcher_init = (rebuild_deferred, (request,))
     description = CheckpointDescription(request.reference, [], 0, architecture.name, Naming("diffusers"), dims, "none",
                                         notes=["no weights: they come from an override"])
-    patcher.set_attachments(host.ATTACHMENT, description)
+    patcher.set_attachments(host.ATTACHMENT, request)
     return Loaded(patcher, description, load_report(description, None, "auto"))
 
 
@@ -105,7 +112,7 @@ def rebuild_deferred(request: Request, disable_dynamic: bool = False) -> Any:
 
 
 def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
-    """A new MODEL with the weights of `request` and everything else (patches, options, hooks) of `model`.
+    """A new MODEL with the weights of `request` and everything else (patches, options, hooks, dtype) of `model`.
 
     `kind` "component" takes config and weights from the override, "weights" keeps the base's configuration, "auto"
     decides by config.json beside the weights. `model` is not changed. Raises CheckpointError when the override does
@@ -122,12 +129,11 @@ def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
         raise CheckpointError("there is no config.json, so this is no component", source.folder,
                               "set kind to 'weights', or give the component's folder")
     as_weights = kind == "weights" or kind == "auto" and source.config is None
-    request = replace(request, base=(name, tuple(dims.items())) if as_weights else None)
-    loaded = load(request)
-    if not as_weights and (loaded.description.architecture, loaded.description.dims) != (name, dims):
-        _refuse_other_model(loaded.description, name, dims)
+    made_by = model.get_attachment(host.ATTACHMENT)
+    request = replace(request, base=(name, tuple(dims.items())) if as_weights else None,
+                      dtype=made_by.dtype if made_by else request.dtype)
+    loaded = load(request, must_be=None if as_weights else (name, dims))
     patcher = host.carry_over(model, loaded.patcher)
-    patcher.set_attachments(host.ATTACHMENT, loaded.description)
     lost = [key for key in model.patches if key not in patcher.model_state_dict()]
     if lost:
         raise CheckpointError(f"the MODEL's patches do not fit the override: {first_ten(lost)}", request.reference,

@@ -142,7 +142,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="qt-bench-") as temp:
         describing(Path(temp))
         importing()
-        loading(Path(temp))
+        if sys.platform == "linux":  # reads /proc
+            loading(Path(temp))
     print("all within budget" if not failures else f"over budget: {', '.join(failures)}")
     return bool(failures)
 

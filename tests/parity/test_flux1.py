@@ -172,6 +172,22 @@ def test_generic_fp8(scheme, form, tiny, tmp_path):
                        flux.diffusers_velocity(emulated, **flux.inputs())) < EMULATED
 
 
+def test_as_sglangs_converter_writes_it(tiny, tmp_path):
+    """Scales of shape [1], quant_type added, and the whole declaration repeated in the header under both keys."""
+    import json
+
+    tensors = {k: v.reshape(1) if k.endswith("_scale") else v for k, v in flux.stored(tiny.mixed).items()}
+    config = flux.config_of(tiny.mixed)
+    config["quantization_config"]["quant_type"] = "FP8"
+    declared = json.dumps(config["quantization_config"])
+    metadata = {"quantization_config": declared, "_quantization_metadata": declared, "_class_name": config["_class_name"],
+                "config": json.dumps(config), "format": "pt"}
+    loaded = load(flux.save(tmp_path, tensors, config, metadata))
+    assert loaded.description.family == "modelopt-fp8" and len(loaded.description.declared_in) == 3
+    assert torch.equal(flux.comfy_velocity(loaded.patcher, **flux.inputs()),
+                       flux.comfy_velocity(load(tiny.mixed).patcher, **flux.inputs()))
+
+
 def test_native_fp8_file_with_comfy_markers(tiny, tmp_path):
     """A file as ComfyUI itself saves quantized models: native names, one scale a fused layer, markers."""
     import json

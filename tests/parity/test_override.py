@@ -103,6 +103,16 @@ def test_patches_and_options_come_along(tiny):
     assert flux.rel_l2(run(result.patcher), run(load(tiny.fp8))) > 0.05
 
 
+def test_the_bases_dtype_comes_along(tiny):
+    base = model.load(model.Request(str(tiny.bf16), dtype="bf16"), quiet=True).patcher
+    result = model.override(base, model.Request(str(tiny.fp8))).patcher
+    assert result.model.get_dtype_inference() == torch.float32  # what this CPU would take
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([result])
+    assert result.model.manual_cast_dtype == torch.bfloat16
+
+
 def test_bases_of_other_loaders(tiny, tmp_path):
     """A MODEL from ComfyUI's own loader is a base too."""
     import comfy.sd
