@@ -76,57 +76,56 @@ def _how_it_runs(compute: str) -> str:
 
 
 def layer_map(description: CheckpointDescription) -> Any:
-    """The layers as a picture (PIL image): rows are blocks, columns modules, the colour is the stored format."""
-    from PIL import Image, ImageDraw
+    """The layers as a picture (PIL image): a panel for each kind of block, rows are blocks, columns modules, the colour
+    is the stored format."""
+    from PIL import Image, ImageDraw, ImageFont
 
-    rows: dict[str, dict[str, str]] = {}
+    panels: dict[str, dict[str, dict[str, str]]] = {}
     for name, fmt in description.layers.items():
-        block, module = _block(name)
-        rows.setdefault(block, {})[module] = fmt
-    kinds: dict[str, list[str]] = {}
-    for block, modules in rows.items():
-        kind = block.rsplit(".", 1)[0]
-        columns = kinds.setdefault(kind, [])
-        columns += [m for m in modules if m not in columns]
+        kind, number, module = _block(name)
+        panels.setdefault(kind, {}).setdefault(number, {})[module] = fmt
     colours = {fmt.name: fmt.colour for fmt in formats()}
-    cell, left, top, line = 18, 150, 46, 13
-    label = max((len(m) for columns in kinds.values() for m in columns), default=1) * 6 + 10
-    height = top + 30 + sum(cell * sum(b.rsplit(".", 1)[0] == k for b in rows) + label + 14 for k in kinds)
-    width = max(left + 20 + cell * max((len(c) for c in kinds.values()), default=1), 420)
-    image = Image.new("RGB", (width, height), (30, 32, 36))
+    font, cell, margin, numbers = ImageFont.load_default(12), 20, 16, 26
+    background, text, faint = (30, 32, 36), (235, 235, 235), (170, 174, 182)
+    columns = {kind: list(dict.fromkeys(m for row in rows.values() for m in row)) for kind, rows in panels.items()}
+    titles = {kind: max(int(font.getlength(m)) for m in columns[kind]) + 10 for kind in panels}
+    widths = {kind: max(numbers + cell * len(columns[kind]), int(font.getlength(kind))) + margin for kind in panels}
+    head, labels = 64, max(titles.values(), default=0)
+    tallest = max((len(rows) for rows in panels.values()), default=0)
+    image = Image.new("RGB", (max(sum(widths.values()) + margin, 460), head + 24 + labels + cell * tallest + margin),
+                      background)
     draw = ImageDraw.Draw(image)
-    counts = ", ".join(f"{count} {name}" for name, count in description.formats.items())
-    draw.text((10, 8), f"{description.architecture}  {description.family}", fill=(235, 235, 235))
-    draw.text((10, 8 + line), counts, fill=(170, 174, 182))
-    y = top
-    for kind, columns in kinds.items():
-        for i, module in enumerate(columns):
-            text = Image.new("RGB", (label, line), (30, 32, 36))
-            ImageDraw.Draw(text).text((0, 0), module, fill=(170, 174, 182))
-            image.paste(text.rotate(90, expand=True), (left + i * cell + 2, y))
-        y += label
-        for block, modules in rows.items():
-            if block.rsplit(".", 1)[0] != kind:
-                continue
-            draw.text((10, y + 3), block[-22:], fill=(200, 203, 210))
-            for i, module in enumerate(columns):
+    family = "not quantized" if description.family == "none" else description.family
+    draw.text((margin, 12), f"{description.architecture}  {family}", fill=text, font=font)
+    x = margin
+    for name, count in description.formats.items():
+        draw.rectangle((x, 36, x + 12, 48), fill=colours.get(name, PROBLEM_COLOUR))
+        label = f"{name} {count}"
+        draw.text((x + 18, 34), label, fill=text, font=font)
+        x += 40 + int(font.getlength(label))
+    x = margin
+    for kind, rows in panels.items():
+        draw.text((x, head), kind, fill=faint, font=font)
+        for i, module in enumerate(columns[kind]):
+            upright = Image.new("RGB", (titles[kind], 16), background)
+            ImageDraw.Draw(upright).text((4, 0), module, fill=faint, font=font)
+            image.paste(upright.rotate(90, expand=True), (x + numbers + i * cell + 1, head + 24 + labels - titles[kind]))
+        for j, (number, modules) in enumerate(rows.items()):
+            y = head + 24 + labels + j * cell
+            draw.text((x, y + 2), number, fill=faint, font=font)
+            for i, module in enumerate(columns[kind]):
                 if module in modules:
-                    box = (left + i * cell, y, left + (i + 1) * cell - 2, y + cell - 2)
-                    draw.rectangle(box, fill=colours.get(modules[module], PROBLEM_COLOUR))
-            y += cell
-        y += 14
-    x = 10
-    for name in description.formats:
-        draw.rectangle((x, y, x + 12, y + 12), fill=colours.get(name, PROBLEM_COLOUR))
-        draw.text((x + 18, y + 1), name, fill=(235, 235, 235))
-        x += 30 + 7 * len(name)
+                    left = x + numbers + i * cell
+                    draw.rectangle((left, y, left + cell - 3, y + cell - 3),
+                                   fill=colours.get(modules[module], PROBLEM_COLOUR))
+        x += widths[kind]
     return image
 
 
-def _block(name: str) -> tuple[str, str]:
-    """Split a stored module name into its block ("transformer_blocks.3") and the rest; "(top).0" for the others."""
+def _block(name: str) -> tuple[str, str, str]:
+    """Split a stored module name into kind of block, its number and the rest: ("transformer_blocks", "3", "ff.net.2")."""
     parts = name.split(".")
     for i, part in enumerate(parts[:-1]):
         if part.isdigit() and i and parts[i - 1].endswith("blocks"):
-            return ".".join(parts[:i + 1]), ".".join(parts[i + 1:])
-    return "(top).0", name
+            return parts[i - 1], part, ".".join(parts[i + 1:])
+    return "top", "", name

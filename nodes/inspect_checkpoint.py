@@ -50,5 +50,6 @@ class QT_InspectCheckpoint(io.ComfyNode):
 
         description = describe(Checkpoint(locate(reference.strip() or checkpoint, weights_name=weights_name)))
         report = describe_report(description)
-        pixels = numpy.asarray(layer_map(description), dtype=numpy.float32) / 255
-        return io.NodeOutput(report, torch.from_numpy(pixels)[None], ui=ui.PreviewText(report))
+        picture = torch.from_numpy(numpy.asarray(layer_map(description), dtype=numpy.float32) / 255)[None]
+        shown = {**ui.PreviewText(report).as_dict(), **ui.PreviewImage(picture, cls=cls).as_dict()}
+        return io.NodeOutput(report, picture, ui=shown)
