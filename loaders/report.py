@@ -109,7 +109,8 @@ def layer_map(description: CheckpointDescription) -> Any:
         for i, module in enumerate(columns[kind]):
             upright = Image.new("RGB", (titles[kind], 16), background)
             ImageDraw.Draw(upright).text((4, 0), module, fill=faint, font=font)
-            image.paste(upright.rotate(90, expand=True), (x + numbers + i * cell + 1, head + 24 + labels - titles[kind]))
+            corner = (x + numbers + i * cell + 1, head + 24 + labels - titles[kind])
+            image.paste(upright.rotate(90, expand=True), corner)
         for j, (number, modules) in enumerate(rows.items()):
             y = head + 24 + labels + j * cell
             draw.text((x, y + 2), number, fill=faint, font=font)
@@ -123,7 +124,7 @@ def layer_map(description: CheckpointDescription) -> Any:
 
 
 def _block(name: str) -> tuple[str, str, str]:
-    """Split a stored module name into kind of block, its number and the rest: ("transformer_blocks", "3", "ff.net.2")."""
+    """Split a stored module name: ("transformer_blocks", "3", "ff.net.2"), or ("top", "", name)."""
     parts = name.split(".")
     for i, part in enumerate(parts[:-1]):
         if part.isdigit() and i and parts[i - 1].endswith("blocks"):

@@ -130,9 +130,11 @@ def test_inspect(server):
                           "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 1], "filename_prefix": "map"}}})
     text = history["outputs"]["1"]["text"][0]
     assert "47 static, 0 dynamic" in text and "declared in: config.json" in text and "this checkpoint loads" in text
-    picture = Image.open(outputs(server, history, "images")[0]).convert("RGB")
-    colours = {colour for _, colour in picture.getcolors(1 << 20)}
-    assert {(86, 178, 92), (140, 146, 158)} <= colours  # FP8 and BF16 cells
+    pictures = [Image.open(path).convert("RGB") for path in outputs(server, history, "images")]
+    assert len(pictures) == 2 and pictures[0].tobytes() == pictures[1].tobytes()  # shown on the node, and its output
+    count = dict(map(reversed, pictures[0].getcolors(1 << 20)))
+    # FP8 and BF16 cells of 18 x 18, and one square of 13 x 13 each in the legend
+    assert count[86, 178, 92] == 47 * 18 ** 2 + 13 ** 2 and count[140, 146, 158] == 3 * 18 ** 2 + 13 ** 2
 
 
 def refused(server, **changes) -> str:

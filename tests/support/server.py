@@ -106,6 +106,6 @@ def error_of(history: dict) -> str:
 
 
 def outputs(server: Server, history: dict, kind: str) -> list[Path]:
-    """Files of an output kind ("images", "latents") that a finished workflow wrote."""
-    return [server.base / "output" / item["subfolder"] / item["filename"]
+    """Files of an output kind ("images", "latents") that a finished workflow wrote; previews in temp included."""
+    return [server.base / item["type"] / item["subfolder"] / item["filename"]
             for output in history["outputs"].values() for item in output.get(kind, [])]
