@@ -100,7 +100,7 @@ def doctor(as_json: bool) -> int:
         facts["device"] = host.device_name()
         facts["FP8 matmul"] = "native" if host.has_fp8_matmul() else "emulated (needs NVIDIA SM 8.9 or newer)"
         facts["model folders"] = host.model_folders()
-    facts |= host.cache_paths()
+    facts |= host.environment()
     print(json.dumps(facts, indent=1) if as_json else "\n".join(f"{key}: {value}" for key, value in facts.items()))
     return 0
 

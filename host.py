@@ -195,7 +195,7 @@ def bound_to_weights(patcher: Any) -> str:
     return ""
 
 
-def cache_paths() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The environment variables that steer this pack, for the doctor."""
     names = ("COMFYUI_PATH", "HF_HOME", "HF_HUB_OFFLINE")
     return {name: os.environ[name] for name in names if name in os.environ}

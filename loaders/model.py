@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import host
 from ..quant.fp8 import SHARD_LEAVES
-from .architectures import ARCHITECTURES, Architecture, Dims, Naming, by_class_name
+from .architectures import ARCHITECTURES, Architecture, Dims, Naming
 from .assemble import NativeStateDict, assemble
 from .checkpoint import Checkpoint
 from .describe import CheckpointDescription, describe, describe_config
@@ -23,8 +23,6 @@ from .sources import locate
 if TYPE_CHECKING:
     import torch
 
-COMPUTE = ("auto", "native", "dequantize")
-KINDS = ("auto", "component", "weights")
 DTYPES = {"default": None, "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 logger = logging.getLogger(__name__)
 
@@ -234,7 +232,3 @@ def _empty_tensors(architecture: Architecture, dims: Dims) -> dict[str, torch.Te
         if module.bias:
             tensors[f"{module.native}.bias"] = torch.empty(rows, dtype=torch.bfloat16, device="meta")
     return tensors
-
-
-__all__ = ["COMPUTE", "DTYPES", "KINDS", "Loaded", "Request", "base_of", "by_class_name", "defer", "load", "override",
-           "rebuild", "rebuild_deferred"]

@@ -86,7 +86,7 @@ def name_unsupported(leaves: Mapping[str, Any]) -> str:
     weight = leaves.get("weight")
     dtype = weight.dtype if weight is not None else ""
     scale = leaves.get("weight_scale")
-    if "wscales" in leaves or "qweight" in leaves and "wscales" in leaves or "proj_down" in leaves:
+    if "wscales" in leaves or "proj_down" in leaves:
         return "Nunchaku SVDQuant"
     if "qweight" in leaves:
         return "GPTQ/AWQ packed integers"
