@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..quant import fp8
 from .architectures import Architecture, Dims, Module, Naming
+from .architectures.base import tensor_name
 from .errors import CheckpointError, first_ten
 
 if TYPE_CHECKING:
@@ -44,25 +45,28 @@ def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dic
     native = NativeStateDict()
     for module in architecture.modules(dims, naming):
         try:
-            parts = [_take(stored, name) for name in module.stored]
-            if module.stored_leaf != "weight":
-                parts = [{"weight": part[module.stored_leaf]} for part in parts]
-            _add(native, module, parts, dequantize)
+            _add(native, module, [_take(stored, name, module) for name in module.stored], dequantize)
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{module.stored[0]}: no tensor {error}" if isinstance(error, KeyError) else
                                   str(error), where, "download the checkpoint again, or report it to its publisher"
                                   ) from error
         step()
+    import torch
+
+    for mark in architecture.marks(dims):
+        stored.pop(naming.prefix + mark, None)
+        native.tensors[mark] = torch.zeros(0)
     if stored:
         raise CheckpointError(f"{len(stored)} stored tensors were not used: {first_ten(stored)}", where,
                               "report this; the checkpoint holds more than its architecture")
     return native
 
 
-def _take(stored: dict[str, Tensor], module: str) -> dict[str, Tensor]:
-    """Pop all tensors of one stored module: leaf → tensor."""
-    leaves = ("weight", "scale", "bias", *fp8.FP8.companions)
-    return {leaf: stored.pop(f"{module}.{leaf}") for leaf in leaves if f"{module}.{leaf}" in stored}
+def _take(stored: dict[str, Tensor], name: str, module: Module) -> dict[str, Tensor]:
+    """Pop the tensors of one stored layer: leaf → tensor; the weight is "weight" whatever it is stored as."""
+    part = {"weight": stored.pop(tensor_name(name, module.stored_leaf))}
+    leaves = (("bias",) if module.bias else ()) + (tuple(fp8.FP8.companions) if module.linear else ())
+    return part | {leaf: stored.pop(f"{name}.{leaf}") for leaf in leaves if f"{name}.{leaf}" in stored}
 
 
 def _add(native: NativeStateDict, module: Module, parts: list[dict[str, Tensor]], dequantize: bool) -> None:
@@ -82,7 +86,7 @@ def _add(native: NativeStateDict, module: Module, parts: list[dict[str, Tensor]]
         native.notes += fused.notes
     else:
         weights = [part["weight"] for part in parts]
-        native.tensors[f"{native_name}.{module.leaf}"] = join(weights)
+        native.tensors[tensor_name(native_name, module.leaf)] = join(weights)
     if module.bias:
         biases = [part["bias"] for part in parts]
         native.tensors[f"{native_name}.bias"] = join(biases)

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..quant.formats import PLAIN, StoredFormat, identify, name_unsupported
+from ..quant.formats import PLAIN, PLAIN_DTYPES, StoredFormat, identify, name_unsupported
 from .architectures import ARCHITECTURES, Architecture, Dims, Module, Naming, by_class_name, name_other, supported
+from .architectures.base import tensor_name
 from .checkpoint import Checkpoint
 from .declarations import Declaration, read_declaration
 from .errors import CheckpointError, first_ten
@@ -96,10 +97,12 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = No
         _compare_dims(description, _dims(architecture.dims_from_config, checkpoint, checkpoint.config),
                       "config.json says")
     layers = _group(checkpoint.tensors)
+    marks = {naming.prefix + mark for mark in architecture.marks(dims)}
     for module in architecture.modules(dims, naming):
         for stored, rows in zip(module.stored, module.rows, strict=True):
-            _check_layer(description, module, stored, rows, layers.pop(stored, None))
-    extra = [f"{name}.{leaf}" if name else leaf for name, leaves in layers.items() for leaf in leaves]
+            _check_layer(description, module, stored, rows, layers.setdefault(stored, {}))
+    extra = [tensor_name(name, leaf) for name, leaves in layers.items() for leaf in leaves
+             if tensor_name(name, leaf) not in marks]
     if extra:
         description.problems.append(f"{len(extra)} unexpected tensors: {first_ten(extra)}")
     _compare_with_declaration(description, declaration)
@@ -138,41 +141,50 @@ def _compare_dims(description: CheckpointDescription, dims: Dims, whose: str) ->
 
 
 def _check_layer(description: CheckpointDescription, module: Module, stored: str, rows: int,
-                 leaves: dict[str, TensorInfo] | None) -> None:
-    """Check one stored layer against its place in the architecture and count its format."""
+                 group: dict[str, TensorInfo]) -> None:
+    """Check one stored layer against its place in the architecture, take its tensors out of `group`, count its format.
+
+    What stays in the groups belongs to no layer.
+    """
     problems = description.problems
-    weight = (leaves or {}).get(module.stored_leaf)
-    if leaves is None or weight is None:
-        if leaves and (any(leaf in leaves for leaf in ("qweight", "proj_down", "wscales"))):
-            problems.append(f"{stored} is stored as {name_unsupported(leaves)}, which this version does not load")
+    weight = group.get(module.stored_leaf)
+    if weight is None:
+        if "qweight" in group or "proj_down" in group:
+            problems.append(f"{stored} is stored as {name_unsupported(group)}, which this version does not load")
+            group.clear()
         else:
-            problems.append(f"missing tensor {stored}.{module.stored_leaf}")
+            problems.append(f"missing tensor {tensor_name(stored, module.stored_leaf)}")
         return
-    expected_bias = {"bias"} if module.bias else set()
-    if module.bias and "bias" not in leaves:
-        problems.append(f"missing tensor {stored}.bias")
-    for leaf, shape in (("bias", (rows,)), (module.stored_leaf, (rows,))):
-        info = leaves.get(leaf)
-        if info is None or (leaf != "bias" and module.columns):
-            continue
-        if tuple(info.shape) != shape and leaf in (expected_bias | {module.stored_leaf}):
-            problems.append(f"{stored}.{leaf} is {list(info.shape)}, expected {list(shape)}")
-        elif not PLAIN.matches({"weight": info}):
-            problems.append(f"{stored}.{leaf} is stored as {info.dtype}, expected BF16, F16 or F32")
-    if not module.columns:
-        extra = leaves.keys() - {module.stored_leaf}
-    else:
-        fmt = identify(leaves)
-        if fmt is None:
-            problems.append(f"{stored} is stored as {name_unsupported(leaves)}, which this version does not load")
-            return
-        extra = leaves.keys() - {"weight"} - expected_bias - fmt.companions
-        problem = fmt.problem(leaves, rows, module.columns)
-        if problem:
-            problems.append(f"{stored}: {problem}")
-        _count(description, stored, fmt, "input_scale" in leaves)
-    if extra:
-        problems.append(f"unexpected tensors: {first_ten(f'{stored}.{leaf}' for leaf in sorted(extra))}")
+    leaves = {module.stored_leaf: group.pop(module.stored_leaf)}
+    if module.bias:
+        bias = group.pop("bias", None)
+        if bias is None:
+            problems.append(f"missing tensor {stored}.bias")
+        else:
+            _check_plain(problems, f"{stored}.bias", bias, (rows,))
+    if not module.linear:
+        _check_plain(problems, tensor_name(stored, module.stored_leaf), weight, (rows, *module.inner))
+        return
+    leaves |= group
+    fmt = identify(leaves)
+    if fmt is None:
+        problems.append(f"{stored} is stored as {name_unsupported(leaves)}, which this version does not load")
+        group.clear()
+        return
+    for leaf in fmt.companions & group.keys():
+        del group[leaf]
+    problem = fmt.problem(leaves, rows, module.inner[0])
+    if problem:
+        problems.append(f"{stored}: {problem}")
+    _count(description, stored, fmt, "input_scale" in leaves)
+
+
+def _check_plain(problems: list[str], name: str, info: TensorInfo, shape: tuple[int, ...]) -> None:
+    """A tensor that is never quantized: its shape, and a float dtype."""
+    if tuple(info.shape) != shape:
+        problems.append(f"{name} is {list(info.shape)}, expected {list(shape)}")
+    elif info.dtype not in PLAIN_DTYPES:
+        problems.append(f"{name} is stored as {info.dtype}, expected BF16, F16 or F32")
 
 
 def _count(description: CheckpointDescription, stored: str, fmt: StoredFormat, static: bool) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .. import host
 from ..quant.fp8 import SHARD_LEAVES
 from .architectures import ARCHITECTURES, Architecture, Dims, Naming
+from .architectures.base import tensor_name
 from .assemble import NativeStateDict, assemble
 from .checkpoint import Checkpoint
 from .describe import CheckpointDescription, describe, describe_config
@@ -64,7 +65,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     base = (_architecture(request.base[0]), dict(request.base[1])) if request.base else None
     description = describe(checkpoint, base)
     description.require_loadable()
-    if must_be and must_be != (description.architecture, description.dims):
+    if must_be:
         _refuse_other_model(description, *must_be)
     compute = _compute(request.compute, description)
     architecture = _architecture(description.architecture)
@@ -132,7 +133,8 @@ def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
                       dtype=made_by.dtype if made_by else request.dtype)
     loaded = load(request, must_be=None if as_weights else (name, dims))
     patcher = host.carry_over(model, loaded.patcher)
-    lost = [key for key in model.patches if key not in patcher.model_state_dict()]
+    there = patcher.model_state_dict().keys() if model.patches else ()
+    lost = [key for key in model.patches if key not in there]
     if lost:
         raise CheckpointError(f"the MODEL's patches do not fit the override: {first_ten(lost)}", request.reference,
                               "connect LoRAs behind the override")
@@ -154,13 +156,15 @@ def base_of(model: Any) -> tuple[str, Dims]:
 
 
 def _refuse_other_model(description: CheckpointDescription, name: str, dims: Dims) -> None:
+    """Raise CheckpointError unless the description is of this architecture and these sizes."""
     if description.architecture != name:
         raise CheckpointError(f"the override is {description.architecture}, but the base model is {name}",
                               description.reference, "choose an override made for this base")
     differences = [f"{key} {description.dims[key]} (base {dims[key]})" for key in dims
                    if dims[key] != description.dims[key]]
-    raise CheckpointError(f"the override is another {name} than the base: {', '.join(differences)}",
-                          description.reference, "choose an override made for this base")
+    if differences:
+        raise CheckpointError(f"the override is another {name} than the base: {', '.join(differences)}",
+                              description.reference, "choose an override made for this base")
 
 
 def _architecture(name: str) -> Architecture:
@@ -227,8 +231,10 @@ def _empty_tensors(architecture: Architecture, dims: Dims) -> dict[str, torch.Te
     tensors: dict[str, torch.Tensor] = {}
     for module in architecture.modules(dims, Naming("native")):
         rows = sum(module.rows)
-        shape = (rows, module.columns) if module.columns else (rows,)
-        tensors[f"{module.native}.{module.leaf}"] = torch.empty(shape, dtype=torch.bfloat16, device="meta")
+        tensors[tensor_name(module.native, module.leaf)] = torch.empty(rows, *module.inner, dtype=torch.bfloat16,
+                                                                       device="meta")
         if module.bias:
             tensors[f"{module.native}.bias"] = torch.empty(rows, dtype=torch.bfloat16, device="meta")
+    for mark in architecture.marks(dims):
+        tensors[mark] = torch.empty(0, device="meta")
     return tensors

@@ -1,18 +1,20 @@
-"""What an architecture tells the loader: sizes, and a map from native modules to the stored ones."""
+"""What an architecture tells the loader: sizes, and a declarative map from native modules to the stored ones."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from ..headers import TensorInfo
 
 Dims = dict[str, int]  # the sizes that tell two models of one architecture apart; keys are the architecture's own
+Size = str | int  # a number, or a name that the sizes of a model give a number
 
 
 class Naming(NamedTuple):
-    """How the stored tensors are called: "diffusers" or "native", the prefix before every name, and what a norm's
-    one tensor is called (vendors write "scale", ComfyUI saves "weight")."""
+    """How the stored tensors are called: "diffusers" or "native", the prefix before every name, and what a native
+    norm's one tensor is called where ComfyUI and the vendor differ (vendors write "scale", ComfyUI saves "weight")."""
 
     style: str
     prefix: str = ""
@@ -22,20 +24,112 @@ class Naming(NamedTuple):
 class Module(NamedTuple):
     """One native module and the stored modules whose rows make it up.
 
-    `native` is the host's name. `stored` are the stored names in row order, `rows` how many rows each has, `columns`
-    the input width of a Linear (0 for a norm, whose one tensor is [rows]). `leaf` is the native name of the weight and
-    `stored_leaf` the stored one ("weight", or "scale" for native norms). `swap_halves`: the stored upper and lower
-    half of the rows are exchanged in the native one.
+    `native` is the host's name. `stored` are the stored names in row order, `rows` how many rows each has, `inner` the
+    other dimensions of the weight: (columns,) for a Linear, () for a norm, (in, t, h, w) for a Conv3d. `leaf` is the
+    native name of the weight and `stored_leaf` the stored one; a bare parameter has its own name there. `swap_halves`:
+    the stored upper and lower half of the rows are exchanged in the native one.
     """
 
     native: str
     stored: tuple[str, ...]
     rows: tuple[int, ...]
-    columns: int
+    inner: tuple[int, ...] = ()
     bias: bool = True
     leaf: str = "weight"
     stored_leaf: str = "weight"
     swap_halves: bool = False
+
+    @property
+    def linear(self) -> bool:
+        """Whether this is a Linear, the only kind of module that can be stored quantized."""
+        return len(self.inner) == 1 and self.leaf == "weight"
+
+
+def tensor_name(module: str, leaf: str) -> str:
+    """The name of a tensor in its module; a bare top-level parameter has no module."""
+    return f"{module}.{leaf}" if module else leaf
+
+
+class Entry(NamedTuple):
+    """A row of an architecture's table: the stored parts of one native module, with sizes still by name."""
+
+    parts: tuple[str, ...]
+    rows: tuple[Size, ...]
+    inner: tuple[Size, ...] = ()
+    bias: bool = True
+    leaf: str = "weight"
+    stored_leaf: str = "weight"
+    swap_halves: bool = False
+
+
+def linear(part: str, rows: Size, columns: Size, bias: bool = True, swap_halves: bool = False) -> Entry:
+    """A Linear [rows, columns] stored as one."""
+    return Entry((part,), (rows,), (columns,), bias, swap_halves=swap_halves)
+
+
+def fused(parts: tuple[str, ...], rows: tuple[Size, ...], columns: Size, bias: bool = True) -> Entry:
+    """A Linear whose rows are stored as several, in this order."""
+    return Entry(parts, rows, (columns,), bias)
+
+
+def norm(part: str, size: Size, bias: bool = False, leaf: str = "weight") -> Entry:
+    """A norm's weight [size]; `leaf` is the native name where it is not "weight"."""
+    return Entry((part,), (size,), (), bias, leaf)
+
+
+def conv(part: str, rows: Size, *inner: Size) -> Entry:
+    """A convolution [rows, in, ...] with bias."""
+    return Entry((part,), (rows,), inner)
+
+
+def parameter(leaf: str, stored_leaf: str, rows: Size, *inner: Size, part: str = "") -> Entry:
+    """A bare parameter [rows, ...]: native and stored name of the tensor, and the stored module that holds it."""
+    return Entry((part,), (rows,), inner, False, leaf, stored_leaf)
+
+
+def expand(table: Mapping[str, Entry], sizes: Mapping[str, int], naming: Naming, native: str = "",
+           stored: str = "") -> Iterator[Module]:
+    """The modules of a table below the blocks `native` and `stored` (with their final dot, or empty)."""
+
+    def number(size: Size) -> int:
+        return size if isinstance(size, int) else sizes[size]
+
+    def join(block: str, name: str) -> str:
+        return block + name if name else block.removesuffix(".")
+
+    for name, entry in table.items():
+        rows, inner = tuple(map(number, entry.rows)), tuple(map(number, entry.inner))
+        here = join(native, name)
+        if naming.style == "diffusers":
+            yield Module(here, tuple(join(stored, part) for part in entry.parts), rows, inner, entry.bias, entry.leaf,
+                         entry.stored_leaf, entry.swap_halves)
+        else:
+            leaf = naming.norm if entry.leaf == "scale" else entry.leaf
+            yield Module(here, ((naming.prefix + here).removesuffix("."),), (sum(rows),), inner, entry.bias, entry.leaf,
+                         leaf)
+
+
+def count_blocks(names: Iterable[str], block: str) -> int:
+    """One more than the highest N in names that start with `block`.N. (0 when there is none)."""
+    pattern = re.compile(re.escape(f"{block}.") + r"(\d+)\.")
+    return 1 + max((int(m[1]) for m in map(pattern.match, names) if m), default=-1)
+
+
+def shape_of(tensors: Mapping[str, TensorInfo], name: str, dimensions: int = 2) -> tuple[int, ...]:
+    """The shape of a tensor that sizes are read from. Raises ValueError when it is missing or has other dimensions."""
+    info = tensors.get(name)
+    if info is None or len(info.shape) != dimensions:
+        raise ValueError(f"missing or misshapen tensor {name}: {list(info.shape) if info else 'not there'}")
+    return info.shape
+
+
+def config_int(config: Mapping[str, Any], key: str, default: int) -> int:
+    """A count from config.json, or diffusers' default for a key it leaves out. Raises ValueError for anything else."""
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"config.json: {key} is {value!r}, expected a number")
+    return int(value)
 
 
 class Architecture(Protocol):
@@ -57,9 +151,13 @@ class Architecture(Protocol):
         ...
 
     def dims_from_model(self, unet_config: Mapping[str, Any]) -> Dims | None:
-        """The sizes of a host model (its unet_config), or None when it is another architecture."""
+        """The sizes that a host model's unet_config tells (some may be left out), or None for another architecture."""
         ...
 
     def modules(self, dims: Dims, naming: Naming) -> Iterator[Module]:
         """Every module of a model of these sizes, in the host's order."""
+        ...
+
+    def marks(self, dims: Dims) -> tuple[str, ...]:
+        """Names of empty tensors that switch the host's behaviour for these sizes and are stored nowhere."""
         ...

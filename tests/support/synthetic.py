@@ -34,10 +34,10 @@ def flux_header(path: Path, double: int, single: int, hidden: int = 3072) -> int
 
     for module in flux_modules(double, single, hidden):
         for stored, rows in zip(module.stored, module.rows, strict=True):
-            if not module.columns:
+            if not module.linear:
                 add(f"{stored}.weight", "BF16", 2, rows)
                 continue
-            add(f"{stored}.weight", "F8_E4M3", 1, rows, module.columns)
+            add(f"{stored}.weight", "F8_E4M3", 1, rows, module.inner[0])
             add(f"{stored}.weight_scale", "F32", 4)
             add(f"{stored}.input_scale", "F32", 4)
             add(f"{stored}.bias", "BF16", 2, rows)
@@ -61,8 +61,8 @@ def fp8_flux_twins(folder: Path, double: int, single: int, hidden: int = 3072) -
         for module in flux_modules(double, single, hidden, style):
             plain = module.native == "final_layer.linear" or module.native.endswith("linear2")
             for i, (stored, rows) in enumerate(zip(module.stored, module.rows, strict=True)):
-                shape = (rows, module.columns) if module.columns else (rows,)
-                if plain or not module.columns:
+                shape = (rows, *module.inner)
+                if plain or not module.linear:
                     out[f"{stored}.{module.stored_leaf}"] = torch.randn(1).to(torch.bfloat16).expand(shape).contiguous()
                 else:
                     out[f"{stored}.weight"] = torch.randint(0, 100, shape, dtype=torch.uint8).view(torch.float8_e4m3fn)

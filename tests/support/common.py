@@ -1,0 +1,124 @@
+"""What the tests of all architectures share: exports, files, and decoding that does not use the pack."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def randomise(model: Any) -> Any:
+    """Random weights of unit gain, norms around one, and random biases; BF16, frozen."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 1:
+                p.copy_(torch.randn(p.shape) * 0.1 + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+            else:
+                p.copy_(torch.randn(p.shape) * p[0].numel() ** -0.5)
+    return model.to(torch.bfloat16).eval().requires_grad_(False)
+
+
+def apply_model(patcher: Any, x: torch.Tensor, sigma: torch.Tensor, load: bool = True, **conds: Any) -> torch.Tensor:
+    """The velocity of a flow model through the host: load_models_gpu, apply_model, denoised = x - velocity * sigma."""
+    import comfy.model_management
+
+    if load:
+        comfy.model_management.load_models_gpu([patcher])
+    with torch.inference_mode():
+        denoised = patcher.model.apply_model(x, sigma, transformer_options=patcher.model_options["transformer_options"],
+                                             **conds)
+    return ((x - denoised) / sigma.view(-1, *[1] * (x.ndim - 1))).clone()
+
+
+def export(model: Any, folder: Path, forward: Callable[[Any, int], Any], algorithm: str = "FP8",
+           keep: list[str] | None = None, **kwargs: Any) -> Path:
+    """The real nvidia-modelopt export of a model (specs/modelopt.md 5.1); `keep` are regexes left in BF16.
+
+    `forward(model, seed)` runs it once for calibration, `algorithm` is "FP8" or "NVFP4". Returns the component folder.
+    The model given is not changed.
+    """
+    import modelopt.torch.quantization as mtq
+    from modelopt.torch.export import export_hf_checkpoint
+
+    def loop(m: Any) -> None:
+        with torch.no_grad():
+            for seed in (3, 4):
+                forward(m, seed)
+
+    config = copy.deepcopy({"FP8": mtq.FP8_DEFAULT_CFG, "NVFP4": mtq.NVFP4_DEFAULT_CFG}[algorithm])
+    model = mtq.quantize(copy.deepcopy(model), config, loop)
+    if keep:
+        mtq.disable_quantizer(model, lambda name: any(re.match(k, name) for k in keep))
+    export_hf_checkpoint(model, export_dir=str(folder), **kwargs)
+    return folder
+
+
+def rel_l2(a: torch.Tensor, b: torch.Tensor) -> float:
+    """||a - b|| / ||b||, in F64."""
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a component folder, by safetensors itself."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors.update(load_file(str(file)))
+    return tensors
+
+
+def save(folder: Path, tensors: dict[str, torch.Tensor], config: dict | None, metadata: dict | None = None,
+         name: str = "diffusion_pytorch_model.safetensors") -> Path:
+    """Write a component folder from tensors and a config."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, str(folder / name), metadata)
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def config_of(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def dequantize(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Stored FP8 tensors → F32 by the definition fp8 x scale; scales dropped. Independent of the pack."""
+    out = {}
+    for name, tensor in tensors.items():
+        if name.endswith((".weight_scale", ".input_scale")):
+            continue
+        scale = tensors.get(name.replace(".weight", ".weight_scale"))
+        fp8 = tensor.dtype == torch.float8_e4m3fn and scale is not None
+        out[name] = tensor.float() * scale.float() if fp8 and scale is not None else tensor.float()
+    return out
+
+
+def emulate(model_class: Any, tensors: dict[str, torch.Tensor], config: dict, dynamic: bool = False) -> Any:
+    """A diffusers model in F32 with the stored weights dequantized and FP8 activations emulated by hooks.
+
+    Activation rule (specs/modelopt.md 2.3): clamp(x / input_scale, +-448) cast to E4M3, times input_scale; dynamic:
+    input_scale = amax(x) / 448.
+    """
+    model = model_class.from_config({k: v for k, v in config.items() if k != "quantization_config"})
+    model.load_state_dict(dequantize(tensors), strict=True)
+
+    def hook(scale: torch.Tensor | None):
+        def quantize(_module: Any, args: tuple) -> tuple:
+            x = args[0]
+            s = x.abs().max() / 448 if scale is None else scale.float()
+            return ((x / s).clamp(-448, 448).to(torch.float8_e4m3fn).float() * s, *args[1:])
+        return quantize
+
+    for name, module in model.named_modules():
+        if f"{name}.weight_scale" in tensors:
+            scale = None if dynamic else tensors.get(f"{name}.input_scale")
+            module.register_forward_pre_hook(hook(scale))
+    return model.eval().requires_grad_(False)
