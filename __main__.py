@@ -98,7 +98,8 @@ def doctor(as_json: bool) -> int:
     facts |= {p: version_of(p) for p in ("torch", "safetensors", "comfy-kitchen", "huggingface_hub", "diffusers")}
     if find_comfyui() is not None:
         facts["device"] = host.device_name()
-        facts["FP8 matmul"] = "native" if host.has_fp8_matmul() else "emulated (needs NVIDIA SM 8.9 or newer)"
+        for kind, needs in (("FP8", "SM 8.9"), ("NVFP4", "SM 10.0")):
+            facts[f"{kind} matmul"] = "native" if host.has_matmul(kind) else f"emulated (needs NVIDIA {needs} or newer)"
         facts["model folders"] = host.model_folders()
     facts |= host.environment()
     print(json.dumps(facts, indent=1) if as_json else "\n".join(f"{key}: {value}" for key, value in facts.items()))

@@ -100,11 +100,12 @@ def device_name() -> str:
     return comfy.model_management.get_torch_device_name(comfy.model_management.get_torch_device())
 
 
-def has_fp8_matmul() -> bool:
-    """Whether the host multiplies FP8 natively on its device (NVIDIA SM 8.9+)."""
-    import comfy.model_management
+def has_matmul(kind: str) -> bool:
+    """Whether the host multiplies "FP8" (NVIDIA SM 8.9+) or "NVFP4" (SM 10.0+) natively on its device."""
+    import comfy.model_management as management
 
-    return bool(comfy.model_management.supports_fp8_compute(comfy.model_management.get_torch_device()))
+    supports = {"FP8": management.supports_fp8_compute, "NVFP4": management.supports_nvfp4_compute}[kind]
+    return bool(supports(management.get_torch_device()))
 
 
 def is_cpu() -> bool:

@@ -7,16 +7,23 @@ the host fuses, of FP8 shards that share one scale, and of the one modulation wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..quant import fp8
+from ..quant import fuse, nvfp4
+from ..quant.formats import PLAIN, ByteOrder, StoredFormat, formats, identify
 from .architectures import Architecture, Dims, Module, Naming
 from .architectures.base import tensor_name
 from .errors import CheckpointError, first_ten
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+# Modules whose width ComfyUI's detection reads from the weight's columns, half as many when NVFP4 packs them
+# (specs/parity.md section 6).
+DETECTED = frozenset({"img_in", "txt_in", "vector_in.in_layer", "txt_in.input_embedder", "cap_embedder.1", "x_embedder"})
+COMPANIONS = tuple(sorted(frozenset().union(*(fmt.companions for fmt in formats()))))
 
 
 @dataclass
@@ -32,20 +39,20 @@ class NativeStateDict:
     @property
     def needs_row_shards(self) -> bool:
         """Whether a module uses this pack's layout, so that the host needs our operations."""
-        return fp8.SHARDS in self.layouts
+        return fuse.ROW_SHARDS in self.layouts
 
 
 def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dict[str, Tensor], where: str, *,
-             dequantize: bool = False, step: Callable[[], None] = lambda: None) -> NativeStateDict:
+             order: ByteOrder = ByteOrder(), dequantize: bool = False, step: Callable[[], None] = lambda: None) -> NativeStateDict:
     """Build the native state dict, emptying `stored` (name → tensor) on the way.
 
-    `dequantize` asks the host for full-precision matmul in every quantized module; `step` is called once a module.
+    `order` is how the files pack NVFP4. `dequantize` asks the host for full-precision matmul in every quantized module; `step` is called once a module.
     Raises CheckpointError for an invalid scale, a missing tensor, or tensors that nothing consumed.
     """
     native = NativeStateDict()
     for module in architecture.modules(dims, naming):
         try:
-            _add(native, module, [_take(stored, name, module) for name in module.stored], dequantize)
+            _add(native, module, [_take(stored, name, module) for name in module.stored], order, dequantize)
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{module.stored[0]}: no tensor {error}" if isinstance(error, KeyError) else
                                   str(error), where, "download the checkpoint again, or report it to its publisher"
@@ -65,28 +72,42 @@ def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dic
 def _take(stored: dict[str, Tensor], name: str, module: Module) -> dict[str, Tensor]:
     """Pop the tensors of one stored layer: leaf → tensor; the weight is "weight" whatever it is stored as."""
     part = {"weight": stored.pop(tensor_name(name, module.stored_leaf))}
-    leaves = (("bias",) if module.bias else ()) + (tuple(fp8.FP8.companions) if module.linear else ())
+    leaves = (("bias",) if module.bias else ()) + (COMPANIONS if module.linear else ())
     return part | {leaf: stored.pop(f"{name}.{leaf}") for leaf in leaves if f"{name}.{leaf}" in stored}
 
 
-def _add(native: NativeStateDict, module: Module, parts: list[dict[str, Tensor]], dequantize: bool) -> None:
-    native_name = module.native
-
+def _add(native: NativeStateDict, module: Module, parts: list[dict[str, Tensor]], order: ByteOrder,
+         dequantize: bool) -> None:
     def join(rows: list[Tensor]) -> Tensor:
-        return fp8.swap_rows(rows[0]) if module.swap_halves else fp8.join_rows(rows)
+        return fuse.swap_rows(rows[0]) if module.swap_halves else fuse.join_rows(rows)
 
-    if any("weight_scale" in part for part in parts):
-        named = [(name, p) for name, part in zip(module.stored, parts, strict=True) for p in fp8.saved_shards(part)]
-        fused = fp8.fuse([n for n, _ in named], [p for _, p in named], swap_halves=module.swap_halves,
-                         dequantize=dequantize)
-        native.tensors.update({f"{native_name}.{leaf}": tensor for leaf, tensor in fused.tensors.items()})
-        native.layouts[fused.layout] = native.layouts.get(fused.layout, 0) + 1
-        native.per_shard += "weight_shard_1" in fused.tensors
-        native.dynamic += fused.dynamic
-        native.notes += fused.notes
+    shards = [shard for name, part in zip(module.stored, parts, strict=True)
+              for shard in _format(part).shards(name, part, order)]
+    if any(shard.kind == "nvfp4" for shard in shards) and module.native in DETECTED:
+        native.notes.append(f"{module.native}: NVFP4 dequantized, because ComfyUI detects the model by its width")
+        shards = [replace(s, kind="plain", data=nvfp4.dequantize(s)) if s.kind == "nvfp4" else s for s in shards]
+    if all(shard.kind == "plain" for shard in shards):
+        native.tensors[tensor_name(module.native, module.leaf)] = join([shard.data for shard in shards])
     else:
-        weights = [part["weight"] for part in parts]
-        native.tensors[tensor_name(native_name, module.leaf)] = join(weights)
+        done = fuse.fuse(shards, swap_halves=module.swap_halves, dequantize=dequantize)
+        native.tensors.update({f"{module.native}.{leaf}": tensor for leaf, tensor in done.tensors.items()})
+        native.layouts[done.layout] = native.layouts.get(done.layout, 0) + 1
+        native.per_shard += "weight_shard_1" in done.tensors
+        native.dynamic += done.dynamic
+        native.notes += done.notes
     if module.bias:
-        biases = [part["bias"] for part in parts]
-        native.tensors[f"{native_name}.bias"] = join(biases)
+        native.tensors[f"{module.native}.bias"] = join([part["bias"] for part in parts])
+
+
+class _Leaf(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+
+
+_DTYPES = {"torch.float8_e4m3fn": "F8_E4M3", "torch.uint8": "U8", "torch.bfloat16": "BF16", "torch.float16": "F16",
+           "torch.float32": "F32"}
+
+
+def _format(part: dict[str, Tensor]) -> StoredFormat:
+    """The stored format of a layer's tensors; plain for dtypes that no quantized format has."""
+    return identify({leaf: _Leaf(_DTYPES.get(str(t.dtype), ""), tuple(t.shape)) for leaf, t in part.items()}) or PLAIN

@@ -14,20 +14,28 @@ from typing import Any
 
 from .checkpoint import Checkpoint
 from .errors import CheckpointError
+from .sources import read_json
 
 METADATA_KEYS = ("_quantization_metadata", "quantization_config")
-SUPPORTED = "supported: modelopt FP8 and fp8 with per-tensor scales"
+SUPPORTED = "supported: modelopt FP8 and NVFP4, and fp8 with per-tensor scales"
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """The merged claim. `family` is "modelopt-fp8", "fp8" or "" (nothing declared)."""
+    """The merged claim.
+
+    `family` is "modelopt-fp8", "modelopt-nvfp4", "fp8", "nvfp4" or "" (nothing declared). `swap_weight_nibbles`: True
+    says that even columns are in the high nibble, False in the low one, None says nothing. `comfy`: layers are listed
+    as ComfyUI lists them, without a quantization method.
+    """
 
     family: str = ""
     producer: str = ""
     activation_scheme: str = ""
     ignore: tuple[str, ...] = ()
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    swap_weight_nibbles: bool | None = None
+    comfy: bool = False
     origins: tuple[str, ...] = ()
 
 
@@ -69,10 +77,12 @@ def read_declaration(checkpoint: Checkpoint) -> Declaration:
         if name not in origins:
             origins.append(name)
 
-    if checkpoint.config and checkpoint.source.config:
-        spec = _config_spec(checkpoint.config)
+    path = checkpoint.source.config or checkpoint.source.beside
+    config = checkpoint.config if checkpoint.source.config else read_json(path) if path else None
+    if config and path:
+        spec = _config_spec(config)
         if spec is not None:
-            add(spec, "config.json", checkpoint.source.config)
+            add(spec, "config.json", path)
     for header in checkpoint.headers:
         for key in METADATA_KEYS:
             if key in header.metadata:
@@ -103,9 +113,14 @@ def _interpret(spec: dict[str, Any], origins: tuple[str, ...], where: str) -> De
     if spec.get("weight_block_size"):
         raise CheckpointError(f"block-wise FP8 (weight_block_size {spec['weight_block_size']}) is not supported", where,
                               SUPPORTED)
-    return Declaration(_family(spec, nested, layers, where),
-                       " ".join(str(producer[key]) for key in ("name", "version") if key in producer),
-                       scheme, tuple(ignore), layers, origins)
+    swap = spec.get("swap_weight_nibbles", nested.get("swap_weight_nibbles"))
+    if swap is not None and not isinstance(swap, bool):
+        raise CheckpointError(f"swap_weight_nibbles is {swap!r}, expected true or false", where,
+                              "correct config.json; true means that even columns are in the high nibble")
+    family = _family(spec, nested, layers, where)
+    comfy = bool(layers) and not (spec.get("quant_method") or spec.get("quant_algo") or nested.get("quant_algo"))
+    return Declaration(family, " ".join(str(producer[key]) for key in ("name", "version") if key in producer),
+                       scheme, tuple(ignore), layers, swap, comfy, origins)
 
 
 def _family(spec: dict[str, Any], nested: dict[str, Any], layers: dict[str, Any], where: str) -> str:
@@ -118,12 +133,13 @@ def _family(spec: dict[str, Any], nested: dict[str, Any], layers: dict[str, Any]
             raise CheckpointError(f"conflicting declarations: quant_method is {method!r} but quant_algo is {algo!r}",
                                   where, "download config.json again, or ask its publisher")
         algo = algo or declared
-        if algo == "FP8":
-            return "modelopt-fp8"
+        if algo in ("FP8", "NVFP4"):
+            return f"modelopt-{algo.lower()}"
         raise CheckpointError(f"ModelOpt {algo or 'without a quant_algo'} is not supported by this version", where,
                               SUPPORTED)
     if method == "fp8":
         return "fp8"
     if method:
         raise CheckpointError(f"the quantization method {method!r} is not supported by this version", where, SUPPORTED)
-    return "fp8" if layers else ""
+    words = {str(conf.get("format")) for conf in layers.values()}
+    return "" if not layers else "nvfp4" if "nvfp4" in words else "fp8"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..quant.formats import PLAIN, PLAIN_DTYPES, StoredFormat, identify, name_unsupported
+from ..quant.formats import PLAIN, PLAIN_DTYPES, ByteOrder, StoredFormat, formats, identify, name_unsupported
 from .architectures import ARCHITECTURES, Architecture, Dims, Module, Naming, by_class_name, name_other, supported
 from .architectures.base import tensor_name
 from .checkpoint import Checkpoint
@@ -36,6 +36,7 @@ class CheckpointDescription:
     naming: Naming
     dims: Dims
     family: str
+    byte_order: ByteOrder = ByteOrder()
     producer: str = ""
     declared_in: list[str] = field(default_factory=list)
     formats: dict[str, int] = field(default_factory=dict)
@@ -55,7 +56,7 @@ class CheckpointDescription:
 
     def to_json(self) -> dict[str, Any]:
         """The description as JSON-able values."""
-        return {**vars(self), "naming": self.naming.style}
+        return {**vars(self), "naming": self.naming.style, "byte_order": self.byte_order._asdict()}
 
 
 def architecture_of(checkpoint: Checkpoint) -> tuple[Architecture, Naming]:
@@ -90,7 +91,10 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = No
     dims = _dims(architecture.dims_from_tensors, checkpoint, checkpoint.tensors, naming)
     description = CheckpointDescription(
         checkpoint.source.reference, [os.path.basename(h.path) for h in checkpoint.headers], checkpoint.bytes_on_disk,
-        architecture.name, naming, dims, "", declaration.producer, list(declaration.origins))
+        architecture.name, naming, dims, "", byte_order(checkpoint.tensors, declaration),
+        declaration.producer, list(declaration.origins))
+    if checkpoint.source.choice:
+        description.notes.append(checkpoint.source.choice)
     if base is not None:
         _check_dims(description, *base)
     elif checkpoint.config and checkpoint.config.get("_class_name"):
@@ -116,6 +120,22 @@ def _dims(read: Callable[..., Dims], checkpoint: Checkpoint, *arguments: Any) ->
     except ValueError as error:
         raise CheckpointError(str(error), checkpoint.source.reference,
                               "download it again; if it is complete, this model cannot run in ComfyUI") from error
+
+
+_PACKED_QKV = re.compile(r"(^|\.)(double_blocks\.\d+\.(img|txt)_attn\.qkv|single_blocks\.\d+\.linear1)\.weight$",
+                         re.MULTILINE)
+
+
+def byte_order(tensors: dict[str, TensorInfo], declaration: Declaration) -> ByteOrder:
+    """How the files pack NVFP4: what swap_weight_nibbles says, else packed q/k/v or ComfyUI's markers (high nibble
+    first, tiled scales), else ModelOpt's order (specs/modelopt.md section 4.3). Reported, as bytes do not tell."""
+    text = "\n".join(tensors)
+    packed, comfy = bool(_PACKED_QKV.search(text)), ".comfy_quant" in text or declaration.comfy
+    why = "packed q/k/v" if packed else "ComfyUI's markers" if comfy else "ModelOpt's default"
+    swap = declaration.swap_weight_nibbles
+    if swap is not None:
+        why = f"swap_weight_nibbles = {str(swap).lower()}, {why}"
+    return ByteOrder(not (packed or comfy) if swap is None else not swap, packed or comfy, why)
 
 
 def _group(tensors: dict[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
@@ -205,14 +225,21 @@ def _matching(patterns: tuple[str, ...], names: list[str]) -> Iterator[str]:
     yield from (name for name in names if found.fullmatch(name))
 
 
-# The `format` words of `_quantization_metadata` layers: ModelOpt writes "fp8", ComfyUI "float8_e4m3fn".
-_FP8_WORDS = frozenset({"fp8", "float8_e4m3fn"})
-
-
 def _compare_with_declaration(description: CheckpointDescription, declaration: Declaration) -> None:
     """Hold the claims against the tensors: notes where only words differ, problems where numbers would."""
     quantized = [name for name, fmt in description.layers.items() if fmt != PLAIN.name]
-    description.family = declaration.family if declaration.family and quantized else "fp8" if quantized else "none"
+    kinds = {fmt for fmt in description.formats if fmt != PLAIN.name}
+    described = "fp8" if "FP8" in kinds else "nvfp4" if "NVFP4" in kinds else "row shards"
+    description.family = declaration.family if declaration.family and quantized else described if quantized else "none"
+    if "NVFP4" in kinds:
+        order = description.byte_order
+        description.notes.append(
+            f"NVFP4 bytes: even columns in the {'low' if order.low_first else 'high'} nibble, block scales "
+            f"{'in 128 x 4 tiles' if order.swizzled else 'row-major'} ({order.why})")
+    declared = {"modelopt-fp8": "FP8", "modelopt-nvfp4": "NVFP4"}.get(declaration.family)
+    if quantized and declared and declared not in kinds:
+        description.notes.append(f"{declaration.family} is declared, but the tensors are {', '.join(sorted(kinds))}; "
+                                 "the tensors are right")
     if quantized and not declaration.family:
         description.notes.append("no quantization is declared; the formats are taken from the tensors")
     if declaration.family and not quantized:
@@ -228,10 +255,11 @@ def _compare_with_declaration(description: CheckpointDescription, declaration: D
     if description.dynamic_activations:
         reason = "as declared" if declaration.activation_scheme == "dynamic" else "input_scale is missing"
         description.notes.append(f"dynamic activation scales in {description.dynamic_activations} layers ({reason})")
+    words = {fmt.name: fmt.words for fmt in formats()}
     for name, conf in declaration.layers.items():
         word = str(conf.get("format") or "")
         stored = description.layers.get(name)
-        if stored is not None and word and (word in _FP8_WORDS) != (stored == "FP8"):
+        if stored is not None and word and word not in words[stored]:
             description.problems.append(f"the metadata declares {name} as {word}, but it is stored as {stored}")
 
 

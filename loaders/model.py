@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import host
-from ..quant.fp8 import SHARD_LEAVES
+from ..quant.fuse import BLOCK_LEAVES, SHARD_LEAVES
 from .architectures import ARCHITECTURES, Architecture, Dims, Naming
 from .architectures.base import tensor_name
 from .assemble import NativeStateDict, assemble
@@ -71,7 +71,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     architecture = _architecture(description.architecture)
     modules = sum(1 for _ in architecture.modules(description.dims, description.naming))
     native = assemble(architecture, description.dims, description.naming, checkpoint.load_tensors(),
-                      checkpoint.source.reference, dequantize=compute == "dequantize",
+                      checkpoint.source.reference, order=description.byte_order, dequantize=compute == "dequantize",
                       step=(lambda: None) if quiet else host.progress(modules))
     operations = _operations(native, compute)
     patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic)
@@ -173,9 +173,11 @@ def _architecture(name: str) -> Architecture:
 
 def _compute(compute: str, description: CheckpointDescription) -> str:
     """Check the compute choice against the device. Raises CheckpointError when native is impossible here."""
-    if compute == "native" and description.family != "none" and not host.has_fp8_matmul() and not host.is_cpu():
-        raise CheckpointError(f"{host.device_name()} has no FP8 matrix multiplication (NVIDIA SM 8.9 or newer has)", "",
-                              "set compute to 'auto' or 'dequantize'")
+    if compute == "native" and not host.is_cpu():
+        for kind, needs in (("FP8", "SM 8.9"), ("NVFP4", "SM 10.0")):
+            if kind in description.formats and not host.has_matmul(kind):
+                raise CheckpointError(f"{host.device_name()} has no {kind} matrix multiplication (NVIDIA {needs} or "
+                                      "newer has)", "", "set compute to 'auto' or 'dequantize'")
     return compute
 
 
@@ -213,7 +215,8 @@ def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disa
 
 def _check_names(patcher: Any, given: list[str]) -> None:
     """The host only logs missing and unexpected tensors; here they are errors."""
-    inner = (".comfy_quant", ".weight_scale", *(f".{leaf}" for leaf in SHARD_LEAVES))
+    inner = (".comfy_quant", ".weight_scale", ".weight_scale_2",
+             *(f".{leaf}" for leaf in SHARD_LEAVES + BLOCK_LEAVES))
     wanted = host.native_names(patcher.model, [name for name in given if not name.endswith(inner)])
     there = {name for name, _ in patcher.model.diffusion_model.named_parameters()}
     missing, unused = sorted(there - wanted), sorted(wanted - there)

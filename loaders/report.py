@@ -58,21 +58,22 @@ def load_report(description: CheckpointDescription, native: NativeStateDict | No
         total = sum(native.layouts.values())
         lines.append(f"quantized modules in ComfyUI: {total}, of them {native.per_shard} fused with every shard's own "
                      f"scale, {native.dynamic} with dynamic activation scales")
-        lines.append(f"runs: {_how_it_runs(compute)}")
+        lines += [f"{kind} runs: {_how_it_runs(kind, compute)}" for kind in ("FP8", "NVFP4")
+                  if kind in description.formats]
     lines += [f"note: {note}" for note in (*description.notes, *(native.notes if native else ()))]
     return "\n".join(lines)
 
 
-def _how_it_runs(compute: str) -> str:
+def _how_it_runs(kind: str, compute: str) -> str:
     device = host.device_name()
     if compute == "dequantize":
-        return f"dequantized (as chosen) on {device}: weights stay FP8 in memory, every matmul is full precision"
-    if host.has_fp8_matmul():
-        return f"native FP8 matmul on {device}"
+        return f"dequantized (as chosen) on {device}: weights stay {kind} in memory, every matmul is full precision"
+    if host.has_matmul(kind):
+        return f"native {kind} matmul on {device}"
     if compute == "native":
-        return f"FP8 matmul (as chosen) on {device}, slower there than dequantized"
-    return (f"emulated on {device}: it has no FP8 matmul, weights stay FP8 in memory and are dequantized for every "
-            "matmul (costs about 6-13 % of the linear layers' time on a GPU)")
+        return f"{kind} matmul (as chosen) on {device}, slower there than dequantized"
+    return (f"emulated on {device}: it has no {kind} matmul, weights stay {kind} in memory and are dequantized for "
+            "every matmul (costs about 6-13 % of the linear layers' time on a GPU)")
 
 
 def layer_map(description: CheckpointDescription) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +22,11 @@ KNOWN_OVERRIDES = ("lmsys/flux1-dev-modelopt-fp8-sglang-transformer",)
 COMPONENTS = ("transformer", "transformer_2")
 
 
+# A quantized repo that users give as the base itself: it has weights only, the rest is that of its base
+# (SGLang-Diffusion's compatibility path, specs/modelopt.md section 1.5).
+_NVFP4_REPO, _NVFP4_BASE = "flux.2-dev-nvfp4", "black-forest-labs/FLUX.2-dev"
+
+
 @dataclass(frozen=True)
 class Source:
     """Local files of one transformer. `files` is empty when only its configuration was asked for."""
@@ -30,11 +36,13 @@ class Source:
     files: tuple[str, ...]
     config: str | None = None
     index: str | None = None
+    choice: str = ""  # why these files, where the folder held more
+    beside: str | None = None  # config.json beside a single file: read for its quantization declaration only
 
     @property
     def paths(self) -> list[str]:
         """Every file this source depends on, for fingerprints."""
-        return [path for path in (*self.files, self.config, self.index) if path]
+        return [path for path in (*self.files, self.config, self.index, self.beside) if path]
 
 
 def read_json(path: str) -> dict[str, Any]:
@@ -105,11 +113,15 @@ def locate(reference: str, *, component: str = "transformer", weights_name: str 
                                   "set weights to 'load', or give a diffusers folder")
         if path.name.endswith(INDEX):
             return _from_index(reference, path)
-        return Source(reference, str(path.parent), (str(_weight_file(path)),))
+        beside = path.parent / "config.json"
+        return Source(reference, str(path.parent), (str(_weight_file(path)),),
+                      beside=str(beside) if beside.is_file() else None)
     folder = _component_folder(path, component)
     config = folder / "config.json"
     config_path = str(config) if config.is_file() else None
     if not need_weights:
+        if config_path is None and _NVFP4_REPO in path.as_posix().lower():
+            return locate(_NVFP4_BASE, component=component, need_weights=False)
         if config_path is None:
             raise CheckpointError("there is no config.json to build a model without weights from", folder,
                                   "set weights to 'load', or give a diffusers folder")
@@ -123,19 +135,47 @@ def locate(reference: str, *, component: str = "transformer", weights_name: str 
         if chosen.name.endswith(INDEX):
             return _from_index(reference, chosen, config_path)
         return Source(reference, str(folder), (str(_weight_file(chosen)),), config_path)
-    indexes = sorted(folder.glob(f"*{INDEX}"))
+    return _choose(reference, folder, config_path)
+
+
+# A precision infix, as diffusers' `variant` writes it into weight and index files.
+_PRECISION = re.compile(r"\.(fp16|bf16|fp32)(?=(-\d+-of-\d+)?\.safetensors|\.json$)")
+_MIXED = re.compile(r"-mixed(-\d+-of-\d+)?\.safetensors$")
+
+
+def _choose(reference: str, folder: Path, config: str | None) -> Source:
+    """The weight files of a folder, by SGLang-Diffusion's order (specs/modelopt.md sections 1.2 and 1.3).
+
+    Precision twins of a canonical file are set aside; an index is the authority; without one a single file is taken,
+    and of several the one that is called -mixed. Anything else is ambiguous and raises CheckpointError.
+    """
+    indexes, _ = _without_twins(sorted((*folder.glob(f"*{INDEX}"), *folder.glob("*.safetensors.index.*.json"))))
     if len(indexes) > 1:
         raise CheckpointError(f"there are {len(indexes)} index files: {first_ten(i.name for i in indexes)}", folder,
                               "name the one to use in weights_name")
     if indexes:
-        return _from_index(reference, indexes[0], config_path)
-    files = sorted(folder.glob("*.safetensors"))
+        return _from_index(reference, indexes[0], config)
+    found = sorted(folder.glob("*.safetensors")) or sorted(folder.rglob("*.safetensors"))
+    files, choice = _without_twins(found)
+    mixed = [file for file in files if _MIXED.search(file.name)]
+    if len(files) > 1 and len(mixed) == 1:
+        files, choice = mixed, f"{mixed[0].name} taken of {len(found)} files: the mixed one"
     if len(files) > 1:
         raise CheckpointError(f"there are {len(files)} weight files without an index: "
-                              f"{first_ten(f.name for f in files)}", folder, "name the one to use in weights_name")
+                              f"{first_ten(f.relative_to(folder).as_posix() for f in files)}", folder,
+                              "name the one to use in weights_name")
     if not files:
         raise CheckpointError("there is no .safetensors file", folder, f"the folder holds {_listing(folder)}")
-    return Source(reference, str(folder), (str(files[0]),), config_path)
+    return Source(reference, str(folder), (str(files[0]),), config, choice=choice)
+
+
+def _without_twins(files: list[Path]) -> tuple[list[Path], str]:
+    """Drop files that differ from another only by a precision infix; a family that has only such files is kept."""
+    names = {file.name for file in files}
+    kept = [file for file in files
+            if not _PRECISION.search(file.name) or _PRECISION.sub("", file.name) not in names]
+    dropped = [file.name for file in files if file not in kept]
+    return kept, f"precision twins left aside: {first_ten(dropped)}" if dropped else ""
 
 
 def _listing(folder: Path) -> str:

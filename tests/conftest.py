@@ -23,17 +23,22 @@ class Tiny:
     fp8: Path  # everything FP8 but proj_out, each of q, k, v with its own scale
     mixed: Path  # modulation, feed-forward and embedders left in BF16, as published FLUX.1 checkpoints have it
     sharded: Path  # as fp8, in several files with an index
+    nvfp4: Path  # everything NVFP4 but proj_out; proj_mlp has another tensor scale than q, k, v
+    nvfp4_mixed: Path  # as published: modulation, feed-forward, embedders and proj_mlp left in BF16
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     root = tmp_path_factory.mktemp("tiny")
     model = flux.make()
-    made = Tiny(root / "pipeline", root / "pipeline" / "transformer", root / "fp8", root / "mixed", root / "sharded")
+    made = Tiny(root / "pipeline", root / "pipeline" / "transformer", root / "fp8", root / "mixed", root / "sharded",
+                root / "nvfp4", root / "nvfp4_mixed")
     model.save_pretrained(made.bf16)
     (made.pipeline / "model_index.json").write_text('{"_class_name": "FluxPipeline"}', encoding="utf-8")
     flux.export_fp8(model, made.fp8)
     flux.export_fp8(model, made.mixed, keep=flux.FALLBACK)
     flux.export_fp8(model, made.sharded, max_shard_size="3MB")
+    flux.export_nvfp4(model, made.nvfp4)
+    flux.export_nvfp4(model, made.nvfp4_mixed, keep=[*flux.FALLBACK, r"single_transformer_blocks\.\d+\.proj_mlp"])
     assert len(list(made.sharded.glob("*.safetensors"))) > 1
     return made

@@ -116,11 +116,15 @@ def count_blocks(names: Iterable[str], block: str) -> int:
 
 
 def shape_of(tensors: Mapping[str, TensorInfo], name: str, dimensions: int = 2) -> tuple[int, ...]:
-    """The shape of a tensor that sizes are read from. Raises ValueError when it is missing or has other dimensions."""
+    """The shape of a tensor that sizes are read from, NVFP4's two columns a byte counted as two.
+
+    Raises ValueError when it is missing or has other dimensions.
+    """
     info = tensors.get(name)
     if info is None or len(info.shape) != dimensions:
         raise ValueError(f"missing or misshapen tensor {name}: {list(info.shape) if info else 'not there'}")
-    return info.shape
+    packed = info.dtype == "U8" and dimensions == 2
+    return (info.shape[0], 2 * info.shape[1]) if packed else info.shape
 
 
 def config_int(config: Mapping[str, Any], key: str, default: int) -> int:

@@ -90,10 +90,14 @@ def config_of(folder: Path) -> dict:
 
 
 def dequantize(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Stored FP8 tensors → F32 by the definition fp8 x scale; scales dropped. Independent of the pack."""
+    """Stored FP8 and (ModelOpt's) NVFP4 tensors → F32 by their definitions; scales dropped. Independent of the pack."""
     out = {}
     for name, tensor in tensors.items():
-        if name.endswith((".weight_scale", ".input_scale")):
+        if name.endswith((".weight_scale", ".weight_scale_2", ".input_scale")):
+            continue
+        second = tensors.get(name.replace(".weight", ".weight_scale_2"))
+        if tensor.dtype == torch.uint8 and second is not None:
+            out[name] = decode_nvfp4(tensor, tensors[name.replace(".weight", ".weight_scale")], second)
             continue
         scale = tensors.get(name.replace(".weight", ".weight_scale"))
         fp8 = tensor.dtype == torch.float8_e4m3fn and scale is not None
@@ -101,24 +105,76 @@ def dequantize(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return out
 
 
-def emulate(model_class: Any, tensors: dict[str, torch.Tensor], config: dict, dynamic: bool = False) -> Any:
-    """A diffusers model in F32 with the stored weights dequantized and FP8 activations emulated by hooks.
+def emulate(model_class: Any, tensors: dict[str, torch.Tensor], config: dict, dynamic: bool = False,
+            weight_only: tuple[str, ...] = ()) -> Any:
+    """A diffusers model in F32 with the stored weights dequantized and quantized activations emulated by hooks.
 
-    Activation rule (specs/modelopt.md 2.3): clamp(x / input_scale, +-448) cast to E4M3, times input_scale; dynamic:
-    input_scale = amax(x) / 448.
+    FP8 (specs/modelopt.md 2.3): clamp(x / input_scale, +-448) cast to E4M3, times input_scale; dynamic: input_scale =
+    amax(x) / 448. NVFP4: fake_nvfp4; dynamic amax / 2688. Modules in `weight_only` keep their activations.
     """
     model = model_class.from_config({k: v for k, v in config.items() if k != "quantization_config"})
     model.load_state_dict(dequantize(tensors), strict=True)
 
-    def hook(scale: torch.Tensor | None):
+    def hook(scale: torch.Tensor | None, nvfp4: bool):
         def quantize(_module: Any, args: tuple) -> tuple:
             x = args[0]
-            s = x.abs().max() / 448 if scale is None else scale.float()
+            s = x.abs().max() / (2688 if nvfp4 else 448) if scale is None else scale.float()
+            if nvfp4:
+                return (fake_nvfp4(x, s), *args[1:])
             return ((x / s).clamp(-448, 448).to(torch.float8_e4m3fn).float() * s, *args[1:])
         return quantize
 
     for name, module in model.named_modules():
-        if f"{name}.weight_scale" in tensors:
+        if f"{name}.weight_scale" in tensors and name not in weight_only:
             scale = None if dynamic else tensors.get(f"{name}.input_scale")
-            module.register_forward_pre_hook(hook(scale))
+            module.register_forward_pre_hook(hook(scale, f"{name}.weight_scale_2" in tensors))
     return model.eval().requires_grad_(False)
+
+
+E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def decode_nvfp4(codes: torch.Tensor, block: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """F32 [N, K] from ModelOpt's bytes: U8 [N, K/2] with even columns in the low nibble, E4M3 [N, K/16], F32 scalar.
+
+    The two scales are multiplied first, as nvidia-modelopt and comfy-kitchen do.
+    """
+    pairs = torch.stack([codes & 15, codes >> 4], -1).reshape(codes.shape[0], -1).long()
+    total = block.float() * scale.float().reshape(())
+    return (E2M1[pairs].view(codes.shape[0], -1, 16) * total[..., None]).reshape(codes.shape[0], -1)
+
+
+def fake_nvfp4(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """An activation [..., K] through NVFP4 and back: block scales amax/6/scale as E4M3, codes rounded to nearest even."""
+    blocks = x.float().reshape(-1, 16)
+    block = (blocks.abs().amax(-1, keepdim=True) / 6 / scale).clamp(max=448).to(torch.float8_e4m3fn).float()
+    total = block * scale
+    scaled = torch.where(total == 0, torch.zeros_like(blocks), blocks / torch.where(total == 0, 1, total)).clamp(-6, 6)
+    magnitudes = E2M1[:8]
+    distance = (scaled.abs()[..., None] - magnitudes).abs()
+    # ties go to the even code: E2M1's mantissa bit is the lowest bit of the code
+    tie_break = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1]) * 1e-6
+    return (magnitudes[(distance + tie_break).argmin(-1)] * scaled.sign() * total).reshape(x.shape)
+
+
+def swizzle(block: torch.Tensor) -> torch.Tensor:
+    """Block scales into 128 x 4 tiles by the offset formula of specs/modelopt.md section 4.2, padded with zeros."""
+    rows, columns = block.shape
+    tall, wide = -(-rows // 128) * 128, -(-columns // 4) * 4
+    r, c = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    offset = ((r // 128) * (wide // 4) + c // 4) * 512 + (r % 32) * 16 + ((r % 128) // 32) * 4 + c % 4
+    out = torch.zeros(tall * wide, dtype=torch.uint8)
+    out[offset.flatten()] = block.view(torch.uint8).flatten()
+    return out.view(tall, wide).view(block.dtype)
+
+
+def comfy_order(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """ModelOpt's NVFP4 layers in ComfyUI's byte order: high nibble first, tiled scales."""
+    out = dict(tensors)
+    for name in tensors:
+        if name.endswith(".weight_scale_2"):
+            layer = name.removesuffix(".weight_scale_2")
+            codes = tensors[f"{layer}.weight"]
+            out[f"{layer}.weight"] = (codes << 4) | (codes >> 4)
+            out[f"{layer}.weight_scale"] = swizzle(tensors[f"{layer}.weight_scale"])
+    return out

@@ -73,8 +73,14 @@ def export_fp8(model: Any, folder: Path, keep: list[str] | None = None, **kwargs
     return export(model, folder, lambda m, seed: diffusers_velocity(m, **inputs(seed=seed)), "FP8", keep, **kwargs)
 
 
-def emulate(tensors: dict[str, torch.Tensor], config: dict, dynamic: bool = False) -> Any:
-    """diffusers' FLUX.1 on the stored weights, FP8 activations emulated (common.emulate)."""
+def emulate(tensors: dict[str, torch.Tensor], config: dict, dynamic: bool = False,
+            weight_only: tuple[str, ...] = ()) -> Any:
+    """diffusers' FLUX.1 on the stored weights, quantized activations emulated (common.emulate)."""
     from diffusers import FluxTransformer2DModel
 
-    return emulate_class(FluxTransformer2DModel, tensors, config, dynamic)
+    return emulate_class(FluxTransformer2DModel, tensors, config, dynamic, weight_only)
+
+
+def export_nvfp4(model: Any, folder: Path, keep: list[str] | None = None, **kwargs: Any) -> Path:
+    """The real nvidia-modelopt NVFP4 export of a model. Calibration runs, though NVFP4's own forward needs CUDA."""
+    return export(model, folder, lambda m, seed: diffusers_velocity(m, **inputs(seed=seed)), "NVFP4", keep, **kwargs)

@@ -65,13 +65,13 @@ REFUSED = {
     "INT8": (change(f"{Q}.weight", lambda w: w.view(torch.int8)), f"{Q} is stored as INT8"),
     "E5M2": (change(f"{Q}.weight", lambda w: w.float().to(torch.float8_e5m2)), f"{Q} is stored as FP8 E5M2"),
     "block-wise FP8": (put(f"{Q}.weight_scale_inv", torch.ones(2, 2)), f"{Q} is stored as block-wise FP8"),
-    "NVFP4": (lambda t, c, m: t.update({f"{Q}.weight": torch.zeros(256, 128, dtype=torch.uint8), f"{Q}.weight_scale":
-                                       torch.zeros(256, 16, dtype=torch.float8_e4m3fn)}), f"{Q} is stored as NVFP4"),
+    "NVFP4 without its tensor scale": (lambda t, c, m: t.update({f"{Q}.weight": torch.zeros(256, 128, dtype=torch.uint8), f"{Q}.weight_scale":
+                                       torch.zeros(256, 16, dtype=torch.float8_e4m3fn)}), f"{Q}: NVFP4 weight without weight_scale_2"),
     "config of another size": (lambda t, c, m: c.update(num_attention_heads=3), "hidden = 384, but the tensors have 256"),
     "config with other heads": (lambda t, c, m: c.update(attention_head_dim=64, num_attention_heads=4), "heads of 128"),
     "config of another class": (lambda t, c, m: c.update(_class_name="WanTransformer3DModel"),
                                 "config.json says WanTransformer3DModel, but the tensors are FLUX.1"),
-    "config declares NVFP4": (declare(quant_algo="NVFP4"), "ModelOpt NVFP4 is not supported"),
+    "config declares W4A8": (declare(quant_algo="W4A8_AWQ"), "ModelOpt W4A8_AWQ is not supported"),
     "mixed precision": (declare(quant_algo="MIXED_PRECISION"), "MIXED_PRECISION is not supported"),
     "unknown method": (declare(quant_method="compressed-tensors"), "'compressed-tensors' is not supported"),
     "method against algo": (declare(quant_method="modelopt_fp8", quant_algo="MXFP8"), "conflicting declarations"),

@@ -6,12 +6,26 @@ import pytest
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
 
+from quantized_transformers.quant import fuse as fusing
 from quantized_transformers.quant import row_shards
-from quantized_transformers.quant.fp8 import NATIVE, SHARDS, fuse
+from quantized_transformers.quant.formats import ByteOrder
+from quantized_transformers.quant.fuse import HOST_FORMAT
+from quantized_transformers.quant.fuse import ROW_SHARDS as SHARDS
 from quantized_transformers.quant.ops import with_row_shards
 
 E4M3 = torch.float8_e4m3fn
 ROWS, COLUMNS = (32, 48, 16), 64
+
+
+NATIVE = HOST_FORMAT["fp8"]
+
+
+def fuse(names, parts, **options):
+    """What a load does with the stored parts of one module."""
+    from quantized_transformers.loaders.assemble import _format
+
+    shards = [s for name, part in zip(names, parts, strict=True) for s in _format(part).shards(name, part, ByteOrder())]
+    return fusing.fuse(shards, **options)
 
 
 def stored(rows: int, scale: float, seed: int, input_scale: float | None = 0.01) -> dict[str, torch.Tensor]:
@@ -147,7 +161,7 @@ def test_three_dimensional_input_outside_inference_mode(cpu_gemm):
 
 def test_t_and_mm(cpu_gemm):
     module, _ = linear(parts())
-    x = QuantizedTensor.from_float(activations(), row_shards.NAME, scale=torch.tensor(0.01))
+    x = QuantizedTensor.from_float(activations(), row_shards.FP8_NAME, scale=torch.tensor(0.01))
     out = torch.mm(x, module.weight.t())
     expected = emulate(activations(), parts(), torch.tensor(0.01)) - torch.cat([p["bias"] for p in parts()])
     assert len(cpu_gemm) == 3 and rel(out, expected) < 1e-6

@@ -89,18 +89,85 @@ def test_ambiguous_and_empty_folders(tiny, tmp_path):
     refused("single component", tiny.fp8, component="transformer_2")
 
 
-def test_deferred_needs_a_config_and_nothing_else(tiny, tmp_path):
-    shutil.copy(tiny.bf16 / "config.json", tmp_path / "config.json")
-    assert locate(str(tmp_path), need_weights=False).files == ()
-    with pytest.raises(CheckpointError, match=r"no config\.json"):
-        locate(str(next(tiny.fp8.glob("*.safetensors"))), need_weights=False)
-
-
 @pytest.fixture()
 def shards(tiny, tmp_path) -> Path:
     folder = tmp_path / "shards"
     shutil.copytree(tiny.sharded, folder)
     return folder
+
+
+def touch(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+A, B = "diffusion_pytorch_model", "flux2-dev-nvfp4"
+
+
+@pytest.mark.parametrize(("files", "chosen"), [
+    # specs/modelopt.md section 1.6, the lines named there: 1311, 1325, 1342
+    ([f"{B}.safetensors", f"{B}-mixed.safetensors"], [f"{B}-mixed.safetensors"]),
+    ([f"{A}.safetensors", f"{A}.fp16.safetensors"], [f"{A}.safetensors"]),
+    ([f"{A}.fp16.safetensors"], [f"{A}.fp16.safetensors"]),
+    ([f"{A}.safetensors", f"{A}.bf16.safetensors", f"{A}.fp32.safetensors"], [f"{A}.safetensors"]),
+    (["weights/only.safetensors"], ["only.safetensors"]),
+    ([f"{A}.safetensors", "ema/other.safetensors"], [f"{A}.safetensors"]),
+])
+def test_choice_among_files(files, chosen, tmp_path):
+    folder = touch(tmp_path / "folder", *files)
+    source = locate(str(folder))
+    assert names(source) == chosen
+    assert bool(source.choice) == (len(files) > 1 and "ema" not in files[1])
+    for name in files:  # an explicit name beats every rule
+        assert names(locate(str(folder), weights_name=name)) == [os.path.basename(name)]
+
+
+@pytest.mark.parametrize("files", [
+    ["a.safetensors", "b.safetensors"], ["a-mixed.safetensors", "b-mixed.safetensors", "c.safetensors"],
+    [f"{A}.fp16.safetensors", f"{A}.bf16.safetensors"], ["x/a.safetensors", "y/b.safetensors"]])
+def test_ambiguous_among_files(files, tmp_path):
+    refused("without an index", touch(tmp_path / "folder", *files))
+
+
+def test_index_wins_over_mixed_and_twins(shards):
+    (shards / "transformer-mixed.safetensors").write_bytes(b"")
+    index = next(shards.glob(f"*{INDEX}"))
+    shutil.copy(index, shards / "diffusion_pytorch_model.fp16.safetensors.index.json")
+    shutil.copy(index, shards / "diffusion_pytorch_model.safetensors.index.bf16.json")
+    source = locate(str(shards))
+    assert source.index == str(index) and len(source.files) == len(set(json.loads(index.read_text())["weight_map"].values()))
+
+
+def test_a_quantized_repo_given_as_the_base(tmp_path, monkeypatch):
+    """FLUX.2-dev-NVFP4: its mixed file are the weights, FLUX.2-dev gives the configuration."""
+    import folder_paths
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusers", ([str(tmp_path)], {"folder"}))
+    touch(tmp_path / "black-forest-labs" / "FLUX.2-dev-NVFP4", f"{B}.safetensors", f"{B}-mixed.safetensors")
+    base = touch(tmp_path / "black-forest-labs" / "FLUX.2-dev", "transformer/config.json")
+    (base / "model_index.json").write_text("{}")
+    assert names(locate("black-forest-labs/FLUX.2-dev-NVFP4")) == [f"{B}-mixed.safetensors"]
+    explicit = locate("black-forest-labs/FLUX.2-dev-NVFP4", weights_name=f"{B}.safetensors")
+    assert names(explicit) == [f"{B}.safetensors"]
+    deferred = locate("black-forest-labs/FLUX.2-dev-NVFP4", need_weights=False)
+    assert deferred.config == str(base / "transformer" / "config.json")
+
+
+def test_two_transformers_are_never_mixed_up(tmp_path):
+    pipeline = touch(tmp_path / "wan", "model_index.json", "transformer/a.safetensors", "transformer_2/b.safetensors",
+                     "vae/c.safetensors")
+    assert names(locate(str(pipeline))) == ["a.safetensors"]
+    assert names(locate(str(pipeline), component="transformer_2")) == ["b.safetensors"]
+
+
+def test_deferred_needs_a_config_and_nothing_else(tiny, tmp_path):
+    shutil.copy(tiny.bf16 / "config.json", tmp_path / "config.json")
+    assert locate(str(tmp_path), need_weights=False).files == ()
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        locate(str(next(tiny.fp8.glob("*.safetensors"))), need_weights=False)
 
 
 def edit_index(folder: Path, change) -> None:

@@ -1,0 +1,174 @@
+"""Stored layers → the tensors of one native Linear, every shard's bytes and scale kept as stored.
+
+A native Linear is one stored layer, or the rows of several (q, k, v, and FLUX's proj_mlp). Where one scale holds for all
+of them the host's own layout takes it; otherwise each stays a row shard (row_shards.py). Nothing is requantized.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROW_SHARDS = "qt.row_shards"  # this pack's marker; row_shards.py and ops.py implement it
+HOST_FORMAT = {"fp8": "float8_e4m3fn", "nvfp4": "nvfp4"}
+MAX_SHARDS = 4  # q, k, v and proj_mlp of a FLUX single block
+SHARD_LEAVES = tuple(f"weight_shard_{i}" for i in range(1, MAX_SHARDS))  # rows after those of "weight"
+BLOCK_LEAVES = tuple(f"weight_block_{i}" for i in range(MAX_SHARDS))  # block scales of NVFP4 shards
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The rows that one stored layer gives to a native Linear.
+
+    `kind` is "fp8" (data E4M3 [rows, columns], `scale` F32 []), "nvfp4" (data U8 [rows, columns / 2], `block` E4M3,
+    `scale` F32 []) or "plain" (data in a float dtype, no scale). NVFP4 data are in the host's order, high nibble first;
+    `block` is [rows, columns / 16], or already swizzled in the host's 128 x 4 tiles when `swizzled`.
+    """
+
+    name: str
+    kind: str
+    data: Tensor
+    scale: Tensor | None = None
+    block: Tensor | None = None
+    swizzled: bool = False
+    input_scale: Tensor | None = None
+    full_precision: bool = False
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Native tensors of one module (leaf name → tensor) and how they came about, for the report."""
+
+    tensors: dict[str, Tensor]
+    layout: str
+    dynamic: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def read_scale(name: str, part: dict[str, Tensor], leaf: str) -> Tensor | None:
+    """A scale as F32 scalar, or None. Raises ValueError unless it is finite and positive."""
+    scale = part.get(leaf)
+    if scale is None:
+        return None
+    value = float(scale)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}.{leaf} is {value}: a scale must be a finite positive number")
+    return scale.float().reshape(())
+
+
+def full_precision_marker(name: str, part: dict[str, Tensor], formats: tuple[str, ...]) -> bool:
+    """Whether a stored Comfy marker asks for full-precision matmul. Raises ValueError if it names another format."""
+    stored = part.get("comfy_quant")
+    if stored is None:
+        return False
+    try:
+        conf = json.loads(bytes(stored.tolist()))
+    except ValueError as error:
+        raise ValueError(f"{name}.comfy_quant is no JSON") from error
+    if conf.get("format") not in formats:
+        raise ValueError(f"{name}.comfy_quant says format {conf.get('format')!r} but the weight is {formats[0]}")
+    return bool(conf.get("full_precision_matrix_mult"))
+
+
+def marker(conf: dict[str, Any]) -> Tensor:
+    """A `comfy_quant` tensor: the JSON of `conf` as U8, as the host stores it."""
+    import torch
+
+    return torch.tensor(list(json.dumps(conf).encode()), dtype=torch.uint8)
+
+
+def join_rows(parts: list[Tensor]) -> Tensor:
+    """One tensor of all parts' rows: the stored view itself for a single part, one copy for several."""
+    import torch
+
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def swap_rows(tensor: Tensor) -> Tensor:
+    """Exchange the upper and lower half of the rows (diffusers' scale|shift against the vendor's shift|scale)."""
+    import torch
+
+    return torch.cat(tuple(reversed(tensor.chunk(2))))
+
+
+def fuse(shards: list[Shard], *, swap_halves: bool = False, dequantize: bool = False) -> Fused:
+    """Turn the shards of one native Linear, in row order, into native tensors. At least one of them is quantized.
+
+    `swap_halves` exchanges the upper and lower half of the rows (single shard only). `dequantize` asks the host for
+    full-precision matmul on this module. Raises ValueError for more shards than the layout holds.
+    """
+    import torch
+
+    if len(shards) > MAX_SHARDS:
+        raise ValueError(f"{shards[0].name}: {len(shards)} row shards, at most {MAX_SHARDS} are supported")
+    kinds = {shard.kind for shard in shards}
+    quantized = [shard for shard in shards if shard.scale is not None]
+    names = ", ".join(shard.name for shard in shards)
+    mixed = len(kinds) > 1
+    full_precision = dequantize or mixed or any(shard.full_precision for shard in shards)
+    notes = [f"partly quantized group, multiplied in full precision: {names}"] if mixed else []
+
+    tensors: dict[str, Tensor] = {}
+    inputs = [shard.input_scale for shard in quantized if shard.input_scale is not None]
+    static = len(inputs) == len(quantized)
+    if static:
+        tensors["input_scale"] = torch.stack(inputs).max()
+        if any(not torch.equal(scale, inputs[0]) for scale in inputs) and not mixed:
+            notes.append(f"different input scales in one group, the largest is used: {names}")
+    elif inputs:
+        notes.append(f"input scale missing in a part of the group, dynamic for all of it: {names}")
+
+    scales = [shard.scale for shard in quantized if shard.scale is not None]
+    agree = not mixed and all(torch.equal(scale, scales[0]) for scale in scales)
+    kind = shards[0].kind
+    # The host's FP8 layout takes 1.0 for a missing activation scale; its NVFP4 layout computes it.
+    if agree and (static or full_precision or kind == "nvfp4"):
+        layout = HOST_FORMAT[kind]
+        tensors |= _host_tensors(kind, shards, scales[0], swap_halves)
+    else:
+        layout = ROW_SHARDS
+        tensors |= _shard_tensors(shards, scales, agree, swap_halves)
+    full = {"full_precision_matrix_mult": True} if full_precision else {}
+    tensors["comfy_quant"] = marker({"format": layout, **full})
+    return Fused(tensors, layout, dynamic=not static and not full_precision, notes=tuple(notes))
+
+
+def _host_tensors(kind: str, shards: list[Shard], scale: Tensor, swap_halves: bool) -> dict[str, Tensor]:
+    """All rows in the host's own layout of this kind, under one scale."""
+    if kind == "fp8":
+        data = join_rows([shard.data for shard in shards])
+        return {"weight": swap_rows(data) if swap_halves else data, "weight_scale": scale}
+    from .nvfp4 import linear_blocks, pad_rows, swizzle
+
+    if len(shards) == 1 and shards[0].swizzled and not swap_halves:
+        data, block = shards[0].data, shards[0].block
+        assert block is not None
+        return {"weight": pad_rows(data), "weight_scale": block, "weight_scale_2": scale}
+    data, block = join_rows([shard.data for shard in shards]), join_rows([linear_blocks(shard) for shard in shards])
+    if swap_halves:
+        data, block = swap_rows(data), swap_rows(block)
+    return {"weight": pad_rows(data), "weight_scale": swizzle(block), "weight_scale_2": scale}
+
+
+def _shard_tensors(shards: list[Shard], scales: list[Tensor], agree: bool, swap_halves: bool) -> dict[str, Tensor]:
+    """Every shard under its own scale (1 for a plain one), in the leaves that ops.py reads."""
+    import torch
+
+    if swap_halves and len(shards) > 1:
+        raise ValueError(f"{shards[0].name}: halves of a fused layer cannot be exchanged")
+    if agree:  # one scale, and a dynamic activation scale that the host's layout lacks
+        data = join_rows([shard.data for shard in shards])
+        return {"weight": swap_rows(data) if swap_halves else data, "weight_scale": torch.stack(scales[:1])}
+    from .nvfp4 import linear_blocks, swizzle
+
+    one = torch.ones(())
+    tensors = {"weight_scale": torch.stack([one if shard.scale is None else shard.scale for shard in shards])}
+    for i, shard in enumerate(shards):
+        tensors[SHARD_LEAVES[i - 1] if i else "weight"] = shard.data
+        if shard.block is not None:
+            tensors[BLOCK_LEAVES[i]] = shard.block if shard.swizzled else swizzle(linear_blocks(shard))
+    return tensors
