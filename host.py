@@ -108,6 +108,15 @@ def has_matmul(kind: str) -> bool:
     return bool(supports(management.get_torch_device()))
 
 
+def capability() -> tuple[int, int] | None:
+    """The CUDA compute capability of the host's device, or None."""
+    import comfy.model_management
+    import torch
+
+    device = comfy.model_management.get_torch_device()
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" and torch.version.cuda else None
+
+
 def is_cpu() -> bool:
     """Whether the host runs models on the CPU."""
     import comfy.model_management

@@ -43,16 +43,18 @@ class NativeStateDict:
 
 
 def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dict[str, Tensor], where: str, *,
-             order: ByteOrder = ByteOrder(), dequantize: bool = False, step: Callable[[], None] = lambda: None) -> NativeStateDict:
+             order: ByteOrder = ByteOrder(), dequantize: bool = False, own_nvfp4: bool = False,
+             step: Callable[[], None] = lambda: None) -> NativeStateDict:
     """Build the native state dict, emptying `stored` (name → tensor) on the way.
 
-    `order` is how the files pack NVFP4. `dequantize` asks the host for full-precision matmul in every quantized module; `step` is called once a module.
+    `order` is how the files pack NVFP4, `own_nvfp4` is for kernels other than the host's. `dequantize` asks the host for full-precision matmul in every quantized module; `step` is called once a module.
     Raises CheckpointError for an invalid scale, a missing tensor, or tensors that nothing consumed.
     """
     native = NativeStateDict()
     for module in architecture.modules(dims, naming):
         try:
-            _add(native, module, [_take(stored, name, module) for name in module.stored], order, dequantize)
+            _add(native, module, [_take(stored, name, module) for name in module.stored], order, dequantize,
+                 own_nvfp4)
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{module.stored[0]}: no tensor {error}" if isinstance(error, KeyError) else
                                   str(error), where, "download the checkpoint again, or report it to its publisher"
@@ -77,7 +79,7 @@ def _take(stored: dict[str, Tensor], name: str, module: Module) -> dict[str, Ten
 
 
 def _add(native: NativeStateDict, module: Module, parts: list[dict[str, Tensor]], order: ByteOrder,
-         dequantize: bool) -> None:
+         dequantize: bool, own_nvfp4: bool) -> None:
     def join(rows: list[Tensor]) -> Tensor:
         return fuse.swap_rows(rows[0]) if module.swap_halves else fuse.join_rows(rows)
 
@@ -89,7 +91,7 @@ def _add(native: NativeStateDict, module: Module, parts: list[dict[str, Tensor]]
     if all(shard.kind == "plain" for shard in shards):
         native.tensors[tensor_name(module.native, module.leaf)] = join([shard.data for shard in shards])
     else:
-        done = fuse.fuse(shards, swap_halves=module.swap_halves, dequantize=dequantize)
+        done = fuse.fuse(shards, swap_halves=module.swap_halves, dequantize=dequantize, own_nvfp4=own_nvfp4)
         native.tensors.update({f"{module.native}.{leaf}": tensor for leaf, tensor in done.tensors.items()})
         native.layouts[done.layout] = native.layouts.get(done.layout, 0) + 1
         native.per_shard += "weight_shard_1" in done.tensors

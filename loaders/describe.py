@@ -156,8 +156,9 @@ def _check_dims(description: CheckpointDescription, architecture: Architecture, 
 
 def _compare_dims(description: CheckpointDescription, dims: Dims, whose: str) -> None:
     for key, value in dims.items():
-        if description.dims[key] != value:
-            description.problems.append(f"{whose} {key} = {value}, but the tensors have {description.dims[key]}")
+        stored = description.dims.setdefault(key, value)  # a size that the tensors do not tell is taken over
+        if stored != value:
+            description.problems.append(f"{whose} {key} = {value}, but the tensors have {stored}")
 
 
 def _check_layer(description: CheckpointDescription, module: Module, stored: str, rows: int,

@@ -41,6 +41,7 @@ class Request:
     revision: str = ""
     dtype: str = "default"
     compute: str = "auto"
+    fp4_backend: str = "auto"
     base: tuple[str, tuple[tuple[str, int], ...]] | None = None
 
 
@@ -68,15 +69,18 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     if must_be:
         _refuse_other_model(description, *must_be)
     compute = _compute(request.compute, description)
+    fp4_backend, fp4_note = _fp4_backend(request.fp4_backend, description, compute)
     architecture = _architecture(description.architecture)
     modules = sum(1 for _ in architecture.modules(description.dims, description.naming))
     native = assemble(architecture, description.dims, description.naming, checkpoint.load_tensors(),
                       checkpoint.source.reference, order=description.byte_order, dequantize=compute == "dequantize",
+                      own_nvfp4=fp4_backend is not None,
                       step=(lambda: None) if quiet else host.progress(modules))
-    operations = _operations(native, compute)
+    operations = _operations(native, compute, fp4_backend)
     patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic)
     patcher.cached_patcher_init = (rebuild, (request,))
     patcher.set_attachments(host.ATTACHMENT, request)
+    native.notes += [fp4_note] if fp4_note else []
     return Loaded(patcher, description, load_report(description, native, compute))
 
 
@@ -181,13 +185,29 @@ def _compute(compute: str, description: CheckpointDescription) -> str:
     return compute
 
 
-def _operations(native: NativeStateDict, compute: str) -> Any:
+def _fp4_backend(wanted: str, description: CheckpointDescription, compute: str) -> tuple[str | None, str]:
+    """FlashInfer's backend for NVFP4 layers, or None for the host's kernels; and a line for the report."""
+    if "NVFP4" not in description.formats:
+        return None, f"fp4_backend {wanted} has no effect, there are no NVFP4 layers" if wanted != "auto" else ""
+    if compute == "dequantize":
+        return None, ""
+    from ..quant.flashinfer_fp4 import choose
+
+    return choose(wanted, host.capability())
+
+
+def _operations(native: NativeStateDict, compute: str, fp4_backend: str | None = None) -> Any:
     """The host's own operations where they suffice (None), else with row shards or forced native matmul."""
     if not native.layouts or not (native.needs_row_shards or compute == "native"):
         return None
     from ..quant.ops import with_row_shards
 
-    return with_row_shards(host.mixed_operations(native.tensors, native=compute == "native"))
+    operations = host.mixed_operations(native.tensors, native=compute == "native")
+    if fp4_backend is None:
+        return with_row_shards(operations)
+    from ..quant.flashinfer_fp4 import layout_name
+
+    return with_row_shards(operations, layout_name(fp4_backend))
 
 
 def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disable_dynamic: bool,

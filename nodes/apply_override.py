@@ -35,7 +35,9 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
                 io.Combo.Input("fp4_backend", optional=True, default="auto", advanced=True,
                                options=["auto", "comfy_kitchen", "flashinfer_cudnn", "flashinfer_cutlass",
                                         "flashinfer_trtllm"],
-                               tooltip="Which kernels multiply NVFP4 layers. Without such layers it has no effect."),
+                               tooltip="Which kernels multiply NVFP4 layers. auto: comfy-kitchen, or what the environment "
+                                       "variable SGLANG_DIFFUSION_FLASHINFER_FP4_GEMM_BACKEND says. FlashInfer needs a "
+                                       "Blackwell GPU; the report says what was taken."),
                 inputs.revision(),
                 inputs.download_missing(),
             ],
@@ -56,9 +58,6 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
         from ..loaders import model as models
 
         request = models.Request(reference.strip() or override, weights_name=weights_name, revision=revision,
-                                 compute=compute)
+                                 compute=compute, fp4_backend=fp4_backend)
         loaded = models.override(model, request, kind)
-        report = loaded.report
-        if fp4_backend != "auto":
-            report += f"\nnote: fp4_backend {fp4_backend} has no effect, there are no NVFP4 layers"
-        return io.NodeOutput(loaded.patcher, report)
+        return io.NodeOutput(loaded.patcher, loaded.report)

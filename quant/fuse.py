@@ -7,7 +7,7 @@ of them the host's own layout takes it; otherwise each stays a row shard (row_sh
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -95,11 +95,13 @@ def swap_rows(tensor: Tensor) -> Tensor:
     return torch.cat(tuple(reversed(tensor.chunk(2))))
 
 
-def fuse(shards: list[Shard], *, swap_halves: bool = False, dequantize: bool = False) -> Fused:
+def fuse(shards: list[Shard], *, swap_halves: bool = False, dequantize: bool = False,
+         own_nvfp4: bool = False) -> Fused:
     """Turn the shards of one native Linear, in row order, into native tensors. At least one of them is quantized.
 
     `swap_halves` exchanges the upper and lower half of the rows (single shard only). `dequantize` asks the host for
-    full-precision matmul on this module. Raises ValueError for more shards than the layout holds.
+    full-precision matmul on this module. `own_nvfp4` puts NVFP4 into row shards even where the host's layout would do,
+    for other kernels than the host's. Raises ValueError for more shards than the layout holds.
     """
     import torch
 
@@ -126,7 +128,8 @@ def fuse(shards: list[Shard], *, swap_halves: bool = False, dequantize: bool = F
     agree = not mixed and all(torch.equal(scale, scales[0]) for scale in scales)
     kind = shards[0].kind
     # The host's FP8 layout takes 1.0 for a missing activation scale; its NVFP4 layout computes it.
-    if agree and (static or full_precision or kind == "nvfp4"):
+    ours = kind == "nvfp4" and own_nvfp4 and not full_precision
+    if agree and (static or full_precision or kind == "nvfp4") and not ours:
         layout = HOST_FORMAT[kind]
         tensors |= _host_tensors(kind, shards, scales[0], swap_halves)
     else:
@@ -160,11 +163,14 @@ def _shard_tensors(shards: list[Shard], scales: list[Tensor], agree: bool, swap_
 
     if swap_halves and len(shards) > 1:
         raise ValueError(f"{shards[0].name}: halves of a fused layer cannot be exchanged")
-    if agree:  # one scale, and a dynamic activation scale that the host's layout lacks
+    if agree and shards[0].kind == "fp8":  # one scale, and a dynamic activation scale that the host's layout lacks
         data = join_rows([shard.data for shard in shards])
         return {"weight": swap_rows(data) if swap_halves else data, "weight_scale": torch.stack(scales[:1])}
     from .nvfp4 import linear_blocks, swizzle
 
+    if swap_halves:
+        block = swap_rows(linear_blocks(shards[0]))
+        shards = [replace(shards[0], data=swap_rows(shards[0].data), block=block, swizzled=False)]
     one = torch.ones(())
     tensors = {"weight_scale": torch.stack([one if shard.scale is None else shard.scale for shard in shards])}
     for i, shard in enumerate(shards):

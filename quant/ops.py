@@ -16,9 +16,10 @@ from .fuse import BLOCK_LEAVES, ROW_SHARDS, SHARD_LEAVES
 from .row_shards import FP8_NAME, NVFP4_NAME, RowShardsLayout, shard_fields
 
 
-def with_row_shards(operations: Any) -> Any:
+def with_row_shards(operations: Any, nvfp4_layout: str = NVFP4_NAME) -> Any:
     """Subclass the host's mixed-precision `operations` (a class) with a Linear that also loads row shards.
 
+    `nvfp4_layout` names the layout of shards that are all NVFP4 (row_shards.py's, or one of flashinfer_fp4.py).
     Keys of such a layer: weight and weight_shard_1.. (rows in order), weight_scale F32 [shards], weight_block_0.. for
     NVFP4 shards, comfy_quant with format "qt.row_shards", optional input_scale and bias.
     """
@@ -42,7 +43,7 @@ def with_row_shards(operations: Any) -> Any:
             params = RowShardsLayout.Params(scale=scale, orig_dtype=dtype, orig_shape=tuple(self._orig_shape),
                                             **shard_fields(data, blocks))
             nvfp4 = all(block is not None for block in blocks)
-            name = NVFP4_NAME if nvfp4 else FP8_NAME
+            name = nvfp4_layout if nvfp4 else FP8_NAME
             weight = QuantizedTensor(data[0], name, params)
             # What torch.nn.Parameter() does for tensor subclasses, less the detach(): kitchen's detach clones every
             # tensor in Params, which would copy three quarters of the memory-mapped weight.

@@ -147,7 +147,10 @@ class Architecture(Protocol):
         ...
 
     def dims_from_tensors(self, tensors: Mapping[str, TensorInfo], naming: Naming) -> Dims:
-        """The sizes that the shapes of the stored tensors tell. Raises ValueError when one needed is missing."""
+        """The sizes that the stored tensors tell. Raises ValueError when one needed is missing.
+
+        One that only a config or a base model tells is left out; `modules` and `marks` do without it.
+        """
         ...
 
     def dims_from_config(self, config: Mapping[str, Any]) -> Dims:

@@ -10,11 +10,11 @@ import shutil
 
 import pytest
 import torch
-from support import flux
-from support.common import comfy_order
 
 from quantized_transformers.loaders import model
 from quantized_transformers.loaders.errors import CheckpointError
+from support import flux
+from support.common import comfy_order
 
 FF = "transformer_blocks.1.ff.net.2"
 Q, K = (f"transformer_blocks.0.attn.to_{x}" for x in "qk")

@@ -6,12 +6,12 @@ import json
 
 import pytest
 import torch
-from support import flux
-from support.common import comfy_order, decode_nvfp4, fake_nvfp4, swizzle
 
 from quantized_transformers.loaders import model
 from quantized_transformers.quant import nvfp4, row_shards
 from quantized_transformers.quant.formats import ByteOrder
+from support import flux
+from support.common import comfy_order, decode_nvfp4, fake_nvfp4, swizzle
 
 # What ComfyUI's detection reads the width of is dequantized, so its activations stay as they are.
 DETECTED = ("x_embedder", "context_embedder", "time_text_embed.text_embedder.linear_1")

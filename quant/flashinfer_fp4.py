@@ -1,0 +1,93 @@
+"""NVFP4 matmul by FlashInfer's `mm_fp4` instead of comfy-kitchen, on the same bytes.
+
+An FP4 dot product does not change when both operands swap the two codes of every byte, so weights and activations stay
+in the host's order (high nibble first, scales in 128 x 4 tiles), which is what the cudnn and cutlass kernels take;
+trtllm wants the weight's rows shuffled, which FlashInfer's own functions do (specs/modelopt.md section 4.5).
+
+FlashInfer is imported when a layer first multiplies; whether it may be used is decided before, by `choose`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from comfy_kitchen.tensor import QuantizedTensor, register_layout_class
+
+from .fuse import Shard
+from .nvfp4 import linear_blocks
+from .row_shards import NVFP4RowShardsLayout, RowShard
+
+VARIABLE = "SGLANG_DIFFUSION_FLASHINFER_FP4_GEMM_BACKEND"
+# Values that SGLang-Diffusion accepts for the variable, in any case → mm_fp4's backend.
+ACCEPTED = {f"{prefix}{name}": name for name in ("trtllm", "cutlass", "cudnn") for prefix in ("", "flashinfer_")}
+ACCEPTED["auto"] = "auto"
+MINIMUM = (10, 0)
+
+
+def choose(wanted: str, capability: tuple[int, int] | None,
+           environment: Mapping[str, str] = os.environ) -> tuple[str | None, str]:
+    """mm_fp4's backend for the node's `fp4_backend`, or None for comfy-kitchen; and a line for the report.
+
+    `capability` is the GPU's (None without one). "auto" takes what the environment variable says, else comfy-kitchen.
+    FlashInfer missing or a GPU before SM 10.0 fall back to comfy-kitchen and say so.
+    """
+    said = environment.get(VARIABLE, "")
+    backend = ACCEPTED.get(wanted if wanted != "auto" else said.lower())
+    if wanted == "comfy_kitchen" or wanted == "auto" and not said:
+        return None, ""
+    if backend is None:
+        return None, f"{VARIABLE} = {said!r} is none of {', '.join(sorted(ACCEPTED))}; comfy-kitchen multiplies NVFP4"
+    asked = f"FlashInfer ({backend}) was asked for NVFP4"
+    if capability is None or capability < MINIMUM:
+        have = "there is no NVIDIA GPU" if capability is None else f"this GPU is SM {capability[0]}.{capability[1]}"
+        return None, f"{asked}, but it needs SM 10.0 or newer and {have}; NVFP4 is dequantized"
+    if importlib.util.find_spec("flashinfer") is None:
+        return None, f"{asked}, but it is not installed (pip install flashinfer-python); comfy-kitchen multiplies NVFP4"
+    try:
+        from flashinfer import mm_fp4  # noqa: F401
+    except Exception as error:  # a broken install raises anything, from ImportError to OSError
+        return None, f"{asked}, but it does not import ({error}); comfy-kitchen multiplies NVFP4"
+    return backend, f"FlashInfer ({backend}) multiplies NVFP4"
+
+
+class FlashInferLayout(NVFP4RowShardsLayout):
+    """NVFP4 row shards multiplied by FlashInfer; sizes its kernels do not take go to comfy-kitchen."""
+
+    BACKEND = "auto"
+
+    @classmethod
+    def multiply(cls, x: QuantizedTensor, shard: RowShard, bias: torch.Tensor | None) -> torch.Tensor:
+        rows, half = shard.data.shape
+        trtllm = cls.BACKEND == "trtllm"
+        if shard.block is None or half % 32 or rows % (128 if trtllm else 32):
+            return super().multiply(x, shard, bias)
+        from flashinfer import mm_fp4
+
+        data, block = shard.data, shard.block.view(torch.uint8)
+        if trtllm:
+            from flashinfer import shuffle_matrix_a, shuffle_matrix_sf_a
+
+            linear = linear_blocks(Shard("", "nvfp4", data, block=shard.block, swizzled=True))
+            data = shuffle_matrix_a(data, 128)
+            block = shuffle_matrix_sf_a(linear.view(torch.uint8), 128).reshape(rows, -1)
+        dtype = x._params.orig_dtype
+        # trtllm writes BF16 only, the others BF16 or FP16
+        out_dtype = dtype if dtype == torch.float16 and not trtllm else torch.bfloat16
+        alpha = (x._params.scale * shard.scale).reshape(1)
+        out = mm_fp4(x._qdata, data.t(), x._params.block_0.view(torch.uint8), block.t(), alpha, out_dtype,
+                     backend=cls.BACKEND)[:x._params.orig_shape[0]].to(dtype)
+        return out if bias is None else out + bias.to(dtype)
+
+
+def layout_name(backend: str) -> str:
+    """The registered name of the layout that multiplies with this mm_fp4 backend."""
+    return f"QTFlashInfer_{backend}_Layout"
+
+
+for _backend in sorted(set(ACCEPTED.values())):
+    _class: Any = type(f"FlashInfer_{_backend}", (FlashInferLayout,), {"BACKEND": _backend})
+    register_layout_class(layout_name(_backend), _class)
