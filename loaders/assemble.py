@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..quant import fuse, nvfp4
-from ..quant.formats import PLAIN, ByteOrder, StoredFormat, formats, identify
+from ..quant.formats import MODELOPT_ORDER, PLAIN, ByteOrder, StoredFormat, formats, identify
 from .architectures import Architecture, Dims, Module, Naming
 from .architectures.base import tensor_name
 from .errors import CheckpointError, first_ten
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 # Modules whose width ComfyUI's detection reads from the weight's columns, half as many when NVFP4 packs them
 # (specs/parity.md section 6).
-DETECTED = frozenset({"img_in", "txt_in", "vector_in.in_layer", "txt_in.input_embedder", "cap_embedder.1", "x_embedder"})
+DETECTED = frozenset({"img_in", "txt_in", "vector_in.in_layer", "txt_in.input_embedder", "cap_embedder.1",
+                      "x_embedder"})
 COMPANIONS = tuple(sorted(frozenset().union(*(fmt.companions for fmt in formats()))))
 
 
@@ -43,11 +44,12 @@ class NativeStateDict:
 
 
 def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dict[str, Tensor], where: str, *,
-             order: ByteOrder = ByteOrder(), dequantize: bool = False, own_nvfp4: bool = False,
+             order: ByteOrder = MODELOPT_ORDER, dequantize: bool = False, own_nvfp4: bool = False,
              step: Callable[[], None] = lambda: None) -> NativeStateDict:
     """Build the native state dict, emptying `stored` (name → tensor) on the way.
 
-    `order` is how the files pack NVFP4, `own_nvfp4` is for kernels other than the host's. `dequantize` asks the host for full-precision matmul in every quantized module; `step` is called once a module.
+    `order` is how the files pack NVFP4, `own_nvfp4` is for kernels other than the host's. `dequantize` asks the host
+    for full-precision matmul in every quantized module; `step` is called once a module.
     Raises CheckpointError for an invalid scale, a missing tensor, or tensors that nothing consumed.
     """
     native = NativeStateDict()

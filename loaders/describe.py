@@ -69,6 +69,9 @@ def architecture_of(checkpoint: Checkpoint) -> tuple[Architecture, Naming]:
     for architecture in ARCHITECTURES:
         naming = architecture.naming(checkpoint.tensors)
         if naming:
+            if claim and by_class_name(claim) is None:
+                raise CheckpointError(f"config.json says {claim}, which this version does not load ({supported()})",
+                                      where, "load it with another loader, or use a version of this pack that lists it")
             if claim and claim not in architecture.class_names:
                 raise CheckpointError(f"config.json says {claim}, but the tensors are {architecture.name}", where,
                                       "config.json and weights do not belong together; download both again")
@@ -100,6 +103,9 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = No
     elif checkpoint.config and checkpoint.config.get("_class_name"):
         _compare_dims(description, _dims(architecture.dims_from_config, checkpoint, checkpoint.config),
                       "config.json says")
+    for key in sorted(architecture.config_only - dims.keys()):
+        description.notes.append(f"{key} is told by neither the tensors nor a config.json; taken as off. If this is a "
+                                 "model that has it, give its folder, or use the file as weights on its base")
     layers = _group(checkpoint.tensors)
     marks = {naming.prefix + mark for mark in architecture.marks(dims)}
     for module in architecture.modules(dims, naming):

@@ -164,8 +164,8 @@ def _refuse_other_model(description: CheckpointDescription, name: str, dims: Dim
     if description.architecture != name:
         raise CheckpointError(f"the override is {description.architecture}, but the base model is {name}",
                               description.reference, "choose an override made for this base")
-    differences = [f"{key} {description.dims[key]} (base {dims[key]})" for key in dims
-                   if dims[key] != description.dims[key]]
+    own = {key: description.dims.get(key, 0) for key in dims}  # told by neither tensors nor config: not switched on
+    differences = [f"{key} {own[key]} (base {dims[key]})" for key in dims if dims[key] != own[key]]
     if differences:
         raise CheckpointError(f"the override is another {name} than the base: {', '.join(differences)}",
                               description.reference, "choose an override made for this base")
@@ -239,7 +239,8 @@ def _check_names(patcher: Any, given: list[str]) -> None:
              *(f".{leaf}" for leaf in SHARD_LEAVES + BLOCK_LEAVES))
     wanted = host.native_names(patcher.model, [name for name in given if not name.endswith(inner)])
     there = {name for name, _ in patcher.model.diffusion_model.named_parameters()}
-    missing, unused = sorted(there - wanted), sorted(wanted - there)
+    marks = {name for name, _ in patcher.model.diffusion_model.named_buffers()}
+    missing, unused = sorted(there - wanted), sorted(wanted - there - marks)
     if missing or unused:
         raise CheckpointError(
             f"ComfyUI {host.version()} expects other tensors for this architecture: "

@@ -17,8 +17,18 @@ from .. import host
 from .errors import CheckpointError, first_ten
 
 INDEX = ".safetensors.index.json"
-KNOWN_BASES = ("black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell")
-KNOWN_OVERRIDES = ("lmsys/flux1-dev-modelopt-fp8-sglang-transformer",)
+# The bases and the nine validated overrides of the support matrix.
+KNOWN_BASES = (
+    "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.2-dev",
+    "black-forest-labs/FLUX.2-dev-NVFP4", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", "Wan-AI/Wan2.2-I2V-A14B-Diffusers",
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "hunyuanvideo-community/HunyuanVideo", "Qwen/Qwen-Image",
+    "Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511", "Tongyi-MAI/Z-Image-Turbo")
+KNOWN_OVERRIDES = (
+    "lmsys/flux1-dev-modelopt-fp8-sglang-transformer", "lmsys/flux1-dev-modelopt-nvfp4-sglang-transformer",
+    "lmsys/flux2-dev-modelopt-fp8-sglang-transformer", "black-forest-labs/FLUX.2-dev-NVFP4",
+    "lmsys/wan22-t2v-a14b-modelopt-fp8-sglang-transformer", "lmsys/wan22-t2v-a14b-modelopt-nvfp4-sglang-transformer",
+    "lmsys/hunyuanvideo-modelopt-fp8-sglang-transformer", "lmsys/qwen-image-modelopt-fp8-sglang-transformer",
+    "lmsys/qwen-image-edit-modelopt-fp8-sglang-transformer")
 COMPONENTS = ("transformer", "transformer_2")
 
 

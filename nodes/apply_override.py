@@ -35,9 +35,9 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
                 io.Combo.Input("fp4_backend", optional=True, default="auto", advanced=True,
                                options=["auto", "comfy_kitchen", "flashinfer_cudnn", "flashinfer_cutlass",
                                         "flashinfer_trtllm"],
-                               tooltip="Which kernels multiply NVFP4 layers. auto: comfy-kitchen, or what the environment "
-                                       "variable SGLANG_DIFFUSION_FLASHINFER_FP4_GEMM_BACKEND says. FlashInfer needs a "
-                                       "Blackwell GPU; the report says what was taken."),
+                               tooltip="Which kernels multiply NVFP4 layers. auto: comfy-kitchen, or what the "
+                                       "environment variable SGLANG_DIFFUSION_FLASHINFER_FP4_GEMM_BACKEND says. "
+                                       "FlashInfer needs a Blackwell GPU; the report says what was taken."),
                 inputs.revision(),
                 inputs.download_missing(),
             ],

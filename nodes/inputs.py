@@ -19,7 +19,7 @@ REFERENCE_TIP = ("A path (folder, .safetensors file or index) or a repo id such 
 def reference_choices(known: tuple[str, ...]) -> list[str]:
     """Combo values: what the model folders hold, then the known repo ids."""
     found = local_references()
-    return found + [repo for repo in known if repo not in found]
+    return list(dict.fromkeys([*found, *known]))
 
 
 def reference() -> Any:

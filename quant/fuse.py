@@ -1,7 +1,7 @@
 """Stored layers → the tensors of one native Linear, every shard's bytes and scale kept as stored.
 
-A native Linear is one stored layer, or the rows of several (q, k, v, and FLUX's proj_mlp). Where one scale holds for all
-of them the host's own layout takes it; otherwise each stays a row shard (row_shards.py). Nothing is requantized.
+A native Linear is one stored layer, or the rows of several (q, k, v, and FLUX's proj_mlp). Where one scale holds for
+all of them the host's own layout takes it; otherwise each stays a row shard (row_shards.py). Nothing is requantized.
 """
 
 from __future__ import annotations

@@ -101,7 +101,8 @@ class RowShardsLayout(QuantizedLayout):
         orig: dict[str, Any] = {"orig_dtype": tensor.dtype, "orig_shape": tuple(tensor.shape)}
         if shards is None:
             return cls.quantize_activation(tensor, scale if isinstance(scale, torch.Tensor) else None, orig)
-        data, scales, blocks = [], [], []
+        data, scales = [], []
+        blocks: list[torch.Tensor | None] = []
         for part, (_, kind) in zip(tensor.split([rows for rows, _ in shards]), shards, strict=True):
             host = {"nvfp4": "TensorCoreNVFP4Layout", E4M3: "TensorCoreFP8E4M3Layout"}.get(kind)
             if host is None:

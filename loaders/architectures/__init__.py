@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from .base import Architecture, Dims, Module, Naming
 from .flux1 import FLUX1
+from .flux2 import FLUX2
+from .hunyuan_video import HUNYUAN_VIDEO
 from .others import name_other
+from .qwen_image import QWEN_IMAGE
+from .wan import WAN
+from .z_image import Z_IMAGE
 
-ARCHITECTURES: tuple[Architecture, ...] = (FLUX1,)
+ARCHITECTURES: tuple[Architecture, ...] = (FLUX1, FLUX2, HUNYUAN_VIDEO, QWEN_IMAGE, WAN, Z_IMAGE)
 
 __all__ = ["ARCHITECTURES", "Architecture", "Dims", "Module", "Naming", "by_class_name", "name_other", "supported"]
 

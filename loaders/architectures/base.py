@@ -137,10 +137,14 @@ def config_int(config: Mapping[str, Any], key: str, default: int) -> int:
 
 
 class Architecture(Protocol):
-    """A diffusion transformer this pack can load. Stateless; one instance each."""
+    """A diffusion transformer this pack can load. Stateless; one instance each.
+
+    `class_names` are the diffusers classes, `config_only` the sizes that tensors may not tell.
+    """
 
     name: str
     class_names: frozenset[str]
+    config_only: frozenset[str]
 
     def naming(self, names: Collection[str]) -> Naming | None:
         """The naming of these stored tensors when they are this architecture, else None."""

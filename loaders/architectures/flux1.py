@@ -69,6 +69,7 @@ class Flux1:
 
     name = "FLUX.1"
     class_names = frozenset({"FluxTransformer2DModel"})
+    config_only: frozenset[str] = frozenset()
 
     def naming(self, names: Collection[str]) -> Naming | None:
         text = "\n".join(names)  # one scan in C for each mark, instead of one a name

@@ -150,11 +150,10 @@ def fake_nvfp4(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     block = (blocks.abs().amax(-1, keepdim=True) / 6 / scale).clamp(max=448).to(torch.float8_e4m3fn).float()
     total = block * scale
     scaled = torch.where(total == 0, torch.zeros_like(blocks), blocks / torch.where(total == 0, 1, total)).clamp(-6, 6)
-    magnitudes = E2M1[:8]
-    distance = (scaled.abs()[..., None] - magnitudes).abs()
-    # ties go to the even code: E2M1's mantissa bit is the lowest bit of the code
-    tie_break = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1]) * 1e-6
-    return (magnitudes[(distance + tie_break).argmin(-1)] * scaled.sign() * total).reshape(x.shape)
+    midpoints = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5])
+    low, high = torch.bucketize(scaled.abs(), midpoints), torch.bucketize(scaled.abs(), midpoints, right=True)
+    code = torch.where((low != high) & (low % 2 == 1), high, low)  # a midpoint goes to the even code
+    return (E2M1[code] * scaled.sign() * total).reshape(x.shape)
 
 
 def swizzle(block: torch.Tensor) -> torch.Tensor:
