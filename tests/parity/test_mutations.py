@@ -123,7 +123,8 @@ MUTATIONS = {
 
     "q and k exchanged": (exchange("q", "k", "weight", "weight_scale"), UNDETECTABLE),
     "bits flipped in codes": (put("weight", flip_bits), UNDETECTABLE),
-    "scale doubled": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.{s}", t[f"{f.q}.{s}"] * 2), UNDETECTABLE),
+    # not q's: a norm behind it can take any scale back
+    "scale doubled": (lambda t, c, m, s, f: t.__setitem__(f"{f.other}.{s}", t[f"{f.other}.{s}"] * 2), UNDETECTABLE),
     "norm doubled": (lambda t, c, m, s, f: t.__setitem__(f.norm, t[f.norm] * 2), UNDETECTABLE),
 }
 ONLY_NVFP4 = {

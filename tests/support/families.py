@@ -64,7 +64,7 @@ FAMILIES = {
                     config=({"num_attention_heads": 4}, {"num_layers": 3}, {"guidance_embeds": False})),
     "hunyuan_video": Family(hunyuan_video, other="transformer_blocks.0.ff.net.2", embedder="context_embedder.proj_in.weight",
                             **_FLUX_LIKE, config=({"num_attention_heads": 4}, {"num_layers": 3}, {"guidance_embeds": False})),
-    "wan": Family(wan, q="blocks.0.attn1.to_q", k="blocks.0.attn1.to_k", other="blocks.1.ffn.net.2",
+    "wan": Family(wan, q="blocks.0.attn1.to_q", k="blocks.0.attn1.to_k", other="condition_embedder.text_embedder.linear_1",
                   norm="blocks.0.attn1.norm_q.weight", embedder="patch_embedding.weight", first="blocks.0.", last="blocks.1.",
                   config=({"num_attention_heads": 4}, {"num_layers": 3}, {"ffn_dim": 512})),
     "qwen_image": Family(qwen_image, q="transformer_blocks.0.attn.to_q", k="transformer_blocks.0.attn.to_k",
