@@ -128,6 +128,6 @@ def _block(name: str) -> tuple[str, str, str]:
     """Split a stored module name: ("transformer_blocks", "3", "ff.net.2"), or ("top", "", name)."""
     parts = name.split(".")
     for i, part in enumerate(parts[:-1]):
-        if part.isdigit() and i and parts[i - 1].endswith("blocks"):
+        if part.isdigit() and i:
             return parts[i - 1], part, ".".join(parts[i + 1:])
     return "top", "", name

@@ -117,11 +117,11 @@ def fuse(shards: list[Shard], *, swap_halves: bool = False, dequantize: bool = F
     tensors: dict[str, Tensor] = {}
     inputs = [shard.input_scale for shard in quantized if shard.input_scale is not None]
     static = len(inputs) == len(quantized)
-    if static:
+    if static and not mixed:  # a mixed group is multiplied in full precision
         tensors["input_scale"] = torch.stack(inputs).max()
-        if any(not torch.equal(scale, inputs[0]) for scale in inputs) and not mixed:
+        if any(not torch.equal(scale, inputs[0]) for scale in inputs):
             notes.append(f"different input scales in one group, the largest is used: {names}")
-    elif inputs:
+    elif inputs and not mixed:
         notes.append(f"input scale missing in a part of the group, dynamic for all of it: {names}")
 
     scales = [shard.scale for shard in quantized if shard.scale is not None]

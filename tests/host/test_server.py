@@ -102,6 +102,35 @@ def test_the_main_job(server):
     assert 1e-3 < flux.rel_l2(latent_of(server, fp8), latent_of(server, bf16)) < 0.25
 
 
+def test_nvfp4_of_another_architecture(server, tmp_path):
+    """Wan: base deferred, transformer overridden by a real NVFP4 export, sampled as video latents."""
+    from support import wan
+
+    folder = server.base / "models" / "diffusers"
+    tiny_wan = wan.make()
+    tiny_wan.save_pretrained(folder / "tiny-wan" / "transformer")
+    (folder / "tiny-wan" / "model_index.json").write_text("{}", encoding="utf-8")
+    wan.export(tiny_wan, folder / "tiny-wan-nvfp4", "NVFP4")
+
+    def sample(model):
+        nodes = text_to_image(model, "w_")
+        nodes["w_cond"]["inputs"]["text"] = 4096
+        nodes["w_empty"] = {"class_type": "EmptyHunyuanLatentVideo",
+                            "inputs": {"width": 64, "height": 64, "length": 5, "batch_size": 1}}
+        return {key: node for key, node in nodes.items() if key not in ("w_paint", "w_save")}
+
+    bf16 = server.run({"1": load_base("", base_model="tiny-wan"), **sample(["1", 0])})
+    nvfp4 = server.run({"1": load_base("", "defer to override", base_model="tiny-wan"),
+                        "2": apply_override(["1", 0], "", override="tiny-wan-nvfp4"), **sample(["2", 0]),
+                        "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 1]}}})
+    assert not error_of(bf16) and not error_of(nvfp4)
+    assert "Wan · modelopt-nvfp4" in nvfp4["outputs"]["3"]["text"][0]
+    assert 1e-3 < flux.rel_l2(latent_of(server, nvfp4), latent_of(server, bf16)) < 0.5
+    wrong = server.run({"1": load_base("", "defer to override", base_model="tiny-flux"),
+                        "2": apply_override(["1", 0], "", override="tiny-wan-nvfp4"), **sample(["2", 0])})
+    assert "the override is Wan, but the base model is FLUX.1" in error_of(wrong)
+
+
 def test_shards_equal_the_single_file(server):
     results = [server.run({"1": load_base("", "defer to override", base_model="tiny-flux"),
                            "2": apply_override(["1", 0], "", override=name), **text_to_image(["2", 0], "s_")})

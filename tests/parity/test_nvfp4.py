@@ -282,3 +282,33 @@ def test_saved_and_loaded_again(tiny, tmp_path):
     path = str(tmp_path / "saved.safetensors")
     comfy.sd.save_checkpoint(path, first.patcher)
     assert torch.equal(run(load(path)), run(first))
+
+
+def mixture(tiny) -> dict[str, torch.Tensor]:
+    """BF16, FP8 and NVFP4 in one file, and groups of all three: q NVFP4, k FP8, v BF16, proj_mlp FP8."""
+    nv, fp8, bf16 = (flux.stored(f) for f in (tiny.nvfp4, tiny.fp8, tiny.bf16))
+    out = {}
+    for name in bf16:
+        layer = name.removesuffix(".weight").removesuffix(".bias")
+        source = nv if "ff.net" in layer or layer.endswith(("to_q", "add_q_proj")) else \
+            fp8 if layer.endswith(("to_k", "add_k_proj", "proj_mlp", "to_out.0", "norm.linear")) else bf16
+        out |= {k: v for k, v in source.items() if k.rpartition(".")[0] == layer and (
+            k.endswith(("weight", "bias")) or source is not bf16)}
+    return out
+
+
+def test_mixed_formats_in_one_file_and_in_one_group(tiny, tmp_path):
+    tensors, config = mixture(tiny), {k: v for k, v in flux.config_of(tiny.bf16).items()}
+    loaded = load(flux.save(tmp_path, tensors, config), compute="native")
+    assert set(loaded.description.formats) == {"BF16", "FP8", "NVFP4"}
+    assert loaded.report.count("partly quantized group") == 6
+    exact = flux.dequantize(tensors)
+    qkv = loaded.patcher.get_model_object("diffusion_model.double_blocks.1.img_attn.qkv").weight
+    assert torch.equal(qkv.dequantize(), torch.cat([exact[f"transformer_blocks.1.attn.to_{x}.weight"] for x in "qkv"]))
+    linear1 = loaded.patcher.get_model_object("diffusion_model.single_blocks.0.linear1").weight
+    parts = ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"]
+    assert torch.equal(linear1.dequantize(), torch.cat([exact[f"single_transformer_blocks.0.{p}.weight"] for p in parts]))
+    groups = tuple(k.removesuffix(".weight_scale") for k in tensors if k.endswith(".weight_scale")
+                   and any(p in k for p in ("to_q.", "to_k.", "add_q_", "add_k_", "proj_mlp")))
+    expected = reference(tensors, config, weight_only=groups)
+    assert flux.rel_l2(run(loaded), expected) < EMULATED
