@@ -113,6 +113,12 @@ def test_the_bases_dtype_comes_along(tiny):
     assert result.model.manual_cast_dtype == torch.bfloat16
 
 
+def test_weights_never_inherit_the_bases_quantization(tiny):
+    """BF16 weights on an FP8 base are BF16 (SGLang's case 445)."""
+    result = model.override(load(tiny.fp8), model.Request(str(next(tiny.bf16.glob("*.safetensors")))))
+    assert result.description.family == "none" and torch.equal(run(result.patcher), run(load(tiny.bf16)))
+
+
 def test_bases_of_other_loaders(tiny, tmp_path):
     """A MODEL from ComfyUI's own loader is a base too."""
     import comfy.sd
