@@ -1,7 +1,8 @@
 """Stored tensors → the host's native state dict, one module at a time, with every stored tensor accounted for.
 
 Bytes that need no re-layout stay the memory-mapped views they were loaded as. Copies are made only of BF16 tensors that
-the host fuses, of FP8 shards that share one scale, and of the one modulation whose halves are exchanged.
+the host fuses, of shards that share one scale, of NVFP4 in another byte order than the host's, and of the one
+modulation whose halves are exchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from .errors import CheckpointError, first_ten
 
 if TYPE_CHECKING:
     from torch import Tensor
-
 
 # Modules whose width ComfyUI's detection reads from the weight's columns, half as many when NVFP4 packs them
 # (specs/parity.md section 6).
@@ -52,6 +52,8 @@ def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dic
     for full-precision matmul in every quantized module; `step` is called once a module.
     Raises CheckpointError for an invalid scale, a missing tensor, or tensors that nothing consumed.
     """
+    import torch
+
     native = NativeStateDict()
     for module in architecture.modules(dims, naming):
         try:
@@ -62,8 +64,6 @@ def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dic
                                   str(error), where, "download the checkpoint again, or report it to its publisher"
                                   ) from error
         step()
-    import torch
-
     for mark in architecture.marks(dims):
         stored.pop(naming.prefix + mark, None)
         native.tensors[mark] = torch.zeros(0)

@@ -113,6 +113,23 @@ def test_the_bases_dtype_comes_along(tiny):
     assert result.model.manual_cast_dtype == torch.bfloat16
 
 
+def test_two_transformers_stay_apart(tiny, tmp_path):
+    """As in Wan2.2: an override of `transformer` leaves `transformer_2` alone, and that has its own."""
+    shutil.copytree(tiny.bf16, tmp_path / "transformer")
+    second = flux.make(seed=9)
+    second.save_pretrained(tmp_path / "transformer_2")
+    shutil.copy(tiny.pipeline / "model_index.json", tmp_path)
+    flux.export_fp8(second, tmp_path / "second-fp8")
+    high, low = (model.defer(model.Request(str(tmp_path), component)).patcher for component in ("transformer", "transformer_2"))
+    plain = load(tmp_path, component="transformer_2")
+    before = run(plain)
+    assert torch.equal(run(model.override(high, model.Request(str(tiny.fp8))).patcher), run(load(tiny.fp8)))
+    assert torch.equal(run(plain), before)
+    assert flux.rel_l2(before, flux.diffusers_velocity(second.float(), **flux.inputs())) < 1e-5
+    own = run(model.override(low, model.Request(str(tmp_path / "second-fp8"))).patcher)
+    assert torch.equal(own, run(load(tmp_path / "second-fp8"))) and flux.rel_l2(own, before) < 0.2
+
+
 def test_weights_never_inherit_the_bases_quantization(tiny):
     """BF16 weights on an FP8 base are BF16 (SGLang's case 445)."""
     result = model.override(load(tiny.fp8), model.Request(str(next(tiny.bf16.glob("*.safetensors")))))
