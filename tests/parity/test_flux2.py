@@ -15,6 +15,7 @@ from quantized_transformers.loaders.architectures.flux2 import FLUX2
 from quantized_transformers.loaders.assemble import assemble
 from quantized_transformers.loaders.errors import CheckpointError
 from support import common, flux2
+from support import lora as lora_tools
 
 # fp32 forwards of the same network in two implementations: specs/parity.md measures 3e-7 .. 4e-7.
 FORWARD = 1e-5
@@ -324,16 +325,7 @@ def load_lora(lora, tmp_path_factory):
 
 
 def low_vram(patcher):
-    """No weight is loaded: each is fetched and patched when its layer runs, as with too little VRAM."""
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
-    patcher.patch_model(patcher.load_device, lowvram_model_memory=1)
-    assert patcher.model.model_lowvram
-    try:
-        return flux2.comfy_velocity(patcher, load=False, **flux2.inputs())
-    finally:
-        patcher.unpatch_model(patcher.offload_device)
+    return lora_tools.low_vram(patcher, lambda p: flux2.comfy_velocity(p, load=False, **flux2.inputs()))
 
 
 def merged(folder, lora, rows) -> torch.Tensor:

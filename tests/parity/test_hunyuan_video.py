@@ -15,6 +15,7 @@ from quantized_transformers.loaders.architectures.hunyuan_video import HUNYUAN_V
 from quantized_transformers.loaders.assemble import assemble
 from quantized_transformers.loaders.errors import CheckpointError
 from support import common, hunyuan_video
+from support import lora as lora_tools
 from support.flux2 import Rows, host_shapes, layer_errors
 
 # fp32 forwards of the same network in two implementations: specs/parity.md measures 3e-7 .. 4e-7.
@@ -364,16 +365,7 @@ def load_lora(lora, tmp_path_factory):
 
 
 def low_vram(patcher):
-    """No weight is loaded: each is fetched and patched when its layer runs, as with too little VRAM."""
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
-    patcher.patch_model(patcher.load_device, lowvram_model_memory=1)
-    assert patcher.model.model_lowvram
-    try:
-        return hunyuan_video.comfy_velocity(patcher, load=False, **hunyuan_video.inputs())
-    finally:
-        patcher.unpatch_model(patcher.offload_device)
+    return lora_tools.low_vram(patcher, lambda p: hunyuan_video.comfy_velocity(p, load=False, **hunyuan_video.inputs()))
 
 
 def merged(folder, lora, rows) -> torch.Tensor:

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from quantized_transformers.loaders import model
 from support import flux
+from support import lora as lora_tools
 
 TARGETS = {"transformer_blocks.0.attn.to_q": (256, 256), "transformer_blocks.0.attn.add_v_proj": (256, 256),
            "transformer_blocks.1.ff.net.2": (256, 1024), "single_transformer_blocks.0.attn.to_k": (256, 256),
@@ -53,16 +54,7 @@ def full(patcher):
 
 
 def low_vram(patcher):
-    """No weight is loaded: each is fetched and patched when its layer runs, as with too little VRAM."""
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
-    patcher.patch_model(patcher.load_device, lowvram_model_memory=1)
-    assert patcher.model.model_lowvram
-    try:
-        return flux.comfy_velocity(patcher, load=False, **flux.inputs())
-    finally:
-        patcher.unpatch_model(patcher.offload_device)
+    return lora_tools.low_vram(patcher, lambda p: flux.comfy_velocity(p, load=False, **flux.inputs()))
 
 
 @pytest.mark.parametrize("mode", [full, low_vram])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from quantized_transformers.loaders import model
 from quantized_transformers.loaders.architectures import ARCHITECTURES, Naming
 from support import common
+from support import lora as lora_tools
 from support.families import FAMILIES
 
 
@@ -59,11 +59,6 @@ def test_an_override_of_a_deferred_base(case):
 
 def test_lora(case, tmp_path):
     """On every fused module and some others: in low-VRAM mode exactly W + B A, fully loaded the same effect."""
-    import comfy.model_management
-    import folder_paths
-
-    from nodes import LoraLoaderModelOnly
-
     family, folder, loaded = case
     targets = [m for m in modules_of(loaded) if m.linear and len(m.stored) > 1][:4]
     targets += [m for m in modules_of(loaded) if m.linear and len(m.stored) == 1 and ".0." in m.native][:4]
@@ -76,19 +71,13 @@ def test_lora(case, tmp_path):
         lora |= {f"diffusion_model.{module.native}.lora_A.weight": a, f"diffusion_model.{module.native}.lora_B.weight": b}
         for name, part in zip(module.stored, (b @ a).split(list(module.rows)), strict=True):
             exact[f"{name}.weight"] = exact[f"{name}.weight"] + part
-    save_file(lora, str(tmp_path / f"{folder.parent.name}.safetensors"))
-    folder_paths.add_model_folder_path("loras", str(tmp_path))
-    patched, = LoraLoaderModelOnly().load_lora_model_only(loaded.patcher, f"{folder.parent.name}.safetensors", 1.0)
+    patched = lora_tools.load_lora(loaded.patcher, lora, tmp_path)
     assert len(patched.patches) == len(targets)
     before = family.run(loaded.patcher)
     expected = family.reference(exact, common.config_of(folder))
 
-    comfy.model_management.unload_all_models()
-    patched.patch_model(patched.load_device, lowvram_model_memory=1)
-    try:
-        assert common.rel_l2(family.run(patched, load=False), expected) < 1e-5
-    finally:
-        patched.unpatch_model(patched.offload_device)
+    low = lora_tools.low_vram(patched, lambda p: family.run(p, load=False))
+    assert common.rel_l2(low, expected) < 1e-5
     effect, full = expected - before, family.run(patched) - before
     assert effect.norm() > 0.05 * before.norm()
     # requantized to four bits: a step is up to a sixth of a block's largest weight, so only the effect as a whole agrees

@@ -13,6 +13,7 @@ from quantized_transformers.loaders.architectures.base import Naming
 from quantized_transformers.loaders.architectures.qwen_image import QWEN_IMAGE, TIMESTEP_ZERO
 from quantized_transformers.loaders.errors import CheckpointError
 from support import common
+from support import lora as lora_tools
 from support import qwen_image as qwen
 
 # fp32 forwards of the same network in two implementations: specs/parity.md measures 2e-7 .. 3e-7.
@@ -223,7 +224,7 @@ def test_saved_by_the_host_and_loaded_again(fp8_2511, tmp_path):
     assert torch.equal(qwen.comfy_velocity(again.patcher, **EDIT), expected)
 
 
-LORA = qwen.random_lora({"transformer_blocks.0.attn.to_q": (256, 256), "transformer_blocks.0.attn.add_v_proj": (256, 256),
+LORA = lora_tools.random_lora({"transformer_blocks.0.attn.to_q": (256, 256), "transformer_blocks.0.attn.add_v_proj": (256, 256),
                          "transformer_blocks.1.img_mlp.net.2": (256, 1024), "transformer_blocks.1.attn.to_out.0": (256, 256),
                          "transformer_blocks.0.img_mod.1": (1536, 256), "proj_out": (64, 256)})
 
@@ -233,15 +234,15 @@ def full(patcher):
 
 
 def low_vram(patcher):
-    return qwen.low_vram(patcher, lambda p: qwen.comfy_velocity(p, load=False, **EDIT))
+    return lora_tools.low_vram(patcher, lambda p: qwen.comfy_velocity(p, load=False, **EDIT))
 
 
 @pytest.mark.parametrize("mode", [full, low_vram])
 def test_lora_has_the_effect_it_has_on_bf16(mode, bf16, fp8, tmp_path):
     base, quantized = load(bf16).patcher, load(fp8).patcher
-    effect = full(qwen.load_lora(base, LORA, tmp_path)) - full(base)
+    effect = full(lora_tools.load_lora(base, LORA, tmp_path)) - full(base)
     assert effect.norm() > 0.3 * full(base).norm()  # large against rounding
-    on_fp8 = mode(qwen.load_lora(quantized, LORA, tmp_path)) - mode(quantized)
+    on_fp8 = mode(lora_tools.load_lora(quantized, LORA, tmp_path)) - mode(quantized)
     assert abs(float(on_fp8.norm() / effect.norm()) - 1) < 0.05
     assert float((on_fp8.double() * effect.double()).sum() / (on_fp8.double().norm() * effect.double().norm())) > 0.99
 
@@ -249,8 +250,8 @@ def test_lora_has_the_effect_it_has_on_bf16(mode, bf16, fp8, tmp_path):
 def test_lora_is_the_definition(bf16, fp8, tmp_path):
     """W + B A on the dequantized weights: fully loaded for BF16; for FP8 when patched as each layer runs."""
     for folder, mode in ((bf16, full), (fp8, low_vram)):
-        merged = qwen.emulate(qwen.merge(common.stored(folder), LORA), common.config_of(folder))
-        patcher = qwen.load_lora(load(folder).patcher, LORA, tmp_path)
+        merged = qwen.emulate(lora_tools.merge(common.stored(folder), LORA), common.config_of(folder))
+        patcher = lora_tools.load_lora(load(folder).patcher, LORA, tmp_path)
         assert common.rel_l2(mode(patcher), qwen.diffusers_velocity(merged, **EDIT)) < FORWARD
 
 

@@ -19,6 +19,7 @@ from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.headers import TensorInfo
 from quantized_transformers.loaders.sources import locate
+from support import lora as lora_tools
 from support import wan
 from support.common import config_of, dequantize, rel_l2, save, stored
 
@@ -431,16 +432,7 @@ def full(patcher):
 
 
 def low_vram(patcher):
-    """No weight is loaded: each is fetched and patched when its layer runs, as with too little VRAM."""
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
-    patcher.patch_model(patcher.load_device, lowvram_model_memory=1)
-    assert patcher.model.model_lowvram
-    try:
-        return wan.comfy_velocity(patcher, load=False, **wan.inputs())
-    finally:
-        patcher.unpatch_model(patcher.offload_device)
+    return lora_tools.low_vram(patcher, lambda p: wan.comfy_velocity(p, load=False, **wan.inputs()))
 
 
 @pytest.mark.parametrize("mode", [full, low_vram])

@@ -13,7 +13,7 @@ from quantized_transformers.loaders.architectures.z_image import Z_IMAGE
 from quantized_transformers.loaders.assemble import assemble
 from quantized_transformers.loaders.errors import CheckpointError
 from support import common, z_image
-from support import qwen_image as lora_tools
+from support import lora as lora_tools
 
 # fp32 forwards of the same network in two implementations: specs/parity.md measures 3.6e-6. It is that much because
 # the host's qk norm has another epsilon than diffusers' (1.2e-7, not 1e-5).

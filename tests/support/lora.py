@@ -1,0 +1,55 @@
+"""LoRAs for tests: made, loaded by the host's own node, merged by definition, and run in low-VRAM mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from support import common
+
+
+def low_vram(patcher: Any, run: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+    """`run(patcher)` with no weight loaded: each is fetched and patched when its layer runs, as with too little VRAM."""
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+    patcher.patch_model(patcher.load_device, lowvram_model_memory=1)
+    assert patcher.model.model_lowvram
+    try:
+        return run(patcher)
+    finally:
+        patcher.unpatch_model(patcher.offload_device)
+
+
+def load_lora(patcher: Any, tensors: dict[str, torch.Tensor], folder: Path) -> Any:
+    """The host's own LoraLoaderModelOnly at strength 1, on a file in a loras folder."""
+    import folder_paths
+    from safetensors.torch import save_file
+
+    from nodes import LoraLoaderModelOnly
+
+    save_file(tensors, str(folder / f"{folder.name}.safetensors"))
+    folder_paths.add_model_folder_path("loras", str(folder))
+    return LoraLoaderModelOnly().load_lora_model_only(patcher, f"{folder.name}.safetensors", 1.0)[0]
+
+
+def random_lora(targets: dict[str, tuple[int, int]], prefix: str = "transformer.") -> dict[str, torch.Tensor]:
+    """A rank-8 LoRA in diffusers' (PEFT) names: layer → (rows, columns)."""
+    g = torch.Generator().manual_seed(11)
+    tensors = {}
+    for name, (rows, columns) in targets.items():
+        tensors[f"{prefix}{name}.lora_A.weight"] = torch.randn(8, columns, generator=g) * columns ** -0.5
+        tensors[f"{prefix}{name}.lora_B.weight"] = torch.randn(rows, 8, generator=g) * 8 ** -0.5
+    return tensors
+
+
+def merge(tensors: dict[str, torch.Tensor], lora: dict[str, torch.Tensor], prefix: str = "transformer.") -> dict:
+    """Dequantized weights with the LoRA merged by its definition, W + B A."""
+    merged = common.dequantize(tensors)
+    for name in [n.removesuffix(".lora_A.weight") for n in lora if n.endswith(".lora_A.weight")]:
+        weight = f"{name.removeprefix(prefix)}.weight"
+        merged[weight] = merged[weight] + lora[f"{name}.lora_B.weight"] @ lora[f"{name}.lora_A.weight"]
+    return merged
