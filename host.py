@@ -50,7 +50,7 @@ def cached_snapshot(repo: str, revision: str = "") -> str | None:
     try:
         from huggingface_hub import snapshot_download
         return snapshot_download(repo, revision=revision or None, local_files_only=True)
-    except Exception:  # not cached, an invalid id, or no huggingface_hub: all mean "not here"
+    except (ImportError, OSError, ValueError):  # no huggingface_hub, not cached, an invalid id: all mean "not here"
         return None
 
 
@@ -189,7 +189,7 @@ def carry_over(patcher: Any, fresh: Any) -> Any:
     clone.hook_backup, clone.cached_hook_patches = {}, {}
     clone.cached_patcher_init = fresh.cached_patcher_init
     clone.attachments[ATTACHMENT] = fresh.attachments[ATTACHMENT]
-    clone.object_patches.update(fresh.object_patches)
+    clone.object_patches = {**fresh.object_patches, **clone.object_patches}  # what a user set on the base wins
     return clone
 
 

@@ -137,7 +137,7 @@ def locate(reference: str, *, component: str = "transformer", weights_name: str 
                                   "set weights to 'load', or give a diffusers folder")
         return Source(reference, str(folder), (), config_path)
     if weights_name:
-        if PurePosixPath(weights_name.replace("\\", "/")).is_absolute() or ".." in Path(weights_name).parts:
+        if _leaves_folder(weights_name):
             raise CheckpointError("weights_name must stay inside the folder", weights_name, "give a plain file name")
         chosen = folder / weights_name
         if not chosen.is_file():
@@ -188,6 +188,12 @@ def _without_twins(files: list[Path]) -> tuple[list[Path], str]:
     return kept, f"precision twins left aside: {first_ten(dropped)}" if dropped else ""
 
 
+def _leaves_folder(name: str) -> bool:
+    """Whether a file name points out of its folder, on any system (a drive letter does on Windows)."""
+    pure = PurePosixPath(name.replace("\\", "/"))
+    return pure.is_absolute() or ".." in pure.parts or ":" in name
+
+
 def _listing(folder: Path) -> str:
     return first_ten(sorted(entry.name for entry in folder.iterdir())) or "nothing"
 
@@ -226,12 +232,10 @@ def _from_index(reference: str, index: Path, config: str | None = None) -> Sourc
     folder = index.parent
     names = sorted(set(weight_map.values()))
     for name in names:
-        pure = PurePosixPath(name.replace("\\", "/"))
-        # A drive letter ("C:x") escapes on Windows without being absolute in the POSIX sense.
-        if pure.is_absolute() or ".." in pure.parts or ":" in name:
+        if _leaves_folder(name):
             raise CheckpointError(f"the index names a file outside its folder: {name!r}", index,
                                   "do not use this checkpoint; get it from its publisher")
-        if pure.suffix != ".safetensors":
+        if not name.endswith(".safetensors"):
             raise CheckpointError(f"the index names {name!r}, which is no .safetensors file", index,
                                   "only safetensors shards are read")
     missing = [name for name in names if not (folder / name).is_file()]

@@ -128,7 +128,8 @@ def fuse(shards: list[Shard], *, swap_halves: bool = False, dequantize: bool = F
     agree = not mixed and all(torch.equal(scale, scales[0]) for scale in scales)
     kind = shards[0].kind
     # The host's FP8 layout takes 1.0 for a missing activation scale; its NVFP4 layout computes it.
-    ours = kind == "nvfp4" and own_nvfp4 and not full_precision
+    # Row shards are not padded, so rows that the kernels would pad stay with the host's layout.
+    ours = kind == "nvfp4" and own_nvfp4 and not full_precision and not any(s.data.shape[0] % 16 for s in shards)
     if agree and (static or full_precision or kind == "nvfp4") and not ours:
         layout = HOST_FORMAT[kind]
         tensors |= _host_tensors(kind, shards, scales[0], swap_halves)

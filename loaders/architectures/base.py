@@ -136,6 +136,14 @@ def config_int(config: Mapping[str, Any], key: str, default: int) -> int:
     return int(value)
 
 
+def check_fixed(config: Mapping[str, Any], fixed: Mapping[str, Any], name: str) -> None:
+    """Raise ValueError where config.json says something else than what ComfyUI has fixed for this architecture."""
+    other = [key for key, value in fixed.items() if config.get(key) is not None and config[key] != value]
+    if other:
+        raise ValueError(f"ComfyUI runs {name} with {', '.join(f'{key} {fixed[key]}' for key in other)} only; "
+                         f"config.json says {', '.join(f'{key} {config[key]}' for key in other)}")
+
+
 class Architecture(Protocol):
     """A diffusion transformer this pack can load. Stateless; one instance each.
 

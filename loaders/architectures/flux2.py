@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..headers import TensorInfo
-from .base import Dims, Module, Naming, config_int, count_blocks, expand, fused, linear, norm, shape_of
+from .base import Dims, Module, Naming, check_fixed, config_int, count_blocks, expand, fused, linear, norm, shape_of
 
 HEAD, CHANNELS = 128, 128
 # Fixed in ComfyUI (comfy/model_detection.py, "flux2"; comfy/ldm/flux/layers.py); also diffusers' defaults.
@@ -101,10 +101,7 @@ class Flux2:
 
     def dims_from_config(self, config: Mapping[str, Any]) -> Dims:
         # diffusers' defaults (Flux2Transformer2DModel.__init__) for keys that a config leaves out
-        other = [key for key, value in FIXED.items() if config.get(key) is not None and config[key] != value]
-        if other:
-            raise ValueError(f"ComfyUI runs FLUX.2 with {', '.join(f'{key} {FIXED[key]}' for key in other)} only; "
-                             f"config.json says {', '.join(f'{key} {config[key]}' for key in other)}")
+        check_fixed(config, FIXED, self.name)
         return {
             "hidden": HEAD * config_int(config, "num_attention_heads", 48), "in": CHANNELS, "out": CHANNELS,
             "text": config_int(config, "joint_attention_dim", 15360),

@@ -15,7 +15,20 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..headers import TensorInfo
-from .base import Dims, Module, Naming, config_int, conv, count_blocks, expand, fused, linear, norm, shape_of
+from .base import (
+    Dims,
+    Module,
+    Naming,
+    check_fixed,
+    config_int,
+    conv,
+    count_blocks,
+    expand,
+    fused,
+    linear,
+    norm,
+    shape_of,
+)
 from .flux1 import DOUBLE, HEAD, LAST, SINGLE
 
 PATCH = (1, 2, 2)  # time, height, width
@@ -124,10 +137,7 @@ class HunyuanVideo:
 
     def dims_from_config(self, config: Mapping[str, Any]) -> Dims:
         # diffusers' defaults (HunyuanVideoTransformer3DModel.__init__) for keys that a config leaves out
-        other = [key for key, value in FIXED.items() if config.get(key) is not None and config[key] != value]
-        if other:
-            raise ValueError(f"ComfyUI runs HunyuanVideo with {', '.join(f'{key} {FIXED[key]}' for key in other)} "
-                             f"only; config.json says {', '.join(f'{key} {config[key]}' for key in other)}")
+        check_fixed(config, FIXED, self.name)
         return {
             "hidden": HEAD * config_int(config, "num_attention_heads", 24),
             "in": config_int(config, "in_channels", 16),

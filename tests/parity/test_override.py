@@ -111,6 +111,9 @@ def test_the_bases_dtype_comes_along(tiny):
 
     comfy.model_management.load_models_gpu([result])
     assert result.model.manual_cast_dtype == torch.bfloat16
+    base.set_model_compute_dtype(torch.float16)  # ComfyUI's ModelComputeDtype node, behind the base: the later word
+    result = model.override(base, model.Request(str(tiny.fp8))).patcher
+    assert result.object_patches["manual_cast_dtype"] == torch.float16
 
 
 def test_two_transformers_stay_apart(tiny, tmp_path):

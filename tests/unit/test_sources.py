@@ -79,7 +79,8 @@ def test_ambiguous_and_empty_folders(tiny, tmp_path):
     assert "a.safetensors, b.safetensors" in refused("2 weight files without an index", two)
     assert names(locate(str(two), weights_name="b.safetensors")) == ["b.safetensors"]
     refused("holds no c.safetensors", two, weights_name="c.safetensors")
-    refused("must stay inside the folder", two, weights_name="../fp8/x.safetensors")
+    for outside in ("../fp8/x.safetensors", "..\\fp8\\x.safetensors", "/etc/x.safetensors", "C:/x.safetensors"):
+        refused("must stay inside the folder", two, weights_name=outside)
     empty = tmp_path / "empty"
     empty.mkdir()
     refused("no .safetensors file", empty)
