@@ -7,7 +7,7 @@ modulation whose halves are exchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,11 +45,12 @@ class NativeStateDict:
 
 def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dict[str, Tensor], where: str, *,
              order: ByteOrder = MODELOPT_ORDER, dequantize: bool = False, own_nvfp4: bool = False,
-             step: Callable[[], None] = lambda: None) -> NativeStateDict:
+             full_precision: Collection[str] = (), step: Callable[[], None] = lambda: None) -> NativeStateDict:
     """Build the native state dict, emptying `stored` (name → tensor) on the way.
 
     `order` is how the files pack NVFP4, `own_nvfp4` is for kernels other than the host's. `dequantize` asks the host
-    for full-precision matmul in every quantized module; `step` is called once a module.
+    for full-precision matmul in every quantized module, `full_precision` in those of these stored layers; `step` is
+    called once a module.
     Raises CheckpointError for an invalid scale, a missing tensor, or tensors that nothing consumed.
     """
     import torch
@@ -57,8 +58,8 @@ def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dic
     native = NativeStateDict()
     for module in architecture.modules(dims, naming):
         try:
-            _add(native, module, [_take(stored, name, module) for name in module.stored], order, dequantize,
-                 own_nvfp4)
+            _add(native, module, [_take(stored, name, module) for name in module.stored], order,
+                 dequantize or any(name in full_precision for name in module.stored), own_nvfp4)
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{module.stored[0]}: no tensor {error}" if isinstance(error, KeyError) else
                                   str(error), where, "download the checkpoint again, or report it to its publisher"

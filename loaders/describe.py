@@ -26,7 +26,8 @@ class CheckpointDescription:
     """A plain value: printable and JSON-able.
 
     `formats` counts stored Linear layers by format, `layers` gives each one's format by stored module name; `problems`
-    is empty when the checkpoint can be loaded. Sizes are bytes.
+    is empty when the checkpoint can be loaded. `full_precision` are the layers whose metadata ask for full-precision
+    matmul. Sizes are bytes.
     """
 
     reference: str
@@ -41,6 +42,7 @@ class CheckpointDescription:
     declared_in: list[str] = field(default_factory=list)
     formats: dict[str, int] = field(default_factory=dict)
     layers: dict[str, str] = field(default_factory=dict)
+    full_precision: list[str] = field(default_factory=list)
     static_activations: int = 0
     dynamic_activations: int = 0
     notes: list[str] = field(default_factory=list)
@@ -268,6 +270,8 @@ def _compare_with_declaration(description: CheckpointDescription, declaration: D
         stored = description.layers.get(name)
         if stored is not None and word and word not in words[stored]:
             description.problems.append(f"the metadata declares {name} as {word}, but it is stored as {stored}")
+        elif stored is not None and conf.get("full_precision_matrix_mult"):
+            description.full_precision.append(name)
 
 
 def describe_config(checkpoint: Checkpoint) -> tuple[Architecture, Dims]:

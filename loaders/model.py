@@ -74,7 +74,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     modules = sum(1 for _ in architecture.modules(description.dims, description.naming))
     native = assemble(architecture, description.dims, description.naming, checkpoint.load_tensors(),
                       checkpoint.source.reference, order=description.byte_order, dequantize=compute == "dequantize",
-                      own_nvfp4=fp4_backend is not None,
+                      own_nvfp4=fp4_backend is not None, full_precision=frozenset(description.full_precision),
                       step=(lambda: None) if quiet else host.progress(modules))
     operations = _operations(native, compute, fp4_backend)
     patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic)

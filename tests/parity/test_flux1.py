@@ -166,6 +166,23 @@ def test_generic_fp8(scheme, form, tiny, tmp_path):
     assert flux.agrees(loaded.patcher, emulated)
 
 
+def test_full_precision_asked_for_in_the_header(tiny, tmp_path):
+    """ComfyUI's list of layers may ask for full-precision matmul of some: their activations stay as they are."""
+    import json
+
+    tensors, config = flux.stored(tiny.fp8), flux.config_of(tiny.fp8)
+    del config["quantization_config"]
+    layers = {name.removesuffix(".weight_scale"): {"format": "float8_e4m3fn"} for name in tensors if "weight_scale" in name}
+    kept = tuple(name for name in layers if ".attn." in name)
+    layers |= {name: {"format": "float8_e4m3fn", "full_precision_matrix_mult": True} for name in kept}
+    metadata = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+    loaded = load(flux.save(tmp_path, tensors, config, metadata), compute="native")
+    # proj_mlp shares its fused module with q, k, v, so it is multiplied as they are
+    shared = tuple(name for name in layers if name.endswith("proj_mlp"))
+    assert flux.agrees(loaded.patcher, flux.emulate(tensors, config, weight_only=kept + shared))
+    assert not flux.agrees(loaded.patcher, flux.emulate(tensors, config))
+
+
 def test_as_sglangs_converter_writes_it(tiny, tmp_path):
     """Scales of shape [1], quant_type added, and the whole declaration repeated in the header under both keys."""
     import json
