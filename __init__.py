@@ -8,6 +8,11 @@ WEB_DIRECTORY = "./web"
 
 
 class QuantizedTransformers(ComfyExtension):
+    async def on_load(self) -> None:
+        from . import host
+
+        host.register_model_folder()
+
     async def get_node_list(self) -> list[type]:
         from .nodes import node_classes
 

@@ -52,20 +52,33 @@ def start_host(needed: bool) -> None:
         sys.argv.append("--cpu")
     import comfy.cli_args  # noqa: F401  # reads sys.argv once
     sys.argv = arguments
+    _model_folders(path)
 
 
-def inspect(reference: str, weights_name: str, as_json: bool) -> int:
+def _model_folders(comfyui: Path) -> None:
+    """ComfyUI's model folders as its server has them: extra_model_paths.yaml, and this pack's own."""
+    from utils.extra_config import load_extra_path_config
+
+    from quantized_transformers import host
+
+    if (comfyui / "extra_model_paths.yaml").is_file():
+        load_extra_path_config(str(comfyui / "extra_model_paths.yaml"))
+    host.register_model_folder()
+
+
+def inspect(reference: str, options: argparse.Namespace) -> int:
     from quantized_transformers.loaders.checkpoint import Checkpoint
     from quantized_transformers.loaders.describe import describe
     from quantized_transformers.loaders.report import describe_report
     from quantized_transformers.loaders.sources import locate
 
-    description = describe(Checkpoint(locate(reference, weights_name=weights_name)))
-    print(json.dumps(description.to_json(), indent=1) if as_json else describe_report(description))
+    description = describe(Checkpoint(locate(reference, weights_name=options.weights_name, revision=options.revision,
+                                             component=options.component, download=options.download)))
+    print(json.dumps(description.to_json(), indent=1) if options.json else describe_report(description))
     return 1 if description.problems else 0
 
 
-def load(reference: str, weights_name: str, as_json: bool) -> int:
+def load(reference: str, options: argparse.Namespace) -> int:
     from time import perf_counter
 
     from quantized_transformers import host
@@ -74,9 +87,10 @@ def load(reference: str, weights_name: str, as_json: bool) -> int:
 
     host.ready()
     start = perf_counter()
-    loaded = load_model(Request(reference, weights_name=weights_name))
+    loaded = load_model(Request(reference, options.component, options.weights_name, options.revision,
+                                download=options.download))
     seconds = perf_counter() - start
-    if as_json:
+    if options.json:
         print(json.dumps({**loaded.description.to_json(), "seconds": round(seconds, 3)}, indent=1))
     else:
         print(f"{loaded.report}\nloaded in {seconds:.2f} s")
@@ -115,6 +129,9 @@ def main() -> int:
         if name != "doctor":
             command.add_argument("reference", metavar="REF", help="repo id, folder or file")
             command.add_argument("--weights-name", default="", help="file inside the folder")
+            command.add_argument("--component", default="transformer", choices=["transformer", "transformer_2"])
+            command.add_argument("--revision", default="", help="branch, tag or commit of a repo id")
+            command.add_argument("--download", action="store_true", help="fetch what is missing of a repo id")
         command.add_argument("--json", action="store_true", help="machine-readable output")
     arguments = parser.parse_args()
     import_pack()
@@ -125,7 +142,7 @@ def main() -> int:
         if arguments.command == "doctor":
             return doctor(arguments.json)
         action = inspect if arguments.command == "inspect" else load
-        return action(arguments.reference, arguments.weights_name, arguments.json)
+        return action(arguments.reference, arguments)
     except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ Where hosts differ, ask for the capability, not the version.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-MODEL_FOLDER_KEYS = ("diffusers", "diffusion_models")
+OWN_FOLDER_KEY = "diffusers_components"
+MODEL_FOLDER_KEYS = (OWN_FOLDER_KEY, "diffusers", "diffusion_models")
 ATTACHMENT = "quantized_transformers"
 
 
@@ -32,8 +34,15 @@ def ready() -> None:
     import comfy.sd  # noqa: F401
 
 
+def register_model_folder() -> None:
+    """Add models/diffusers_components to ComfyUI's folders, beside what extra_model_paths.yaml says of that key."""
+    import folder_paths
+
+    folder_paths.add_model_folder_path(OWN_FOLDER_KEY, os.path.join(folder_paths.models_dir, OWN_FOLDER_KEY))
+
+
 def model_folders() -> list[str]:
-    """The folders ComfyUI keeps transformers in (extra_model_paths.yaml included); empty outside ComfyUI."""
+    """The folders ComfyUI keeps models in (extra_model_paths.yaml included); empty outside ComfyUI."""
     try:
         import folder_paths
     except ImportError:
@@ -46,12 +55,12 @@ def model_folders() -> list[str]:
 
 
 def cached_snapshot(repo: str, revision: str = "") -> str | None:
-    """The folder of a repo that is already in the Hugging Face cache, or None. Never opens a connection."""
+    """The folder of a repo that is in the Hugging Face cache, complete or not, or None. Never opens a connection."""
     try:
         from huggingface_hub import snapshot_download
         return snapshot_download(repo, revision=revision or None, local_files_only=True)
-    except (ImportError, OSError, ValueError):  # no huggingface_hub, not cached, an invalid id: all mean "not here"
-        return None
+    except (ImportError, OSError, ValueError) as error:  # no huggingface_hub, not cached, an invalid id: "not here",
+        return getattr(error, "snapshot_path", None)  # or some files of the repo are (IncompleteSnapshotError)
 
 
 def load_file(path: str) -> dict[str, torch.Tensor]:
@@ -124,16 +133,22 @@ def is_cpu() -> bool:
     return bool(comfy.model_management.is_device_cpu(comfy.model_management.get_torch_device()))
 
 
-def progress(total: int) -> Callable[[], None]:
-    """A function to call once a step: moves the node's progress bar and honours Cancel."""
+def progress(total: int) -> Callable[..., None]:
+    """A function to call with how far it went (1 by default): moves the node's progress bar and honours Cancel.
+
+    It does nothing outside of ComfyUI.
+    """
+    if "comfy" not in sys.modules:
+        return lambda amount=1: None
     import comfy.model_management
     import comfy.utils
 
     bar = comfy.utils.ProgressBar(total)
 
-    def step() -> None:
+    def step(amount: int = 1) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        bar.update(1)
+        if total:
+            bar.update(amount)
 
     return step
 
@@ -207,5 +222,5 @@ def bound_to_weights(patcher: Any) -> str:
 
 def environment() -> dict[str, str]:
     """The environment variables that steer this pack, for the doctor."""
-    names = ("COMFYUI_PATH", "HF_HOME", "HF_HUB_OFFLINE")
+    names = ("COMFYUI_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE")
     return {name: os.environ[name] for name in names if name in os.environ}

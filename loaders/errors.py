@@ -18,7 +18,11 @@ class CheckpointError(ValueError):
         if do:
             text += f"\n  what to do: {do}"
         super().__init__(text)
-        self.what = what
+        self.what, self.where = what, where
+
+
+class MissingFiles(CheckpointError):
+    """Files of a reference are not where they were looked for; another place, or a download, may have them."""
 
 
 def first_ten(names: Iterable[str]) -> str:

@@ -42,6 +42,7 @@ class Request:
     dtype: str = "default"
     compute: str = "auto"
     fp4_backend: str = "auto"
+    download: bool = False
     base: tuple[str, tuple[tuple[str, int], ...]] | None = None
 
 
@@ -62,7 +63,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     read. `quiet` leaves the progress bar alone.
     """
     checkpoint = Checkpoint(locate(request.reference, component=request.component, weights_name=request.weights_name,
-                                   revision=request.revision))
+                                   revision=request.revision, download=request.download))
     base = (_architecture(request.base[0]), dict(request.base[1])) if request.base else None
     description = describe(checkpoint, base)
     description.require_loadable()
@@ -85,8 +86,8 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
 
 
 def rebuild(request: Request, disable_dynamic: bool = False) -> Any:
-    """Load `request` again; the factory behind `cached_patcher_init`."""
-    return load(request, disable_dynamic, quiet=True).patcher
+    """Load `request` again, from disk; the factory behind `cached_patcher_init`."""
+    return load(replace(request, download=False), disable_dynamic, quiet=True).patcher
 
 
 def defer(request: Request, disable_dynamic: bool = False) -> Loaded:
@@ -96,7 +97,7 @@ def defer(request: Request, disable_dynamic: bool = False) -> Loaded:
     exist and are not opened.
     """
     checkpoint = Checkpoint(locate(request.reference, component=request.component, revision=request.revision,
-                                   need_weights=False))
+                                   need_weights=False, download=request.download))
     architecture, dims = describe_config(checkpoint)
     patcher = _to_host(_empty_tensors(architecture, dims), request.dtype, None, disable_dynamic, deferred=True)
     host.refuse_to_run(patcher, lambda: CheckpointError(
@@ -110,8 +111,8 @@ def defer(request: Request, disable_dynamic: bool = False) -> Loaded:
 
 
 def rebuild_deferred(request: Request, disable_dynamic: bool = False) -> Any:
-    """Defer `request` again; the factory behind `cached_patcher_init`."""
-    return defer(request, disable_dynamic).patcher
+    """Defer `request` again, from disk; the factory behind `cached_patcher_init`."""
+    return defer(replace(request, download=False), disable_dynamic).patcher
 
 
 def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
@@ -127,7 +128,7 @@ def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
                               "connect Apply Transformer Override directly behind the base model")
     name, dims = base_of(model)
     source = locate(request.reference, component=request.component, weights_name=request.weights_name,
-                    revision=request.revision)
+                    revision=request.revision, download=request.download)
     if kind == "component" and source.config is None:
         raise CheckpointError("there is no config.json, so this is no component", source.folder,
                               "set kind to 'weights', or give the component's folder")

@@ -1,22 +1,24 @@
 """Where the bytes are: a reference (repo id, folder or file) becomes a list of local files.
 
-Nothing here opens a weight file or the network. The order for a reference that is no existing path: ComfyUI's model
-folders, then the Hugging Face cache (the snapshot that is already on disk).
+Nothing here opens a weight file. The order for a reference that is no existing path: ComfyUI's model folders, the
+Hugging Face cache, and, only when asked for, a download into that cache (hub.py). A place that lacks a file of this
+load is passed over for the next.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import host
-from .errors import CheckpointError, first_ten
+from .errors import CheckpointError, MissingFiles, first_ten
+from .selection import INDEX, PIPELINE, Folder, Selection, select_transformer, weight_file
 
-INDEX = ".safetensors.index.json"
 # The bases and the nine validated overrides of the support matrix.
 KNOWN_BASES = (
     "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.2-dev",
@@ -29,17 +31,17 @@ KNOWN_OVERRIDES = (
     "lmsys/wan22-t2v-a14b-modelopt-fp8-sglang-transformer", "lmsys/wan22-t2v-a14b-modelopt-nvfp4-sglang-transformer",
     "lmsys/hunyuanvideo-modelopt-fp8-sglang-transformer", "lmsys/qwen-image-modelopt-fp8-sglang-transformer",
     "lmsys/qwen-image-edit-modelopt-fp8-sglang-transformer")
-COMPONENTS = ("transformer", "transformer_2")
 
 
 # A quantized repo that users give as the base itself: it has weights only, the rest is that of its base
 # (SGLang-Diffusion's compatibility path, specs/modelopt.md section 1.5).
 _NVFP4_REPO, _NVFP4_BASE = "flux.2-dev-nvfp4", "black-forest-labs/FLUX.2-dev"
+_DEPTH = 4  # how far below a folder its files are looked for
 
 
 @dataclass(frozen=True)
 class Source:
-    """Local files of one transformer. `files` is empty when only its configuration was asked for."""
+    """Local files of one component. `files` is empty when only its configuration was asked for, or it has none."""
 
     reference: str
     folder: str
@@ -48,11 +50,12 @@ class Source:
     index: str | None = None
     choice: str = ""  # why these files, where the folder held more
     beside: str | None = None  # config.json beside a single file: read for its quantization declaration only
+    texts: tuple[str, ...] = ()  # the files of a tokenizer
 
     @property
     def paths(self) -> list[str]:
         """Every file this source depends on, for fingerprints."""
-        return [path for path in (*self.files, self.config, self.index, self.beside) if path]
+        return [path for path in (*self.files, self.config, self.index, self.beside, *self.texts) if path]
 
 
 def read_json(path: str) -> dict[str, Any]:
@@ -69,17 +72,58 @@ def read_json(path: str) -> dict[str, Any]:
     return value
 
 
-def find_path(reference: str, revision: str = "") -> Path:
-    """The local file or folder that `reference` names.
+class LocalFolder:
+    """A folder on disk, as selection.py sees it."""
 
-    Raises CheckpointError when there is none; for a repo id the message carries the command that fetches it.
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def place(self) -> str:
+        return str(self.path)
+
+    def names(self, below: str = "") -> list[str]:
+        top = self.path / below if below else self.path
+        found: list[str] = []
+        for folder, folders, files in os.walk(top, followlinks=True):
+            relative = Path(folder).relative_to(top)
+            found += [(relative / file).as_posix() for file in files if (Path(folder) / file).is_file()]
+            folders[:] = [name for name in folders if len(relative.parts) < _DEPTH and not name.startswith(".")]
+        return found
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        return read_json(str(self.path / name))
+
+    def source(self, reference: str, selection: Selection) -> Source:
+        """The selected names as paths."""
+        def path(name: str | None) -> str | None:
+            return str(self.path / name) if name else None
+
+        return Source(reference, str(self.path / selection.folder), tuple(str(self.path / n) for n in selection.files),
+                      path(selection.config), path(selection.index), selection.choice,
+                      texts=tuple(str(self.path / n) for n in selection.texts))
+
+
+def is_repo(reference: str) -> bool:
+    """Whether a reference that is no path on disk can be a repo id (owner/name, with a subfolder or file behind it)."""
+    text = reference.strip()
+    owner, _, name = text.partition("/")
+    return bool(owner and name) and not (set("\\: ") & set(text) or text.startswith((".", "~"))
+                                         or name.endswith((".safetensors", ".sft")) and "/" not in name)
+
+
+def candidates(reference: str, revision: str = "") -> Iterator[Path]:
+    """Every place on this machine that `reference` can mean, in the order of preference.
+
+    Raises CheckpointError for an empty reference, an absolute path that does not exist, and one that contains '..'.
     """
     text = reference.strip()
     if not text:
         raise CheckpointError("no checkpoint is chosen", do="pick one in the list, or give a path or repo id")
     direct = Path(text).expanduser()
     if direct.exists():
-        return direct
+        yield direct
+        return
     if direct.is_absolute() or text.startswith((".", "~")):
         raise CheckpointError("there is no such file or folder", direct, "correct the path")
     parts = PurePosixPath(text.replace("\\", "/")).parts
@@ -89,162 +133,121 @@ def find_path(reference: str, revision: str = "") -> Path:
         for name in (text, "--".join(parts[:2]), parts[1] if len(parts) > 1 else text):
             found = Path(root, name, *parts[2:]) if name != text else Path(root, name)
             if found.exists():
-                return found
-    if len(parts) >= 2:
+                yield found
+    if is_repo(text):
         snapshot = host.cached_snapshot("/".join(parts[:2]), revision)
         if snapshot and Path(snapshot, *parts[2:]).exists():
-            return Path(snapshot, *parts[2:])
-        repo = "/".join(parts[:2])
-        target = next(iter(host.model_folders()), "models/diffusers")
-        at = f" --revision {revision}" if revision else ""
-        raise CheckpointError(f"{text} is not on this machine, and this version of the pack downloads nothing", "",
-                              f"run: hf download {repo}{at} --local-dir \"{Path(target, parts[1])}\"")
-    raise CheckpointError(f"{text} was found neither as a path nor in ComfyUI's model folders", "",
-                          f"looked in {first_ten(host.model_folders())}; give a full path, or a repo id owner/name")
+            yield Path(snapshot, *parts[2:])
+
+
+def find_path(reference: str, revision: str = "") -> Path:
+    """The first local file or folder that `reference` names. Raises CheckpointError when there is none."""
+    found = next(candidates(reference, revision), None)
+    if found is None:
+        raise _not_here(reference.strip(), revision, ())
+    return found
+
+
+T = TypeVar("T")
+
+
+def resolve(reference: str, revision: str, use: Callable[[Path], T],
+            select: Callable[[Folder], Sequence[Selection]], patterns: Sequence[str], download: bool) -> T:
+    """`use(path)` on the first place that has all files of this load; the others raise MissingFiles from it.
+
+    With `download`, a repo that no place has completely is fetched: the files that `select` chooses from it, at one
+    commit. `patterns` are the globs of the files in question, for the command in the message. Raises CheckpointError.
+    """
+    short: MissingFiles | None = None
+    for path in candidates(reference, revision):
+        try:
+            return use(path)
+        except MissingFiles as error:
+            short = short or error
+    text = reference.strip()
+    if not is_repo(text) or Path(text).expanduser().exists():
+        raise short or _not_here(text, revision, patterns)
+    command = download_command(text, revision, patterns)
+    if download:
+        from . import hub
+
+        return use(hub.fetch(text, revision, select, command))
+    if short is not None:
+        raise MissingFiles(short.what, short.where, f"switch download_missing on, or run: {command}") from short
+    raise _not_here(text, revision, patterns)
+
+
+def download_command(reference: str, revision: str, patterns: Sequence[str]) -> str:
+    """The `hf download` line that fetches the files of a load into the Hugging Face cache."""
+    parts = PurePosixPath(reference).parts
+    below = "/".join(parts[2:])
+    includes = [f"{below}/{pattern}" if below else pattern for pattern in patterns]
+    if below.endswith((".safetensors", ".sft", ".json")):
+        includes = [below]
+    return " ".join(["hf download", "/".join(parts[:2]), *([f"--revision {revision}"] if revision else []),
+                     *(f'--include "{pattern}"' for pattern in includes)])
+
+
+def _not_here(text: str, revision: str, patterns: Sequence[str]) -> MissingFiles:
+    if is_repo(text):
+        return MissingFiles(f"{text} is not on this machine", "",
+                            f"switch download_missing on, or run: {download_command(text, revision, patterns)}")
+    return MissingFiles(f"{text} was found neither as a path nor in ComfyUI's model folders", "",
+                        f"looked in {first_ten(host.model_folders())}; give a full path, or a repo id owner/name")
 
 
 def locate(reference: str, *, component: str = "transformer", weights_name: str = "", revision: str = "",
-           need_weights: bool = True) -> Source:
+           need_weights: bool = True, download: bool = False) -> Source:
     """Resolve a reference to the files of one transformer.
 
     Accepts a diffusers pipeline folder (its `component` is taken), a component folder (config.json + weights), a
     folder with one weight file or one index, an index file, or a single .safetensors file. `weights_name` picks a
     file inside the folder. With `need_weights=False` only config.json is looked up and no weight file need exist.
+    `download` fetches what is missing of a repo id.
 
     Raises CheckpointError when nothing is found or the choice is ambiguous.
     """
-    path = find_path(reference, revision)
-    if path.is_file():
-        if weights_name:
-            raise CheckpointError(f"weights_name is {weights_name!r}, but the reference is already a file", path,
-                                  "clear weights_name, or give the folder")
-        if not need_weights:
-            raise CheckpointError("a single file has no config.json to build a model without weights from", path,
-                                  "set weights to 'load', or give a diffusers folder")
-        if path.name.endswith(INDEX):
-            return _from_index(reference, path)
-        beside = path.parent / "config.json"
-        return Source(reference, str(path.parent), (str(_weight_file(path)),),
-                      beside=str(beside) if beside.is_file() else None)
-    folder = _component_folder(path, component)
-    config = folder / "config.json"
-    config_path = str(config) if config.is_file() else None
-    if not need_weights:
-        if config_path is None and _NVFP4_REPO in path.as_posix().lower():
-            return locate(_NVFP4_BASE, component=component, need_weights=False)
-        if config_path is None:
-            raise CheckpointError("there is no config.json to build a model without weights from", folder,
-                                  "set weights to 'load', or give a diffusers folder")
-        return Source(reference, str(folder), (), config_path)
+    if not need_weights and base_of_quantized(reference) and not _has_config(reference, revision):
+        return locate(_NVFP4_BASE, component=component, need_weights=False, download=download)
+    select = partial(select_transformer, component=component, weights_name=weights_name, need_weights=need_weights)
+
+    def use(path: Path) -> Source:
+        if path.is_file():
+            return _from_file(reference, path, weights_name, need_weights)
+        folder = LocalFolder(path)
+        return folder.source(reference, select(folder))
+
+    def chosen(folder: Folder) -> list[Selection]:
+        pipeline = [Selection("", texts=(PIPELINE,))] if PIPELINE in folder.names() else []
+        return [*pipeline, select(folder)]
+
+    pipeline = reference.strip() in KNOWN_BASES and not base_of_quantized(reference)
+    patterns = (PIPELINE, f"{component}/*" if need_weights else f"{component}/config.json") if pipeline else ()
+    return resolve(reference, revision, use, chosen, patterns, download)
+
+
+def base_of_quantized(reference: str) -> str:
+    """The base behind a reference to FLUX.2-dev-NVFP4 weights given as a base itself; empty for any other."""
+    return _NVFP4_BASE if _NVFP4_REPO in reference.replace("\\", "/").lower() else ""
+
+
+def _has_config(reference: str, revision: str) -> bool:
+    return any((path / "config.json").is_file() for path in candidates(reference, revision))
+
+
+def _from_file(reference: str, path: Path, weights_name: str, need_weights: bool) -> Source:
     if weights_name:
-        if _leaves_folder(weights_name):
-            raise CheckpointError("weights_name must stay inside the folder", weights_name, "give a plain file name")
-        chosen = folder / weights_name
-        if not chosen.is_file():
-            raise CheckpointError(f"the folder holds no {weights_name}", folder, f"it holds {_listing(folder)}")
-        if chosen.name.endswith(INDEX):
-            return _from_index(reference, chosen, config_path)
-        return Source(reference, str(folder), (str(_weight_file(chosen)),), config_path)
-    return _choose(reference, folder, config_path)
-
-
-# A precision infix, as diffusers' `variant` writes it into weight and index files.
-_PRECISION = re.compile(r"\.(fp16|bf16|fp32)(?=(-\d+-of-\d+)?\.safetensors|\.json$)")
-_MIXED = re.compile(r"-mixed(-\d+-of-\d+)?\.safetensors$")
-
-
-def _choose(reference: str, folder: Path, config: str | None) -> Source:
-    """The weight files of a folder, by SGLang-Diffusion's order (specs/modelopt.md sections 1.2 and 1.3).
-
-    Precision twins of a canonical file are set aside; an index is the authority; without one a single file is taken,
-    and of several the one that is called -mixed. Anything else is ambiguous and raises CheckpointError.
-    """
-    indexes, _ = _without_twins(sorted((*folder.glob(f"*{INDEX}"), *folder.glob("*.safetensors.index.*.json"))))
-    if len(indexes) > 1:
-        raise CheckpointError(f"there are {len(indexes)} index files: {first_ten(i.name for i in indexes)}", folder,
-                              "name the one to use in weights_name")
-    if indexes:
-        return _from_index(reference, indexes[0], config)
-    found = sorted(folder.glob("*.safetensors")) or sorted(folder.rglob("*.safetensors"))
-    files, choice = _without_twins(found)
-    mixed = [file for file in files if _MIXED.search(file.name)]
-    if len(files) > 1 and len(mixed) == 1:
-        files, choice = mixed, f"{mixed[0].name} taken of {len(found)} files: the mixed one"
-    if len(files) > 1:
-        raise CheckpointError(f"there are {len(files)} weight files without an index: "
-                              f"{first_ten(f.relative_to(folder).as_posix() for f in files)}", folder,
-                              "name the one to use in weights_name")
-    if not files:
-        raise CheckpointError("there is no .safetensors file", folder, f"the folder holds {_listing(folder)}")
-    return Source(reference, str(folder), (str(files[0]),), config, choice=choice)
-
-
-def _without_twins(files: list[Path]) -> tuple[list[Path], str]:
-    """Drop files that differ from another only by a precision infix; a family that has only such files is kept."""
-    names = {file.name for file in files}
-    kept = [file for file in files
-            if not _PRECISION.search(file.name) or _PRECISION.sub("", file.name) not in names]
-    dropped = [file.name for file in files if file not in kept]
-    return kept, f"precision twins left aside: {first_ten(dropped)}" if dropped else ""
-
-
-def _leaves_folder(name: str) -> bool:
-    """Whether a file name points out of its folder, on any system (a drive letter does on Windows)."""
-    pure = PurePosixPath(name.replace("\\", "/"))
-    return pure.is_absolute() or ".." in pure.parts or ":" in name
-
-
-def _listing(folder: Path) -> str:
-    return first_ten(sorted(entry.name for entry in folder.iterdir())) or "nothing"
-
-
-def _weight_file(path: Path) -> Path:
-    if path.suffix.lower() not in (".safetensors", ".sft"):
-        raise CheckpointError(f"{path.suffix or 'this kind of'} files are not read: only .safetensors", path,
-                              "pick a .safetensors file")
-    return path
-
-
-def _component_folder(path: Path, component: str) -> Path:
-    """The folder of one component: below a pipeline folder, or the folder itself."""
-    if (path / "model_index.json").is_file():
-        folder = path / component
-        if not folder.is_dir():
-            parts = [name for name in COMPONENTS if (path / name).is_dir()]
-            raise CheckpointError(f"this pipeline has no {component}", path,
-                                  f"its transformers on disk: {', '.join(parts) or 'none'}")
-        return folder
-    if component != "transformer":
-        raise CheckpointError(f"{component} needs a pipeline folder (model_index.json), this is a single component",
-                              path, f"give the pipeline folder, or the {component} folder with component transformer")
-    nested = path / component
-    if not (path / "config.json").is_file() and not any(path.glob("*.safetensors*")) and nested.is_dir():
-        return nested
-    return path
-
-
-def _from_index(reference: str, index: Path, config: str | None = None) -> Source:
-    """The shards of an index. Each must be a .safetensors file inside the index's folder, and exist."""
-    weight_map = read_json(str(index)).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise CheckpointError("the index has no weight_map from tensor names to file names", index,
-                              "download the index again")
-    folder = index.parent
-    names = sorted(set(weight_map.values()))
-    for name in names:
-        if _leaves_folder(name):
-            raise CheckpointError(f"the index names a file outside its folder: {name!r}", index,
-                                  "do not use this checkpoint; get it from its publisher")
-        if not name.endswith(".safetensors"):
-            raise CheckpointError(f"the index names {name!r}, which is no .safetensors file", index,
-                                  "only safetensors shards are read")
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{len(missing)} of {len(names)} shards are missing: {first_ten(missing)}", index,
-                              "finish the download of this folder")
-    beside = folder / "config.json"
-    return Source(reference, str(folder), tuple(str(folder / name) for name in names),
-                  config or (str(beside) if beside.is_file() else None), str(index))
+        raise CheckpointError(f"weights_name is {weights_name!r}, but the reference is already a file", path,
+                              "clear weights_name, or give the folder")
+    if not need_weights:
+        raise CheckpointError("a single file has no config.json to build a model without weights from", path,
+                              "set weights to 'load', or give a diffusers folder")
+    if path.name.endswith(INDEX):
+        folder = LocalFolder(path.parent)
+        return folder.source(reference, select_transformer(folder, weights_name=path.name))
+    weight_file(path.name, path)
+    beside = path.parent / "config.json"
+    return Source(reference, str(path.parent), (str(path),), beside=str(beside) if beside.is_file() else None)
 
 
 def local_references() -> list[str]:

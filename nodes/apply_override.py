@@ -44,8 +44,8 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
             outputs=[io.Model.Output(), io.String.Output("report", display_name="report")])
 
     @classmethod
-    def validate_inputs(cls, reference: str = "") -> bool | str:
-        return inputs.check_reference(reference)
+    def validate_inputs(cls, reference: str = "", download_missing: bool = False) -> bool | str:
+        return inputs.check_reference(reference, download_missing)
 
     @classmethod
     def fingerprint_inputs(cls, override: str = "", reference: str = "", model=None, **kwargs) -> str:
@@ -58,6 +58,6 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
         from ..loaders import model as models
 
         request = models.Request(reference.strip() or override, weights_name=weights_name, revision=revision,
-                                 compute=compute, fp4_backend=fp4_backend)
+                                 compute=compute, fp4_backend=fp4_backend, download=download_missing)
         loaded = models.override(model, request, kind)
         return io.NodeOutput(loaded.patcher, loaded.report)

@@ -9,7 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..loaders.errors import CheckpointError
-from ..loaders.sources import find_path, local_references, locate
+from ..loaders.sources import find_path, is_repo, local_references, locate
 
 CATEGORY = "loaders/quantized"
 REFERENCE_TIP = ("A path (folder, .safetensors file or index) or a repo id such as owner/name. "
@@ -33,8 +33,8 @@ def revision() -> Any:
 
 def download_missing() -> Any:
     return io.Boolean.Input("download_missing", optional=True, default=False, advanced=True,
-                            tooltip="Nothing is downloaded by this version: a missing repo is reported with the "
-                                    "command that fetches it.")
+                            tooltip="Fetch what is missing of a repo id from the Hugging Face Hub, into its cache: "
+                                    "only the files that this node needs. Off: nothing touches the network.")
 
 
 def compute() -> Any:
@@ -44,9 +44,9 @@ def compute() -> Any:
                                   "in every matmul.")
 
 
-def check_reference(reference: str | None) -> bool | str:
+def check_reference(reference: str | None, download: bool | None = False) -> bool | str:
     """validate_inputs: True, or why the free reference cannot be resolved."""
-    if reference and reference.strip():
+    if reference and reference.strip() and not (download and is_repo(reference)):
         try:
             find_path(reference)
         except CheckpointError as error:

@@ -37,8 +37,8 @@ class QT_LoadBaseModel(io.ComfyNode):
             outputs=[io.Model.Output(), io.String.Output("report", display_name="report")])
 
     @classmethod
-    def validate_inputs(cls, reference: str = "") -> bool | str:
-        return inputs.check_reference(reference)
+    def validate_inputs(cls, reference: str = "", download_missing: bool = False) -> bool | str:
+        return inputs.check_reference(reference, download_missing)
 
     @classmethod
     def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:
@@ -49,6 +49,7 @@ class QT_LoadBaseModel(io.ComfyNode):
                 dtype: str = "default", revision: str = "", download_missing: bool = False) -> io.NodeOutput:
         from ..loaders import model
 
-        request = model.Request(reference.strip() or base_model, component, revision=revision, dtype=dtype)
+        request = model.Request(reference.strip() or base_model, component, revision=revision, dtype=dtype,
+                                download=download_missing)
         loaded = model.load(request) if weights == "load" else model.defer(request)
         return io.NodeOutput(loaded.patcher, loaded.report)

@@ -27,8 +27,8 @@ def free_port() -> int:
 class Server:
     """`with Server(base) as server:` starts ComfyUI on a free loopback port and waits until it answers."""
 
-    def __init__(self, base: Path, *options: str, pack: bool = True) -> None:
-        self.base, self.options, self.pack = base, options, pack
+    def __init__(self, base: Path, *options: str, pack: bool = True, env: dict[str, str] | None = None) -> None:
+        self.base, self.options, self.pack, self.env = base, options, pack, env or {}
         self.port = free_port()
         self.log = base / "server.log"
 
@@ -48,7 +48,7 @@ class Server:
                    f"sqlite:///{(self.base / 'comfyui.db').as_posix()}", "--dont-print-server", *self.options]
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(command, cwd=COMFYUI, stdout=log, stderr=subprocess.STDOUT,
-                                            env={**os.environ, "PYTHONUTF8": "1"})
+                                            env={**os.environ, "PYTHONUTF8": "1", **self.env})
         deadline = time.time() + 120
         while time.time() < deadline:
             if self.process.poll() is not None:
@@ -82,7 +82,7 @@ class Server:
                                          {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=30) as response:
-                return response.status, json.loads(response.read())
+                return response.status, json.loads(response.read() or b"{}")
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read() or b"{}")
 

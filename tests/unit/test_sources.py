@@ -61,10 +61,9 @@ def test_model_folders_and_repo_ids(tiny, tmp_path, monkeypatch):
     assert locate("loose/one.safetensors").files == (str(root / "loose" / "one.safetensors"),)
 
 
-def test_missing_references_name_the_command(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+def test_missing_references_name_the_command(tmp_path):
     text = refused("not on this machine", "owner/never-heard-of", revision="v1")
-    assert "hf download owner/never-heard-of --revision v1 --local-dir" in text
+    assert "hf download owner/never-heard-of --revision v1" in text
     refused("no such file or folder", tmp_path / "nothing")
     refused("no checkpoint is chosen", "  ")
     refused("must not contain '..'", "owner/../../etc")
