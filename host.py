@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -224,3 +225,184 @@ def environment() -> dict[str, str]:
     """The environment variables that steer this pack, for the doctor."""
     names = ("COMFYUI_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE")
     return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def load_text_encoders(state_dicts: list[dict[str, torch.Tensor]], clip_type: str, configs: dict[str, dict[str, Any]],
+                       dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> Any:
+    """Text encoders in the host's names → its CLIP.
+
+    `clip_type` is a member of its CLIPType; `configs` are entries of its model configs, by its name of the encoder.
+    Raises RuntimeError (torch) for tensors of other shapes than the configs say.
+    """
+    import comfy.sd
+    import folder_paths
+
+    options: dict[str, Any] = {f"{name}_model_config": dict(config) for name, config in configs.items()}
+    if "clip_l" in configs:  # where it measures CLIP's positions it puts this one in the place of clip_l's
+        options["model_config"] = dict(configs["clip_l"])
+    if dtype is not None:
+        options["dtype"] = dtype
+    return comfy.sd.load_text_encoder_state_dicts(
+        state_dicts, embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        clip_type=comfy.sd.CLIPType[clip_type], model_options=options, disable_dynamic=disable_dynamic)
+
+
+def text_encoder_shapes(clip: Any, name: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that the encoder `name` of a CLIP is made of.
+
+    Shapes are those of the modules' sizes: a host with lazy weights takes a tensor of any shape.
+    """
+    model = getattr(clip.cond_stage_model, name).transformer
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    for module_name, module in model.named_modules():
+        if f"{module_name}.weight" in shapes and hasattr(module, "out_features"):
+            shapes[f"{module_name}.weight"] = (module.out_features, module.in_features)
+        if f"{module_name}.weight" in shapes and hasattr(module, "num_embeddings"):
+            shapes[f"{module_name}.weight"] = (module.num_embeddings, module.embedding_dim)
+    return shapes
+
+
+def text_encoder_dtype(clip: Any, name: str) -> str:
+    """The dtype in which the encoder `name` of a CLIP is kept (it computes in F32), as "bfloat16"."""
+    return str(getattr(clip.cond_stage_model, name).transformer.dtype).removeprefix("torch.")
+
+
+def is_instance_of(value: Any, class_name: str) -> bool:
+    """Whether the class of a host's object, or one of its base classes, has this name."""
+    return any(cls.__name__ == class_name for cls in type(value).__mro__)
+
+
+def tokenizer_of(clip: Any, name: str) -> Any:
+    """The host's tokenizer (an SDTokenizer) of the encoder `name` of a CLIP."""
+    tokenizer = clip.tokenizer
+    return getattr(tokenizer, name) if hasattr(tokenizer, name) else getattr(tokenizer, f"clip_{name}")
+
+
+def follow_tokenizer_json(tokenizer: Any, path: str, probe: str) -> bool:
+    """Let one of the host's tokenizers split text as tokenizer.json at `path` says; whether it did not, on `probe`.
+
+    transformers 5 builds what is called LlamaTokenizerFast in its own way, whatever tokenizer.json says; this host asks
+    for that class. Only this tokenizer is changed, and only when the two disagree.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    stated = Tokenizer.from_file(path)
+    if tokenizer.tokenizer(probe)["input_ids"] == stated.encode(probe).ids:
+        return False
+    tokenizer.tokenizer = PreTrainedTokenizerFast(tokenizer_object=stated)
+    return True
+
+def bundled_tokenizer(*path: str) -> str:
+    """A file of a tokenizer that the host brings along, below its `comfy` folder."""
+    import comfy.sd1_clip
+
+    return os.path.join(os.path.dirname(comfy.sd1_clip.__file__), *path)
+
+
+def diffusers_vae_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of an AutoencoderKL under diffusers' names → the host's names, in the same order, as its loader does it.
+
+    Its four Linear layers of attention become convolutions of size 1 (views).
+    """
+    import comfy.diffusers_convert
+
+    return comfy.diffusers_convert.convert_vae_state_dict(tensors)
+
+
+def latent_map(name: str, channels: int) -> tuple[list[float], list[float]]:
+    """Slope and offset of each channel from a sampler's latent to a VAE's, by the host's latent format `name`."""
+    import comfy.latent_formats
+    import torch
+
+    latents = getattr(comfy.latent_formats, name)()
+    zero, one = (latents.process_out(make(1, channels, 1, 1, 1)).flatten() for make in (torch.zeros, torch.ones))
+    return (one - zero).tolist(), zero.tolist()
+
+
+def vae_module(kind: str, sizes: dict[str, Any]) -> Any:
+    """One of the host's VAE networks: "kl" (AutoencoderKL: images, HunyuanVideo), "wan21" or "wan22".
+
+    `sizes` are the arguments of the Wan networks, or {"encoder", "decoder": arguments, "embed": channels of the quant
+    convolutions or None}.
+    """
+    import comfy.ldm.models.autoencoder as kl
+    import comfy.ldm.wan.vae
+    import comfy.ldm.wan.vae2_2
+
+    if kind != "kl":
+        return {"wan21": comfy.ldm.wan.vae, "wan22": comfy.ldm.wan.vae2_2}[kind].WanVAE(**sizes)
+    if sizes["embed"]:
+        return kl.AutoencoderKL(ddconfig=sizes["encoder"], decoder_ddconfig=sizes["decoder"],
+                                embed_dim=sizes["embed"])
+    halves = {f"{half}_config": {"target": f"comfy.ldm.modules.diffusionmodules.model.{half.capitalize()}",
+                                 "params": sizes[half]} for half in ("encoder", "decoder")}
+    return kl.AutoencodingEngine(
+        regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"}, **halves)
+
+
+def vae_tensors(kind: str, sizes: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Names and shapes of the tensors of a VAE network, as meta tensors."""
+    import torch
+
+    with torch.device("meta"):
+        return vae_module(kind, sizes).state_dict()
+
+
+def load_vae(tensors: dict[str, torch.Tensor], dtype: str | None = None,
+             metadata: dict[str, str] | None = None) -> Any:
+    """Native tensors → the host's VAE; its `first_stage_model` is None when the host does not know them."""
+    import comfy.sd
+    import torch
+
+    return comfy.sd.VAE(sd=tensors, dtype=getattr(torch, dtype) if dtype else None, metadata=metadata)
+
+
+def load_vae_sized(tensors: dict[str, torch.Tensor], kind: str, sizes: dict[str, Any], published: dict[str, Any],
+                   dtype: str | None = None) -> Any:
+    """As load_vae, for a network of other sizes than the `published` ones that the host's constructor has fixed.
+
+    The constructor makes its own, without memory, which settles ratios, devices, dtypes and memory estimates; then the
+    network inside is exchanged for one of these sizes.
+    """
+    import comfy.model_management
+    import comfy.model_patcher
+    import torch
+
+    with torch.device("meta"):
+        vae = load_vae(vae_tensors(kind, published), dtype)
+    module = vae_module(kind, sizes).eval().to(vae.vae_dtype)
+    comfy.model_management.archive_model_dtypes(module)
+    patcher = comfy.model_patcher.CoreModelPatcher(module, load_device=vae.patcher.load_device,
+                                                   offload_device=vae.patcher.offload_device)
+    module.load_state_dict(tensors, strict=False, assign=patcher.is_dynamic())
+    vae.first_stage_model, vae.patcher, vae.size = module, patcher, None
+    vae.model_size()
+    return vae
+
+
+@contextmanager
+def tekken_read_by(read: Callable[[dict[str, Any]], str | None]) -> Iterator[None]:
+    """While a CLIP is made, let `read` turn its `tekken_model` (parsed tekken.json) into the text of a tokenizer.json.
+
+    The host makes this tokenizer inside its CLIP, by transformers' MistralConverter with the arguments of transformers
+    4: newer ones refuse them (TypeError), and those of 4 pass over the pattern in the file. There is no other way in,
+    so its function is exchanged for as long as this CLIP is made; where `read` returns None the host's own is asked.
+    """
+    import json
+
+    import comfy.text_encoders.flux as flux
+    import torch
+    from tokenizers import Tokenizer
+
+    theirs = flux.load_mistral_tokenizer
+
+    def load_mistral_tokenizer(data: Any) -> dict[str, Any]:
+        text = read(json.loads(data.numpy().tobytes() if torch.is_tensor(data) else data)) if data is not None else None
+        return theirs(data) if text is None else {"tokenizer_object": Tokenizer.from_str(text), "legacy": False}
+
+    flux.load_mistral_tokenizer = load_mistral_tokenizer
+    try:
+        yield
+    finally:
+        flux.load_mistral_tokenizer = theirs

@@ -7,6 +7,8 @@ import logging
 
 NODES = {
     "load_base": ("QT_LoadBaseModel",),
+    "load_text_encoder": ("QT_LoadBaseTextEncoder",),
+    "load_vae": ("QT_LoadBaseVAE",),
     "apply_override": ("QT_ApplyTransformerOverride",),
     "inspect_checkpoint": ("QT_InspectCheckpoint",),
 }

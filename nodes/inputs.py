@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from comfy_api.latest import io
@@ -55,13 +56,20 @@ def check_reference(reference: str | None, download: bool | None = False) -> boo
 
 
 def fingerprint(chosen: str, reference: str = "", **inputs: Any) -> str:
-    """A hash of the inputs and of size and time of every file behind them, so that changed files are loaded again."""
-    parts = [chosen, reference, repr(sorted(inputs.items(), key=str))]
+    """A hash of a transformer node's inputs and of the files behind them."""
+    def files() -> list[str]:
+        return locate(reference.strip() or chosen, component=inputs.get("component", "transformer"),
+                      weights_name=inputs.get("weights_name", ""), revision=inputs.get("revision", ""),
+                      need_weights=inputs.get("weights", "load") == "load").paths
+
+    return stamp(files, chosen, reference, sorted(inputs.items(), key=str))
+
+
+def stamp(files: Callable[[], Iterable[str]], *facts: Any) -> str:
+    """A hash of `facts` and of size and time of every file, so that changed files are loaded again."""
+    parts = list(map(repr, facts))
     try:
-        source = locate(reference.strip() or chosen, component=inputs.get("component", "transformer"),
-                        weights_name=inputs.get("weights_name", ""), revision=inputs.get("revision", ""),
-                        need_weights=inputs.get("weights", "load") == "load")
-        for path in source.paths:
+        for path in files():
             stat = os.stat(path)
             parts.append(f"{path} {stat.st_size} {stat.st_mtime_ns}")
     except (CheckpointError, OSError) as error:

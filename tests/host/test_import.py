@@ -44,7 +44,8 @@ def measure(pack=PACK) -> dict:
 
 def test_import_is_light():
     found = measure()
-    assert found["nodes"] == ["QT_LoadBaseModel", "QT_ApplyTransformerOverride", "QT_InspectCheckpoint"]
+    assert found["nodes"] == ["QT_LoadBaseModel", "QT_LoadBaseTextEncoder", "QT_LoadBaseVAE",
+                              "QT_ApplyTransformerOverride", "QT_InspectCheckpoint"]
     assert len(found["new"]) <= 20, found["new"]
     assert not [m for m in found["new"] if m.startswith(HEAVY)]
 
@@ -58,7 +59,7 @@ def test_a_broken_part_costs_only_its_own_nodes(tmp_path):
         shutil.copy(PACK / name, tmp_path)
     (tmp_path / "nodes" / "apply_override.py").write_text("import a_package_that_is_not_there\n", encoding="utf-8")
     found = measure(tmp_path)
-    assert found["nodes"] == ["QT_LoadBaseModel", "QT_InspectCheckpoint"]
+    assert found["nodes"] == ["QT_LoadBaseModel", "QT_LoadBaseTextEncoder", "QT_LoadBaseVAE", "QT_InspectCheckpoint"]
     assert "QT_ApplyTransformerOverride is not available" in found["log"]
     assert "a_package_that_is_not_there" in found["log"]
 

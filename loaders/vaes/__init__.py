@@ -1,0 +1,19 @@
+"""The registry of VAE classes. A new one is one file with a `VAEClass` and one line here."""
+
+from __future__ import annotations
+
+from .autoencoder_kl import AUTOENCODER_KL
+from .base import Latents, Plan, VAEClass
+from .flux2 import FLUX2
+from .hunyuan_video import HUNYUAN_VIDEO
+from .qwen_image import QWEN_IMAGE
+from .wan import WAN
+
+VAES: tuple[VAEClass, ...] = (AUTOENCODER_KL, FLUX2, HUNYUAN_VIDEO, QWEN_IMAGE, WAN)
+
+__all__ = ["VAES", "Latents", "Plan", "VAEClass", "by_class_name"]
+
+
+def by_class_name(class_name: object) -> VAEClass | None:
+    """The class of a config.json's `_class_name`, or None."""
+    return next((vae for vae in VAES if vae.class_name == class_name), None)

@@ -1,0 +1,51 @@
+"""Load Base VAE."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..loaders.sources import KNOWN_BASES
+from . import inputs
+
+
+class QT_LoadBaseVAE(io.ComfyNode):
+    """The VAE of a diffusers pipeline, a VAE folder, or a single file, as an ordinary VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QT_LoadBaseVAE", display_name="Load Base VAE", category=inputs.CATEGORY,
+            description="Loads the VAE of a diffusers folder (sharded too) or a single file as an ordinary VAE, after "
+                        "checking that it scales latents as ComfyUI's model of that family does.",
+            search_aliases=["diffusers folder", "load vae", "autoencoder", "sharded"],
+            inputs=[
+                io.Combo.Input("base_model", options=inputs.reference_choices(KNOWN_BASES),
+                               tooltip="The diffusers base whose vae is loaded: what ComfyUI's model folders hold, and "
+                                       "the known repo ids."),
+                inputs.reference(),
+                io.Combo.Input("dtype", options=["default", "bf16", "fp16", "fp32"], default="default", optional=True,
+                               advanced=True, tooltip="Precision to compute in. default: what ComfyUI picks for the "
+                                                      "device and this VAE."),
+                inputs.revision(),
+                inputs.download_missing(),
+            ],
+            outputs=[io.Vae.Output(), io.String.Output("report", display_name="report")])
+
+    @classmethod
+    def validate_inputs(cls, reference: str = "", download_missing: bool = False) -> bool | str:
+        return inputs.check_reference(reference, download_missing)
+
+    @classmethod
+    def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:
+        from ..loaders import vae
+
+        request = vae.Request(reference.strip() or base_model, kwargs.get("revision", ""))
+        return inputs.stamp(lambda: vae.source(request).paths, base_model, reference, sorted(kwargs.items(), key=str))
+
+    @classmethod
+    def execute(cls, base_model: str, reference: str = "", dtype: str = "default", revision: str = "",
+                download_missing: bool = False) -> io.NodeOutput:
+        from ..loaders import vae
+
+        loaded = vae.load(vae.Request(reference.strip() or base_model, revision, dtype, download_missing))
+        return io.NodeOutput(loaded.vae, loaded.report)

@@ -1,0 +1,165 @@
+"""Tiny text encoders and tokenizers of FLUX.1, Wan and HunyuanVideo as transformers saves them, and what they say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from support.common import randomise
+from support.pack import COMFYUI
+
+# Output widths; they are those of the tiny transformers in flux.py, wan.py and hunyuan_video.py.
+FLUX_TEXT, FLUX_POOLED = 64, 32
+WAN_TEXT = 4096
+HUNYUAN_TEXT, HUNYUAN_POOLED = 64, 768
+BUNDLED = COMFYUI / "comfy"
+PIPELINES = {"flux1": "FluxPipeline", "wan": "WanPipeline", "hunyuan_video": "HunyuanVideoPipeline"}
+CLIP_VOCAB, CLIP_END = 49408, 49407
+LLAMA_VOCAB = 128320
+
+
+def clip(width: int, layers: int = 2) -> Any:
+    """A CLIPTextModel of this width, BF16."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return seeded(CLIPTextModel, CLIPTextConfig(
+        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=width // 16,
+        vocab_size=CLIP_VOCAB, bos_token_id=49406, eos_token_id=CLIP_END, projection_dim=width))
+
+
+def t5(**sizes: int) -> Any:
+    """A T5EncoderModel (v1.1), BF16."""
+    from transformers import T5Config, T5EncoderModel
+
+    return seeded(T5EncoderModel, T5Config(**{"vocab_size": 32128, **T5_SIZES, "d_model": FLUX_TEXT, **sizes}, **T5_KIND))
+
+
+def umt5(vocab: int, **sizes: int) -> Any:
+    """A UMT5EncoderModel, BF16."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    return seeded(UMT5EncoderModel, UMT5Config(**{"vocab_size": vocab, **T5_SIZES, "d_model": WAN_TEXT, **sizes},
+                                               **T5_KIND))
+
+
+T5_SIZES = {"d_kv": 16, "d_ff": 96, "num_layers": 3, "num_heads": 4}
+T5_KIND = {"feed_forward_proj": "gated-gelu", "dropout_rate": 0.0}
+
+
+def llama_config(**sizes: int) -> Any:
+    """Llama 3 with heads of 128, as the host fixes them, and more layers than the pipeline skips."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**{"vocab_size": LLAMA_VOCAB, "hidden_size": HUNYUAN_TEXT, "intermediate_size": 96,
+                          "num_hidden_layers": 5, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128,
+                          **sizes}, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+                       bos_token_id=128000, eos_token_id=128001, pad_token_id=128258)
+
+
+def llama() -> Any:
+    """A LlamaModel, BF16."""
+    from transformers import LlamaModel
+
+    return seeded(LlamaModel, llama_config())
+
+
+def llava() -> Any:
+    """A LlavaForConditionalGeneration, BF16."""
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                              image_size=28, patch_size=14)
+    return seeded(LlavaForConditionalGeneration, LlavaConfig(text_config=llama_config(), vision_config=vision,
+                                                             image_token_index=128257))
+
+
+def seeded(kind: Any, config: Any) -> Any:
+    """Random weights of unit gain, the same in every run; T5's biases and embeddings, which it does not scale, too."""
+    torch.manual_seed(11)
+    return randomise(kind(config))
+
+
+def tokenizer_clip(folder: Path) -> str:
+    """CLIP's tokenizer by transformers, from the host's copy of it. Returns its class name."""
+    from transformers import CLIPTokenizer
+
+    return saved(CLIPTokenizer.from_pretrained(BUNDLED / "sd1_tokenizer", model_max_length=77), folder)
+
+
+def tokenizer_t5(folder: Path) -> str:
+    from transformers import T5TokenizerFast
+
+    return saved(T5TokenizerFast.from_pretrained(BUNDLED / "text_encoders" / "t5_tokenizer"), folder)
+
+
+def tokenizer_llama(folder: Path) -> str:
+    from transformers import PreTrainedTokenizerFast
+
+    return saved(PreTrainedTokenizerFast.from_pretrained(BUNDLED / "text_encoders" / "llama_tokenizer"), folder)
+
+
+def tokenizer_umt5(folder: Path) -> str:
+    """A SentencePiece model trained here (UMT5's own cannot be had), with UMT5's special tokens; spiece.model and
+    tokenizer.json as the repositories have them."""
+    import sentencepiece
+    from transformers import T5TokenizerFast
+
+    folder.mkdir(parents=True)
+    corpus = folder / "corpus.txt"
+    words = ["a", "an", "the", "cat", "dog", "robot", "boat", "red", "blue", "old", "small", "running", "sitting", "over",
+             "near", "river", "mountain", "city", "night", "light", "slowly", "camera", "moves", "rain", "market", ","]
+    torch.manual_seed(0)
+    corpus.write_text("\n".join(" ".join(words[i] for i in torch.randint(len(words), (9,))) for _ in range(400)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=120, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        pad_piece="<pad>", eos_piece="</s>", unk_piece="<unk>", hard_vocab_limit=False, minloglevel=2, normalization_rule_name="identity")
+    corpus.unlink()
+    (folder / "spiece.vocab").unlink()
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    pieces = [(model.id_to_piece(i), model.get_score(i)) for i in range(model.get_piece_size())]
+    return saved(T5TokenizerFast(vocab=pieces, extra_ids=0), folder)
+
+
+def saved(tokenizer: Any, folder: Path) -> str:
+    tokenizer.save_pretrained(folder)
+    return type(tokenizer).__name__
+
+
+def save(family: str, folder: Path) -> dict[str, list[str]]:
+    """Write the text encoders and tokenizers of a tiny base ("flux1", "wan", "hunyuan_video") below `folder`.
+
+    Returns their entries for model_index.json. Output widths: the constants above.
+    """
+    if family == "flux1":
+        encoders = {"text_encoder": clip(FLUX_POOLED), "text_encoder_2": t5()}
+        tokenizers = {"tokenizer": tokenizer_clip, "tokenizer_2": tokenizer_t5}
+    elif family == "wan":
+        encoders, tokenizers = {"text_encoder": umt5(128, d_ff=64)}, {"tokenizer": tokenizer_umt5}
+    elif family == "hunyuan_video":
+        encoders = {"text_encoder": llama(), "text_encoder_2": clip(HUNYUAN_POOLED)}
+        tokenizers = {"tokenizer": tokenizer_llama, "tokenizer_2": tokenizer_clip}
+    else:
+        raise ValueError(family)
+    entries = {}
+    for name, model in encoders.items():
+        model.save_pretrained(folder / name)
+        entries[name] = ["transformers", type(model).__name__]
+    for name, write in tokenizers.items():
+        entries[name] = ["transformers", write(folder / name)]
+    return entries
+
+
+def base(family: str, folder: Path, **encoders: Any) -> Path:
+    """A base that has nothing but text encoders and tokenizers; `encoders` replaces some of them by other models."""
+    entries = save(family, folder)
+    for name, model in encoders.items():
+        shutil.rmtree(folder / name)
+        model.save_pretrained(folder / name)
+        entries[name] = ["transformers", type(model).__name__]
+    index = {"_class_name": PIPELINES[family], **entries}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder

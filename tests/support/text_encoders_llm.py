@@ -1,0 +1,227 @@
+"""Small language-model text encoders, saved by transformers: FLUX.2's Mistral 3, Qwen-Image's Qwen2.5-VL, Z-Image's Qwen3.
+
+Each is as small as the host lets it be. Where its code fixes a size (Mistral's and Qwen3's width, Qwen's vocabulary, all
+of Qwen2.5-VL's vision tower) that size is real and most rows are zero, which a file system with holes does not store.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+# Width of the conditioning that each gives (joint_attention_dim or cap_feat_dim of its transformer).
+WIDTHS = {"flux2": 3 * 5120, "qwen_image": 512, "qwen_image_edit": 512, "z_image": 2560}
+
+HEAD = 128  # the host's head size
+VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 512,
+          "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]}
+CHAT_QWEN3 = ("{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' "
+              "+ '\\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
+              "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}"
+              "{%- endif %}{%- endif %}")
+CHAT_MISTRAL = ("{{- bos_token }}{%- for message in messages %}{%- if message.role == 'system' %}"
+                "{{- '[SYSTEM_PROMPT]' }}{%- else %}{{- '[INST]' }}{%- endif %}{%- for part in message.content %}"
+                "{{- part.text }}{%- endfor %}{%- if message.role == 'system' %}{{- '[/SYSTEM_PROMPT]' }}{%- else %}"
+                "{{- '[/INST]' }}{%- endif %}{%- endfor %}")
+# As in Mistral Small 3's tekken.json
+MISTRAL_SPECIALS = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]",
+                    "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]",
+                    "[PREFIX]", "[MIDDLE]", "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"]
+MISTRAL_PATTERN = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+                   r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}|"
+                   r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+def save(family: str, folder: Path) -> dict[str, list[str]]:
+    """Write text_encoder/, tokenizer/ (and processor/) of `family` into `folder`; returns their model_index.json entries.
+
+    `family` is one of WIDTHS. Weights are BF16, the same in every run.
+    """
+    state = torch.random.get_rng_state()
+    torch.manual_seed(5)
+    entries = {"flux2": _flux2, "qwen_image": _qwen_image, "qwen_image_edit": _qwen_image_edit,
+               "z_image": _z_image}[family](folder)
+    torch.random.set_rng_state(state)
+    return entries
+
+
+def _flux2(folder: Path) -> dict[str, list[str]]:
+    from transformers import Mistral3Config
+
+    tokenizer = save_mistral_processor(folder / "tokenizer")
+    # 31 layers: hidden state 30 is the last one that FLUX.2 reads, and with one more it is not the normed end
+    text = {"model_type": "mistral", "hidden_size": 5120, "intermediate_size": 16, "num_hidden_layers": 31,
+            "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": HEAD, "vocab_size": tokenizer,
+            "rms_norm_eps": 1e-5, "rope_theta": 1e9, "sliding_window": None, "tie_word_embeddings": True}
+    vision = {"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+              "num_attention_heads": 1, "head_dim": 32, "patch_size": 14, "image_size": 56}
+    write("Mistral3ForConditionalGeneration", Mistral3Config(text_config=text, vision_config=vision),
+          folder / "text_encoder")
+    return {"text_encoder": ["transformers", "Mistral3ForConditionalGeneration"],
+            "tokenizer": ["transformers", "PixtralProcessor"]}
+
+
+def _qwen_image(folder: Path) -> dict[str, list[str]]:
+    from transformers import Qwen2_5_VLConfig
+
+    text = {"hidden_size": WIDTHS["qwen_image"], "intermediate_size": 96, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 151680, "rms_norm_eps": 1e-6,
+            "rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
+    write("Qwen2_5_VLForConditionalGeneration", Qwen2_5_VLConfig(
+        text_config=text, vision_config=VISION, tie_word_embeddings=True), folder / "text_encoder")
+    qwen_tokenizer().save_pretrained(folder / "tokenizer")
+    return {"text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+            "tokenizer": ["transformers", "Qwen2Tokenizer"]}
+
+
+def _qwen_image_edit(folder: Path) -> dict[str, list[str]]:
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    entries = _qwen_image(folder)
+    limits = {"min_pixels": 3136, "max_pixels": 12845056}
+    Qwen2VLProcessor(Qwen2VLImageProcessor(**limits), qwen_tokenizer(), Qwen2VLVideoProcessor(**limits),
+                     chat_template=CHAT_QWEN3).save_pretrained(folder / "processor")
+    return entries | {"processor": ["transformers", "Qwen2VLProcessor"]}
+
+
+def _z_image(folder: Path) -> dict[str, list[str]]:
+    from transformers import Qwen3Config
+
+    config = Qwen3Config(hidden_size=2560, intermediate_size=96, num_hidden_layers=4, num_attention_heads=2,
+                         num_key_value_heads=1, head_dim=HEAD, vocab_size=151680, rms_norm_eps=1e-6, rope_theta=1e6,
+                         tie_word_embeddings=True)
+    write("Qwen3ForCausalLM", config, folder / "text_encoder")
+    qwen_tokenizer(CHAT_QWEN3).save_pretrained(folder / "tokenizer")
+    return {"text_encoder": ["transformers", "Qwen3ForCausalLM"], "tokenizer": ["transformers", "Qwen2Tokenizer"]}
+
+
+@cache
+def qwen_tokenizer(chat_template: str | None = None) -> Any:
+    """transformers' tokenizer from the vocabulary that ComfyUI bundles: that of Qwen2.5 and Qwen3."""
+    import comfy.sd1_clip
+    from transformers import Qwen2Tokenizer
+
+    tokenizer = Qwen2Tokenizer.from_pretrained(
+        Path(comfy.sd1_clip.__file__).parent / "text_encoders" / "qwen25_tokenizer")
+    if chat_template:
+        tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def tekken(words: str = "", pattern: str = MISTRAL_PATTERN) -> dict[str, Any]:
+    """A tekken.json: 1000 special tokens, all bytes, and pieces that a BPE learns from the licence's text and `words`."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+    teacher = Tokenizer(models.BPE())
+    teacher.pre_tokenizer = pre_tokenizers.Sequence([  # type: ignore[assignment]
+        pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)])
+    text = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8") + words
+    teacher.train_from_iterator([text], trainers.BpeTrainer(
+        vocab_size=700, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    to_byte = {character: byte for byte, character in bytes_to_unicode().items()}
+    learned = [bytes(to_byte[c] for c in piece)
+               for piece, _ in sorted(teacher.get_vocab().items(), key=lambda item: item[1])]
+    pieces = [bytes([byte]) for byte in range(256)] + [piece for piece in learned if len(piece) > 1]
+    specials = MISTRAL_SPECIALS + [f"<SPECIAL_{i}>" for i in range(len(MISTRAL_SPECIALS), 1000)]
+    return {"config": {"pattern": pattern, "num_vocab_tokens": len(pieces), "default_vocab_size": 1000 + len(pieces),
+                       "default_num_special_tokens": 1000, "version": "v7"},
+            "vocab": [{"rank": rank, "token_bytes": base64.b64encode(piece).decode(), "token_str": None}
+                      for rank, piece in enumerate(pieces)],
+            "special_tokens": [{"rank": rank, "token_str": token, "is_control": True}
+                               for rank, token in enumerate(specials)]}
+
+
+def mistral_tokenizer(content: dict[str, Any], folder: Path) -> Any:
+    """transformers' own conversion of a tekken.json, written to `folder`/tekken.json on the way."""
+    from transformers import TokenizersBackend
+    from transformers.integrations.mistral import MistralConverter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "tekken.json"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return TokenizersBackend(tokenizer_object=MistralConverter(str(file)).converted(), bos_token="<s>", eos_token="</s>",
+                             pad_token="<pad>", unk_token="<unk>", padding_side="left", chat_template=CHAT_MISTRAL,
+                             clean_up_tokenization_spaces=False)
+
+
+def save_mistral_processor(folder: Path, content: dict[str, Any] | None = None) -> int:
+    """FLUX.2's tokenizer/: transformers' PixtralProcessor, without tekken.json. Returns the size of the vocabulary."""
+    from transformers import PixtralImageProcessor, PixtralProcessor
+
+    tokenizer = mistral_tokenizer(content or tekken(), folder)
+    (folder / "tekken.json").unlink()
+    PixtralProcessor(PixtralImageProcessor(patch_size=14), tokenizer, patch_size=14, spatial_merge_size=2,
+                     chat_template=CHAT_MISTRAL).save_pretrained(folder)
+    return len(tokenizer)
+
+
+def write(class_name: str, config: Any, folder: Path) -> None:
+    """A model of these sizes with random BF16 weights, saved by transformers but for the bytes: see save_with_holes."""
+    import transformers
+
+    with torch.device("meta"):
+        model = getattr(transformers, class_name)(config)
+    for name, parameter in list(model.named_parameters()):
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, torch.nn.Parameter(_weight(name, parameter.shape), False))
+    model.tie_weights()
+    model.config.dtype = torch.bfloat16
+    written, transformers.modeling_utils.safe_save_file = transformers.modeling_utils.safe_save_file, save_with_holes
+    try:
+        model.save_pretrained(folder, max_shard_size="20GB")
+    finally:
+        transformers.modeling_utils.safe_save_file = written
+
+
+def save_with_holes(tensors: dict[str, torch.Tensor], path: str, metadata: dict[str, str] | None = None) -> None:
+    """safetensors' save_file for BF16, less the pages of zeros: the file has all its length but not its size on disk."""
+    header: dict[str, Any] = {"__metadata__": metadata or {}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * 2
+        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [start, end]}
+        assert tensor.dtype == torch.bfloat16
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        begin = file.tell()
+        for name, tensor in tensors.items():
+            data = tensor.detach().contiguous().view(-1).view(torch.int16).numpy()
+            page = 8192
+            for at in range(0, len(data), page):
+                part = data[at:at + page]
+                if part.any():
+                    file.seek(begin + header[name]["data_offsets"][0] + 2 * at)
+                    file.write(part.tobytes())
+        file.truncate(begin + end)
+
+
+def _weight(name: str, shape: torch.Size) -> torch.Tensor:
+    """Unit gain; norms around one; embeddings of a part of the words, and a sixteenth of the rows of the large ones."""
+    # numpy's zeros take no memory until they are written
+    out = torch.from_numpy(np.zeros(shape.numel(), np.uint16)).view(torch.bfloat16).view(shape)
+    rows = torch.arange(shape[0])
+    if "embed_tokens" in name and shape[0] > 100_000:
+        chosen = (rows < 4096) | (rows >= 151640) | (rows // 64 % 16 == 0)
+    elif "multi_modal_projector" in name or "visual" in name and len(shape) == 2 and shape[0] >= 1280:
+        chosen = rows // 16 % 16 == 0
+    elif shape[1:] == (5120,) and shape[0] == HEAD:  # Mistral's q, k and v
+        chosen = rows // 16 % 2 == 0
+    else:
+        chosen = rows >= 0
+    fan_in = shape[1:].numel()
+    gain = 0.1 if len(shape) == 1 else 1 if "embed" in name else fan_in ** -0.5
+    values = torch.randn(int(chosen.sum()), *shape[1:]) * gain
+    if len(shape) == 1 and name.endswith("weight"):  # norms
+        values += 1
+    out[chosen] = values.to(torch.bfloat16)
+    return out

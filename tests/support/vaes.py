@@ -1,0 +1,126 @@
+"""Tiny VAEs made and run by diffusers, as the `vae` folder of a base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# ComfyUI's group norms have 32 groups, so 32 channels are the narrowest; every level has another width, so that a tensor
+# in the wrong place cannot fit.
+KL = {"block_out_channels": (32, 64, 96, 128), "layers_per_block": 2, "sample_size": 64}
+LEVELS_2D = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+FLUX1 = {**KL, **LEVELS_2D, "latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": False,
+         "use_post_quant_conv": False}
+# The values published in Wan2.2-TI2V-5B-Diffusers/vae/config.json; diffusers' class has Wan 2.1's as its default.
+WAN22_MEAN = [
+    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891, 0.1570, -0.0098,
+    0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502, -0.2055, -0.0322, 0.1109, 0.1567,
+    -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957,
+    0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667]
+WAN22_STD = [
+    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901, 0.6885, 0.6165, 0.8454,
+    0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659, 0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999,
+    0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444,
+    0.4089, 0.7468, 0.7744]
+WAN22 = {"z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2,
+         "scale_factor_spatial": 16, "latents_mean": WAN22_MEAN, "latents_std": WAN22_STD}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "flux1": ("AutoencoderKL", FLUX1),
+    "z_image": ("AutoencoderKL", FLUX1),
+    "flux2": ("AutoencoderKLFlux2", {**KL, **LEVELS_2D, "decoder_block_out_channels": (64, 64, 128, 192)}),
+    "wan": ("AutoencoderKLWan", {"base_dim": 12}),
+    "wan22": ("AutoencoderKLWan", {**WAN22, "base_dim": 12, "decoder_base_dim": 20}),
+    "hunyuan_video": ("AutoencoderKLHunyuanVideo", {k: v for k, v in KL.items() if k != "sample_size"}),
+    "qwen_image": ("AutoencoderKLQwenImage", {"base_dim": 12}),
+}
+# The published sizes, for checks that need no memory.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "flux1": {"block_out_channels": (128, 256, 512, 512)}, "z_image": {"block_out_channels": (128, 256, 512, 512)},
+    "flux2": {"block_out_channels": (128, 256, 512, 512), "decoder_block_out_channels": None},
+    "wan": {"base_dim": 96}, "wan22": {"base_dim": 160, "decoder_base_dim": 256},
+    "hunyuan_video": {"block_out_channels": (128, 256, 512, 512)}, "qwen_image": {"base_dim": 96}}
+IMAGES = ("flux1", "z_image", "flux2")
+
+
+def empty(family: str, **config: Any) -> Any:
+    """A diffusers VAE as its constructor leaves it."""
+    import diffusers
+
+    class_name, defaults = FAMILIES[family]
+    return getattr(diffusers, class_name)(**{**defaults, **config})
+
+
+def make(family: str, seed: int = 7, **config: Any) -> Any:
+    """A diffusers VAE in F32 with seeded random weights of a size that keeps pictures within -1..1, most of the time."""
+    torch.manual_seed(seed)
+    model = empty(family, **config)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 1 or name.endswith("gamma"):
+                p.copy_(torch.randn(p.shape) * 0.1 + (1.0 if "norm" in name and not name.endswith("bias") else 0.0))
+            else:
+                p.copy_(torch.randn(p.shape) * p[0].numel() ** -0.5)
+        for name, p in model.named_parameters():  # the picture and the latent stay small
+            if name.startswith(("decoder.conv_out", "encoder.conv_out")):
+                p.mul_(0.3)
+        if family == "flux2":  # a trained batch norm, not the identity of a new one
+            model.bn.running_mean.copy_(torch.randn_like(model.bn.running_mean) * 0.3)
+            model.bn.running_var.copy_(torch.rand_like(model.bn.running_var) + 0.5)
+    for switch in ("use_framewise_encoding", "use_framewise_decoding"):  # tiles in time, blended: another function
+        if hasattr(model, switch):
+            setattr(model, switch, False)
+    return model.eval().requires_grad_(False)
+
+
+def save(family: str, folder: Path, model: Any = None, **options: Any) -> dict[str, list[str]]:
+    """Write `vae/` into a base's folder (save_pretrained takes `options`) and return its entry for model_index.json."""
+    (model or make(family)).save_pretrained(folder / "vae", **options)
+    return {"vae": ["diffusers", FAMILIES[family][0]]}
+
+
+def save_base(family: str, folder: Path, model: Any = None, **options: Any) -> Path:
+    """A base that holds nothing but its VAE."""
+    folder.mkdir(parents=True, exist_ok=True)
+    index = {"_class_name": "DiffusionPipeline", **save(family, folder, model, **options)}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def diffusers_decode(model: Any, latent: torch.Tensor) -> torch.Tensor:
+    """Pixels 0..1, channels last, from the sampler's latent as ComfyUI has it, by the pipelines' own formulas.
+
+    pipeline_flux.py and pipeline_z_image.py, pipeline_flux2.py, pipeline_wan.py, pipeline_qwenimage.py and
+    pipeline_hunyuan_video.py of diffusers; the latent is F32 [B, C, H, W] or [B, C, T, H, W].
+    """
+    with torch.inference_mode():
+        pixels = model.decode(raw_latent(model, latent), return_dict=False)[0]
+    return (pixels.clamp(-1, 1) / 2 + 0.5).movedim(1, -1)
+
+
+def raw_latent(model: Any, latent: torch.Tensor) -> torch.Tensor:
+    """What the pipelines hand to the VAE for a sampler's latent."""
+    config = model.config
+    if hasattr(model, "bn"):
+        from diffusers import Flux2Pipeline
+
+        std = torch.sqrt(model.bn.running_var.view(1, -1, 1, 1) + config.batch_norm_eps)
+        return Flux2Pipeline._unpatchify_latents(latent * std + model.bn.running_mean.view(1, -1, 1, 1))
+    if config.get("latents_mean"):
+        mean, std = (torch.tensor(config[key]).view(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
+        return latent / (1.0 / std) + mean
+    return latent / config.scaling_factor + (config.get("shift_factor") or 0.0)
+
+
+def diffusers_encode(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """The mean of the distribution for pixels 0..1 [B, H, W, C] or [B, T, H, W, C]; FLUX.2's patched and normalised."""
+    with torch.inference_mode():
+        mean = model.encode(pixels.movedim(-1, 1) * 2 - 1).latent_dist.mode()
+        if not hasattr(model, "bn"):
+            return mean
+        from diffusers import Flux2Pipeline
+
+        std = torch.sqrt(model.bn.running_var.view(1, -1, 1, 1) + model.config.batch_norm_eps)
+        return (Flux2Pipeline._patchify_latents(mean) - model.bn.running_mean.view(1, -1, 1, 1)) / std
