@@ -167,7 +167,9 @@ def main() -> int:
         return 2
     command, arguments = sys.argv[1], sys.argv[2:]
     python, comfyui = setup()
-    environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
+    # Threads of OpenMP that wait must not spin: tests run servers and browsers beside themselves on few cores.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "COMFYUI_PATH": str(comfyui), "PYTHONUTF8": "1",
+                   "HF_HUB_OFFLINE": "1"}
     if command == "host":
         return host(python, comfyui, arguments)
     if command == "lint":

@@ -1,0 +1,236 @@
+"""The nine example workflows as data; `make_workflows.py` has the real frontend turn them into files.
+
+Sizes in the notes follow from parameter counts: 2 bytes a BF16 weight, 1 an FP8 one, 9/16 an NVFP4 one (a code and a
+sixteenth of an 8-bit scale), with the layers that each published recipe leaves in BF16 (specs/modelopt.md 3.2, 4.4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from browser.notes import NOTES
+
+Link = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node: a key to link to, its type, (node key, output) by input name, and widget values that differ."""
+
+    key: str
+    type: str
+    inputs: dict[str, Link] = field(default_factory=dict)
+    widgets: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+    width: int = 340
+    height: int = 0
+
+
+Group = tuple[str, list[Node]]  # a title and its nodes, from top to bottom
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """A graph as columns from left to right, each of groups from top to bottom."""
+
+    name: str
+    note: str
+    columns: list[list[Group]]
+
+
+LOGO = "A Logo With Bold Large Text: SGL Diffusion"
+FOX = "a fox walking through neon rain"
+CAR = "A cinematic shot of a red sports car driving through rain at night"
+ASTRONAUT = "A tiny astronaut reading a book under a glass greenhouse"
+WATERCOLOR = "Turn the scene into a warm watercolor illustration"
+WAN_NEGATIVE = "overexposed, blurry, static, subtitles, watermark, JPEG artifacts, deformed limbs, cluttered background"
+SEED = 42
+
+
+def override(base: str, repo: str, kind: str = "component", **widgets: Any) -> list[Node]:
+    """The base without its weights, and the quantized transformer in its place."""
+    return [Node("base", "QT_LoadBaseModel", {}, {"base_model": base, "weights": "defer to override"}, width=400),
+            Node("override", "QT_ApplyTransformerOverride", {"model": ("base", 0)}, {"override": repo, "kind": kind, **widgets},
+                 width=400)]
+
+
+def encoder_and_vae(base: str) -> list[Node]:
+    return [Node("clip", "QT_LoadBaseTextEncoder", {}, {"base_model": base}, width=400),
+            Node("vae", "QT_LoadBaseVAE", {}, {"base_model": base}, width=400)]
+
+
+def text(key: str, prompt: str, title: str) -> Node:
+    return Node(key, "CLIPTextEncode", {"clip": ("clip", 0)}, {"text": prompt}, title, height=150)
+
+
+def reports(*keys: str) -> Group:
+    """What each loader says: formats found, how they run on this device, notes."""
+    titles = {"override": "Report: transformer", "low": "Report: transformer_2", "clip": "Report: text encoder",
+              "vae": "Report: VAE"}
+    heights = {"override": 240}
+    return "Reports", [Node(f"report_{key}", "PreviewAny", {"source": (key, 1)}, {}, titles[key], 420,
+                            heights.get(key, 130)) for key in keys]
+
+
+def result(images: Link, name: str, fps: int = 0) -> Group:
+    if not fps:
+        return "Result", [Node("save", "SaveImage", {"images": images}, {"filename_prefix": name}, width=420, height=380)]
+    return "Result", [Node("video", "CreateVideo", {"images": images}, {"fps": fps}, width=420),
+                      Node("save", "SaveVideo", {"video": ("video", 0)}, {"filename_prefix": f"video/{name}"}, width=420,
+                           height=300)]
+
+
+def ksampler(model: Link, positive: Link, negative: Link, latent: Link, steps: int, cfg: float) -> Node:
+    return Node("sample", "KSampler", {"model": model, "positive": positive, "negative": negative, "latent_image": latent},
+                {"seed": SEED, "control_after_generate": "fixed", "steps": steps, "cfg": cfg, "sampler_name": "euler",
+                 "scheduler": "simple"})
+
+
+def decode(samples: str = "sample") -> Node:
+    return Node("decode", "VAEDecode", {"samples": (samples, 0), "vae": ("vae", 0)})
+
+
+def size(width: int, height: int) -> list[Node]:
+    return [Node(key, "PrimitiveInt", {}, {"value": value}, key)
+            for key, value in (("width", width), ("height", height))]
+
+
+def sampled(conditioning: Link, model: Link, sigmas: Node, latent: str) -> list[Node]:
+    """SamplerCustomAdvanced without negative prompt: for models that have guidance as an input."""
+    return [Node("guider", "BasicGuider", {"model": model, "conditioning": conditioning}),
+            Node("noise", "RandomNoise", {}, {"noise_seed": SEED, "control_after_generate": "fixed"}),
+            Node("sampler", "KSamplerSelect", {}, {"sampler_name": "euler"}), sigmas,
+            Node("sample", "SamplerCustomAdvanced", {"noise": ("noise", 0), "guider": ("guider", 0), "sampler": ("sampler", 0),
+                                                     "sigmas": ("sigmas", 0), "latent_image": (latent, 0)})]
+
+
+def flux1(name: str) -> Workflow:
+    """As ComfyUI's own FLUX.1 template: guidance 3.5, cfg 1, euler simple. At 1024 x 1024 its shift is diffusers'."""
+    base, repo = NOTES[name].base, NOTES[name].repo
+    return Workflow(name, NOTES[name].text(), [
+        [("Base model and override", [*override(base, repo), *encoder_and_vae(base)])],
+        [("Prompt", [text("prompt", LOGO, "Prompt"),
+                     Node("guidance", "FluxGuidance", {"conditioning": ("prompt", 0)}, {"guidance": 3.5}),
+                     Node("none", "ConditioningZeroOut", {"conditioning": ("prompt", 0)}, title="No negative prompt")]),
+         ("Size", [Node("latent", "EmptySD3LatentImage", {}, {"width": 1024, "height": 1024})])],
+        [("Sampling", [ksampler(("override", 0), ("guidance", 0), ("none", 0), ("latent", 0), 20, 1.0), decode()])],
+        [result(("decode", 0), name), reports("override", "clip", "vae")]])
+
+
+def flux2(name: str, **widgets: Any) -> Workflow:
+    """As ComfyUI's own FLUX.2 template: guidance 4, Flux2Scheduler, euler."""
+    base, repo = NOTES[name].base, NOTES[name].repo
+    sides = {"width": ("width", 0), "height": ("height", 0)}
+    return Workflow(name, NOTES[name].text(), [
+        [("Base model and override", [*override(base, repo, **widgets), *encoder_and_vae(base)])],
+        [("Prompt", [text("prompt", LOGO, "Prompt"),
+                     Node("guidance", "FluxGuidance", {"conditioning": ("prompt", 0)}, {"guidance": 4.0})]),
+         ("Size", [*size(1024, 1024), Node("latent", "EmptyFlux2LatentImage", sides)])],
+        [("Sampling", [*sampled(("guidance", 0), ("override", 0), Node("sigmas", "Flux2Scheduler", sides, {"steps": 20}),
+                                "latent"), decode()])],
+        [result(("decode", 0), name), reports("override", "clip", "vae")]])
+
+
+def wan(name: str, **widgets: Any) -> Workflow:
+    """Wan's own defaults for T2V-A14B: 40 steps, shift 12, cfg 4 (high noise) and 3 (low noise), boundary 0.875.
+
+    With shift 12 the first 26 of 40 steps of the simple schedule start at a sigma of 0.875 or more.
+    """
+    base, repo = NOTES[name].base, NOTES[name].repo
+
+    def half(key: str, model: str, latent: str, first: bool) -> Node:
+        links = {"model": (model, 0), "positive": ("prompt", 0), "negative": ("negative", 0), "latent_image": (latent, 0)}
+        return Node(key, "KSamplerAdvanced", links, {
+            "add_noise": "enable" if first else "disable", "noise_seed": SEED, "control_after_generate": "fixed", "steps": 40,
+            "cfg": 4.0 if first else 3.0, "sampler_name": "euler", "scheduler": "simple", "start_at_step": 0 if first else 26,
+            "end_at_step": 26 if first else 40, "return_with_leftover_noise": "enable" if first else "disable"},
+            "High noise: steps 0 to 26" if first else "Low noise: steps 26 to 40")
+
+    def shift(key: str, model: str) -> Node:
+        return Node(key, "ModelSamplingSD3", {"model": (model, 0)}, {"shift": 12.0}, "Shift")
+
+    return Workflow(name, NOTES[name].text(), [
+        [("High noise: transformer, quantized", override(base, repo, **widgets)),
+         ("Low noise: transformer_2 of the base, BF16", [
+             Node("low", "QT_LoadBaseModel", {}, {"base_model": base, "component": "transformer_2", "weights": "load"},
+                  width=400)]),
+         ("Text encoder and VAE", encoder_and_vae(base))],
+        [("Prompt", [text("prompt", FOX, "Prompt"), text("negative", WAN_NEGATIVE, "Negative prompt")]),
+         ("Size", [Node("latent", "EmptyHunyuanLatentVideo", {}, {"width": 832, "height": 480, "length": 81})])],
+        [("Sampling", [shift("high_shift", "override"), half("high_sample", "high_shift", "latent", True),
+                       shift("low_shift", "low"), half("sample", "low_shift", "high_sample", False), decode()])],
+        [result(("decode", 0), name, fps=16), reports("override", "low", "clip", "vae")]])
+
+
+def hunyuan_video(name: str) -> Workflow:
+    """As ComfyUI's own HunyuanVideo template: guidance 6, shift 7, tiled decoding; 544 x 960, 17 frames."""
+    base, repo = NOTES[name].base, NOTES[name].repo
+    tiles = {"tile_size": 256, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}
+    return Workflow(name, NOTES[name].text(), [
+        [("Base model and override", [*override(base, repo), *encoder_and_vae(base)])],
+        [("Prompt", [text("prompt", CAR, "Prompt"),
+                     Node("guidance", "FluxGuidance", {"conditioning": ("prompt", 0)}, {"guidance": 6.0})]),
+         ("Size", [Node("latent", "EmptyHunyuanLatentVideo", {}, {"width": 960, "height": 544, "length": 17})])],
+        [("Sampling", [Node("shift", "ModelSamplingSD3", {"model": ("override", 0)}, {"shift": 7.0}),
+                       *sampled(("guidance", 0), ("shift", 0),
+                                Node("sigmas", "BasicScheduler", {"model": ("shift", 0)},
+                                     {"scheduler": "simple", "steps": 30}), "latent"),
+                       Node("decode", "VAEDecodeTiled", {"samples": ("sample", 0), "vae": ("vae", 0)}, tiles)])],
+        [result(("decode", 0), name, fps=24), reports("override", "clip", "vae")]])
+
+
+def qwen_image(name: str) -> Workflow:
+    """The model card's settings: 50 steps, true cfg 4, 1328 x 1328; shift 3.1 as in ComfyUI's own template."""
+    base, repo = NOTES[name].base, NOTES[name].repo
+    return Workflow(name, NOTES[name].text(), [
+        [("Base model and override", [*override(base, repo), *encoder_and_vae(base)])],
+        [("Prompt", [text("prompt", ASTRONAUT, "Prompt"), text("negative", "", "Negative prompt")]),
+         ("Size", [Node("latent", "EmptySD3LatentImage", {}, {"width": 1328, "height": 1328})])],
+        [("Sampling", [Node("shift", "ModelSamplingAuraFlow", {"model": ("override", 0)}, {"shift": 3.1}),
+                       ksampler(("shift", 0), ("prompt", 0), ("negative", 0), ("latent", 0), 50, 4.0), decode()])],
+        [result(("decode", 0), name), reports("override", "clip", "vae")]])
+
+
+def qwen_image_edit(name: str) -> Workflow:
+    """QwenImageEditPlusPipeline's way: one picture of a megapixel, sides multiples of 32, is reference and output size.
+
+    The host's text node would scale the reference once more, to another size than the output. zero_cond_t comes with the
+    transformer; 40 steps and true cfg 4 as on the model card.
+    """
+    base, repo = NOTES[name].base, NOTES[name].repo
+
+    def encode(key: str, prompt: str, title: str) -> Node:
+        return Node(key, "TextEncodeQwenImageEditPlus", {"clip": ("clip", 0), "image1": ("scaled", 0)}, {"prompt": prompt},
+                    title, height=170)
+
+    def reference(key: str, conditioning: str, title: str) -> Node:
+        return Node(key, "ReferenceLatent", {"conditioning": (conditioning, 0), "latent": ("latent", 0)}, title=title)
+
+    return Workflow(name, NOTES[name].text(), [
+        [("Base model and override", [*override(base, repo), *encoder_and_vae(base)])],
+        [("Picture to edit", [Node("picture", "LoadImage", {}, {"image": "example.png"}, height=320),
+                              Node("scaled", "ImageScaleToTotalPixels", {"image": ("picture", 0)},
+                                   {"upscale_method": "lanczos", "megapixels": 1.0, "resolution_steps": 32}),
+                              Node("latent", "VAEEncode", {"pixels": ("scaled", 0), "vae": ("vae", 0)})])],
+        [("Prompt", [encode("prompt", WATERCOLOR, "Prompt"), reference("prompt_picture", "prompt", "Prompt with picture"),
+                     encode("negative", "", "Negative prompt"),
+                     reference("negative_picture", "negative", "Negative prompt with picture")])],
+        [("Sampling", [Node("shift", "ModelSamplingAuraFlow", {"model": ("override", 0)}, {"shift": 3.1}),
+                       Node("norm", "CFGNorm", {"model": ("shift", 0)}, {"strength": 1.0}),
+                       ksampler(("norm", 0), ("prompt_picture", 0), ("negative_picture", 0), ("latent", 0), 40, 4.0),
+                       decode()])],
+        [result(("decode", 0), name), reports("override", "clip", "vae")]])
+
+
+WORKFLOWS = [
+    flux1("flux1_dev_modelopt_fp8"),
+    flux2("flux2_dev_modelopt_fp8"),
+    wan("wan22_t2v_a14b_modelopt_fp8"),
+    hunyuan_video("hunyuanvideo_modelopt_fp8"),
+    qwen_image("qwen_image_modelopt_fp8"),
+    qwen_image_edit("qwen_image_edit_2511_modelopt_fp8"),
+    flux1("flux1_dev_modelopt_nvfp4"),
+    flux2("flux2_dev_nvfp4", kind="weights", weights_name="flux2-dev-nvfp4-mixed.safetensors"),
+    wan("wan22_t2v_a14b_modelopt_nvfp4", fp4_backend="flashinfer_cudnn"),
+]

@@ -1,0 +1,103 @@
+"""The note of each example workflow: what it is, what it needs, where the files come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RUNS = {
+    "FP8": "FP8 matrix multiplication needs an NVIDIA GPU of SM 8.9 or newer (RTX 40 and 50, L4, L40, H100, B200). "
+           "Anything else, a CPU too, multiplies dequantized weights: same memory, slower; the report says *emulated*.",
+    "NVFP4": "NVFP4 matrix multiplication needs an NVIDIA GPU of SM 10.0 or newer (B200, RTX 50). Anything else, a CPU "
+             "too, multiplies dequantized weights: same memory, slower; the report says *emulated*.",
+}
+BLACK_FOREST = ("the FLUX repos are gated. Accept the licence on their Hugging Face pages and run `hf auth login` before "
+                "you download. Non-commercial licence.")
+
+
+@dataclass(frozen=True)
+class Note:
+    """`sizes` in words; `extra` are whole weight files of the base repo that nobody needs; `file` is one of the override."""
+
+    title: str
+    base: str
+    repo: str
+    format: str
+    about: str
+    sizes: str
+    licence: str
+    extra: tuple[str, ...] = ()
+    file: str = ""
+
+    def text(self) -> str:
+        excludes = " ".join(f'--exclude "{name}"' for name in ("transformer/*.safetensors", *self.extra))
+        folder = "models/diffusers/"
+        return "\n\n".join((
+            f"## {self.title}", self.about,
+            f"**Hardware.** {RUNS[self.format]}",
+            f"**Memory, about.** {self.sizes} ComfyUI offloads what does not fit.",
+            "**Files.** Nothing is downloaded unless you switch on `download_missing` (an advanced input) in each loader; or "
+            "run in ComfyUI's folder:\n\n```\n"
+            f"hf download {self.base} {excludes} --local-dir {folder}{self.base.split('/')[1]}\n\n"
+            f"hf download {self.repo} {self.file + ' ' if self.file else ''}--local-dir {folder}{self.repo.split('/')[1]}\n```",
+            f"**Licence:** {self.licence}",
+        ))
+
+
+NOTES = {
+    "flux1_dev_modelopt_fp8": Note(
+        "FLUX.1-dev, ModelOpt FP8", "black-forest-labs/FLUX.1-dev", "lmsys/flux1-dev-modelopt-fp8-sglang-transformer", "FP8",
+        "The base without its transformer, and NVIDIA ModelOpt's FP8 transformer in its place. Modulation and the double "
+        "blocks' feed-forward layers are BF16 there.",
+        "Transformer 20 GB (24 in BF16), text encoders 10 GB, VAE 0.2 GB.", BLACK_FOREST, ("flux1-dev.safetensors",)),
+    "flux1_dev_modelopt_nvfp4": Note(
+        "FLUX.1-dev, ModelOpt NVFP4", "black-forest-labs/FLUX.1-dev", "lmsys/flux1-dev-modelopt-nvfp4-sglang-transformer",
+        "NVFP4",
+        "The base without its transformer, and a mixed BF16 and NVFP4 transformer in its place: attention is NVFP4, "
+        "modulation and feed-forward layers are BF16.",
+        "Transformer 20 GB (24 in BF16), text encoders 10 GB, VAE 0.2 GB.", BLACK_FOREST, ("flux1-dev.safetensors",)),
+    "flux2_dev_modelopt_fp8": Note(
+        "FLUX.2-dev, ModelOpt FP8", "black-forest-labs/FLUX.2-dev", "lmsys/flux2-dev-modelopt-fp8-sglang-transformer", "FP8",
+        "The base without its transformer, and NVIDIA ModelOpt's FP8 transformer in its place. Embedders and modulation are "
+        "BF16 there.",
+        "Transformer 33 GB (64 in BF16), text encoder 48 GB, VAE 0.3 GB.", BLACK_FOREST, ("flux2-dev.safetensors",)),
+    "flux2_dev_nvfp4": Note(
+        "FLUX.2-dev NVFP4, as Black Forest Labs published it", "black-forest-labs/FLUX.2-dev",
+        "black-forest-labs/FLUX.2-dev-NVFP4", "NVFP4",
+        "The repo holds weight files only, with packed q, k, v, so `kind` is *weights* and `weights_name` picks one. Where "
+        "its layers have no activation scale, they get a dynamic one.",
+        "Transformer 21 GB (64 in BF16), text encoder 48 GB, VAE 0.3 GB.", BLACK_FOREST, ("flux2-dev.safetensors",),
+        "flux2-dev-nvfp4-mixed.safetensors"),
+    "wan22_t2v_a14b_modelopt_fp8": Note(
+        "Wan2.2 T2V A14B, ModelOpt FP8", "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+        "lmsys/wan22-t2v-a14b-modelopt-fp8-sglang-transformer", "FP8",
+        "Two transformers take turns: `transformer` for high noise is the FP8 override, `transformer_2` for low noise "
+        "stays BF16 and comes from the base. They change where sigma falls below 0.875: after 26 of 40 steps at shift 12.",
+        "Transformer 14 GB (29 in BF16), transformer_2 29 GB, text encoder 11 GB, VAE 0.5 GB.", "Apache-2.0."),
+    "wan22_t2v_a14b_modelopt_nvfp4": Note(
+        "Wan2.2 T2V A14B, ModelOpt NVFP4", "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+        "lmsys/wan22-t2v-a14b-modelopt-nvfp4-sglang-transformer", "NVFP4",
+        "Two transformers take turns: `transformer` for high noise is the NVFP4 override, `transformer_2` for low noise "
+        "stays BF16 and comes from the base. They change where sigma falls below 0.875: after 26 of 40 steps at shift 12. "
+        "`fp4_backend` asks for FlashInfer's cudnn kernels (`pip install flashinfer-python`); without them "
+        "comfy-kitchen's are taken, and the report says so.",
+        "Transformer 8 GB (29 in BF16), transformer_2 29 GB, text encoder 11 GB, VAE 0.5 GB.", "Apache-2.0."),
+    "hunyuanvideo_modelopt_fp8": Note(
+        "HunyuanVideo, ModelOpt FP8", "hunyuanvideo-community/HunyuanVideo",
+        "lmsys/hunyuanvideo-modelopt-fp8-sglang-transformer", "FP8",
+        "The base without its transformer, and NVIDIA ModelOpt's FP8 transformer in its place. Embedders, the text refiner "
+        "and modulation are BF16 there. 17 frames of 544 x 960.",
+        "Transformer 18 GB (26 in BF16), text encoders 15 GB, VAE 0.5 GB.",
+        "Tencent Hunyuan Community License; it does not cover every country, read it first."),
+    "qwen_image_modelopt_fp8": Note(
+        "Qwen-Image, ModelOpt FP8", "Qwen/Qwen-Image", "lmsys/qwen-image-modelopt-fp8-sglang-transformer", "FP8",
+        "The base without its transformer, and NVIDIA ModelOpt's FP8 transformer in its place. Embedders, modulation and the "
+        "image stream's second feed-forward layer are BF16 there.",
+        "Transformer 30 GB (41 in BF16), text encoder 17 GB, VAE 0.3 GB.", "Apache-2.0."),
+    "qwen_image_edit_2511_modelopt_fp8": Note(
+        "Qwen-Image-Edit-2511, ModelOpt FP8", "Qwen/Qwen-Image-Edit-2511",
+        "lmsys/qwen-image-edit-modelopt-fp8-sglang-transformer", "FP8",
+        "The base without its transformer, and NVIDIA ModelOpt's FP8 transformer in its place. The picture goes to the text "
+        "encoder and, by the VAE, to the transformer, which sees it at timestep zero (`zero_cond_t`); no extra node is "
+        "needed for that.",
+        "Transformer 30 GB (41 in BF16), text encoder 17 GB, VAE 0.3 GB.", "Apache-2.0."),
+}

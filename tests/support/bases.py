@@ -1,0 +1,156 @@
+"""The nine rows of the support matrix in small: bases and overrides of the same architecture, layout and format.
+
+Everything is made by the real tools (diffusers, transformers, nvidia-modelopt) and named as on the Hub, so that the repo
+ids in the workflows' lists are found in a models folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from support import common, flux, flux2, hunyuan_video, qwen_image, text_encoders, text_encoders_llm, vaes, wan
+
+SUPPORT = Path(__file__).resolve().parent
+# Left in BF16 by the published recipes (specs/modelopt.md section 3.2), besides ModelOpt's own proj_out.
+FLUX2_FP8 = [r"time_guidance_embed.*|.*stream_modulation.*|x_embedder|context_embedder|norm_out.*"]
+QWEN_FP8 = [r"img_in|txt_in|time_text_embed.*|norm_out.*|proj_out",
+            r"transformer_blocks\.\d+\.((img|txt)_mod|img_mlp\.net\.2).*"]
+FLUX1_NVFP4 = [*flux.FALLBACK, r"single_transformer_blocks\.\d+\.proj_mlp"]
+QWEN_TEXT = text_encoders_llm.WIDTHS["qwen_image"]
+FLUX2_TEXT = text_encoders_llm.WIDTHS["flux2"]
+# The host has Qwen-Image's 24 heads and 3584 text channels in its code; see qwen_image.small_widths.
+SHIM = f"""import sys
+sys.path.insert(0, {str(SUPPORT.parent)!r})
+from support.qwen_image import small_widths
+held = small_widths()
+held.__enter__()
+NODE_CLASS_MAPPINGS = {{}}
+"""
+
+
+def place(base: Path) -> None:
+    """Fill `base`/models/diffusers with all stand-ins, and add the test-only shim that lets them be narrow."""
+    models = base / "models" / "diffusers"
+    for make in (_flux1, _flux2, _wan, _hunyuan_video, _qwen_image):
+        make(models)
+    shim = base / "custom_nodes" / "narrow_qwen_image"
+    shim.mkdir(parents=True)
+    (shim / "__init__.py").write_text(SHIM, encoding="utf-8")
+
+
+def _pipeline(folder: Path, class_name: str, entries: dict[str, list[str]], **transformers: Any) -> None:
+    """A diffusers pipeline folder: its transformers, what was saved beside them, and model_index.json."""
+    for name, model in transformers.items():
+        model.save_pretrained(folder / name)
+        entries = entries | {name: ["diffusers", type(model).__name__]}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": class_name, **entries}), encoding="utf-8")
+
+
+def _flux1(models: Path) -> None:
+    folder, model = models / "black-forest-labs/FLUX.1-dev", flux.make()
+    assert (flux.TEXT, flux.POOLED) == (text_encoders.FLUX_TEXT, text_encoders.FLUX_POOLED)
+    _pipeline(folder, "FluxPipeline", text_encoders.save("flux1", folder) | vaes.save("flux1", folder), transformer=model)
+    flux.export_fp8(model, models / "lmsys/flux1-dev-modelopt-fp8-sglang-transformer", keep=flux.FALLBACK)
+    flux.export_nvfp4(model, models / "lmsys/flux1-dev-modelopt-nvfp4-sglang-transformer", keep=FLUX1_NVFP4)
+
+
+def _flux2(models: Path) -> None:
+    folder = models / "black-forest-labs/FLUX.2-dev"
+    with patch.object(flux2, "TEXT", FLUX2_TEXT):  # the host reads three layers of a Mistral that is 5120 wide
+        model = flux2.make()
+        _pipeline(folder, "Flux2Pipeline", text_encoders_llm.save("flux2", folder) | vaes.save("flux2", folder),
+                  transformer=model)
+        flux2.export(model, models / "lmsys/flux2-dev-modelopt-fp8-sglang-transformer", keep=FLUX2_FP8)
+        export = flux2.export(model, models / "export", "NVFP4", keep=flux2.FALLBACK)
+    packed = packed_flux2(common.stored(export))
+    shutil.rmtree(export)
+    folder = models / "black-forest-labs/FLUX.2-dev-NVFP4"
+    common.save(folder, packed, None, name="flux2-dev-nvfp4.safetensors")
+    # the published -mixed file lacks the activation scales of the text stream's MLP (specs/modelopt.md section 4.4)
+    mixed = {name: value for name, value in packed.items() if not ("txt_mlp" in name and name.endswith("input_scale"))}
+    common.save(folder, mixed, None, name="flux2-dev-nvfp4-mixed.safetensors")
+
+
+def packed_flux2(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A diffusers-named NVFP4 export → as Black Forest Labs publishes: native names, packed q, k, v, ComfyUI's order."""
+    rows = flux2.Rows(native_flux2_shapes(), flux2.convert)
+    parts: dict[str, dict[int, str]] = {}
+    for name, (target, places) in rows.places.items():
+        parts.setdefault(target, {})[int(places[0])] = name.removesuffix(".weight")
+    file = {}
+    for name, value in rows.to_native(common.dequantize(tensors)).items():
+        layers = [layer for _, layer in sorted(parts[name].items())]
+        layer_name = name.removesuffix(".weight")
+        if f"{layers[0]}.weight_scale_2" not in tensors:
+            file[name.replace("_norm.weight", "_norm.scale")] = value.to(torch.bfloat16)
+            continue
+        for leaf in ("weight", "weight_scale"):
+            file[f"{layer_name}.{leaf}"] = torch.cat([tensors[f"{layer}.{leaf}"] for layer in layers])
+        for leaf in ("weight_scale_2", "input_scale"):
+            (one,) = {float(tensors[f"{layer}.{leaf}"]) for layer in layers}  # modelopt unified q, k and v
+            file[f"{layer_name}.{leaf}"] = torch.tensor(one)
+    return common.comfy_order(file)
+
+
+def native_flux2_shapes(hidden: int = 256, double: int = 2, single: int = 2, channels: int = flux2.CHANNELS,
+                        text: int = FLUX2_TEXT) -> dict[str, torch.Size]:
+    """Names and shapes of FLUX.2's native weights, from the published ones at width 6144 (specs/modelopt.md 4.4)."""
+    shapes = {"img_in": (hidden, channels), "txt_in": (hidden, text), "time_in.in_layer": (hidden, 256),
+              "time_in.out_layer": (hidden, hidden), "guidance_in.in_layer": (hidden, 256),
+              "guidance_in.out_layer": (hidden, hidden), "double_stream_modulation_img.lin": (6 * hidden, hidden),
+              "double_stream_modulation_txt.lin": (6 * hidden, hidden), "single_stream_modulation.lin": (3 * hidden, hidden),
+              "final_layer.linear": (channels, hidden), "final_layer.adaLN_modulation.1": (2 * hidden, hidden)}
+    for i in range(double):
+        for stream in ("img", "txt"):
+            at = f"double_blocks.{i}.{stream}"
+            shapes |= {f"{at}_attn.qkv": (3 * hidden, hidden), f"{at}_attn.proj": (hidden, hidden),
+                       f"{at}_mlp.0": (6 * hidden, hidden), f"{at}_mlp.2": (hidden, 3 * hidden),
+                       f"{at}_attn.norm.query_norm": (128,), f"{at}_attn.norm.key_norm": (128,)}
+    for i in range(single):
+        at = f"single_blocks.{i}"
+        shapes |= {f"{at}.linear1": (9 * hidden, hidden), f"{at}.linear2": (hidden, 4 * hidden),
+                   f"{at}.norm.query_norm": (128,), f"{at}.norm.key_norm": (128,)}
+    return {f"{name}.weight": torch.Size(shape) for name, shape in shapes.items()}
+
+
+def _wan(models: Path) -> None:
+    folder, model = models / "Wan-AI/Wan2.2-T2V-A14B-Diffusers", wan.make()
+    assert wan.TEXT == text_encoders.WAN_TEXT
+    _pipeline(folder, "WanPipeline", text_encoders.save("wan", folder) | vaes.save("wan", folder), transformer=model,
+              transformer_2=wan.make(seed=1))
+    for algorithm in ("FP8", "NVFP4"):
+        wan.export(model, models / f"lmsys/wan22-t2v-a14b-modelopt-{algorithm.lower()}-sglang-transformer", algorithm)
+
+
+def _hunyuan_video(models: Path) -> None:
+    folder, model = models / "hunyuanvideo-community/HunyuanVideo", hunyuan_video.make()
+    assert (hunyuan_video.TEXT, hunyuan_video.POOLED) == (text_encoders.HUNYUAN_TEXT, text_encoders.HUNYUAN_POOLED)
+    _pipeline(folder, "HunyuanVideoPipeline", text_encoders.save("hunyuan_video", folder)
+              | vaes.save("hunyuan_video", folder), transformer=model)
+    hunyuan_video.export(model, models / "lmsys/hunyuanvideo-modelopt-fp8-sglang-transformer",
+                         keep=hunyuan_video.FALLBACK)
+
+
+def _qwen_image(models: Path) -> None:
+    edit, plain = models / "Qwen/Qwen-Image-Edit-2511", models / "Qwen/Qwen-Image"
+    entries = text_encoders_llm.save("qwen_image_edit", edit)
+    plain.mkdir(parents=True)
+    for name in ("text_encoder", "tokenizer"):  # the same in both
+        os.symlink(edit / name, plain / name, target_is_directory=True)
+    rows: tuple[tuple[Path, str, str, bool, dict[str, list[str]]], ...] = (
+        (plain, "QwenImagePipeline", "qwen-image", False, {k: v for k, v in entries.items() if k != "processor"}),
+        (edit, "QwenImageEditPlusPipeline", "qwen-image-edit", True, entries))
+    with patch.object(qwen_image, "TEXT", QWEN_TEXT):
+        for folder, pipeline, name, zero_cond_t, encoders in rows:
+            model = qwen_image.make(zero_cond_t=zero_cond_t)
+            _pipeline(folder, pipeline, encoders | vaes.save("qwen_image", folder), transformer=model)
+            qwen_image.export(model, models / f"lmsys/{name}-modelopt-fp8-sglang-transformer", keep=QWEN_FP8)
+
+

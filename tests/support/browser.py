@@ -1,0 +1,110 @@
+"""The real ComfyUI frontend in a headless Chromium, driven by Playwright.
+
+Chromium comes from QT_CHROMIUM, from the system (`apt install chromium`), or from `playwright install chromium`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+# The frontend asks for these files of a user's, and takes 404 for "none yet".
+OPTIONAL = ("/api/userdata", "/user.css")
+# What the frontend logs as an error on every start, without this pack too (1.47.12).
+KNOWN = ("ComfyApp graph accessed before initialization",)
+READY = "() => 'QT_LoadBaseModel' in (window.LiteGraph?.registered_node_types ?? {}) && window.app?.vueAppReady === true"
+
+
+def chromium() -> str | None:
+    """The executable of an installed Chromium or Chrome, or None. Playwright itself must be installed."""
+    if os.environ.get("QT_CHROMIUM"):
+        return os.environ["QT_CHROMIUM"]
+    found = next((path for path in map(shutil.which, NAMES) if path), None)
+    if found:
+        return found
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+    return own if Path(own).is_file() else None
+
+
+def missing() -> str:
+    """Why there is no browser to test with; empty when there is one."""
+    if importlib.util.find_spec("playwright") is None:
+        return "Playwright is not installed (pip install playwright)"
+    if chromium() is None:
+        return "there is no Chromium (apt install chromium, playwright install chromium, or name one in QT_CHROMIUM)"
+    return ""
+
+
+class Frontend:
+    """`with Frontend(port) as frontend:` opens ComfyUI's page and waits until it has registered this pack's nodes.
+
+    `problems` collects console errors, uncaught exceptions and failed requests. Nothing but the server is reachable.
+    """
+
+    def __init__(self, port: int, settings: dict[str, Any] | None = None) -> None:
+        self.port = port
+        # without the first, a new user sees the template browser over the graph
+        self.settings = {"Comfy.TutorialCompleted": True, **(settings or {})}
+        self.problems: list[str] = []
+
+    def __enter__(self) -> Frontend:
+        from playwright.sync_api import sync_playwright
+
+        self._set(self.settings)
+        self._playwright = sync_playwright().start()
+        try:
+            self._browser = self._playwright.chromium.launch(executable_path=chromium(), args=[
+                "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-sync",
+                "--disable-background-networking", "--disable-component-update"])
+            self.page = self._browser.new_page(viewport={"width": 1920, "height": 1080})
+            self.page.route("**/*", lambda route: route.continue_() if self._own(route.request.url) else route.abort())
+            self.page.on("console", self._console)
+            self.page.on("pageerror", lambda error: self.problems.append(f"uncaught: {error}"))
+            self.page.goto(f"http://127.0.0.1:{self.port}/")
+            self.page.wait_for_function(READY, timeout=90_000)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if hasattr(self, "_browser"):
+            self._browser.close()
+        self._playwright.stop()
+
+    def _set(self, settings: dict[str, Any]) -> None:
+        """Store user settings on the server."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api/settings", json.dumps(settings).encode(),
+                                         {"Content-Type": "application/json"})
+        urllib.request.urlopen(request, timeout=30).close()
+
+    def _own(self, url: str) -> bool:
+        parts = urllib.parse.urlsplit(url)
+        return parts.scheme in ("data", "blob") or parts.hostname == "127.0.0.1" and parts.port == self.port
+
+    def _console(self, message: Any) -> None:
+        url = message.location.get("url", "")
+        if message.type != "error" or not self._own(url):
+            return
+        path = urllib.parse.urlsplit(url).path
+        if "404" in message.text and path.startswith(OPTIONAL) or message.text in KNOWN:
+            return
+        self.problems.append(f"{message.text} ({path})")
+
+    def run(self, script: str, argument: Any = None) -> Any:
+        """The value of a JavaScript function called in the page."""
+        return self.page.evaluate(script, argument)
+
+    def screenshot(self, path: Path) -> None:
+        """The page as it is, as PNG."""
+        self.page.screenshot(path=str(path))
