@@ -300,6 +300,13 @@ def bundled_tokenizer(*path: str) -> str:
     return os.path.join(os.path.dirname(comfy.sd1_clip.__file__), *path)
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that the host can give to a computation on a device now."""
+    import comfy.model_management
+
+    return int(comfy.model_management.get_free_memory(device))
+
+
 def diffusers_vae_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors of an AutoencoderKL under diffusers' names → the host's names, in the same order, as its loader does it.
 

@@ -123,6 +123,7 @@ def _component(checkpoint: Checkpoint, config: dict[str, Any], request: Request)
     vae = host.load_vae(tensors, dtype) if plan.inferred else \
         host.load_vae_sized(tensors, plan.kind, plan.sizes, plan.published, dtype)
     _check_taken(vae, tensors, checkpoint.source.folder)
+    plan.finish(vae)
     return vae, [f"VAE of {plan.family} · {known.class_name}", f"sizes: {plan.summary}",
                  f"latent format: {plan.latent_format}", *(f"note: {note}" for note in plan.notes)]
 

@@ -30,7 +30,8 @@ class Plan:
     `kind` and `sizes` name the host's network (host.vae_module), `published` its sizes in the host's own constructor,
     `inferred` says that the constructor finds these sizes by itself. `latent_format` is the class of
     comfy.latent_formats that the models of this VAE have, `channels` their number, `latents` the claims to compare
-    with it (None: none made). `native` gives stored tensors, in order, their native names; as views.
+    with it (None: none made). `native` gives stored tensors, in order, their native names; as views. `finish` is called
+    with the host's VAE.
     """
 
     family: str
@@ -44,6 +45,7 @@ class Plan:
     native: Native
     summary: str
     notes: tuple[str, ...] = ()
+    finish: Callable[[Any], None] = lambda vae: None
 
 
 @dataclass(frozen=True)
