@@ -6,6 +6,7 @@
     python3 dev.py lint     ruff and the type checker
     python3 dev.py host     start ComfyUI with this pack for your browser (arguments go on to ComfyUI)
     python3 dev.py bench    timings, ratios and budgets; fails when a budget is broken
+    python3 dev.py bench-gpu    step times and memory of every format on this machine's GPU
 
 The environment (several GB) is built once in a cache folder, keyed by the files that define it, so every clone on
 the machine shares it. Deleting the cache only costs time. COMFYUI_PATH uses your own ComfyUI checkout instead of the
@@ -161,7 +162,7 @@ def host(python: Path, comfyui: Path, arguments: list[str]) -> int:
 
 
 def main() -> int:
-    commands = ("demo", "test", "lint", "host", "bench")
+    commands = ("demo", "test", "lint", "host", "bench", "bench-gpu")
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         print(__doc__)
         return 2
@@ -178,7 +179,7 @@ def main() -> int:
     if command == "test":
         script = ["-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", "tests", *(arguments or ["tests"])]
     else:
-        script = [f"tests/{command}.py", *arguments]
+        script = [f"tests/{command.replace('-', '_')}.py", *arguments]
     return subprocess.call([str(python), *script], cwd=PACK, env=environment)
 
 

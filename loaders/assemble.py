@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..quant import fuse, nvfp4
 from ..quant.formats import MODELOPT_ORDER, PLAIN, ByteOrder, StoredFormat, formats, identify
+from ..quant.svdquant.saved import SAVED_PARTS, kinds_of
 from .architectures import Architecture, Dims, Module, Naming
 from .architectures.base import tensor_name
 from .errors import CheckpointError, first_ten
@@ -29,12 +30,17 @@ COMPANIONS = tuple(sorted(frozenset().union(*(fmt.companions for fmt in formats(
 
 @dataclass
 class NativeStateDict:
-    """Tensors under the host's names, and what the report says about them."""
+    """Tensors under the host's names, and what the report says about them.
+
+    `part_kinds` are the kinds of SVDQuant parts that are among them, `runs` lines on how they run.
+    """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     layouts: dict[str, int] = field(default_factory=dict)
     per_shard: int = 0
     dynamic: int = 0
+    part_kinds: set[str] = field(default_factory=set)
+    runs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -86,6 +92,10 @@ def _add(native: NativeStateDict, module: Module, parts: list[dict[str, Tensor]]
     def join(rows: list[Tensor]) -> Tensor:
         return fuse.swap_rows(rows[0]) if module.swap_halves else fuse.join_rows(rows)
 
+    if len(parts) == 1 and _format(parts[0]) is SAVED_PARTS:
+        native.part_kinds |= kinds_of(parts[0]["comfy_quant"])
+        native.tensors.update({f"{module.native}.{leaf}": tensor for leaf, tensor in parts[0].items()})
+        return
     shards = [shard for name, part in zip(module.stored, parts, strict=True)
               for shard in _format(part).shards(name, part, order)]
     if any(shard.kind == "nvfp4" for shard in shards) and module.native in DETECTED:

@@ -19,6 +19,7 @@ from .checkpoint import Checkpoint
 from .declarations import Declaration, read_declaration
 from .errors import CheckpointError, first_ten
 from .headers import TensorInfo
+from .svdquant.recognise import is_svdquant
 
 
 @dataclass
@@ -27,7 +28,7 @@ class CheckpointDescription:
 
     `formats` counts stored Linear layers by format, `layers` gives each one's format by stored module name; `problems`
     is empty when the checkpoint can be loaded. `full_precision` are the layers whose metadata ask for full-precision
-    matmul. Sizes are bytes.
+    matmul, `ranks` the low ranks of SVDQuant layers. Sizes are bytes.
     """
 
     reference: str
@@ -43,6 +44,7 @@ class CheckpointDescription:
     formats: dict[str, int] = field(default_factory=dict)
     layers: dict[str, str] = field(default_factory=dict)
     full_precision: list[str] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
     static_activations: int = 0
     dynamic_activations: int = 0
     notes: list[str] = field(default_factory=list)
@@ -91,6 +93,10 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = No
     beside the weights is read for its quantization only. Raises CheckpointError when the files cannot be interpreted
     at all; everything else that forbids loading is listed in `problems`.
     """
+    if is_svdquant(checkpoint.tensors):
+        from .svdquant.describe import describe_svdquant
+
+        return describe_svdquant(checkpoint, base)
     architecture, naming = architecture_of(checkpoint)
     declaration = read_declaration(checkpoint)
     dims = _dims(architecture.dims_from_tensors, checkpoint, checkpoint.tensors, naming)
@@ -101,7 +107,7 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = No
     if checkpoint.source.choice:
         description.notes.append(checkpoint.source.choice)
     if base is not None:
-        _check_dims(description, *base)
+        check_dims(description, *base)
     elif checkpoint.config and checkpoint.config.get("_class_name"):
         _compare_dims(description, _dims(architecture.dims_from_config, checkpoint, checkpoint.config),
                       "config.json says")
@@ -155,7 +161,11 @@ def _group(tensors: dict[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
     return layers
 
 
-def _check_dims(description: CheckpointDescription, architecture: Architecture, dims: Dims) -> None:
+def check_dims(description: CheckpointDescription, architecture: Architecture, dims: Dims) -> None:
+    """Hold a description against the base model that it must fit; sizes that it does not tell are taken over.
+
+    Raises CheckpointError for another architecture; other sizes become problems.
+    """
     if architecture.name != description.architecture:
         raise CheckpointError(f"the override is {description.architecture}, but the base model is {architecture.name}",
                               description.reference, "choose an override made for this base")
@@ -178,11 +188,7 @@ def _check_layer(description: CheckpointDescription, module: Module, stored: str
     problems = description.problems
     weight = group.get(module.stored_leaf)
     if weight is None:
-        if "qweight" in group or "proj_down" in group:
-            problems.append(f"{stored} is stored as {name_unsupported(group)}, which this version does not load")
-            group.clear()
-        else:
-            problems.append(f"missing tensor {tensor_name(stored, module.stored_leaf)}")
+        problems.append(f"missing tensor {tensor_name(stored, module.stored_leaf)}")
         return
     leaves = {module.stored_leaf: group.pop(module.stored_leaf)}
     if module.bias:
@@ -219,7 +225,7 @@ def _check_plain(problems: list[str], name: str, info: TensorInfo, shape: tuple[
 def _count(description: CheckpointDescription, stored: str, fmt: StoredFormat, static: bool) -> None:
     description.layers[stored] = fmt.name
     description.formats[fmt.name] = description.formats.get(fmt.name, 0) + 1
-    if fmt is not PLAIN:
+    if "input_scale" in fmt.companions:
         if static:
             description.static_activations += 1
         else:
@@ -238,7 +244,7 @@ def _compare_with_declaration(description: CheckpointDescription, declaration: D
     """Hold the claims against the tensors: notes where only words differ, problems where numbers would."""
     quantized = [name for name, fmt in description.layers.items() if fmt != PLAIN.name]
     kinds = {fmt for fmt in description.formats if fmt != PLAIN.name}
-    described = "fp8" if "FP8" in kinds else "nvfp4" if "NVFP4" in kinds else "row shards"
+    described = "fp8" if "FP8" in kinds else "nvfp4" if "NVFP4" in kinds else "".join(sorted(kinds))
     description.family = declaration.family if declaration.family and quantized else described if quantized else "none"
     if "NVFP4" in kinds:
         order = description.byte_order

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import host
 from ..quant.fuse import BLOCK_LEAVES, SHARD_LEAVES
+from ..quant.svdquant.saved import PART_LEAVES, SAVED_PARTS
 from .architectures import ARCHITECTURES, Architecture, Dims, Naming
 from .architectures.base import tensor_name
 from .assemble import NativeStateDict, assemble
@@ -19,7 +20,11 @@ from .checkpoint import Checkpoint
 from .describe import CheckpointDescription, describe, describe_config
 from .errors import CheckpointError, first_ten
 from .report import load_report
-from .sources import locate
+from .sources import Source, locate
+from .svdquant.claims import check_widgets
+from .svdquant.convert import convert
+from .svdquant.plan import part_kinds
+from .svdquant.runtime import FROM_COMPUTE, choose, part_operations
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +38,7 @@ class Request:
     """What to load and how; plain values, so that the host can keep it and load again.
 
     `base` is (architecture name, sizes) that the checkpoint must fit, for weights that go into another's configuration.
+    `backend` is set where only an SVDQuant file will do; `precision` and `rank` are what it must hold (rank 0: any).
     """
 
     reference: str
@@ -44,6 +50,9 @@ class Request:
     fp4_backend: str = "auto"
     download: bool = False
     base: tuple[str, tuple[tuple[str, int], ...]] | None = None
+    precision: str = "auto"
+    rank: int = 0
+    backend: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,10 +71,11 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     `must_be` is the architecture and sizes a component must have to replace a base; it is checked before any weight is
     read. `quiet` leaves the progress bar alone.
     """
-    checkpoint = Checkpoint(locate(request.reference, component=request.component, weights_name=request.weights_name,
-                                   revision=request.revision, download=request.download))
+    checkpoint = Checkpoint(_locate(request))
     base = (_architecture(request.base[0]), dict(request.base[1])) if request.base else None
     description = describe(checkpoint, base)
+    if request.backend or description.ranks:
+        check_widgets(description, request.precision, request.rank)
     description.require_loadable()
     if must_be:
         _refuse_other_model(description, *must_be)
@@ -73,12 +83,20 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     fp4_backend, fp4_note = _fp4_backend(request.fp4_backend, description, compute)
     architecture = _architecture(description.architecture)
     modules = sum(1 for _ in architecture.modules(description.dims, description.naming))
-    native = assemble(architecture, description.dims, description.naming, checkpoint.load_tensors(),
-                      checkpoint.source.reference, order=description.byte_order, dequantize=compute == "dequantize",
-                      own_nvfp4=fp4_backend is not None, full_precision=frozenset(description.full_precision),
-                      step=(lambda: None) if quiet else host.progress(modules))
-    operations = _operations(native, compute, fp4_backend)
+    step = (lambda: None) if quiet else host.progress(modules)
+    backend = request.backend or FROM_COMPUTE[compute]
+    if description.ranks:
+        choose(backend, part_kinds(description), request.reference)  # before anything is read
+        native = convert(checkpoint, description, step)
+    else:
+        native = assemble(architecture, description.dims, description.naming, checkpoint.load_tensors(),
+                          checkpoint.source.reference, order=description.byte_order, dequantize=compute == "dequantize",
+                          own_nvfp4=fp4_backend is not None, full_precision=frozenset(description.full_precision),
+                          step=step)
+    operations = part_operations(native, backend, request.reference) if native.part_kinds else \
+        _operations(native, compute, fp4_backend)
     patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic)
+    _attach_lora(patcher, description)
     patcher.cached_patcher_init = (rebuild, (request,))
     patcher.set_attachments(host.ATTACHMENT, request)
     native.notes += [fp4_note] if fp4_note else []
@@ -127,8 +145,7 @@ def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
         raise CheckpointError(f"the MODEL carries {bound}, which would keep using the base's weights", "",
                               "connect Apply Transformer Override directly behind the base model")
     name, dims = base_of(model)
-    source = locate(request.reference, component=request.component, weights_name=request.weights_name,
-                    revision=request.revision, download=request.download)
+    source = _locate(request)
     if kind == "component" and source.config is None:
         raise CheckpointError("there is no config.json, so this is no component", source.folder,
                               "set kind to 'weights', or give the component's folder")
@@ -138,6 +155,7 @@ def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
                       dtype=made_by.dtype if made_by else request.dtype)
     loaded = load(request, must_be=None if as_weights else (name, dims))
     patcher = host.carry_over(model, loaded.patcher)
+    _attach_lora(patcher, loaded.description)
     there = patcher.model_state_dict().keys() if model.patches else ()
     lost = [key for key in model.patches if key not in there]
     if lost:
@@ -170,6 +188,19 @@ def _refuse_other_model(description: CheckpointDescription, name: str, dims: Dim
     if differences:
         raise CheckpointError(f"the override is another {name} than the base: {', '.join(differences)}",
                               description.reference, "choose an override made for this base")
+
+
+def _locate(request: Request) -> Source:
+    return locate(request.reference, component=request.component, weights_name=request.weights_name,
+                  revision=request.revision, download=request.download, precision=request.precision, rank=request.rank)
+
+
+def _attach_lora(patcher: Any, description: CheckpointDescription) -> None:
+    """LoRAs of the host's nodes go beside SVDQuant weights, which cannot be requantized."""
+    if description.ranks or SAVED_PARTS.name in description.formats:
+        from ..quant.svdquant.lora import attach_lora
+
+        attach_lora(patcher)
 
 
 def _architecture(name: str) -> Architecture:
@@ -225,7 +256,10 @@ def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disa
         options["custom_operations"] = operations
     given = list(tensors)
     to_model = host.load_without_memory if deferred else host.load_state_dict
-    patcher = to_model(tensors, options=options, disable_dynamic=disable_dynamic)
+    try:
+        patcher = to_model(tensors, options=options, disable_dynamic=disable_dynamic)
+    except ValueError as error:  # our Linears check what they are given
+        raise CheckpointError(str(error), "", "download the checkpoint again, or report it") from error
     if patcher is None:
         raise CheckpointError("ComfyUI did not recognise the converted model", "", "update ComfyUI, or report this")
     _check_names(patcher, given)
@@ -237,7 +271,7 @@ def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disa
 def _check_names(patcher: Any, given: list[str]) -> None:
     """The host only logs missing and unexpected tensors; here they are errors."""
     inner = (".comfy_quant", ".weight_scale", ".weight_scale_2",
-             *(f".{leaf}" for leaf in SHARD_LEAVES + BLOCK_LEAVES))
+             *(f".{leaf}" for leaf in SHARD_LEAVES + BLOCK_LEAVES + PART_LEAVES))
     wanted = host.native_names(patcher.model, [name for name in given if not name.endswith(inner)])
     there = {name for name, _ in patcher.model.diffusion_model.named_parameters()}
     marks = {name for name, _ in patcher.model.diffusion_model.named_buffers()}

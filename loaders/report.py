@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .. import host
 from ..quant.formats import formats
 from .describe import CheckpointDescription
+from .svdquant.plan import COLOURS
 
 if TYPE_CHECKING:
     from .assemble import NativeStateDict
@@ -32,6 +33,8 @@ def _head(description: CheckpointDescription) -> list[str]:
         names = description.files[0] if len(description.files) == 1 else f"{len(description.files)} shards"
         lines.append(f"files: {names}, {size(description.bytes_on_disk)}, {description.naming.style} names")
     lines.append("sizes: " + ", ".join(f"{key} {value}" for key, value in dims.items()))
+    if description.ranks:
+        lines.append(f"low rank: {' and '.join(map(str, description.ranks))}")
     if description.formats:
         lines.append("layers: " + ", ".join(f"{count} {name}" for name, count in description.formats.items()))
     return lines
@@ -60,6 +63,7 @@ def load_report(description: CheckpointDescription, native: NativeStateDict | No
                      f"scale, {native.dynamic} with dynamic activation scales")
         lines += [f"{kind} runs: {_how_it_runs(kind, compute)}" for kind in ("FP8", "NVFP4")
                   if kind in description.formats]
+    lines += native.runs if native is not None else []
     lines += [f"note: {note}" for note in (*description.notes, *(native.notes if native else ()))]
     return "\n".join(lines)
 
@@ -87,7 +91,7 @@ def layer_map(description: CheckpointDescription) -> Any:
     for name, fmt in description.layers.items():
         kind, number, module = _block(name)
         panels.setdefault(kind, {}).setdefault(number, {})[module] = fmt
-    colours = {fmt.name: fmt.colour for fmt in formats()}
+    colours = {fmt.name: fmt.colour for fmt in formats()} | COLOURS
     font, cell, margin, numbers = ImageFont.load_default(12), 20, 16, 26
     background, text, faint = (30, 32, 36), (235, 235, 235), (170, 174, 182)
     columns = {kind: list(dict.fromkeys(m for row in rows.values() for m in row)) for kind, rows in panels.items()}

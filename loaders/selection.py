@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 from .errors import CheckpointError, MissingFiles, first_ten
+from .svdquant.files import choose_file
 
 INDEX = ".safetensors.index.json"
 PIPELINE = "model_index.json"
@@ -67,16 +68,18 @@ def leaves_folder(name: str) -> bool:
 
 
 def select_transformer(folder: Folder, component: str = "transformer", weights_name: str = "",
-                       need_weights: bool = True) -> Selection:
+                       need_weights: bool = True, precision: str = "auto", rank: int = 0) -> Selection:
     """The transformer of a pipeline folder, a component folder, or a folder with one weight file or index.
 
-    `weights_name` picks a file inside the folder. With `need_weights=False` only config.json is looked up.
+    `weights_name` picks a file inside the folder. With `need_weights=False` only config.json is looked up. `precision`
+    and `rank` choose among SVDQuant files.
     Raises MissingFiles when something is not there, CheckpointError when the choice is ambiguous.
     """
-    return select_component(folder, _component_folder(folder, component), weights_name, need_weights)
+    return select_component(folder, _component_folder(folder, component), weights_name, need_weights, precision, rank)
 
 
-def select_component(folder: Folder, name: str, weights_name: str = "", need_weights: bool = True) -> Selection:
+def select_component(folder: Folder, name: str, weights_name: str = "", need_weights: bool = True,
+                     precision: str = "auto", rank: int = 0) -> Selection:
     """The config and weight files of the subfolder `name` ("" for the folder itself)."""
     inside = folder.names(name)
     where = f"{folder.place}/{name}" if name else folder.place
@@ -98,6 +101,9 @@ def select_component(folder: Folder, name: str, weights_name: str = "", need_wei
             raise MissingFiles(f"the folder holds no {weights_name}", where, f"it holds {_listing(inside)}")
         choice = ""
     else:
+        svdquant = choose_file(inside, where, precision, rank)
+        if svdquant is not None:
+            return Selection(name, tuple(map(path, svdquant[0])), config, choice=svdquant[1])
         chosen, choice = _choose(inside, where)
     if not _INDEXES.search(chosen):
         weight_file(chosen, where)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from .. import host
 from .errors import CheckpointError, MissingFiles, first_ten
 from .selection import INDEX, PIPELINE, Folder, Selection, select_transformer, weight_file
+from .svdquant import files as svdquant
 
 # The bases and the nine validated overrides of the support matrix.
 KNOWN_BASES = (
@@ -197,19 +198,20 @@ def _not_here(text: str, revision: str, patterns: Sequence[str]) -> MissingFiles
 
 
 def locate(reference: str, *, component: str = "transformer", weights_name: str = "", revision: str = "",
-           need_weights: bool = True, download: bool = False) -> Source:
+           need_weights: bool = True, download: bool = False, precision: str = "auto", rank: int = 0) -> Source:
     """Resolve a reference to the files of one transformer.
 
     Accepts a diffusers pipeline folder (its `component` is taken), a component folder (config.json + weights), a
     folder with one weight file or one index, an index file, or a single .safetensors file. `weights_name` picks a
     file inside the folder. With `need_weights=False` only config.json is looked up and no weight file need exist.
-    `download` fetches what is missing of a repo id.
+    `download` fetches what is missing of a repo id. `precision` and `rank` choose among SVDQuant files.
 
     Raises CheckpointError when nothing is found or the choice is ambiguous.
     """
     if not need_weights and base_of_quantized(reference) and not _has_config(reference, revision):
         return locate(_NVFP4_BASE, component=component, need_weights=False, download=download)
-    select = partial(select_transformer, component=component, weights_name=weights_name, need_weights=need_weights)
+    select = partial(select_transformer, component=component, weights_name=weights_name, need_weights=need_weights,
+                     precision=precision, rank=rank)
 
     def use(path: Path) -> Source:
         if path.is_file():
@@ -222,7 +224,11 @@ def locate(reference: str, *, component: str = "transformer", weights_name: str 
         return [*pipeline, select(folder)]
 
     pipeline = reference.strip() in KNOWN_BASES and not base_of_quantized(reference)
-    patterns = (PIPELINE, f"{component}/*" if need_weights else f"{component}/config.json") if pipeline else ()
+    patterns: Sequence[str] = ()
+    if pipeline:
+        patterns = (PIPELINE, f"{component}/*" if need_weights else f"{component}/config.json")
+    elif reference.strip() in svdquant.KNOWN:
+        patterns = (weights_name or svdquant.download_pattern(precision, rank),)
     return resolve(reference, revision, use, chosen, patterns, download)
 
 

@@ -10,6 +10,7 @@ NODES = {
     "load_text_encoder": ("QT_LoadBaseTextEncoder",),
     "load_vae": ("QT_LoadBaseVAE",),
     "apply_override": ("QT_ApplyTransformerOverride",),
+    "nunchaku": ("QT_NunchakuSVDQLoader",),
     "inspect_checkpoint": ("QT_InspectCheckpoint",),
 }
 logger = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..loaders.sources import KNOWN_OVERRIDES
+from ..loaders.svdquant.files import KNOWN
 from . import inputs
 
 
@@ -16,14 +17,14 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
         return io.Schema(
             node_id="QT_ApplyTransformerOverride", display_name="Apply Transformer Override",
             category=inputs.CATEGORY,
-            description="Replaces the transformer of a base MODEL by a quantized one (ModelOpt FP8, fp8; folder, "
-                        "shards or file). LoRAs and options already on the MODEL are kept. The incoming MODEL is not "
-                        "changed.",
-            search_aliases=["modelopt", "fp8", "quantized transformer", "transformer path", "override"],
+            description="Replaces the transformer of a base MODEL by a quantized one (ModelOpt FP8 and NVFP4, fp8, "
+                        "Nunchaku; folder, shards or file). LoRAs and options already on the MODEL are kept. The "
+                        "incoming MODEL is not changed.",
+            search_aliases=["modelopt", "fp8", "nunchaku", "quantized transformer", "transformer path", "override"],
             inputs=[
                 io.Model.Input("model", tooltip="The base, from Load Base Model or any loader of the same "
                                                 "architecture."),
-                io.Combo.Input("override", options=inputs.reference_choices(KNOWN_OVERRIDES),
+                io.Combo.Input("override", options=inputs.reference_choices((*KNOWN_OVERRIDES, *KNOWN)),
                                tooltip="What ComfyUI's model folders hold, and the known repo ids."),
                 io.Combo.Input("kind", options=["auto", "component", "weights"], default="auto",
                                tooltip="component: config and weights of the override. weights: only its weights, the "

@@ -60,7 +60,8 @@ def fingerprint(chosen: str, reference: str = "", **inputs: Any) -> str:
     def files() -> list[str]:
         return locate(reference.strip() or chosen, component=inputs.get("component", "transformer"),
                       weights_name=inputs.get("weights_name", ""), revision=inputs.get("revision", ""),
-                      need_weights=inputs.get("weights", "load") == "load").paths
+                      need_weights=inputs.get("weights", "load") == "load",
+                      precision=inputs.get("precision", "auto"), rank=inputs.get("rank", 0)).paths
 
     return stamp(files, chosen, reference, sorted(inputs.items(), key=str))
 

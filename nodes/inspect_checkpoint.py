@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..loaders.sources import KNOWN_BASES, KNOWN_OVERRIDES
+from ..loaders.svdquant.files import KNOWN
 from . import inputs
 
 
@@ -20,7 +21,7 @@ class QT_InspectCheckpoint(io.ComfyNode):
                         "quantization, the format of every layer, and what would refuse to load.",
             search_aliases=["what is this model", "checkpoint info", "layer map", "quantization"],
             inputs=[
-                io.Combo.Input("checkpoint", options=inputs.reference_choices((*KNOWN_OVERRIDES, *KNOWN_BASES)),
+                io.Combo.Input("checkpoint", options=inputs.reference_choices((*KNOWN_OVERRIDES, *KNOWN, *KNOWN_BASES)),
                                tooltip="What ComfyUI's model folders hold, and the known repo ids."),
                 inputs.reference(),
                 io.String.Input("weights_name", optional=True, default="", advanced=True,

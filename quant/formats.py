@@ -114,8 +114,9 @@ def formats() -> tuple[StoredFormat, ...]:
     from .fp8 import FP8
     from .nvfp4 import NVFP4
     from .saved import SAVED
+    from .svdquant.saved import SAVED_PARTS
 
-    return (SAVED, FP8, NVFP4, PLAIN)
+    return (SAVED_PARTS, SAVED, FP8, NVFP4, PLAIN)
 
 
 def identify(leaves: Leaves) -> StoredFormat | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ... import host
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 LATENT, TEMPORAL, SPATIAL = 16, 4, 8
-# Values held at once for each pixel of a whole video, as ComfyUI estimates them for its pieces (comfy/sd.py, class VAE).
+# Values held at once for each pixel of a whole video, as ComfyUI estimates them for a piece (comfy/sd.py, class VAE).
 DECODING, ENCODING = 2800, 1400
 logger = logging.getLogger(__name__)
 
@@ -35,14 +34,13 @@ def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return torch.cat(frames, 1).transpose(1, 2).reshape(q.shape)
 
 
-@lru_cache(maxsize=4)
-def whole(half: type, values: int) -> type:
+def whole(half: Any, values: int) -> type:
     """The host's encoder or decoder (class `half`), which takes a video whole where the memory is there.
 
-    ComfyUI works through videos in pieces with group norms of each piece; diffusers' (and the model's training) are over
-    the whole video. `values` are held for each of its pixels.
+    ComfyUI works through videos in pieces with group norms of each piece; diffusers' (and the model's training) are
+    over the whole video. `values` are held for each of its pixels.
     """
-    class Whole(half):  # type: ignore[misc, valid-type]
+    class Whole(half):
         def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             frames, area = x.shape[2], x.shape[3] * x.shape[4]
             if values == DECODING:
@@ -69,8 +67,8 @@ def _plan(config: Mapping[str, Any]) -> Plan:
     return Plan("HunyuanVideo", "kl", kl_sizes(LATENT, widths, widths, **video),
                 kl_sizes(LATENT, CHANNELS, CHANNELS, **video), widths == CHANNELS, "HunyuanVideo", LATENT,
                 scaled(config, 0.476986), host.diffusers_vae_names, f"widths {widths}",
-                ("videos are taken whole, as diffusers does, where the memory is there; else in pieces, as ComfyUI does, "
-                 "with slightly other values (the log says so)",), _finish)
+                ("videos are taken whole, as diffusers does, where the memory is there; else in pieces, as ComfyUI "
+                 "does, with slightly other values (the log says so)",), _finish)
 
 
 HUNYUAN_VIDEO = VAEClass(

@@ -1,0 +1,1 @@
+"""SVDQuant (Nunchaku) linears in the host: parts, packings, layout, run time and LoRA."""
