@@ -292,3 +292,15 @@ def test_nothing_else_is_lost_when_a_cache_is_incomplete(hub, tmp_path):
     refused("no .safetensors file", None, tmp_path, BASE)
     code, text = run(hub, tmp_path, BASE, "--download")
     assert code == 0 and not hub.asked_for("transformer/config.json"), text
+
+
+def test_one_svdquant_file_of_several(hub, tmp_path):
+    """A Nunchaku repo has a file for each precision and rank: without a GPU's wish, int4 of rank 32 alone."""
+    from support import svdquant_models
+
+    data = svdquant_models.make_flux().write(tmp_path).read_bytes()
+    names = [f"svdq-{precision}_r{rank}-flux.1-dev.safetensors" for precision in ("int4", "fp4") for rank in (32, 128)]
+    hub.repos["owner/nunchaku-flux.1-dev"] = FakeRepo({name: data for name in names} | {"README.md": b"x"})
+    code, text = run(hub, tmp_path, "owner/nunchaku-flux.1-dev", "--download")
+    assert code == 0 and "svdquant-int4" in text, text
+    assert held(tmp_path, "owner/nunchaku-flux.1-dev") == [names[0]]
