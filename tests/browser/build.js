@@ -28,6 +28,7 @@ async ({ note, columns, versions }) => {
       let width = 0
       for (const spec of nodes) {
         const node = made[spec.key] = create(spec.type, spec.title, spec.width, spec.height)
+        if (spec.models.length) node.properties.models = spec.models
         for (const [name, value] of Object.entries(spec.widgets)) {
           const widget = node.widgets.find((w) => w.name === name)
           if (!widget) throw new Error(`${spec.type} has no widget ${name}`)

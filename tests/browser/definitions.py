@@ -1,121 +1,71 @@
-"""The nine example workflows as data; `make_workflows.py` has the real frontend turn them into files.
+"""The thirteen example workflows as data; `make_workflows.py` has the real frontend turn them into files.
 
 Sizes in the notes follow from parameter counts: 2 bytes a BF16 weight, 1 an FP8 one, 9/16 an NVFP4 one (a code and a
 sixteenth of an 8-bit scale), with the layers that each published recipe leaves in BF16 (specs/modelopt.md 3.2, 4.4).
+Those of SVDQuant files are the sums of their tensors at rank 32 (specs/nunchaku.md 2).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from browser.notes import NOTES
-
-Link = tuple[str, int]
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node: a key to link to, its type, (node key, output) by input name, and widget values that differ."""
-
-    key: str
-    type: str
-    inputs: dict[str, Link] = field(default_factory=dict)
-    widgets: dict[str, Any] = field(default_factory=dict)
-    title: str = ""
-    width: int = 340
-    height: int = 0
-
-
-Group = tuple[str, list[Node]]  # a title and its nodes, from top to bottom
-
-
-@dataclass(frozen=True)
-class Workflow:
-    """A graph as columns from left to right, each of groups from top to bottom."""
-
-    name: str
-    note: str
-    columns: list[list[Group]]
-
+from browser.graph import (
+    SEED,
+    Group,
+    Link,
+    Node,
+    Workflow,
+    decode,
+    encoder_and_vae,
+    ksampler,
+    nothing,
+    override,
+    reports,
+    result,
+    sampled,
+    size,
+    text,
+)
+from browser.notes import HYPER, LIGHTNING, NOTES
 
 LOGO = "A Logo With Bold Large Text: SGL Diffusion"
 FOX = "a fox walking through neon rain"
 CAR = "A cinematic shot of a red sports car driving through rain at night"
 ASTRONAUT = "A tiny astronaut reading a book under a glass greenhouse"
 WATERCOLOR = "Turn the scene into a warm watercolor illustration"
+BOOKSHOP = 'The window of a small bookshop on a rainy evening, with a hand-painted sign that says "Open Late"'
 WAN_NEGATIVE = "overexposed, blurry, static, subtitles, watermark, JPEG artifacts, deformed limbs, cluttered background"
-SEED = 42
 
 
-def override(base: str, repo: str, kind: str = "component", **widgets: Any) -> list[Node]:
-    """The base without its weights, and the quantized transformer in its place."""
-    return [Node("base", "QT_LoadBaseModel", {}, {"base_model": base, "weights": "defer to override"}, width=400),
-            Node("override", "QT_ApplyTransformerOverride", {"model": ("base", 0)}, {"override": repo, "kind": kind, **widgets},
-                 width=400)]
-
-
-def encoder_and_vae(base: str) -> list[Node]:
-    return [Node("clip", "QT_LoadBaseTextEncoder", {}, {"base_model": base}, width=400),
-            Node("vae", "QT_LoadBaseVAE", {}, {"base_model": base}, width=400)]
-
-
-def text(key: str, prompt: str, title: str) -> Node:
-    return Node(key, "CLIPTextEncode", {"clip": ("clip", 0)}, {"text": prompt}, title, height=150)
-
-
-def reports(*keys: str) -> Group:
-    """What each loader says: formats found, how they run on this device, notes."""
-    titles = {"override": "Report: transformer", "low": "Report: transformer_2", "clip": "Report: text encoder",
-              "vae": "Report: VAE"}
-    heights = {"override": 240}
-    return "Reports", [Node(f"report_{key}", "PreviewAny", {"source": (key, 1)}, {}, titles[key], 420,
-                            heights.get(key, 130)) for key in keys]
-
-
-def result(images: Link, name: str, fps: int = 0) -> Group:
-    if not fps:
-        return "Result", [Node("save", "SaveImage", {"images": images}, {"filename_prefix": name}, width=420, height=380)]
-    return "Result", [Node("video", "CreateVideo", {"images": images}, {"fps": fps}, width=420),
-                      Node("save", "SaveVideo", {"video": ("video", 0)}, {"filename_prefix": f"video/{name}"}, width=420,
-                           height=300)]
-
-
-def ksampler(model: Link, positive: Link, negative: Link, latent: Link, steps: int, cfg: float) -> Node:
-    return Node("sample", "KSampler", {"model": model, "positive": positive, "negative": negative, "latent_image": latent},
-                {"seed": SEED, "control_after_generate": "fixed", "steps": steps, "cfg": cfg, "sampler_name": "euler",
-                 "scheduler": "simple"})
-
-
-def decode(samples: str = "sample") -> Node:
-    return Node("decode", "VAEDecode", {"samples": (samples, 0), "vae": ("vae", 0)})
-
-
-def size(width: int, height: int) -> list[Node]:
-    return [Node(key, "PrimitiveInt", {}, {"value": value}, key)
-            for key, value in (("width", width), ("height", height))]
-
-
-def sampled(conditioning: Link, model: Link, sigmas: Node, latent: str) -> list[Node]:
-    """SamplerCustomAdvanced without negative prompt: for models that have guidance as an input."""
-    return [Node("guider", "BasicGuider", {"model": model, "conditioning": conditioning}),
-            Node("noise", "RandomNoise", {}, {"noise_seed": SEED, "control_after_generate": "fixed"}),
-            Node("sampler", "KSamplerSelect", {}, {"sampler_name": "euler"}), sigmas,
-            Node("sample", "SamplerCustomAdvanced", {"noise": ("noise", 0), "guider": ("guider", 0), "sampler": ("sampler", 0),
-                                                     "sigmas": ("sigmas", 0), "latent_image": (latent, 0)})]
-
-
-def flux1(name: str) -> Workflow:
-    """As ComfyUI's own FLUX.1 template: guidance 3.5, cfg 1, euler simple. At 1024 x 1024 its shift is diffusers'."""
+def loaded(name: str, transformer: list[Node] | None = None) -> tuple[Group, Link, str]:
+    """The group of all that is loaded, its MODEL, and whose report tells of it: of these nodes, or of an override."""
     base, repo = NOTES[name].base, NOTES[name].repo
+    title = "Transformer, text encoder, VAE" if transformer else "Base model and override"
+    nodes = transformer or override(base, repo)
+    report = next(node.key for node in nodes if node.key in ("svdq", "override"))
+    return (title, [*nodes, *encoder_and_vae(base)]), (nodes[-1].key, 0), report
+
+
+def svdq(name: str, **widgets: Any) -> list[Node]:
+    return [Node("svdq", "QT_NunchakuSVDQLoader", {}, {"weights": NOTES[name].repo, **widgets}, width=400)]
+
+
+def lora(model: dict[str, str], strength: float) -> Node:
+    return Node("lora", "LoraLoaderModelOnly", {"model": ("svdq", 0)}, {"lora_name": model["name"], "strength_model": strength},
+                width=400, models=(model,))
+
+
+def flux1(name: str, transformer: list[Node] | None = None, steps: int = 20) -> Workflow:
+    """As ComfyUI's own FLUX.1 template: guidance 3.5, cfg 1, euler simple. At 1024 x 1024 its shift is diffusers'."""
+    models, model, report = loaded(name, transformer)
     return Workflow(name, NOTES[name].text(), [
-        [("Base model and override", [*override(base, repo), *encoder_and_vae(base)])],
+        [models],
         [("Prompt", [text("prompt", LOGO, "Prompt"),
-                     Node("guidance", "FluxGuidance", {"conditioning": ("prompt", 0)}, {"guidance": 3.5}),
-                     Node("none", "ConditioningZeroOut", {"conditioning": ("prompt", 0)}, title="No negative prompt")]),
+                     Node("guidance", "FluxGuidance", {"conditioning": ("prompt", 0)}, {"guidance": 3.5}), nothing()]),
          ("Size", [Node("latent", "EmptySD3LatentImage", {}, {"width": 1024, "height": 1024})])],
-        [("Sampling", [ksampler(("override", 0), ("guidance", 0), ("none", 0), ("latent", 0), 20, 1.0), decode()])],
-        [result(("decode", 0), name), reports("override", "clip", "vae")]])
+        [("Sampling", [ksampler(model, ("guidance", 0), ("none", 0), ("latent", 0), steps, 1.0), decode()])],
+        [result(("decode", 0), name), reports(report, "clip", "vae")]])
 
 
 def flux2(name: str, **widgets: Any) -> Workflow:
@@ -192,13 +142,13 @@ def qwen_image(name: str) -> Workflow:
         [result(("decode", 0), name), reports("override", "clip", "vae")]])
 
 
-def qwen_image_edit(name: str) -> Workflow:
+def qwen_image_edit(name: str, transformer: list[Node] | None = None, shift: float = 3.1) -> Workflow:
     """QwenImageEditPlusPipeline's way: one picture of a megapixel, sides multiples of 32, is reference and output size.
 
     The host's text node would scale the reference once more, to another size than the output. zero_cond_t comes with the
-    transformer; 40 steps and true cfg 4 as on the model card.
+    transformer; 40 steps and true cfg 4 as on the model cards, the shift is that of ComfyUI's own template.
     """
-    base, repo = NOTES[name].base, NOTES[name].repo
+    models, model, report = loaded(name, transformer)
 
     def encode(key: str, prompt: str, title: str) -> Node:
         return Node(key, "TextEncodeQwenImageEditPlus", {"clip": ("clip", 0), "image1": ("scaled", 0)}, {"prompt": prompt},
@@ -208,7 +158,7 @@ def qwen_image_edit(name: str) -> Workflow:
         return Node(key, "ReferenceLatent", {"conditioning": (conditioning, 0), "latent": ("latent", 0)}, title=title)
 
     return Workflow(name, NOTES[name].text(), [
-        [("Base model and override", [*override(base, repo), *encoder_and_vae(base)])],
+        [models],
         [("Picture to edit", [Node("picture", "LoadImage", {}, {"image": "example.png"}, height=320),
                               Node("scaled", "ImageScaleToTotalPixels", {"image": ("picture", 0)},
                                    {"upscale_method": "lanczos", "megapixels": 1.0, "resolution_steps": 32}),
@@ -216,11 +166,23 @@ def qwen_image_edit(name: str) -> Workflow:
         [("Prompt", [encode("prompt", WATERCOLOR, "Prompt"), reference("prompt_picture", "prompt", "Prompt with picture"),
                      encode("negative", "", "Negative prompt"),
                      reference("negative_picture", "negative", "Negative prompt with picture")])],
-        [("Sampling", [Node("shift", "ModelSamplingAuraFlow", {"model": ("override", 0)}, {"shift": 3.1}),
+        [("Sampling", [Node("shift", "ModelSamplingAuraFlow", {"model": model}, {"shift": shift}),
                        Node("norm", "CFGNorm", {"model": ("shift", 0)}, {"strength": 1.0}),
                        ksampler(("norm", 0), ("prompt_picture", 0), ("negative_picture", 0), ("latent", 0), 40, 4.0),
                        decode()])],
-        [result(("decode", 0), name), reports("override", "clip", "vae")]])
+        [result(("decode", 0), name), reports(report, "clip", "vae")]])
+
+
+def distilled(name: str, transformer: list[Node], prompt: str, side: int, steps: int) -> Workflow:
+    """Qwen-Image-Lightning's and Z-Image-Turbo's own settings: shift 3, euler, cfg 1, which makes no use of a negative."""
+    models, model, report = loaded(name, transformer)
+    return Workflow(name, NOTES[name].text(), [
+        [models],
+        [("Prompt", [text("prompt", prompt, "Prompt"), nothing()]),
+         ("Size", [Node("latent", "EmptySD3LatentImage", {}, {"width": side, "height": side})])],
+        [("Sampling", [Node("shift", "ModelSamplingAuraFlow", {"model": model}, {"shift": 3.0}),
+                       ksampler(("shift", 0), ("prompt", 0), ("none", 0), ("latent", 0), steps, 1.0), decode()])],
+        [result(("decode", 0), name), reports(report, "clip", "vae")]])
 
 
 WORKFLOWS = [
@@ -233,4 +195,18 @@ WORKFLOWS = [
     flux1("flux1_dev_modelopt_nvfp4"),
     flux2("flux2_dev_nvfp4", kind="weights", weights_name="flux2-dev-nvfp4-mixed.safetensors"),
     wan("wan22_t2v_a14b_modelopt_nvfp4", fp4_backend="flashinfer_cudnn"),
+    flux1("flux1_dev_svdq_int4_lora", [*svdq("flux1_dev_svdq_int4_lora", precision="int4"), lora(HYPER, 0.125)], steps=8),
+    distilled("qwen_image_svdq_lightning_4steps", svdq("qwen_image_svdq_lightning_4steps", weights_name=LIGHTNING),
+              ASTRONAUT, 1328, 4),
+    qwen_image_edit("qwen_image_edit_svdq", svdq("qwen_image_edit_svdq"), 3.0),
+    # "9 steps" of diffusers' pipeline end with one of no length
+    distilled("z_image_turbo_svdq", svdq("z_image_turbo_svdq"), BOOKSHOP, 1024, 8),
 ]
+
+
+def place_models(base: Path) -> None:
+    """Empty files in `base`/models for the files that nodes name, so that their lists hold them."""
+    for model in [model for workflow in WORKFLOWS for node in workflow.nodes for model in node.models]:
+        path = base / "models" / model["directory"] / model["name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()

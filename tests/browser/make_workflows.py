@@ -19,7 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from browser.definitions import WORKFLOWS, Workflow
+from browser.definitions import WORKFLOWS, place_models
+from browser.graph import Workflow
 
 from support.browser import Frontend
 from support.pack import COMFYUI, PACK
@@ -52,6 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="qt-workflows-") as temp:
         (Path(temp) / "input").mkdir()
         shutil.copy(COMFYUI / "input" / "example.png", Path(temp) / "input")
+        place_models(Path(temp))
         with Server(Path(temp)) as server, Frontend(server.port, PLAIN) as frontend:
             for workflow in WORKFLOWS:
                 if not chosen or workflow.name in chosen:

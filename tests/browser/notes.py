@@ -9,14 +9,24 @@ RUNS = {
            "Anything else, a CPU too, multiplies dequantized weights: same memory, slower; the report says *emulated*.",
     "NVFP4": "NVFP4 matrix multiplication needs an NVIDIA GPU of SM 10.0 or newer (B200, RTX 50). Anything else, a CPU "
              "too, multiplies dequantized weights: same memory, slower; the report says *emulated*.",
+    "SVDQuant": "No nunchaku wheel is needed. INT4 kernels need an NVIDIA GPU of SM 8.0 or newer (RTX 30, 40 and 50, A100, "
+                "H100), those of the `svdq-fp4` files SM 10.0 (B200, RTX 50). Anything else, a CPU too, multiplies "
+                "dequantized weights: same memory, slower; the report names the *backend* and says why.",
 }
 BLACK_FOREST = ("the FLUX repos are gated. Accept the licence on their Hugging Face pages and run `hf auth login` before "
                 "you download. Non-commercial licence.")
 
+BASE_FOR_TEXT = "Text encoder and VAE are the base's; its transformer is not needed."
+BLACKWELL = "On a Blackwell GPU (RTX 50, B200) take the `svdq-fp4` file of the same name"
+LIGHTNING = "svdq-int4_r32-qwen-image-lightningv1.0-4steps.safetensors"
+HYPER = {"name": "Hyper-FLUX.1-dev-8steps-lora.safetensors", "directory": "loras",
+         "url": "https://huggingface.co/ByteDance/Hyper-SD/resolve/main/Hyper-FLUX.1-dev-8steps-lora.safetensors"}
+
 
 @dataclass(frozen=True)
 class Note:
-    """`sizes` in words; `extra` are whole weight files of the base repo that nobody needs; `file` is one of the override."""
+    """`sizes` in words; `extra` are whole weight files of the base repo that nobody needs; `file` is one of the override;
+    `more` are further download commands."""
 
     title: str
     base: str
@@ -27,6 +37,7 @@ class Note:
     licence: str
     extra: tuple[str, ...] = ()
     file: str = ""
+    more: tuple[str, ...] = ()
 
     def text(self) -> str:
         excludes = " ".join(f'--exclude "{name}"' for name in ("transformer/*.safetensors", *self.extra))
@@ -38,7 +49,8 @@ class Note:
             "**Files.** Nothing is downloaded unless you switch on `download_missing` (an advanced input) in each loader; or "
             "run in ComfyUI's folder:\n\n```\n"
             f"hf download {self.base} {excludes} --local-dir {folder}{self.base.split('/')[1]}\n\n"
-            f"hf download {self.repo} {self.file + ' ' if self.file else ''}--local-dir {folder}{self.repo.split('/')[1]}\n```",
+            + "\n\n".join((f"hf download {self.repo} {self.file + ' ' if self.file else ''}--local-dir "
+                           f"{folder}{self.repo.split('/')[1]}", *self.more)) + "\n```",
             f"**Licence:** {self.licence}",
         ))
 
@@ -100,4 +112,32 @@ NOTES = {
         "encoder and, by the VAE, to the transformer, which sees it at timestep zero (`zero_cond_t`); no extra node is "
         "needed for that.",
         "Transformer 30 GB (41 in BF16), text encoder 17 GB, VAE 0.3 GB.", "Apache-2.0."),
+    "flux1_dev_svdq_int4_lora": Note(
+        "FLUX.1-dev, Nunchaku SVDQuant INT4, with a LoRA", "black-forest-labs/FLUX.1-dev", "nunchaku-tech/nunchaku-flux.1-dev",
+        "SVDQuant",
+        f"Nunchaku's 4-bit transformer as an ordinary MODEL, so ComfyUI's own LoRA nodes work on it: here ByteDance's "
+        f"Hyper-FLUX, which makes 8 steps enough, at its strength of 0.125 (shown rounded). Where it is missing "
+        f"ComfyUI offers to download it. Any other FLUX.1 LoRA can take its place (20 steps then), and several can be chained. {BASE_FOR_TEXT} {BLACKWELL}, and set `precision` to *auto*.",
+        "Transformer 6.8 GB (24 in BF16), LoRA 1.4 GB, text encoders 10 GB, VAE 0.2 GB.",
+        f"{BLACK_FOREST} The LoRA is under the same licence.", ("flux1-dev.safetensors",),
+        "svdq-int4_r32-flux.1-dev.safetensors", (f"hf download ByteDance/Hyper-SD {HYPER['name']} --local-dir models/loras",)),
+    "qwen_image_svdq_lightning_4steps": Note(
+        "Qwen-Image Lightning in 4 steps, Nunchaku SVDQuant", "Qwen/Qwen-Image", "nunchaku-tech/nunchaku-qwen-image",
+        "SVDQuant",
+        f"Nunchaku's 4-bit transformer with Qwen-Image-Lightning already in it: 4 steps, cfg 1, shift 3. The repo has several "
+        f"files, so `weights_name` picks one; the report reads the steps from its name. {BASE_FOR_TEXT} {BLACKWELL}, in `weights_name` too.",
+        "Transformer 11.5 GB (41 in BF16), text encoder 17 GB, VAE 0.3 GB.", "Apache-2.0.", (), LIGHTNING),
+    "qwen_image_edit_svdq": Note(
+        "Qwen-Image-Edit-2509, Nunchaku SVDQuant", "Qwen/Qwen-Image-Edit-2509", "nunchaku-tech/nunchaku-qwen-image-edit-2509",
+        "SVDQuant",
+        f"Nunchaku's 4-bit transformer: 40 steps, cfg 4. The picture goes to the text encoder and, by the VAE, to the "
+        f"transformer. For a Lightning file of the same repo set `weights_name`, the steps of its name, and cfg 1. "
+        f"{BASE_FOR_TEXT} {BLACKWELL}.",
+        "Transformer 11.5 GB (41 in BF16), text encoder 17 GB, VAE 0.3 GB.", "Apache-2.0.", (),
+        "svdq-int4_r32-qwen-image-edit-2509.safetensors"),
+    "z_image_turbo_svdq": Note(
+        "Z-Image-Turbo, Nunchaku SVDQuant", "Tongyi-MAI/Z-Image-Turbo", "nunchaku-tech/nunchaku-z-image-turbo", "SVDQuant",
+        f"Nunchaku's 4-bit transformer: 8 steps, cfg 1, shift 3. {BASE_FOR_TEXT} {BLACKWELL}.",
+        "Transformer 3.6 GB (12 in BF16), text encoder 8 GB, VAE 0.2 GB.", "Apache-2.0.", (),
+        "svdq-int4_r32-z-image-turbo.safetensors"),
 }

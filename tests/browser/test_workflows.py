@@ -8,7 +8,8 @@ import shutil
 import urllib.request
 
 import pytest
-from browser.definitions import WORKFLOWS
+from browser.definitions import WORKFLOWS, place_models
+from browser.notes import HYPER
 
 from support.browser import Frontend, missing
 from support.pack import COMFYUI, PACK
@@ -46,6 +47,7 @@ def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("browser")
     (base / "input").mkdir()
     shutil.copy(COMFYUI / "input" / "example.png", base / "input")  # every ComfyUI has it
+    place_models(base)
     with Server(base) as running:
         yield running
 
@@ -105,7 +107,7 @@ def test_values_are_those_of_the_definitions(server):
     """A widget is what definitions.py says, else the node's default: nothing came in from elsewhere while building."""
     for workflow in WORKFLOWS:
         prompt = json.loads((FOLDER / "api" / f"{workflow.name}.json").read_text(encoding="utf-8"))
-        nodes = [node for column in workflow.columns for _, group in column for node in group]
+        nodes = workflow.nodes
         assert len(prompt) == len(nodes)
         ids = {node.key: str(i) for i, node in enumerate(nodes, 2)}  # 1 is the note
         for node in nodes:
@@ -121,6 +123,22 @@ def test_values_are_those_of_the_definitions(server):
                     if kind == "COMFY_DYNAMICCOMBO_V3":
                         wanted[name] = "auto"
             assert made["inputs"] == wanted, (workflow.name, node.key)
+
+
+def test_a_missing_lora_is_named_with_its_address(server, frontend):
+    """Without the LoRA that a workflow names, the frontend complains of that file alone, and knows where to get it."""
+    file = server.base / "models" / HYPER["directory"] / HYPER["name"]
+    file.unlink()
+    try:
+        frontend.open()
+        complaints = opened(frontend, committed("flux1_dev_svdq_int4_lora"))[0]["complaints"]
+    finally:
+        file.touch()
+        frontend.open()
+    missing, = complaints.pop("models")
+    assert missing["nodeType"] == "LoraLoaderModelOnly" and {name: missing[name] for name in HYPER} == HYPER
+    assert complaints == {name: value for name, value in QUIET.items() if name != "models"} | {"errors": [True, None]}
+    assert f"/{HYPER['name']}" in HYPER["url"]
 
 
 def broken_node(graph):

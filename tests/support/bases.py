@@ -1,7 +1,7 @@
-"""The nine rows of the support matrix in small: bases and overrides of the same architecture, layout and format.
+"""The models of the example workflows in small: bases, overrides and a LoRA of the same architecture, layout and format.
 
-Everything is made by the real tools (diffusers, transformers, nvidia-modelopt) and named as on the Hub, so that the repo
-ids in the workflows' lists are found in a models folder.
+Everything is made by the real tools (diffusers, transformers, nvidia-modelopt; Nunchaku's files by svdquant_models.py) and
+named as on the Hub, so that the repo ids in the workflows' lists are found in a models folder.
 """
 
 from __future__ import annotations
@@ -14,8 +14,23 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from browser.notes import HYPER, LIGHTNING
+from safetensors.torch import save_file
 
-from support import common, flux, flux2, hunyuan_video, qwen_image, text_encoders, text_encoders_llm, vaes, wan
+from support import (
+    common,
+    flux,
+    flux2,
+    hunyuan_video,
+    lora,
+    qwen_image,
+    svdquant_models,
+    text_encoders,
+    text_encoders_llm,
+    vaes,
+    wan,
+    z_image,
+)
 
 SUPPORT = Path(__file__).resolve().parent
 # Left in BF16 by the published recipes (specs/modelopt.md section 3.2), besides ModelOpt's own proj_out.
@@ -25,22 +40,23 @@ QWEN_FP8 = [r"img_in|txt_in|time_text_embed.*|norm_out.*|proj_out",
 FLUX1_NVFP4 = [*flux.FALLBACK, r"single_transformer_blocks\.\d+\.proj_mlp"]
 QWEN_TEXT = text_encoders_llm.WIDTHS["qwen_image"]
 FLUX2_TEXT = text_encoders_llm.WIDTHS["flux2"]
-# The host has Qwen-Image's 24 heads and 3584 text channels in its code; see qwen_image.small_widths.
+# The host has sizes of Qwen-Image and Z-Image in its code; see their small_widths.
 SHIM = f"""import sys
 sys.path.insert(0, {str(SUPPORT.parent)!r})
-from support.qwen_image import small_widths
-held = small_widths()
-held.__enter__()
+from support import qwen_image, z_image
+held = [qwen_image.small_widths(), z_image.small_widths()]
+for context in held:
+    context.__enter__()
 NODE_CLASS_MAPPINGS = {{}}
 """
 
 
 def place(base: Path) -> None:
-    """Fill `base`/models/diffusers with all stand-ins, and add the test-only shim that lets them be narrow."""
+    """Fill `base`/models with all stand-ins, and add the test-only shim that lets them be narrow."""
     models = base / "models" / "diffusers"
-    for make in (_flux1, _flux2, _wan, _hunyuan_video, _qwen_image):
+    for make in (_flux1, _flux2, _wan, _hunyuan_video, _qwen_image, _z_image, _nunchaku):
         make(models)
-    shim = base / "custom_nodes" / "narrow_qwen_image"
+    shim = base / "custom_nodes" / "narrow_models"
     shim.mkdir(parents=True)
     (shim / "__init__.py").write_text(SHIM, encoding="utf-8")
 
@@ -152,5 +168,30 @@ def _qwen_image(models: Path) -> None:
             model = qwen_image.make(zero_cond_t=zero_cond_t)
             _pipeline(folder, pipeline, encoders | vaes.save("qwen_image", folder), transformer=model)
             qwen_image.export(model, models / f"lmsys/{name}-modelopt-fp8-sglang-transformer", keep=QWEN_FP8)
+    # the same sizes, text encoder and VAE
+    os.symlink(edit, models / "Qwen/Qwen-Image-Edit-2509", target_is_directory=True)
 
 
+def _z_image(models: Path) -> None:
+    """What a Nunchaku transformer leaves to its base."""
+    folder = models / "Tongyi-MAI/Z-Image-Turbo"
+    _pipeline(folder, "ZImagePipeline", text_encoders_llm.save("z_image", folder) | vaes.save("z_image", folder))
+
+
+def _nunchaku(models: Path) -> None:
+    """INT4 files of rank 32 as published, and a LoRA for FLUX.1 of the name that its workflow has."""
+    made = svdquant_models.make_flux(rank=32)
+    made.write(models / "nunchaku-tech/nunchaku-flux.1-dev")
+    layers = {name: tuple(module.weight.shape) for name, module in made.model.named_modules()
+              if "transformer_blocks" in name and isinstance(module, torch.nn.Linear)}
+    loras = models.parent / HYPER["directory"]
+    loras.mkdir(exist_ok=True)
+    save_file(lora.random_lora(layers), str(loras / HYPER["name"]))
+    with patch.object(qwen_image, "TEXT", QWEN_TEXT):
+        made = svdquant_models.make_qwen_image(rank=32)
+    folder = models / "nunchaku-tech/nunchaku-qwen-image"
+    made.write(folder)
+    made.write(folder, name=LIGHTNING)
+    made.write(models / "nunchaku-tech/nunchaku-qwen-image-edit-2509", name="svdq-int4_r32-qwen-image-edit-2509.safetensors")
+    with patch.object(z_image, "TEXT", text_encoders_llm.WIDTHS["z_image"]):
+        svdquant_models.make_z_image(rank=32, refiners=True).write(models / "nunchaku-tech/nunchaku-z-image-turbo")

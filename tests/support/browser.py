@@ -66,12 +66,7 @@ class Frontend:
             self._browser = self._playwright.chromium.launch(executable_path=chromium(), args=[
                 "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-sync",
                 "--disable-background-networking", "--disable-component-update"])
-            self.page = self._browser.new_page(viewport={"width": 1920, "height": 1080})
-            self.page.route("**/*", lambda route: route.continue_() if self._own(route.request.url) else route.abort())
-            self.page.on("console", self._console)
-            self.page.on("pageerror", lambda error: self.problems.append(f"uncaught: {error}"))
-            self.page.goto(f"http://127.0.0.1:{self.port}/")
-            self.page.wait_for_function(READY, timeout=90_000)
+            self.open()
         except BaseException:
             self.__exit__()
             raise
@@ -81,6 +76,17 @@ class Frontend:
         if hasattr(self, "_browser"):
             self._browser.close()
         self._playwright.stop()
+
+    def open(self) -> None:
+        """Open the page, or another one that knows nothing of the one before and asks the server anew."""
+        if hasattr(self, "page"):
+            self.page.context.close()
+        self.page = self._browser.new_page(viewport={"width": 1920, "height": 1080})
+        self.page.route("**/*", lambda route: route.continue_() if self._own(route.request.url) else route.abort())
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.problems.append(f"uncaught: {error}"))
+        self.page.goto(f"http://127.0.0.1:{self.port}/")
+        self.page.wait_for_function(READY, timeout=90_000)
 
     def _set(self, settings: dict[str, Any]) -> None:
         """Store user settings on the server."""
