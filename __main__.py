@@ -1,4 +1,4 @@
-"""Command line: `python <pack folder> inspect|load|doctor [REF] [--json]`. The same code as the nodes, no server."""
+"""Command line: `python <pack folder> inspect|load|repack-wan|doctor [REF] [--json]`. The nodes' code, no server."""
 
 from __future__ import annotations
 
@@ -97,6 +97,16 @@ def load(reference: str, options: argparse.Namespace) -> int:
     return 0
 
 
+def repack_wan(reference: str, options: argparse.Namespace) -> int:
+    from quantized_transformers.loaders.repack_wan import repack
+
+    # a relative output is below the folder this is run in, not below ComfyUI's
+    report = repack(reference, options.base, os.path.abspath(options.output), options.direction, not options.copy)
+    print(json.dumps({"report": report.splitlines(), "output": os.path.abspath(options.output)}, indent=1)
+          if options.json else report)
+    return 0
+
+
 def doctor(as_json: bool) -> int:
     from importlib import metadata
 
@@ -133,6 +143,13 @@ def main() -> int:
             command.add_argument("--revision", default="", help="branch, tag or commit of a repo id")
             command.add_argument("--download", action="store_true", help="fetch what is missing of a repo id")
         command.add_argument("--json", action="store_true", help="machine-readable output")
+    command = commands.add_parser("repack-wan", help="a ModelSlim export of Wan as a diffusers repo, and back")
+    command.add_argument("reference", metavar="SOURCE", help="the export (to original: the diffusers repo)")
+    command.add_argument("--base", "--original-model-path", default="", help="the diffusers repo of the same model")
+    command.add_argument("--output", "--output-path", required=True, help="a new folder")
+    command.add_argument("--direction", default="to diffusers", choices=["to diffusers", "to original"])
+    command.add_argument("--copy", action="store_true", help="copy what is no transformer, instead of links")
+    command.add_argument("--json", action="store_true", help="machine-readable output")
     arguments = parser.parse_args()
     import_pack()
     start_host(needed=arguments.command == "load" or arguments.command == "doctor" and find_comfyui() is not None)
@@ -141,7 +158,7 @@ def main() -> int:
     try:
         if arguments.command == "doctor":
             return doctor(arguments.json)
-        action = inspect if arguments.command == "inspect" else load
+        action = {"inspect": inspect, "load": load, "repack-wan": repack_wan}[arguments.command]
         return action(arguments.reference, arguments)
     except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -464,3 +464,55 @@ def amd_architecture() -> str:
     if device.type != "cuda" or not torch.version.hip:
         return ""
     return str(torch.cuda.get_device_properties(device).gcnArchName).partition(":")[0]
+
+
+def device_type() -> str:
+    """The type of the device the host runs models on: "cuda", "npu", "cpu", ..."""
+    import comfy.model_management
+
+    return str(comfy.model_management.get_torch_device().type)
+
+
+def unpatched_tensors(patcher: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a MODEL's diffusion model under its own names, without what is patched into it at present.
+
+    Quantized layers come as the host saves them. Nothing is copied or moved.
+    """
+    from comfy.quant_ops import QuantizedTensor
+
+    before = {key: kept[0] for key, kept in patcher.hook_backup.items()}
+    before |= {key: kept.weight for key, kept in patcher.backup.items()}  # older than the hooks'
+    before |= patcher.backup_buffers
+    with patcher.use_ejected():
+        tensors = dict(patcher.model.diffusion_model.state_dict())
+    for key, tensor in before.items():
+        name = key.removeprefix("diffusion_model.")
+        if name in tensors:
+            tensors |= tensor.state_dict(name) if isinstance(tensor, QuantizedTensor) else {name: tensor}
+    if patcher.model.model_type.name == "V_PREDICTION":  # as the host marks it when it saves
+        tensors["v_pred"] = tensors[next(iter(tensors))].new_empty(0)
+    return tensors
+
+
+def model_identity(model: Any) -> dict[str, Any]:
+    """What must be equal for two of the host's models to be one but for their weights: class, kind of prediction and
+    every size."""
+    config = {key: value for key, value in model.model_config.unet_config.items() if key != "dtype"}
+    return {"class": type(model).__name__, "prediction": model.model_type.name, **config}
+
+
+def compute_device() -> torch.device:
+    """The device the host runs models on."""
+    import comfy.model_management
+
+    return comfy.model_management.get_torch_device()
+
+
+def mixed_operations_in(dtype: torch.dtype, native: bool = False) -> Any:
+    """As mixed_operations, for a model that computes in `dtype`; layers that are not quantized are kept in it."""
+    import comfy.ops
+
+    if native:
+        return comfy.ops.mixed_precision_ops({"mixed_ops": True}, dtype)
+    return comfy.ops.pick_operations(None, dtype, load_device=compute_device(),
+                                     model_config=SimpleNamespace(quant_config={"mixed_ops": True}))

@@ -64,8 +64,8 @@ def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dic
     native = NativeStateDict()
     for module in architecture.modules(dims, naming):
         try:
-            _add(native, module, [_take(stored, name, module) for name in module.stored], order,
-                 dequantize or any(name in full_precision for name in module.stored), own_nvfp4)
+            add_module(native, module, [take(stored, name, module) for name in module.stored], order,
+                       dequantize or any(name in full_precision for name in module.stored), own_nvfp4)
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{module.stored[0]}: no tensor {error}" if isinstance(error, KeyError) else
                                   str(error), where, "download the checkpoint again, or report it to its publisher"
@@ -80,15 +80,16 @@ def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dic
     return native
 
 
-def _take(stored: dict[str, Tensor], name: str, module: Module) -> dict[str, Tensor]:
+def take(stored: dict[str, Tensor], name: str, module: Module) -> dict[str, Tensor]:
     """Pop the tensors of one stored layer: leaf → tensor; the weight is "weight" whatever it is stored as."""
     part = {"weight": stored.pop(tensor_name(name, module.stored_leaf))}
     leaves = (("bias",) if module.bias else ()) + (COMPANIONS if module.linear else ())
     return part | {leaf: stored.pop(f"{name}.{leaf}") for leaf in leaves if f"{name}.{leaf}" in stored}
 
 
-def _add(native: NativeStateDict, module: Module, parts: list[dict[str, Tensor]], order: ByteOrder,
-         dequantize: bool, own_nvfp4: bool) -> None:
+def add_module(native: NativeStateDict, module: Module, parts: list[dict[str, Tensor]], order: ByteOrder,
+               dequantize: bool, own_nvfp4: bool) -> None:
+    """Add one native module from its stored parts. Raises ValueError or KeyError for scales that do not fit."""
     def join(rows: list[Tensor]) -> Tensor:
         return fuse.swap_rows(rows[0]) if module.swap_halves else fuse.join_rows(rows)
 

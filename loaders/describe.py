@@ -97,9 +97,13 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = No
         from .svdquant.describe import describe_svdquant
 
         return describe_svdquant(checkpoint, base)
+    from . import modelslim
+
+    if modelslim.is_ours(checkpoint):
+        return modelslim.describe(checkpoint, base)
     architecture, naming = architecture_of(checkpoint)
     declaration = read_declaration(checkpoint)
-    dims = _dims(architecture.dims_from_tensors, checkpoint, checkpoint.tensors, naming)
+    dims = dims_of(architecture.dims_from_tensors, checkpoint, checkpoint.tensors, naming)
     description = CheckpointDescription(
         checkpoint.source.reference, [os.path.basename(h.path) for h in checkpoint.headers], checkpoint.bytes_on_disk,
         architecture.name, naming, dims, "", byte_order(checkpoint.tensors, declaration),
@@ -109,12 +113,12 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = No
     if base is not None:
         check_dims(description, *base)
     elif checkpoint.config and checkpoint.config.get("_class_name"):
-        _compare_dims(description, _dims(architecture.dims_from_config, checkpoint, checkpoint.config),
+        compare_dims(description, dims_of(architecture.dims_from_config, checkpoint, checkpoint.config),
                       "config.json says")
     for key in sorted(architecture.config_only - dims.keys()):
         description.notes.append(f"{key} is told by neither the tensors nor a config.json; taken as off. If this is a "
                                  "model that has it, give its folder, or use the file as weights on its base")
-    layers = _group(checkpoint.tensors)
+    layers = by_layer(checkpoint.tensors)
     marks = {naming.prefix + mark for mark in architecture.marks(dims)}
     for module in architecture.modules(dims, naming):
         for stored, rows in zip(module.stored, module.rows, strict=True):
@@ -127,7 +131,7 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = No
     return description
 
 
-def _dims(read: Callable[..., Dims], checkpoint: Checkpoint, *arguments: Any) -> Dims:
+def dims_of(read: Callable[..., Dims], checkpoint: Checkpoint, *arguments: Any) -> Dims:
     """Sizes by one of an architecture's readers; its ValueError as a CheckpointError that says where."""
     try:
         return read(*arguments)
@@ -152,7 +156,7 @@ def byte_order(tensors: dict[str, TensorInfo], declaration: Declaration) -> Byte
     return ByteOrder(not (packed or comfy) if swap is None else not swap, packed or comfy, why)
 
 
-def _group(tensors: dict[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
+def by_layer(tensors: dict[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
     """Module name → leaf name → tensor."""
     layers: dict[str, dict[str, TensorInfo]] = {}
     for name, info in tensors.items():
@@ -169,10 +173,10 @@ def check_dims(description: CheckpointDescription, architecture: Architecture, d
     if architecture.name != description.architecture:
         raise CheckpointError(f"the override is {description.architecture}, but the base model is {architecture.name}",
                               description.reference, "choose an override made for this base")
-    _compare_dims(description, dims, "the base model has")
+    compare_dims(description, dims, "the base model has")
 
 
-def _compare_dims(description: CheckpointDescription, dims: Dims, whose: str) -> None:
+def compare_dims(description: CheckpointDescription, dims: Dims, whose: str) -> None:
     for key, value in dims.items():
         stored = description.dims.setdefault(key, value)  # a size that the tensors do not tell is taken over
         if stored != value:
@@ -196,9 +200,9 @@ def _check_layer(description: CheckpointDescription, module: Module, stored: str
         if bias is None:
             problems.append(f"missing tensor {stored}.bias")
         else:
-            _check_plain(problems, f"{stored}.bias", bias, (rows,))
+            check_plain(problems, f"{stored}.bias", bias, (rows,))
     if not module.linear:
-        _check_plain(problems, tensor_name(stored, module.stored_leaf), weight, (rows, *module.inner))
+        check_plain(problems, tensor_name(stored, module.stored_leaf), weight, (rows, *module.inner))
         return
     leaves |= group
     fmt = identify(leaves)
@@ -214,7 +218,7 @@ def _check_layer(description: CheckpointDescription, module: Module, stored: str
     _count(description, stored, fmt, "input_scale" in leaves)
 
 
-def _check_plain(problems: list[str], name: str, info: TensorInfo, shape: tuple[int, ...]) -> None:
+def check_plain(problems: list[str], name: str, info: TensorInfo, shape: tuple[int, ...]) -> None:
     """A tensor that is never quantized: its shape, and a float dtype."""
     if tuple(info.shape) != shape:
         problems.append(f"{name} is {list(info.shape)}, expected {list(shape)}")
@@ -292,4 +296,4 @@ def describe_config(checkpoint: Checkpoint) -> tuple[Architecture, Dims]:
         raise CheckpointError(f"config.json says {claim or 'no _class_name'}, not a transformer this version loads "
                               f"({supported()})", checkpoint.source.config or checkpoint.source.reference,
                               "pick the folder of a supported base model")
-    return architecture, _dims(architecture.dims_from_config, checkpoint, config)
+    return architecture, dims_of(architecture.dims_from_config, checkpoint, config)

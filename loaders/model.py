@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import host
+from ..quant.ascend.schemes import OWN_LEAVES
 from ..quant.fuse import BLOCK_LEAVES, SHARD_LEAVES
 from ..quant.svdquant.saved import PART_LEAVES, SAVED_PARTS
 from .architectures import ARCHITECTURES, Architecture, Dims, Naming
@@ -81,20 +82,25 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
         _refuse_other_model(description, *must_be)
     compute = _compute(request.compute, description)
     fp4_backend, fp4_note = _fp4_backend(request.fp4_backend, description, compute)
+    from . import modelslim
+
     architecture = _architecture(description.architecture)
     modules = sum(1 for _ in architecture.modules(description.dims, description.naming))
     step = (lambda: None) if quiet else host.progress(modules)
     backend = request.backend or FROM_COMPUTE[compute]
-    if description.ranks:
+    if modelslim.is_ours(checkpoint):
+        native, operations = modelslim.prepare(checkpoint, description, compute, quiet)
+    elif description.ranks:
         choose(backend, part_kinds(description), request.reference)  # before anything is read
-        native = convert(checkpoint, description, step)
+        native, operations = convert(checkpoint, description, step), None
     else:
         native = assemble(architecture, description.dims, description.naming, checkpoint.load_tensors(),
                           checkpoint.source.reference, order=description.byte_order, dequantize=compute == "dequantize",
                           own_nvfp4=fp4_backend is not None, full_precision=frozenset(description.full_precision),
                           step=step)
-    operations = part_operations(native, backend, request.reference) if native.part_kinds else \
-        _operations(native, compute, fp4_backend)
+        operations = None if native.part_kinds else _operations(native, compute, fp4_backend)
+    if native.part_kinds:
+        operations = part_operations(native, backend, request.reference)
     patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic)
     _attach_lora(patcher, description)
     patcher.cached_patcher_init = (rebuild, (request,))
@@ -271,7 +277,8 @@ def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disa
 def _check_names(patcher: Any, given: list[str]) -> None:
     """The host only logs missing and unexpected tensors; here they are errors."""
     inner = (".comfy_quant", ".weight_scale", ".weight_scale_2",
-             *(f".{leaf}" for leaf in SHARD_LEAVES + BLOCK_LEAVES + PART_LEAVES))
+             *(f".{leaf}" for leaf in SHARD_LEAVES + BLOCK_LEAVES + PART_LEAVES),
+             *(f".weight_{leaf}" for leaf in OWN_LEAVES))
     wanted = host.native_names(patcher.model, [name for name in given if not name.endswith(inner)])
     there = {name for name, _ in patcher.model.diffusion_model.named_parameters()}
     marks = {name for name, _ in patcher.model.diffusion_model.named_buffers()}

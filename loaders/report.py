@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import host
 from ..quant.formats import formats
+from . import modelslim
 from .describe import CheckpointDescription
 from .svdquant.plan import COLOURS
 
@@ -91,7 +92,7 @@ def layer_map(description: CheckpointDescription) -> Any:
     for name, fmt in description.layers.items():
         kind, number, module = _block(name)
         panels.setdefault(kind, {}).setdefault(number, {})[module] = fmt
-    colours = {fmt.name: fmt.colour for fmt in formats()} | COLOURS
+    colours = {fmt.name: fmt.colour for fmt in formats()} | COLOURS | modelslim.COLOURS
     font, cell, margin, numbers = ImageFont.load_default(12), 20, 16, 26
     background, text, faint = (30, 32, 36), (235, 235, 235), (170, 174, 182)
     columns = {kind: list(dict.fromkeys(m for row in rows.values() for m in row)) for kind, rows in panels.items()}

@@ -49,7 +49,7 @@ class Selection:
     files: tuple[str, ...] = ()
     config: str | None = None
     index: str | None = None
-    texts: tuple[str, ...] = ()  # a tokenizer's files
+    texts: tuple[str, ...] = ()  # a tokenizer's files, or a ModelSlim description
     choice: str = ""
 
     @property
@@ -75,6 +75,11 @@ def select_transformer(folder: Folder, component: str = "transformer", weights_n
     and `rank` choose among SVDQuant files.
     Raises MissingFiles when something is not there, CheckpointError when the choice is ambiguous.
     """
+    from .modelslim import files as modelslim
+
+    ascend = modelslim.select(folder, component, weights_name) if need_weights else None
+    if ascend:
+        return ascend
     return select_component(folder, _component_folder(folder, component), weights_name, need_weights, precision, rank)
 
 

@@ -51,7 +51,7 @@ class Source:
     index: str | None = None
     choice: str = ""  # why these files, where the folder held more
     beside: str | None = None  # config.json beside a single file: read for its quantization declaration only
-    texts: tuple[str, ...] = ()  # the files of a tokenizer
+    texts: tuple[str, ...] = ()  # the files of a tokenizer, or a ModelSlim description
 
     @property
     def paths(self) -> list[str]:
@@ -252,6 +252,11 @@ def _from_file(reference: str, path: Path, weights_name: str, need_weights: bool
         folder = LocalFolder(path.parent)
         return folder.source(reference, select_transformer(folder, weights_name=path.name))
     weight_file(path.name, path)
+    from .modelslim import files as modelslim
+
+    if modelslim.has_description(path):
+        folder = LocalFolder(path.parent)
+        return folder.source(reference, select_transformer(folder, weights_name=path.name))
     beside = path.parent / "config.json"
     return Source(reference, str(path.parent), (str(path),), beside=str(beside) if beside.is_file() else None)
 

@@ -11,7 +11,10 @@ NODES = {
     "load_vae": ("QT_LoadBaseVAE",),
     "apply_override": ("QT_ApplyTransformerOverride",),
     "nunchaku": ("QT_NunchakuSVDQLoader",),
+    "modelslim": ("QT_ModelSlimLoader",),
+    "mxfp8": ("QT_AscendMXFP8Quantize",),
     "inspect_checkpoint": ("QT_InspectCheckpoint",),
+    "build": ("QT_RepackModelSlimWan",),
 }
 logger = logging.getLogger(__name__)
 

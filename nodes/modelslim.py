@@ -1,0 +1,51 @@
+"""ModelSlim Loader."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..loaders.modelslim.files import EXPERTS, KNOWN, local_folders
+from . import inputs
+
+
+class QT_ModelSlimLoader(io.ComfyNode):
+    """An export of msModelSlim (Ascend) as an ordinary MODEL, on any device."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QT_ModelSlimLoader", display_name="ModelSlim Loader", category=inputs.CATEGORY,
+            description="Loads a transformer that msModelSlim quantized for Ascend (W8A8, W8A8_DYNAMIC, MXFP8, MXFP4, "
+                        "W4A4 and mixes of them), as exported or repacked for diffusers, as an ordinary MODEL. It runs "
+                        "on Ascend NPUs, CUDA and the CPU.",
+            search_aliases=["ascend", "npu", "msmodelslim", "w8a8", "mxfp8", "mxfp4", "wan2.2 w8a8"],
+            inputs=[
+                io.Combo.Input("folder", options=list(dict.fromkeys([*local_folders(), *KNOWN])),
+                               tooltip="Folders with a quant_model_description*.json in ComfyUI's model folders, and "
+                                       "known repo ids."),
+                io.Combo.Input("component", options=list(EXPERTS), default="transformer",
+                               tooltip="Which of two experts: transformer is high_noise_model, transformer_2 is "
+                                       "low_noise_model. A single model is transformer."),
+                inputs.reference(),
+                inputs.compute(),
+                inputs.revision(),
+                inputs.download_missing(),
+            ],
+            outputs=[io.Model.Output(), io.String.Output("report", display_name="report")])
+
+    @classmethod
+    def validate_inputs(cls, reference: str = "", download_missing: bool = False) -> bool | str:
+        return inputs.check_reference(reference, download_missing)
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str = "", reference: str = "", **kwargs) -> str:
+        return inputs.fingerprint(folder, reference, **kwargs)
+
+    @classmethod
+    def execute(cls, folder: str, component: str = "transformer", reference: str = "", compute: str = "auto",
+                revision: str = "", download_missing: bool = False) -> io.NodeOutput:
+        from ..loaders import model, modelslim
+
+        loaded = modelslim.load(model.Request(reference.strip() or folder, component, revision=revision,
+                                              compute=compute, download=download_missing))
+        return io.NodeOutput(loaded.patcher, loaded.report)

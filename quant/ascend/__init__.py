@@ -1,0 +1,1 @@
+"""Ascend (ModelSlim) formats: what is stored, what it means, and how ComfyUI runs it."""

@@ -1,0 +1,273 @@
+"""Quant types of `quant_model_description*.json`: the tensors of a layer of each type → native tensors for the host.
+
+Where the host has the format exactly (INT8 with a scale a row, MXFP8), its own layout and marker are written, so its
+ops, LoRA and memory management work; everything else goes into this pack's layout (layout.py), which ops.py loads.
+Formats: specs/ascend.md sections 1.2, 2 and 3.4. Torch is imported inside functions: headers are checked without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from ..formats import PLAIN_DTYPES, Stored
+from .kinds import BLOCK, DUAL_BLOCK, KINDS, MARKER
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FLOATS = PLAIN_DTYPES
+# Stored names → suffixes of "weight" in this pack's layout; the layout's fields have the same names without "weight_".
+OWN_LEAVES = ("scale", "offset", "dual", "mul", "input_scale", "input_offset", "quant_bias", "bias")
+
+
+@dataclass(frozen=True)
+class NativeLayer:
+    """One layer as the host loads it.
+
+    `tensors`: leaf ("weight", "weight_scale", "comfy_quant", "bias", ...) → tensor, to be put under the native layer's
+    name. `layout`: what `comfy_quant` says, or "" for an unquantized layer. `kind`: of kinds.KINDS, or "".
+    `needs_own_ops`: whether ops.with_ascend must load it. `notes`: lines for the report.
+    """
+
+    tensors: dict[str, Tensor]
+    rows: int
+    columns: int
+    kind: str = ""
+    layout: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def needs_own_ops(self) -> bool:
+        return self.layout.startswith(MARKER)
+
+
+class Scheme(Protocol):
+    """One quant type of the description.
+
+    `names` are its spellings there, `leaves` the tensors a layer may have beside weight and bias (the smoothing
+    vector, stored as `<layer>.div.mul_scale`, is the leaf "mul_scale"), `unneeded` those of them that nothing reads.
+    """
+
+    @property
+    def names(self) -> frozenset[str]: ...
+
+    @property
+    def leaves(self) -> frozenset[str]: ...
+
+    @property
+    def unneeded(self) -> frozenset[str]: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    def shape(self, leaves: Mapping[str, Stored]) -> tuple[int, int]:
+        """[rows, columns] = [out, in] of the layer, from what is stored."""
+        ...
+
+    def problem(self, leaves: Mapping[str, Stored], rows: int, columns: int) -> str:
+        """What is wrong with the stored dtypes and shapes for a [rows, columns] weight; empty when nothing is."""
+        ...
+
+    def tensors(self, name: str, part: dict[str, Tensor], *, bias: bool = True) -> NativeLayer:
+        """The native tensors of layer `name`. `bias` is whether the native module has one.
+
+        Raises ValueError for scales that are not finite and positive, and for offsets that integer matmuls ignore.
+        """
+        ...
+
+
+class FloatScheme:
+    """FLOAT: not quantized. A smoothing vector is multiplied into the weight (F32, rounded once)."""
+
+    names = frozenset({"FLOAT"})
+    leaves = frozenset({"mul_scale"})
+    unneeded: frozenset[str] = frozenset()
+    kind = ""
+
+    def shape(self, leaves: Mapping[str, Stored]) -> tuple[int, int]:
+        shape = leaves["weight"].shape
+        return shape[0], shape[-1]
+
+    def problem(self, leaves: Mapping[str, Stored], rows: int, columns: int) -> str:
+        return _mismatch(leaves, {"weight": (FLOATS, ((rows, columns),)), **_common(rows, columns)}, {"weight"})
+
+    def tensors(self, name: str, part: dict[str, Tensor], *, bias: bool = True) -> NativeLayer:
+        weight, mul = part["weight"], _mul(name, part)
+        if mul is not None:
+            weight = (weight.float() * mul).to(weight.dtype)
+        return NativeLayer({"weight": weight} | _float_bias(name, part, bias), *weight.shape)
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """A quantized type: `leaves` are the tensors that it needs (`required`), may have, or has and nobody reads."""
+
+    kind: str
+    names: frozenset[str]
+    required: frozenset[str]
+    optional: frozenset[str] = frozenset()
+    unneeded: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        return self.required | self.optional | self.unneeded | {"mul_scale"}
+
+    def shape(self, leaves: Mapping[str, Stored]) -> tuple[int, int]:
+        weight, codec = leaves["weight"], KINDS[self.kind].codec
+        rows, columns = weight.shape
+        if codec == "int4" and "weight_scale" in leaves:
+            rows = leaves["weight_scale"].shape[0]  # the weight may be packed along its rows
+        if codec.startswith("mxfp4") and str(weight.dtype) in ("U8", "I8", "torch.uint8", "torch.int8"):
+            columns *= 2
+        return rows, columns
+
+    def problem(self, leaves: Mapping[str, Stored], rows: int, columns: int) -> str:
+        unknown = set(leaves) - self.leaves - {"weight", "bias"}
+        if unknown:
+            return f"tensors that {'/'.join(sorted(self.names))} does not have: {', '.join(sorted(unknown))}"
+        return _mismatch(leaves, _expected(self.kind, rows, columns), {"weight", *self.required}) \
+            or _odd_size(self.kind, rows, columns)
+
+    def tensors(self, name: str, part: dict[str, Tensor], *, bias: bool = True) -> NativeLayer:
+        from . import convert
+
+        return convert.native_layer(self.kind, name, part, bias)
+
+
+def _scheme(kind: str, *names: str, required: tuple[str, ...] = ("weight_scale",), optional: tuple[str, ...] = (),
+            unneeded: tuple[str, ...] = ()) -> QuantScheme:
+    return QuantScheme(kind, frozenset(names), frozenset(required), frozenset(optional), frozenset(unneeded))
+
+
+ALL: tuple[Scheme, ...] = (
+    FloatScheme(),
+    # weight_scale and weight_offset are in exports of the legacy writer only; deq_scale says the same
+    _scheme("w8a8", "W8A8", required=("deq_scale", "input_scale", "input_offset"), optional=("quant_bias",),
+            unneeded=("weight_scale", "weight_offset")),
+    _scheme("w8a8_dynamic", "W8A8_DYNAMIC", optional=("weight_offset",)),
+    _scheme("w4a4_dynamic", "W4A4_DYNAMIC", optional=("weight_offset",)),
+    # scale_bias is 8 x a row's sum of scaled codes, for NPU kernels that read int4 as unsigned
+    _scheme("w4a8_dynamic", "W4A8_DYNAMIC", optional=("weight_offset",), unneeded=("scale_bias",)),
+    _scheme("w8a16", "W8A16", optional=("weight_offset",)),
+    _scheme("wfp8afp8_dynamic", "WFP8AFP8_DYNAMIC", optional=("weight_offset",)),
+    _scheme("w8a8_mxfp8", "W8A8_MXFP8"),
+    _scheme("w4a8_mxfp", "W4A8_MXFP"),
+    _scheme("w4a4_mxfp4", "W4A4_MXFP4", "MXFP4"),
+    _scheme("w4a4_mxfp4_dualscale", "W4A4_MXFP4_DUALSCALE", required=("weight_scale", "weight_dual_scale")),
+)
+SCHEMES: dict[str, Scheme] = {name: scheme for scheme in ALL for name in scheme.names}
+# Types that descriptions may name and this version refuses, and why (specs/ascend.md section 1.2).
+REFUSED = {
+    "W8A8_TIMESTEP": "its activation scales change with the sampling step",
+    "W4A16": "its packing is not documented",
+    "W8A8_MIX": "its packing is not documented",
+    "FAQuant": "attention is not quantized here",
+    "C8": "attention is not quantized here",
+    "NF4": "its packing is not documented",
+    **dict.fromkeys(("W16A16S", "W8A8S", "W8A8SC", "W16A16SC"), "sparse weights need Ascend's own decompression"),
+    **dict.fromkeys(("W4A4_FLATQUANT_DYNAMIC", "W8A8_FLATQUANT", "W4A4_FLATQUANT", "W8A8_FLATQUANT_DYNAMIC"),
+                    "FlatQuant transforms activations with two more matrices a layer"),
+    **dict.fromkeys(("W8A8_SVD", "W8A8_SVD_DYNAMIC", "W4A4_SVD", "W4A4_SVD_DYNAMIC"),
+                    "it has a low-rank branch beside every weight"),
+}
+
+
+def dequantized(layer: NativeLayer) -> Tensor:
+    """The weight of a layer in F32 [rows, columns], by its format's definition."""
+    from .convert import dequantized as compute
+
+    return compute(layer)
+
+
+def mxfp8_quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A float weight [N, K] → (codes F8_E4M3 [N, K], scale U8 E8M0 [N, ceil(K / 32)], row-major), as an NPU does it.
+
+    See mx.quantize for the rule. Raises ValueError for infinities and NaN.
+    """
+    from .mx import quantize_weight
+
+    return quantize_weight(weight)
+
+
+def mxfp8_layer(name: str, weight: Tensor, bias: Tensor | None = None) -> NativeLayer:
+    """A float weight [N, K] as a native MXFP8 layer in the host's layout. Raises ValueError for infinities and NaN."""
+    codes, scale = mxfp8_quantize(weight)
+    part = {"weight": codes, "weight_scale": scale}
+    if bias is not None:
+        part["bias"] = bias
+    return SCHEMES["W8A8_MXFP8"].tensors(name, part, bias=bias is not None)
+
+
+_Spec = tuple[frozenset[str], tuple[tuple[int, ...], ...]]  # dtypes and shapes that a leaf may have
+
+
+def _common(rows: int, columns: int) -> dict[str, _Spec]:
+    return {"bias": (FLOATS, ((rows,),)), "mul_scale": (FLOATS, ((columns,),))}
+
+
+def _expected(kind: str, rows: int, columns: int) -> dict[str, _Spec]:
+    """Dtypes and shapes of every leaf of a [rows, columns] layer of this kind."""
+    codec = KINDS[kind].codec
+    row = ((rows, 1), (rows,))
+    grouped = tuple((rows, groups) for groups in range(2, columns + 1) if columns % groups == 0)
+    blocks = (frozenset({"U8", "F8_E8M0"}), ((rows, -(-columns // BLOCK)),))
+    specs: dict[str, _Spec] = {
+        "weight_scale": (FLOATS, row + (grouped if kind in ("w8a16", "w4a8_dynamic") else ())),
+        "weight_offset": (FLOATS | {"I8"}, row + (grouped if kind in ("w8a16", "w4a8_dynamic") else ())),
+        "scale_bias": (FLOATS, ((rows,), (rows, 1), (rows, 16), (rows, columns))),
+        "deq_scale": (frozenset({"F32", "I64"}), row), "quant_bias": (frozenset({"I32"}), ((rows,),)),
+        "input_scale": (FLOATS, ((), (1,))), "input_offset": (FLOATS | {"I8"}, ((), (1,))),
+        "weight_dual_scale": (FLOATS, ((rows, -(-columns // DUAL_BLOCK), 1), (rows, -(-columns // DUAL_BLOCK)))),
+    }
+    full: tuple[int, ...] = (rows, columns)
+    if codec == "int8":
+        specs["weight"] = (frozenset({"I8"}), (full,))
+    elif codec == "int4":
+        specs["weight"] = (frozenset({"I8"}), (full, (rows // 2, columns)))
+    elif codec in ("e4m3", "mxfp8"):
+        specs["weight"] = (frozenset({"F8_E4M3"}), (full,))
+    else:
+        specs["weight"] = (frozenset({"U8", "I8", "F8_E4M3"}), ((rows, columns // 2), full))
+    if codec.startswith("mx"):
+        specs["weight_scale"] = blocks
+    return specs | _common(rows, columns)
+
+
+def _odd_size(kind: str, rows: int, columns: int) -> str:
+    """Sizes that a packing has no way to hold; empty when all is well."""
+    codec = KINDS[kind].codec
+    if codec.startswith("mxfp4") and columns % BLOCK:
+        return f"{columns} columns, MXFP4 needs a multiple of {BLOCK}"
+    return f"{columns} columns, INT4 needs an even number" if codec == "int4" and columns % 2 else ""
+
+
+def _mismatch(leaves: Mapping[str, Stored], specs: Mapping[str, _Spec], required: set[str]) -> str:
+    missing = sorted(required - set(leaves))
+    if missing:
+        return f"no {', '.join(missing)}"
+    for leaf, stored in sorted(leaves.items()):
+        dtypes, shapes = specs[leaf]
+        if stored.dtype not in dtypes:
+            return f"{leaf} is {stored.dtype}, expected {' or '.join(sorted(dtypes))}"
+        if tuple(stored.shape) not in shapes:
+            return f"{leaf} is {list(stored.shape)}, expected {' or '.join(str(list(s)) for s in shapes[:2])}"
+    return ""
+
+
+def _mul(name: str, part: dict[str, Tensor]) -> Tensor | None:
+    """The smoothing vector as F32 [columns], or None when there is none or it is all ones."""
+    mul = part.get("mul_scale")
+    if mul is None or bool((mul == 1).all()):
+        return None
+    if not bool(mul.isfinite().all()) or bool((mul == 0).any()):
+        raise ValueError(f"{name}.mul_scale has zeros, infinities or NaN")
+    return mul.float()
+
+
+def _float_bias(name: str, part: dict[str, Tensor], wanted: bool) -> dict[str, Tensor]:
+    stored = part.get("bias")
+    if not wanted and stored is not None and bool((stored != 0).any()):
+        raise ValueError(f"{name}.bias is stored but this layer of the model has none")
+    return {"bias": stored} if stored is not None and wanted else {}
