@@ -8,10 +8,11 @@ from .flux2 import FLUX2
 from .hunyuan_video import HUNYUAN_VIDEO
 from .others import name_other
 from .qwen_image import QWEN_IMAGE
+from .sdxl import SDXL
 from .wan import WAN
 from .z_image import Z_IMAGE
 
-ARCHITECTURES: tuple[Architecture, ...] = (FLUX1, FLUX2, HUNYUAN_VIDEO, QWEN_IMAGE, WAN, Z_IMAGE)
+ARCHITECTURES: tuple[Architecture, ...] = (FLUX1, FLUX2, HUNYUAN_VIDEO, QWEN_IMAGE, SDXL, WAN, Z_IMAGE)
 
 __all__ = ["ARCHITECTURES", "Architecture", "Dims", "Module", "Naming", "by_class_name", "name_other", "supported"]
 
@@ -22,5 +23,5 @@ def by_class_name(class_name: str) -> Architecture | None:
 
 
 def supported() -> str:
-    """The names of all supported architectures, for messages."""
-    return ", ".join(a.name for a in ARCHITECTURES)
+    """The names of all architectures that load unquantized, too, for messages."""
+    return ", ".join(a.name for a in ARCHITECTURES if a.class_names)

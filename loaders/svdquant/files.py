@@ -10,7 +10,8 @@ from ..errors import CheckpointError, MissingFiles, first_ten
 
 KNOWN = tuple(f"nunchaku-tech/nunchaku-{name}" for name in (
     "flux.1-dev", "flux.1-schnell", "flux.1-fill-dev", "flux.1-canny-dev", "flux.1-depth-dev", "flux.1-kontext-dev",
-    "flux.1-krea-dev", "qwen-image", "qwen-image-edit", "qwen-image-edit-2509", "z-image-turbo", "sdxl"))
+    "flux.1-krea-dev", "qwen-image", "qwen-image-edit", "qwen-image-edit-2509", "z-image-turbo", "sdxl",
+    "sdxl-turbo"))
 NAME = re.compile(r"svdq-(int4|fp4)_r(\d+)")
 STEPS = re.compile(r"(\d+)-?steps?(?![a-z])", re.IGNORECASE)
 PRECISION = {"int4": "int4", "fp4": "nvfp4"}  # of file names → ours

@@ -21,7 +21,7 @@ _V2 = {"lora_down": "proj_down", "lora_up": "proj_up", "smooth_orig": "smooth_fa
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 HALF = ("BF16", "F16")
 PRECISIONS = {"F8_E4M3": "nvfp4", "BF16": "int4", "F16": "int4"}  # by the dtype of wscales
-SUPPORTED = "supported: Nunchaku's FLUX.1, Qwen-Image and Z-Image files"
+SUPPORTED = "supported: Nunchaku's FLUX.1, Qwen-Image, SDXL and Z-Image files"
 _OTHER = "load it with a pack made for it"
 
 _QWEIGHT = re.compile(r"\.qweight$", re.MULTILINE)
@@ -32,8 +32,6 @@ _TEXT_ENCODER = re.compile(r"^(text_model\.|text_encoders?\.)?(encoder\.block|sh
 _REFUSED = tuple((re.compile(pattern, re.MULTILINE), what) for pattern, what in (
     (r"^single_transformer_blocks\.\d+\.attn\.(qkv_proj|to_qkv|mlp_fc1)\.qweight$|double_stream_modulation_img",
      "FLUX.2 (Klein) in Nunchaku's format"),
-    (r"^down_blocks\.\d+\.attentions\.\d+\.transformer_blocks\.\d+\.attn1\.to_qkv\.qweight$",
-     "an SDXL UNet in Nunchaku's format"),
     (r"^transformer_blocks\.\d+\..*(conv_inverted|inverted_conv)|^caption_norm\.|^caption_projection\.",
      "Sana in Nunchaku's format"),
     (r"distilled_guidance_layer", "Chroma in Nunchaku's format"),
@@ -43,9 +41,9 @@ _REFUSED = tuple((re.compile(pattern, re.MULTILINE), what) for pattern, what in 
 @lru_cache(maxsize=1)
 def families() -> tuple[Family, ...]:
     """All families that load."""
-    from . import flux1, qwen_image, z_image
+    from . import flux1, qwen_image, sdxl, z_image
 
-    return (flux1.FAMILY, qwen_image.FAMILY, z_image.FAMILY)
+    return (flux1.FAMILY, qwen_image.FAMILY, sdxl.FAMILY, z_image.FAMILY)
 
 
 def is_svdquant(names: Collection[str]) -> bool:

@@ -165,11 +165,16 @@ base = nodes["QT_LoadBaseModel"].execute(base_model=pipeline).args[0]
 nodes["QT_LoadBaseModel"].execute(base_model=pipeline, weights="defer to override")
 nodes["QT_ApplyTransformerOverride"].execute(model=base, override=fp8)
 nodes["QT_InspectCheckpoint"].execute(checkpoint=fp8)
-for name, node in nodes.items():
+FIRST = {"QT_ApplyTransformerOverride": "override", "QT_InspectCheckpoint": "checkpoint", "QT_ModelSlimLoader": "folder",
+         "QT_NunchakuSVDQLoader": "weights", "QT_LoadBaseModel": "base_model", "QT_LoadBaseTextEncoder": "base_model",
+         "QT_LoadBaseVAE": "base_model"}
+for node in nodes.values():
     node.define_schema()
+nodes["QT_AscendMXFP8Quantize"].execute(model=base)
+for name, first in FIRST.items():
+    node = nodes[name]
     for reference in ("owner/never-heard-of", "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.2-dev-NVFP4"):
         inputs = {"model": base} if "Override" in name else {}
-        first = {"QT_ApplyTransformerOverride": "override", "QT_InspectCheckpoint": "checkpoint"}.get(name, "base_model")
         node.fingerprint_inputs(**{first: reference})
         assert node.validate_inputs(reference=reference) is not True
         try:
@@ -178,6 +183,12 @@ for name, node in nodes.items():
             assert "hf download" in str(error), error
         else:
             raise AssertionError(name)
+repack = nodes["QT_RepackModelSlimWan"]
+try:
+    repack.execute(source="owner/never-heard-of", base="Wan-AI/Wan2.2-T2V-A14B-Diffusers", output=os.environ["OUTPUT"])
+except ValueError as error:
+    assert "hf download" in str(error), error
+assert {*FIRST, "QT_AscendMXFP8Quantize", "QT_RepackModelSlimWan"} == set(nodes)
 print("no socket")
 """
 
@@ -186,7 +197,7 @@ print("no socket")
 def test_without_consent_no_socket_is_opened(tiny, tmp_path, prove):
     """All nodes, on what is here and on what is not. `prove`: the same hook does notice a socket."""
     env = {**os.environ, "TESTS": str(PACK / "tests"), "PIPELINE": str(tiny.pipeline), "FP8": str(tiny.fp8),
-           "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "PROVE": "1" if prove else ""}
+           "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "PROVE": "1" if prove else "", "OUTPUT": str(tmp_path / "out")}
     done = subprocess.run([sys.executable, "-c", NO_SOCKETS], text=True, capture_output=True, env=env, check=False)
     if prove:
         assert done.returncode == 9 and "a socket" in done.stderr

@@ -141,7 +141,6 @@ KITCHEN = {"transformer_blocks.0.attn.to_q.weight": ("I8", (128, 64)), "transfor
 OTHERS: dict[str, tuple[dict, dict | None]] = {
     "this is a text encoder": ({"encoder.block.0.layer.0.SelfAttention.q.qweight": ("I16", (32, 128)),
                                 "encoder.block.0.layer.0.SelfAttention.q.scaled_zeros": ("BF16", (1, 128))}, None),
-    "SDXL": (layer("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_qkv"), None),
     "FLUX.2 (Klein)": (layer("single_transformer_blocks.0.attn.qkv_proj"), None),
     "Sana": ({**layer("transformer_blocks.0.attn.qkv_proj"), "caption_norm.weight": ("BF16", (8,))}, None),
     "Chroma": ({**layer("transformer_blocks.0.qkv_proj"), "distilled_guidance_layer.in_proj.weight": ("BF16", (8, 8))}, None),
