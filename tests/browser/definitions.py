@@ -1,8 +1,9 @@
-"""The thirteen example workflows as data; `make_workflows.py` has the real frontend turn them into files.
+"""The sixteen example workflows as data; `make_workflows.py` has the real frontend turn them into files.
 
 Sizes in the notes follow from parameter counts: 2 bytes a BF16 weight, 1 an FP8 one, 9/16 an NVFP4 one (a code and a
 sixteenth of an 8-bit scale), with the layers that each published recipe leaves in BF16 (specs/modelopt.md 3.2, 4.4).
-Those of SVDQuant files are the sums of their tensors at rank 32 (specs/nunchaku.md 2).
+Those of SVDQuant files are the sums of their tensors at rank 32 (specs/nunchaku.md 2). msModelSlim quantizes the 14.05e9
+weights of Wan's blocks (10 Linears a block: specs/ascend.md 1.3) of 14.29e9; MXFP8 is 33/32 bytes each.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from browser.graph import (
     size,
     text,
 )
-from browser.notes import HYPER, LIGHTNING, NOTES
+from browser.notes import EXPORT, HYPER, LIGHTNING, NOTES
 
 LOGO = "A Logo With Bold Large Text: SGL Diffusion"
 FOX = "a fox walking through neon rain"
@@ -82,12 +83,42 @@ def flux2(name: str, **widgets: Any) -> Workflow:
         [result(("decode", 0), name), reports("override", "clip", "vae")]])
 
 
-def wan(name: str, **widgets: Any) -> Workflow:
+def wan_override(name: str, **widgets: Any) -> tuple[Group, Group]:
+    """The high-noise expert is an override, the low-noise one the base's."""
+    base, repo = NOTES[name].base, NOTES[name].repo
+    low = Node("low", "QT_LoadBaseModel", {}, {"base_model": base, "component": "transformer_2", "weights": "load"}, width=400)
+    return (("High noise: transformer, quantized", override(base, repo, **widgets)),
+            ("Low noise: transformer_2 of the base, BF16", [low]))
+
+
+def wan_modelslim(**where: str) -> tuple[Group, Group]:
+    """Both experts of an msModelSlim export."""
+    def expert(title: str, key: str, component: str) -> Group:
+        return title, [Node(key, "QT_ModelSlimLoader", {}, {**where, "component": component}, width=400)]
+
+    return (expert("High noise: transformer, quantized", "high", "transformer"),
+            expert("Low noise: transformer_2, quantized", "low_quantized", "transformer_2"))
+
+
+def wan_online(name: str) -> tuple[Group, Group]:
+    """Both experts of the base, quantized when the workflow runs."""
+    def expert(title: str, key: str, component: str) -> Group:
+        return title, [
+            Node(f"{key}_base", "QT_LoadBaseModel", {},
+                 {"base_model": NOTES[name].base, "component": component, "weights": "load"}, width=400),
+            Node(key, "QT_AscendMXFP8Quantize", {"model": (f"{key}_base", 0)}, width=400, height=200)]
+
+    return (expert("High noise: transformer, quantized here", "high", "transformer"),
+            expert("Low noise: transformer_2, quantized here", "low_quantized", "transformer_2"))
+
+
+def wan(name: str, experts: tuple[Group, Group]) -> Workflow:
     """Wan's own defaults for T2V-A14B: 40 steps, shift 12, cfg 4 (high noise) and 3 (low noise), boundary 0.875.
 
-    With shift 12 the first 26 of 40 steps of the simple schedule start at a sigma of 0.875 or more.
+    With shift 12 the first 26 of 40 steps of the simple schedule start at a sigma of 0.875 or more. `experts` load the
+    high-noise and the low-noise model; each MODEL and its report come from the last node of its group.
     """
-    base, repo = NOTES[name].base, NOTES[name].repo
+    high, low = (nodes[-1].key for _, nodes in experts)
 
     def half(key: str, model: str, latent: str, first: bool) -> Node:
         links = {"model": (model, 0), "positive": ("prompt", 0), "negative": ("negative", 0), "latent_image": (latent, 0)}
@@ -101,16 +132,12 @@ def wan(name: str, **widgets: Any) -> Workflow:
         return Node(key, "ModelSamplingSD3", {"model": (model, 0)}, {"shift": 12.0}, "Shift")
 
     return Workflow(name, NOTES[name].text(), [
-        [("High noise: transformer, quantized", override(base, repo, **widgets)),
-         ("Low noise: transformer_2 of the base, BF16", [
-             Node("low", "QT_LoadBaseModel", {}, {"base_model": base, "component": "transformer_2", "weights": "load"},
-                  width=400)]),
-         ("Text encoder and VAE", encoder_and_vae(base))],
+        [*experts, ("Text encoder and VAE", encoder_and_vae(NOTES[name].base))],
         [("Prompt", [text("prompt", FOX, "Prompt"), text("negative", WAN_NEGATIVE, "Negative prompt")]),
          ("Size", [Node("latent", "EmptyHunyuanLatentVideo", {}, {"width": 832, "height": 480, "length": 81})])],
-        [("Sampling", [shift("high_shift", "override"), half("high_sample", "high_shift", "latent", True),
-                       shift("low_shift", "low"), half("sample", "low_shift", "high_sample", False), decode()])],
-        [result(("decode", 0), name, fps=16), reports("override", "low", "clip", "vae")]])
+        [("Sampling", [shift("high_shift", high), half("high_sample", "high_shift", "latent", True),
+                       shift("low_shift", low), half("sample", "low_shift", "high_sample", False), decode()])],
+        [result(("decode", 0), name, fps=16), reports(high, low, "clip", "vae")]])
 
 
 def hunyuan_video(name: str) -> Workflow:
@@ -188,13 +215,17 @@ def distilled(name: str, transformer: list[Node], prompt: str, side: int, steps:
 WORKFLOWS = [
     flux1("flux1_dev_modelopt_fp8"),
     flux2("flux2_dev_modelopt_fp8"),
-    wan("wan22_t2v_a14b_modelopt_fp8"),
+    wan("wan22_t2v_a14b_modelopt_fp8", wan_override("wan22_t2v_a14b_modelopt_fp8")),
     hunyuan_video("hunyuanvideo_modelopt_fp8"),
     qwen_image("qwen_image_modelopt_fp8"),
     qwen_image_edit("qwen_image_edit_2511_modelopt_fp8"),
     flux1("flux1_dev_modelopt_nvfp4"),
     flux2("flux2_dev_nvfp4", kind="weights", weights_name="flux2-dev-nvfp4-mixed.safetensors"),
-    wan("wan22_t2v_a14b_modelopt_nvfp4", fp4_backend="flashinfer_cudnn"),
+    wan("wan22_t2v_a14b_modelopt_nvfp4", wan_override("wan22_t2v_a14b_modelopt_nvfp4", fp4_backend="flashinfer_cudnn")),
+    wan("wan22_t2v_a14b_modelslim_w8a8", wan_modelslim(folder=NOTES["wan22_t2v_a14b_modelslim_w8a8"].repo)),
+    # nobody has published one, so its folder is in nobody's list
+    wan("wan22_t2v_a14b_modelslim_mxfp8", wan_modelslim(reference=EXPORT)),
+    wan("wan22_t2v_a14b_online_mxfp8", wan_online("wan22_t2v_a14b_online_mxfp8")),
     flux1("flux1_dev_svdq_int4_lora", [*svdq("flux1_dev_svdq_int4_lora", precision="int4"), lora(HYPER, 0.125)], steps=8),
     distilled("qwen_image_svdq_lightning_4steps", svdq("qwen_image_svdq_lightning_4steps", weights_name=LIGHTNING),
               ASTRONAUT, 1328, 4),

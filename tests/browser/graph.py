@@ -67,9 +67,10 @@ def nothing() -> Node:
 
 def reports(*keys: str) -> Group:
     """What each loader says: formats found, how they run on this device, notes."""
-    titles = {"override": "Report: transformer", "svdq": "Report: transformer", "low": "Report: transformer_2", "clip": "Report: text encoder",
+    titles = {"override": "Report: transformer", "svdq": "Report: transformer", "high": "Report: transformer",
+              "low": "Report: transformer_2", "low_quantized": "Report: transformer_2", "clip": "Report: text encoder",
               "vae": "Report: VAE"}
-    heights = {"override": 240, "svdq": 240}
+    heights = {"override": 240, "svdq": 240, "high": 240, "low_quantized": 240}
     return "Reports", [Node(f"report_{key}", "PreviewAny", {"source": (key, 1)}, {}, titles[key], 420,
                             heights.get(key, 130)) for key in keys]
 

@@ -12,6 +12,12 @@ RUNS = {
     "SVDQuant": "No nunchaku wheel is needed. INT4 kernels need an NVIDIA GPU of SM 8.0 or newer (RTX 30, 40 and 50, A100, "
                 "H100), those of the `svdq-fp4` files SM 10.0 (B200, RTX 50). Anything else, a CPU too, multiplies "
                 "dequantized weights: same memory, slower; the report names the *backend* and says why.",
+    "W8A8": "No NPU is needed. INT8 matrix multiplication runs on an Ascend A2, A3 or A5 (torch_npu, CANN 8.0.RC2 or newer), "
+            "and by comfy-kitchen on NVIDIA GPUs and the CPU; the report names the *backend*.",
+    "MXFP8": "No NPU is needed. MXFP8 matrix multiplication needs an Ascend A5 (950; torch_npu, CANN 8.0.RC3 or newer) or an "
+             "NVIDIA GPU of SM 10.0 or newer (B200, RTX 50). Other GPUs and the CPU multiply dequantized weights: same "
+             "memory, slower. An Ascend A2 or A3 does so with the A5's arithmetic in plain torch, slowly: take W8A8 there. "
+             "The report names the *backend* and says why.",
 }
 BLACK_FOREST = ("the FLUX repos are gated. Accept the licence on their Hugging Face pages and run `hf auth login` before "
                 "you download. Non-commercial licence.")
@@ -19,6 +25,9 @@ BLACK_FOREST = ("the FLUX repos are gated. Accept the licence on their Hugging F
 BASE_FOR_TEXT = "Text encoder and VAE are the base's; its transformer is not needed."
 BLACKWELL = "On a Blackwell GPU (RTX 50, B200) take the `svdq-fp4` file of the same name"
 LIGHTNING = "svdq-int4_r32-qwen-image-lightningv1.0-4steps.safetensors"
+EXPORT = "Wan2.2-T2V-A14B-w8a8f8"  # a folder as msmodelslim fills it
+EXPERTS = ("Two transformers take turns, `transformer` for high noise and `transformer_2` for low noise. They change where sigma "
+           "falls below 0.875: after 26 of 40 steps at shift 12.")
 HYPER = {"name": "Hyper-FLUX.1-dev-8steps-lora.safetensors", "directory": "loras",
          "url": "https://huggingface.co/ByteDance/Hyper-SD/resolve/main/Hyper-FLUX.1-dev-8steps-lora.safetensors"}
 
@@ -26,7 +35,8 @@ HYPER = {"name": "Hyper-FLUX.1-dev-8steps-lora.safetensors", "directory": "loras
 @dataclass(frozen=True)
 class Note:
     """`sizes` in words; `extra` are whole weight files of the base repo that nobody needs; `file` is one of the override;
-    `more` are further download commands."""
+    `more` are further commands. Without a `repo` on the Hub (`hub`), these get or make it; without a `repo` the base's
+    own transformers are needed."""
 
     title: str
     base: str
@@ -38,19 +48,21 @@ class Note:
     extra: tuple[str, ...] = ()
     file: str = ""
     more: tuple[str, ...] = ()
+    hub: bool = True
 
     def text(self) -> str:
-        excludes = " ".join(f'--exclude "{name}"' for name in ("transformer/*.safetensors", *self.extra))
+        excludes = "".join(f'--exclude "{name}" ' for name in ("transformer/*.safetensors", *self.extra) if self.repo)
         folder = "models/diffusers/"
+        override = (f"hf download {self.repo} {self.file + ' ' if self.file else ''}--local-dir "
+                    f"{folder}{self.repo.split('/')[-1]}",) if self.repo and self.hub else ()
         return "\n\n".join((
             f"## {self.title}", self.about,
             f"**Hardware.** {RUNS[self.format]}",
             f"**Memory, about.** {self.sizes} ComfyUI offloads what does not fit.",
             "**Files.** Nothing is downloaded unless you switch on `download_missing` (an advanced input) in each loader; or "
             "run in ComfyUI's folder:\n\n```\n"
-            f"hf download {self.base} {excludes} --local-dir {folder}{self.base.split('/')[1]}\n\n"
-            + "\n\n".join((f"hf download {self.repo} {self.file + ' ' if self.file else ''}--local-dir "
-                           f"{folder}{self.repo.split('/')[1]}", *self.more)) + "\n```",
+            + "\n\n".join((f"hf download {self.base} {excludes}--local-dir {folder}{self.base.split('/')[1]}", *override,
+                           *self.more)) + "\n```",
             f"**Licence:** {self.licence}",
         ))
 
@@ -93,6 +105,32 @@ NOTES = {
         "`fp4_backend` asks for FlashInfer's cudnn kernels (`pip install flashinfer-python`); without them "
         "comfy-kitchen's are taken, and the report says so.",
         "Transformer 8 GB (29 in BF16), transformer_2 29 GB, text encoder 11 GB, VAE 0.5 GB.", "Apache-2.0."),
+    "wan22_t2v_a14b_modelslim_w8a8": Note(
+        "Wan2.2 T2V A14B, ModelSlim W8A8 (Ascend)", "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+        "Eco-Tech/Wan2.2-T2V-A14B-Diffusers-w8a8", "W8A8",
+        f"{EXPERTS} Both are INT8, quantized by msModelSlim and repacked for diffusers. {BASE_FOR_TEXT} The quantized repo is on "
+        "ModelScope (`pip install modelscope`), where `download_missing` does not look.",
+        "Each transformer 14.5 GB (29 in BF16), text encoder 11 GB, VAE 0.5 GB.", "Apache-2.0.",
+        ("transformer_2/*.safetensors",), "", (
+            'modelscope download --model Eco-Tech/Wan2.2-T2V-A14B-Diffusers-w8a8 --include "transformer/*" "transformer_2/*" '
+            "--local_dir models/diffusers/Wan2.2-T2V-A14B-Diffusers-w8a8",), hub=False),
+    "wan22_t2v_a14b_modelslim_mxfp8": Note(
+        "Wan2.2 T2V A14B, ModelSlim MXFP8 (Ascend)", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", EXPORT, "MXFP8",
+        f"{EXPERTS} Both are an MXFP8 export of msModelSlim, as it wrote it: `high_noise_model` and `low_noise_model` in one "
+        f"folder, which `reference` names. {BASE_FOR_TEXT} No such export is published: make one on an Ascend NPU with the last "
+        "command (it needs Wan's original weights). For a folder of another name set `reference` in both loaders, or empty "
+        "it and choose in `folder`. Without an NPU take the *online_mxfp8* workflow.",
+        "Each transformer 15 GB (29 in BF16), text encoder 11 GB, VAE 0.5 GB.", "Apache-2.0.",
+        ("transformer_2/*.safetensors",), "", (
+            "msmodelslim quant --model_type Wan2.2-T2V-A14B --quant_type w8a8f8 --device npu --trust_remote_code True "
+            f"--model_path Wan2.2-T2V-A14B --save_path models/diffusers/{EXPORT}",), hub=False),
+    "wan22_t2v_a14b_online_mxfp8": Note(
+        "Wan2.2 T2V A14B, MXFP8 made on the way (Ascend)", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", "", "MXFP8",
+        f"{EXPERTS} Both are loaded from the base and quantized to MXFP8 when the workflow runs, by the rule of Ascend's "
+        "kernels: no quantized checkpoint is needed. `keep_high_precision` names layers that stay; Wan has no preset. LoRA "
+        "nodes may stand before or behind.",
+        "Each transformer 15 GB (29 in BF16), text encoder 11 GB, VAE 0.5 GB. While it quantizes, the BF16 transformers "
+        "are in system memory too: 29 GB each, until ComfyUI drops them.", "Apache-2.0."),
     "hunyuanvideo_modelopt_fp8": Note(
         "HunyuanVideo, ModelOpt FP8", "hunyuanvideo-community/HunyuanVideo",
         "lmsys/hunyuanvideo-modelopt-fp8-sglang-transformer", "FP8",

@@ -1,4 +1,4 @@
-"""The thirteen example workflows, queued as committed in the real server and run to the end with small stand-ins.
+"""The sixteen example workflows, queued as committed in the real server and run to the end with small stand-ins.
 
 The stand-ins (support/bases.py) lie where `hf download` would put the real repos. Of a prompt only CHEAP changes.
 """
@@ -28,6 +28,10 @@ CHEAP = {**{(name, value): SIZE for name in ("width", "height", "value") for val
          ("end_at_step", 26): 3, ("start_at_step", 26): 3, ("end_at_step", 40): STEPS}
 FP8, NVFP4 = "emulated on cpu: it has no FP8 matmul", "emulated on cpu: it has no NVFP4 matmul"
 DEQUANTIZED = "backend: dequantize (chosen for this device) on cpu"
+KITCHEN = "backend comfy_kitchen on cpu: comfy-kitchen multiplies"
+# What stands between the shift and the loader of the high-noise and of the low-noise model.
+CHAINS = {"modelopt": (["ApplyTransformerOverride", "LoadBaseModel"], ["LoadBaseModel"]),
+          "modelslim": (["ModelSlimLoader"],) * 2, "online": (["AscendMXFP8Quantize", "LoadBaseModel"],) * 2}
 # What the reports must say, by the title of the node that shows them.
 SAID = {
     "flux1_dev_modelopt_fp8": {
@@ -53,6 +57,18 @@ SAID = {
         "transformer": ["override as component", "Wan · modelopt-nvfp4 (by modelopt", "25 NVFP4, 1 BF16", NVFP4,
                         "FlashInfer (cudnn) was asked for NVFP4"],
         "transformer_2": ["Wan · not quantized", "layers: 26 BF16"],
+        "text encoder": ["UMT5EncoderModel"], "VAE": ["AutoencoderKLWan"]},
+    "wan22_t2v_a14b_modelslim_w8a8": {
+        "transformer": ["Wan · modelslim (by msmodelslim, MindIE", "diffusers names", "6 BF16, 10 W8A8", KITCHEN],
+        "transformer_2": ["Wan · modelslim (by msmodelslim, AscendV1", "diffusers names", "6 BF16, 10 W8A8", KITCHEN],
+        "text encoder": ["UMT5EncoderModel"], "VAE": ["AutoencoderKLWan"]},
+    "wan22_t2v_a14b_modelslim_mxfp8": {
+        "transformer": ["Wan · modelslim (by msmodelslim, MindIE", "native names", "6 BF16, 10 W8A8_MXFP8", KITCHEN, "~13 % of blocks"],
+        "transformer_2": ["Wan · modelslim (by msmodelslim, MindIE", "native names", "6 BF16, 10 W8A8_MXFP8", KITCHEN, "~13 % of blocks"],
+        "text encoder": ["UMT5EncoderModel"], "VAE": ["AutoencoderKLWan"]},
+    "wan22_t2v_a14b_online_mxfp8": {
+        "transformer": ["MXFP8: 26 Linear layers", "Ascend's rule", "multiplied by comfy_kitchen: ", "~13 % of blocks"],
+        "transformer_2": ["MXFP8: 26 Linear layers", "Ascend's rule", "multiplied by comfy_kitchen: ", "~13 % of blocks"],
         "text encoder": ["UMT5EncoderModel"], "VAE": ["AutoencoderKLWan"]},
     "hunyuanvideo_modelopt_fp8": {
         "transformer": ["override as component", "HunyuanVideo · modelopt-fp8 (by modelopt", "37 BF16, 16 FP8", FP8],
@@ -111,7 +127,7 @@ def cheap(prompt):
 
 
 def free(server):
-    """Let the server drop models and results, so that thirteen models never add up."""
+    """Let the server drop models and results, so that sixteen models never add up."""
     request = urllib.request.Request(f"http://127.0.0.1:{server.port}/free",
                                      json.dumps({"unload_models": True, "free_memory": True}).encode(),
                                      {"Content-Type": "application/json"})
@@ -177,11 +193,17 @@ def test_wan_changes_transformers_at_its_boundary(name):
     sigmas = comfy.samplers.simple_scheduler(sampling, high["steps"])
     assert high["end_at_step"] == low["start_at_step"] == int((torch.as_tensor(sigmas) >= 0.875).sum())
 
-    def source(inputs):  # behind the shift
-        return PROMPTS[name][PROMPTS[name][inputs["model"][0]]["inputs"]["model"][0]]
+    def chain(inputs):  # the types behind the shift, and the inputs of the loader at the end
+        node, types = PROMPTS[name][inputs["model"][0]], []
+        while "model" in node["inputs"]:
+            node = PROMPTS[name][node["inputs"]["model"][0]]
+            types.append(node["class_type"].removeprefix("QT_"))
+        return types, node["inputs"]
 
-    assert source(high)["class_type"] == "QT_ApplyTransformerOverride"
-    assert source(low)["inputs"]["component"] == "transformer_2" and source(low)["inputs"]["weights"] == "load"
+    types, loaders = zip(*map(chain, (high, low)), strict=True)
+    assert types == CHAINS[next(word for word in CHAINS if word in name)]
+    assert [loader["component"] for loader in loaders] == ["transformer", "transformer_2"]
+    assert loaders[1].get("weights", "load") == "load"
 
 
 def picture(server, prompt):
@@ -208,7 +230,8 @@ def test_the_lora_acts(server):
 
 def test_nothing_is_downloaded_without_being_asked():
     for prompt in PROMPTS.values():
-        asked = [node["inputs"]["download_missing"] for node in prompt.values() if node["class_type"].startswith("QT_")]
+        asked = [node["inputs"]["download_missing"] for node in prompt.values() if node["class_type"].startswith("QT_")
+                 and node["class_type"] != "QT_AscendMXFP8Quantize"]  # which loads nothing
         assert len(asked) >= 3 and not any(asked)
 
 

@@ -1,6 +1,6 @@
 """The models of the example workflows in small: bases, overrides and a LoRA of the same architecture, layout and format.
 
-Everything is made by the real tools (diffusers, transformers, nvidia-modelopt; Nunchaku's files by svdquant_models.py) and
+Everything is made by the real tools (diffusers, transformers, nvidia-modelopt, msmodelslim; Nunchaku's by svdquant_models.py) and
 named as on the Hub, so that the repo ids in the workflows' lists are found in a models folder.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from browser.notes import HYPER, LIGHTNING
+from browser.notes import EXPORT, HYPER, LIGHTNING
 from safetensors.torch import save_file
 
 from support import (
@@ -23,6 +23,7 @@ from support import (
     flux2,
     hunyuan_video,
     lora,
+    modelslim,
     qwen_image,
     svdquant_models,
     text_encoders,
@@ -54,7 +55,7 @@ NODE_CLASS_MAPPINGS = {{}}
 def place(base: Path) -> None:
     """Fill `base`/models with all stand-ins, and add the test-only shim that lets them be narrow."""
     models = base / "models" / "diffusers"
-    for make in (_flux1, _flux2, _wan, _hunyuan_video, _qwen_image, _z_image, _nunchaku):
+    for make in (_flux1, _flux2, _wan, _modelslim, _hunyuan_video, _qwen_image, _z_image, _nunchaku):
         make(models)
     shim = base / "custom_nodes" / "narrow_models"
     shim.mkdir(parents=True)
@@ -143,6 +144,16 @@ def _wan(models: Path) -> None:
               transformer_2=wan.make(seed=1))
     for algorithm in ("FP8", "NVFP4"):
         wan.export(model, models / f"lmsys/wan22-t2v-a14b-modelopt-{algorithm.lower()}-sglang-transformer", algorithm)
+
+
+def _modelslim(models: Path) -> None:
+    """msmodelslim's real exports: INT8 repacked for diffusers (two of them, to tell the experts apart), MXFP8 as it is."""
+    repo = models / "Eco-Tech/Wan2.2-T2V-A14B-Diffusers-w8a8"
+    for component, name in (("transformer", "w8a8"), ("transformer_2", "w8a8_fp16")):
+        export = modelslim.folder(name, models / "export")
+        modelslim.repack(modelslim.stored(export), modelslim.described(export), repo / component)
+        shutil.rmtree(export)
+    modelslim.folder("mxfp8", models / EXPORT)
 
 
 def _hunyuan_video(models: Path) -> None:
