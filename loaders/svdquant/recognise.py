@@ -25,7 +25,7 @@ SUPPORTED = "supported: Nunchaku's FLUX.1, Qwen-Image, SDXL and Z-Image files"
 _OTHER = "load it with a pack made for it"
 
 _QWEIGHT = re.compile(r"\.qweight$", re.MULTILINE)
-_PROJ_DOWN = re.compile(r"\.(weight_)?proj_down$", re.MULTILINE)
+_LEAVES = (".qweight", ".proj_down", ".weight_proj_down")
 _TEXT_ENCODER = re.compile(r"^(text_model\.|text_encoders?\.)?(encoder\.block|shared|encoder\.embed_tokens)\b",
                            re.MULTILINE)
 # What is recognised and refused, by its names. The first that fits counts.
@@ -48,8 +48,7 @@ def families() -> tuple[Family, ...]:
 
 def is_svdquant(names: Collection[str]) -> bool:
     """Whether these are the tensors of an SVDQuant or AWQ file of any writer; `recognise` says which, or refuses."""
-    text = "\n".join(names)
-    return bool(_QWEIGHT.search(text) or _PROJ_DOWN.search(text))
+    return any(name.endswith(_LEAVES) for name in names)
 
 
 @dataclass(frozen=True)
