@@ -55,10 +55,9 @@ def test_import_is_light():
 def test_a_broken_part_costs_only_its_own_nodes(tmp_path):
     import shutil
 
-    for name in ("nodes", "loaders", "quant"):
+    for name in ("nodes", "loaders", "quant", "host"):
         shutil.copytree(PACK / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("__init__.py", "host.py"):
-        shutil.copy(PACK / name, tmp_path)
+    shutil.copy(PACK / "__init__.py", tmp_path)
     (tmp_path / "nodes" / "apply_override.py").write_text("import a_package_that_is_not_there\n", encoding="utf-8")
     found = measure(tmp_path)
     assert found["nodes"] == [name for name in NODES if name != "QT_ApplyTransformerOverride"]
@@ -74,8 +73,8 @@ def test_no_optional_package_is_needed():
     heavy_files = {"row_shards.py", "ops.py", "flashinfer_fp4.py", "layout.py", "lora.py", "nunchaku_ops.py", "packing.py",
                    "run.py", "convert.py", "integers.py", "mx.py", "comfy_kitchen.py", "reference.py",
                    "torch_npu.py"}  # imported by loads that need them
-    for folder in ("nodes", "loaders", "quant", "."):
-        for path in (PACK / folder).rglob("*.py") if folder != "." else (PACK / "__init__.py", PACK / "host.py"):
+    for folder in ("nodes", "loaders", "quant", "host", "commands", "."):
+        for path in (PACK / folder).rglob("*.py") if folder != "." else (PACK / "__init__.py", PACK / "__main__.py"):
             if path.name in heavy_files:
                 continue
             for node in ast.parse(path.read_text(encoding="utf-8")).body:

@@ -1,0 +1,29 @@
+"""`inspect REF`: what a checkpoint is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from . import options as shared
+
+HELP = "say what a checkpoint is (reads headers only)"
+NEEDS_HOST = "no"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    shared.add_reference(parser)
+    shared.add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..loaders.checkpoint import Checkpoint
+    from ..loaders.describe import describe
+    from ..loaders.report import describe_report
+    from ..loaders.sources import locate
+
+    description = describe(Checkpoint(locate(options.reference, weights_name=options.weights_name,
+                                             revision=options.revision, component=options.component,
+                                             download=options.download)))
+    print(json.dumps(description.to_json(), indent=1) if options.json else describe_report(description))
+    return 1 if description.problems else 0

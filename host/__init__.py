@@ -1,0 +1,65 @@
+"""The one seam to ComfyUI: everything this pack uses of the host comes through here, public entry points only.
+
+Imports happen inside the functions, so that headers can be read and described without torch or ComfyUI.
+Where hosts differ, ask for the capability, not the version.
+"""
+
+from .devices import (
+    amd_architecture,
+    capability,
+    compute_device,
+    device_name,
+    device_type,
+    free_memory,
+    has_matmul,
+    is_cpu,
+    progress,
+)
+from .folders import (
+    MODEL_FOLDER_KEYS,
+    OWN_FOLDER_KEY,
+    cached_snapshot,
+    environment,
+    model_folders,
+    ready,
+    register_model_folder,
+    version,
+)
+from .models import (
+    ATTACHMENT,
+    bound_to_weights,
+    carry_over,
+    load_file,
+    load_state_dict,
+    load_without_memory,
+    mixed_operations,
+    mixed_operations_in,
+    model_identity,
+    native_names,
+    refuse_to_run,
+    unpatched_tensors,
+)
+from .text_encoders import (
+    bundled_tokenizer,
+    follow_tokenizer_json,
+    is_instance_of,
+    load_text_encoders,
+    tekken_read_by,
+    text_encoder_dtype,
+    text_encoder_shapes,
+    tokenizer_of,
+)
+from .vaes import (
+    diffusers_vae_names,
+    latent_map,
+    load_vae,
+    load_vae_sized,
+    vae_module,
+    vae_tensors,
+)
+from .weights import (
+    calculate_weight,
+    call_on_load,
+    fetch_weight,
+    is_patching,
+)

@@ -1,0 +1,93 @@
+"""The device that the host runs models on, its memory, and the progress of the node that runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def device_name() -> str:
+    """The device the host runs models on, in words."""
+    import comfy.model_management
+
+    return comfy.model_management.get_torch_device_name(comfy.model_management.get_torch_device())
+
+
+def compute_device() -> torch.device:
+    """The device the host runs models on."""
+    import comfy.model_management
+
+    return comfy.model_management.get_torch_device()
+
+
+def device_type() -> str:
+    """The type of the device the host runs models on: "cuda", "npu", "cpu", ..."""
+    import comfy.model_management
+
+    return str(comfy.model_management.get_torch_device().type)
+
+
+def is_cpu() -> bool:
+    """Whether the host runs models on the CPU."""
+    import comfy.model_management
+
+    return bool(comfy.model_management.is_device_cpu(comfy.model_management.get_torch_device()))
+
+
+def has_matmul(kind: str) -> bool:
+    """Whether the host multiplies "FP8" (NVIDIA SM 8.9+) or "NVFP4" (SM 10.0+) natively on its device."""
+    import comfy.model_management as management
+
+    supports = {"FP8": management.supports_fp8_compute, "NVFP4": management.supports_nvfp4_compute}[kind]
+    return bool(supports(management.get_torch_device()))
+
+
+def capability() -> tuple[int, int] | None:
+    """The CUDA compute capability of the host's device, or None."""
+    import comfy.model_management
+    import torch
+
+    device = comfy.model_management.get_torch_device()
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" and torch.version.cuda else None
+
+
+def amd_architecture() -> str:
+    """The architecture of an AMD GPU that the host runs models on ("gfx1100"); empty for any other device."""
+    import comfy.model_management
+    import torch
+
+    device = comfy.model_management.get_torch_device()
+    if device.type != "cuda" or not torch.version.hip:
+        return ""
+    return str(torch.cuda.get_device_properties(device).gcnArchName).partition(":")[0]
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that the host can give to a computation on a device now."""
+    import comfy.model_management
+
+    return int(comfy.model_management.get_free_memory(device))
+
+
+def progress(total: int) -> Callable[..., None]:
+    """A function to call with how far it went (1 by default): moves the node's progress bar and honours Cancel.
+
+    It does nothing outside of ComfyUI.
+    """
+    if "comfy" not in sys.modules:
+        return lambda amount=1: None
+    import comfy.model_management
+    import comfy.utils
+
+    bar = comfy.utils.ProgressBar(total)
+
+    def step(amount: int = 1) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if total:
+            bar.update(amount)
+
+    return step

@@ -1,0 +1,57 @@
+"""Where the host keeps models, and which host this is."""
+
+from __future__ import annotations
+
+import os
+
+OWN_FOLDER_KEY = "diffusers_components"
+MODEL_FOLDER_KEYS = (OWN_FOLDER_KEY, "diffusers", "diffusion_models")
+
+
+def version() -> str:
+    """ComfyUI's version, or "not found" outside of it."""
+    try:
+        import comfyui_version
+        return comfyui_version.__version__
+    except ImportError:
+        return "not found"
+
+
+def ready() -> None:
+    """Import the host's loader ahead of use, so that what follows can be timed."""
+    import comfy.sd  # noqa: F401
+
+
+def register_model_folder() -> None:
+    """Add models/diffusers_components to ComfyUI's folders, beside what extra_model_paths.yaml says of that key."""
+    import folder_paths
+
+    folder_paths.add_model_folder_path(OWN_FOLDER_KEY, os.path.join(folder_paths.models_dir, OWN_FOLDER_KEY))
+
+
+def model_folders() -> list[str]:
+    """The folders ComfyUI keeps models in (extra_model_paths.yaml included); empty outside ComfyUI."""
+    try:
+        import folder_paths
+    except ImportError:
+        return []
+    folders: list[str] = []
+    for key in MODEL_FOLDER_KEYS:
+        paths = folder_paths.folder_names_and_paths.get(key, ([], set()))[0]
+        folders += [path for path in paths if path not in folders]
+    return folders
+
+
+def cached_snapshot(repo: str, revision: str = "") -> str | None:
+    """The folder of a repo that is in the Hugging Face cache, complete or not, or None. Never opens a connection."""
+    try:
+        from huggingface_hub import snapshot_download
+        return snapshot_download(repo, revision=revision or None, local_files_only=True)
+    except (ImportError, OSError, ValueError) as error:  # no huggingface_hub, not cached, an invalid id: "not here",
+        return getattr(error, "snapshot_path", None)  # or some files of the repo are (IncompleteSnapshotError)
+
+
+def environment() -> dict[str, str]:
+    """The environment variables that steer this pack, for the doctor."""
+    names = ("COMFYUI_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE")
+    return {name: os.environ[name] for name in names if name in os.environ}

@@ -1,0 +1,158 @@
+"""Tensors in and out of the host's MODEL, and MODELs carried over to other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from .devices import compute_device
+
+if TYPE_CHECKING:
+    import torch
+
+ATTACHMENT = "quantized_transformers"
+
+
+def load_file(path: str) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, memory-mapped the way this host streams them."""
+    import comfy.utils
+
+    return comfy.utils.load_torch_file(path)
+
+
+def load_state_dict(tensors: dict[str, torch.Tensor], *, options: dict[str, Any] | None = None,
+                    disable_dynamic: bool = False) -> Any:
+    """Native tensors → the host's ModelPatcher, or None when the host does not know the architecture."""
+    import comfy.sd
+
+    return comfy.sd.load_diffusion_model_state_dict(tensors, model_options=options or {},
+                                                    disable_dynamic=disable_dynamic)
+
+
+def mixed_operations(tensors: dict[str, torch.Tensor], native: bool = False) -> Any:
+    """The mixed-precision operations that the host would pick for these native tensors on its device.
+
+    `native=True` keeps the quantized matmuls even where the host would emulate them.
+    """
+    import comfy.model_detection
+    import comfy.model_management
+    import comfy.ops
+
+    config = comfy.model_detection.model_config_from_unet(tensors, "")
+    device = comfy.model_management.get_torch_device()
+    compute = comfy.model_management.unet_manual_cast(None, device, config.supported_inference_dtypes)
+    if native:
+        return comfy.ops.mixed_precision_ops({"mixed_ops": True}, compute)
+    return comfy.ops.pick_operations(None, compute, load_device=device,
+                                     model_config=SimpleNamespace(quant_config={"mixed_ops": True}))
+
+
+def mixed_operations_in(dtype: torch.dtype, native: bool = False) -> Any:
+    """As mixed_operations, for a model that computes in `dtype`; layers that are not quantized are kept in it."""
+    import comfy.ops
+
+    if native:
+        return comfy.ops.mixed_precision_ops({"mixed_ops": True}, dtype)
+    return comfy.ops.pick_operations(None, dtype, load_device=compute_device(),
+                                     model_config=SimpleNamespace(quant_config={"mixed_ops": True}))
+
+
+def native_names(model: Any, names: list[str]) -> set[str]:
+    """The names that the host's architecture gives these native tensor names (it renames a few while loading)."""
+    return set(model.model_config.process_unet_state_dict(dict.fromkeys(names)))
+
+
+def load_without_memory(tensors: dict[str, torch.Tensor], *, options: dict[str, Any],
+                        disable_dynamic: bool = False) -> Any:
+    """As load_state_dict, for meta tensors: a model whose weights have shapes and dtypes but no memory."""
+    import comfy.model_base
+    import torch
+
+    options = {**options, "offload_device": torch.device("cpu")}  # meta tensors cannot move to another
+    with torch.device("meta"):
+        patcher = load_state_dict(tensors, options=options, disable_dynamic=disable_dynamic)
+    if patcher is not None:  # the noise schedule is real: nodes read sigmas from a MODEL before it runs
+        model = patcher.model
+        model.model_sampling = comfy.model_base.model_sampling(model.model_config, model.model_type)
+    return patcher
+
+
+class _Refusal:
+    """A model patch that raises when the host casts it to the model's dtype: the first thing it does to load a model.
+
+    Moves between devices are let through: the host makes those when it lets go of a model, too.
+    """
+
+    def __init__(self, error: Callable[[], Exception]) -> None:
+        self.error = error
+
+    def to(self, target: Any, *_args: Any, **_kwargs: Any) -> _Refusal:
+        import torch
+
+        if isinstance(target, torch.dtype):
+            raise self.error()
+        return self
+
+
+def refuse_to_run(patcher: Any, error: Callable[[], Exception]) -> None:
+    """Make every use of the model's weights (sampling, saving) raise what `error` returns, before anything is moved."""
+    patcher.set_model_patch(_Refusal(error), ATTACHMENT)
+
+
+def carry_over(patcher: Any, fresh: Any) -> Any:
+    """A clone of `patcher` (patches, options, hooks, wrappers) around the model of `fresh`; neither is changed.
+
+    This is how the host itself re-homes a patcher (`deepclone_multigpu`), less what belongs to the old weights.
+    """
+    clone = patcher.clone(model_override=fresh.get_clone_model_override())
+    clone.model_options["transformer_options"].get("patches", {}).pop(ATTACHMENT, None)
+    clone.load_device, clone.offload_device = fresh.load_device, fresh.offload_device
+    clone.size = 0  # measured again on the new weights
+    clone.parent = None  # the parent's weights are others; the host must never fall back to them
+    clone.clone_base_uuid = fresh.clone_base_uuid
+    clone.hook_backup, clone.cached_hook_patches = {}, {}
+    clone.cached_patcher_init = fresh.cached_patcher_init
+    clone.attachments[ATTACHMENT] = fresh.attachments[ATTACHMENT]
+    clone.object_patches = {**fresh.object_patches, **clone.object_patches}  # what a user set on the base wins
+    return clone
+
+
+def bound_to_weights(patcher: Any) -> str:
+    """What on a patcher holds on to its present weights and could not follow to others; empty when nothing does."""
+    if "torch_compile_kwargs" in patcher.model_options:
+        return "a compiled model (torch.compile)"
+    modules = [key for key in patcher.object_patches if key.startswith("diffusion_model.")]
+    if modules:
+        return f"patched modules ({', '.join(modules[:3])})"
+    if patcher.injections:
+        return f"injected modules ({', '.join(list(patcher.injections)[:3])})"
+    return ""
+
+
+def unpatched_tensors(patcher: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a MODEL's diffusion model under its own names, without what is patched into it at present.
+
+    Quantized layers come as the host saves them. Nothing is copied or moved.
+    """
+    from comfy.quant_ops import QuantizedTensor
+
+    before = {key: kept[0] for key, kept in patcher.hook_backup.items()}
+    before |= {key: kept.weight for key, kept in patcher.backup.items()}  # older than the hooks'
+    before |= patcher.backup_buffers
+    with patcher.use_ejected():
+        tensors = dict(patcher.model.diffusion_model.state_dict())
+    for key, tensor in before.items():
+        name = key.removeprefix("diffusion_model.")
+        if name in tensors:
+            tensors |= tensor.state_dict(name) if isinstance(tensor, QuantizedTensor) else {name: tensor}
+    if patcher.model.model_type.name == "V_PREDICTION":  # as the host marks it when it saves
+        tensors["v_pred"] = tensors[next(iter(tensors))].new_empty(0)
+    return tensors
+
+
+def model_identity(model: Any) -> dict[str, Any]:
+    """What must be equal for two of the host's models to be one but for their weights: class, kind of prediction and
+    every size."""
+    config = {key: value for key, value in model.model_config.unet_config.items() if key != "dtype"}
+    return {"class": type(model).__name__, "prediction": model.model_type.name, **config}

@@ -1,0 +1,112 @@
+"""Text encoders and tokenizers of the host's CLIP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_text_encoders(state_dicts: list[dict[str, torch.Tensor]], clip_type: str, configs: dict[str, dict[str, Any]],
+                       dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> Any:
+    """Text encoders in the host's names → its CLIP.
+
+    `clip_type` is a member of its CLIPType; `configs` are entries of its model configs, by its name of the encoder.
+    Raises RuntimeError (torch) for tensors of other shapes than the configs say.
+    """
+    import comfy.sd
+    import folder_paths
+
+    options: dict[str, Any] = {f"{name}_model_config": dict(config) for name, config in configs.items()}
+    if "clip_l" in configs:  # where it measures CLIP's positions it puts this one in the place of clip_l's
+        options["model_config"] = dict(configs["clip_l"])
+    if dtype is not None:
+        options["dtype"] = dtype
+    return comfy.sd.load_text_encoder_state_dicts(
+        state_dicts, embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        clip_type=comfy.sd.CLIPType[clip_type], model_options=options, disable_dynamic=disable_dynamic)
+
+
+def text_encoder_shapes(clip: Any, name: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that the encoder `name` of a CLIP is made of.
+
+    Shapes are those of the modules' sizes: a host with lazy weights takes a tensor of any shape.
+    """
+    model = getattr(clip.cond_stage_model, name).transformer
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    for module_name, module in model.named_modules():
+        if f"{module_name}.weight" in shapes and hasattr(module, "out_features"):
+            shapes[f"{module_name}.weight"] = (module.out_features, module.in_features)
+        if f"{module_name}.weight" in shapes and hasattr(module, "num_embeddings"):
+            shapes[f"{module_name}.weight"] = (module.num_embeddings, module.embedding_dim)
+    return shapes
+
+
+def text_encoder_dtype(clip: Any, name: str) -> str:
+    """The dtype in which the encoder `name` of a CLIP is kept (it computes in F32), as "bfloat16"."""
+    return str(getattr(clip.cond_stage_model, name).transformer.dtype).removeprefix("torch.")
+
+
+def is_instance_of(value: Any, class_name: str) -> bool:
+    """Whether the class of a host's object, or one of its base classes, has this name."""
+    return any(cls.__name__ == class_name for cls in type(value).__mro__)
+
+
+def tokenizer_of(clip: Any, name: str) -> Any:
+    """The host's tokenizer (an SDTokenizer) of the encoder `name` of a CLIP."""
+    tokenizer = clip.tokenizer
+    return getattr(tokenizer, name) if hasattr(tokenizer, name) else getattr(tokenizer, f"clip_{name}")
+
+
+def follow_tokenizer_json(tokenizer: Any, path: str, probe: str) -> bool:
+    """Let one of the host's tokenizers split text as tokenizer.json at `path` says; whether it did not, on `probe`.
+
+    transformers 5 builds what is called LlamaTokenizerFast in its own way, whatever tokenizer.json says; this host asks
+    for that class. Only this tokenizer is changed, and only when the two disagree.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    stated = Tokenizer.from_file(path)
+    if tokenizer.tokenizer(probe)["input_ids"] == stated.encode(probe).ids:
+        return False
+    tokenizer.tokenizer = PreTrainedTokenizerFast(tokenizer_object=stated)
+    return True
+
+
+def bundled_tokenizer(*path: str) -> str:
+    """A file of a tokenizer that the host brings along, below its `comfy` folder."""
+    import comfy.sd1_clip
+
+    return os.path.join(os.path.dirname(comfy.sd1_clip.__file__), *path)
+
+
+@contextmanager
+def tekken_read_by(read: Callable[[dict[str, Any]], str | None]) -> Iterator[None]:
+    """While a CLIP is made, let `read` turn its `tekken_model` (parsed tekken.json) into the text of a tokenizer.json.
+
+    The host makes this tokenizer inside its CLIP, by transformers' MistralConverter with the arguments of transformers
+    4: newer ones refuse them (TypeError), and those of 4 pass over the pattern in the file. There is no other way in,
+    so its function is exchanged for as long as this CLIP is made; where `read` returns None the host's own is asked.
+    """
+    import json
+
+    import comfy.text_encoders.flux as flux
+    import torch
+    from tokenizers import Tokenizer
+
+    theirs = flux.load_mistral_tokenizer
+
+    def load_mistral_tokenizer(data: Any) -> dict[str, Any]:
+        text = read(json.loads(data.numpy().tobytes() if torch.is_tensor(data) else data)) if data is not None else None
+        return theirs(data) if text is None else {"tokenizer_object": Tokenizer.from_str(text), "legacy": False}
+
+    flux.load_mistral_tokenizer = load_mistral_tokenizer
+    try:
+        yield
+    finally:
+        flux.load_mistral_tokenizer = theirs

@@ -1,0 +1,89 @@
+"""The host's VAE networks and latent formats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def diffusers_vae_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of an AutoencoderKL under diffusers' names → the host's names, in the same order, as its loader does it.
+
+    Its four Linear layers of attention become convolutions of size 1 (views).
+    """
+    import comfy.diffusers_convert
+
+    return comfy.diffusers_convert.convert_vae_state_dict(tensors)
+
+
+def latent_map(name: str, channels: int) -> tuple[list[float], list[float]]:
+    """Slope and offset of each channel from a sampler's latent to a VAE's, by the host's latent format `name`."""
+    import comfy.latent_formats
+    import torch
+
+    latents = getattr(comfy.latent_formats, name)()
+    zero, one = (latents.process_out(make(1, channels, 1, 1, 1)).flatten() for make in (torch.zeros, torch.ones))
+    return (one - zero).tolist(), zero.tolist()
+
+
+def vae_module(kind: str, sizes: dict[str, Any]) -> Any:
+    """One of the host's VAE networks: "kl" (AutoencoderKL: images, HunyuanVideo), "wan21" or "wan22".
+
+    `sizes` are the arguments of the Wan networks, or {"encoder", "decoder": arguments, "embed": channels of the quant
+    convolutions or None}.
+    """
+    import comfy.ldm.models.autoencoder as kl
+    import comfy.ldm.wan.vae
+    import comfy.ldm.wan.vae2_2
+
+    if kind != "kl":
+        return {"wan21": comfy.ldm.wan.vae, "wan22": comfy.ldm.wan.vae2_2}[kind].WanVAE(**sizes)
+    if sizes["embed"]:
+        return kl.AutoencoderKL(ddconfig=sizes["encoder"], decoder_ddconfig=sizes["decoder"],
+                                embed_dim=sizes["embed"])
+    halves = {f"{half}_config": {"target": f"comfy.ldm.modules.diffusionmodules.model.{half.capitalize()}",
+                                 "params": sizes[half]} for half in ("encoder", "decoder")}
+    return kl.AutoencodingEngine(
+        regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"}, **halves)
+
+
+def vae_tensors(kind: str, sizes: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Names and shapes of the tensors of a VAE network, as meta tensors."""
+    import torch
+
+    with torch.device("meta"):
+        return vae_module(kind, sizes).state_dict()
+
+
+def load_vae(tensors: dict[str, torch.Tensor], dtype: str | None = None,
+             metadata: dict[str, str] | None = None) -> Any:
+    """Native tensors → the host's VAE; its `first_stage_model` is None when the host does not know them."""
+    import comfy.sd
+    import torch
+
+    return comfy.sd.VAE(sd=tensors, dtype=getattr(torch, dtype) if dtype else None, metadata=metadata)
+
+
+def load_vae_sized(tensors: dict[str, torch.Tensor], kind: str, sizes: dict[str, Any], published: dict[str, Any],
+                   dtype: str | None = None) -> Any:
+    """As load_vae, for a network of other sizes than the `published` ones that the host's constructor has fixed.
+
+    The constructor makes its own, without memory, which settles ratios, devices, dtypes and memory estimates; then the
+    network inside is exchanged for one of these sizes.
+    """
+    import comfy.model_management
+    import comfy.model_patcher
+    import torch
+
+    with torch.device("meta"):
+        vae = load_vae(vae_tensors(kind, published), dtype)
+    module = vae_module(kind, sizes).eval().to(vae.vae_dtype)
+    comfy.model_management.archive_model_dtypes(module)
+    patcher = comfy.model_patcher.CoreModelPatcher(module, load_device=vae.patcher.load_device,
+                                                   offload_device=vae.patcher.offload_device)
+    module.load_state_dict(tensors, strict=False, assign=patcher.is_dynamic())
+    vae.first_stage_model, vae.patcher, vae.size = module, patcher, None
+    vae.model_size()
+    return vae
