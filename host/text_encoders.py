@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,7 +83,7 @@ def bundled_tokenizer(*path: str) -> str:
     """A file of a tokenizer that the host brings along, below its `comfy` folder."""
     import comfy.sd1_clip
 
-    return os.path.join(os.path.dirname(comfy.sd1_clip.__file__), *path)
+    return os.path.join(os.path.dirname(inspect.getfile(comfy.sd1_clip)), *path)
 
 
 @contextmanager

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import urllib.request
 
 import pytest
-from browser.definitions import WORKFLOWS, place_models
+from browser.definitions import WORKFLOWS
 from browser.notes import HYPER
 
-from support.browser import Frontend, missing
-from support.pack import COMFYUI, PACK
-from support.server import Server
+from support.pack import PACK
 
 FOLDER = PACK / "workflows"
 NAMES = [workflow.name for workflow in WORKFLOWS]
@@ -35,27 +31,6 @@ OPEN = """async (graph) => {
   return JSON.stringify({ complaints, workflow, output })
 }"""
 QUIET = {"errors": [False, None], "nodes": None, "models": None, "pictures": None, "dialogs": [], "shown": []}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    reason = missing()
-    if reason and (os.environ.get("CI") or os.environ.get("QT_REQUIRE_BROWSER")):
-        pytest.fail(f"the browser tests must run here, but {reason}")
-    if reason:
-        pytest.skip(reason)
-    base = tmp_path_factory.mktemp("browser")
-    (base / "input").mkdir()
-    shutil.copy(COMFYUI / "input" / "example.png", base / "input")  # every ComfyUI has it
-    place_models(base)
-    with Server(base) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def frontend(server):
-    with Frontend(server.port) as running:
-        yield running
 
 
 def opened(frontend, graph):

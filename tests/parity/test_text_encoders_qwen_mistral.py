@@ -6,6 +6,7 @@ ComfyUI and transformers both compute in fp32 on the stored BF16 weights, on thi
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -438,7 +439,7 @@ def test_qwen_tokenizer_as_transformers_4_saved_it(tmp_path):
 
     import comfy.sd1_clip
 
-    bundled = Path(comfy.sd1_clip.__file__).parent / "text_encoders" / "qwen25_tokenizer"
+    bundled = Path(inspect.getfile(comfy.sd1_clip)).parent / "text_encoders" / "qwen25_tokenizer"
     shutil.copytree(bundled, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
     for number in range(151665, 151669):

@@ -7,6 +7,7 @@ of Qwen2.5-VL's vision tower) that size is real and most rows are zero, which a 
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 from functools import cache
 from pathlib import Path
@@ -108,7 +109,7 @@ def qwen_tokenizer(chat_template: str | None = None) -> Any:
     from transformers import Qwen2Tokenizer
 
     tokenizer = Qwen2Tokenizer.from_pretrained(
-        Path(comfy.sd1_clip.__file__).parent / "text_encoders" / "qwen25_tokenizer")
+        Path(inspect.getfile(comfy.sd1_clip)).parent / "text_encoders" / "qwen25_tokenizer")
     if chat_template:
         tokenizer.chat_template = chat_template
     return tokenizer
