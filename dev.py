@@ -50,6 +50,8 @@ def own_comfyui() -> Path | None:
     if not os.environ.get("COMFYUI_PATH"):
         return None
     path = Path(os.environ["COMFYUI_PATH"]).expanduser().resolve()
+    if path.is_relative_to(cache_folder()):  # ours, as this script sets it for what it starts
+        return None
     if not (path / "main.py").is_file() or not (path / "comfy").is_dir():
         sys.exit(f"[dev] COMFYUI_PATH={path} holds no ComfyUI (main.py and comfy/ expected). Correct or unset it.")
     return path
