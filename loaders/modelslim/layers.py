@@ -36,6 +36,11 @@ FAMILY = "modelslim"
 # Wan's own config.json → the sizes of loaders/architectures/wan.py, and what ComfyUI has fixed for Wan.
 _VENDOR_SIZES = {"dim": "hidden", "in_dim": "in", "out_dim": "out", "ffn_dim": "ffn", "num_layers": "layers"}
 _VENDOR_FIXED = {"freq_dim": 256, "eps": 1e-6}
+# ComfyUI's names of the modules that make features of a model's inputs: latents, text, timestep, guidance, image.
+_EMBEDDERS = frozenset((
+    "patch_embedding", "text_embedding", "time_embedding", "time_projection", "img_emb",  # Wan
+    "img_in", "txt_in", "time_in", "vector_in", "guidance_in",  # FLUX.1, FLUX.2, HunyuanVideo, Qwen-Image
+    "time_text_embed", "x_embedder", "t_embedder", "cap_embedder"))  # Qwen-Image, Z-Image
 
 
 def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> CheckpointDescription:
@@ -104,6 +109,21 @@ def _compare_vendor_config(description: CheckpointDescription, checkpoint: Check
             description.problems.append(f"ComfyUI runs Wan with {key} {value} only, config.json says {config[key]}")
 
 
+def _never_quantized(module: Module) -> str:
+    """Why a module must be FLOAT in a description; empty for the Linear layers that may be quantized.
+
+    Quantized embeddings are not supported, say both SGLang pages that this loader follows (diffusion quantization,
+    section ModelSlim; Quantization on Ascend). Which layers that means is in SGLang 0.5.23: its WanTransformer3DModel
+    builds the patch embedding and condition_embedder (text, timestep with its projection, image) without a
+    quantization config; the blocks' Linears and proj_out get one, so an output projection may be quantized.
+    msmodelslim 26.1.0 agrees: Wan2_2BaseModelAdapter.generate_model_visit goes through blocks only, and so do its
+    adapters of other architectures, whose embedders are refused by the same rule.
+    """
+    if module.native.partition(".")[0] in _EMBEDDERS:
+        return "an embedding, and quantized embeddings are not supported"
+    return "" if module.linear else "no Linear layer, and only those can be quantized"
+
+
 def _check_layer(description: CheckpointDescription, module: Module, stored: str, rows: int,
                  group: dict[str, TensorInfo], types: Mapping[str, str]) -> None:
     """Check one stored layer and count its type, taking its tensors out of `group`: what stays belongs to no layer."""
@@ -113,12 +133,14 @@ def _check_layer(description: CheckpointDescription, module: Module, stored: str
         problems.append(f"missing tensor {name}")
         return
     claimed = types.get(name, FLOAT)
+    never = _never_quantized(module)
+    plain = weight.dtype in PLAIN_DTYPES and not group.keys() - {"bias"}  # the tensors are right, whatever is claimed
+    if never and claimed != FLOAT and not (module.linear and plain):
+        problems.append(f"{stored} is described as {claimed}, but it is {never}; export the model again with this "
+                        "layer excluded, so that it stays FLOAT")
+        group.clear()
+        return
     if not module.linear:
-        if claimed != FLOAT:
-            problems.append(f"{name} is described as {claimed}, but it is no Linear layer: quantized embeddings, "
-                            "convolutions and norms do not load")
-            group.clear()
-            return
         check_plain(problems, name, weight, (rows, *module.inner))
         if module.bias:
             _check_bias(problems, stored, rows, group.pop("bias", None))

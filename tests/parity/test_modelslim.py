@@ -1,11 +1,10 @@
-"""Real msmodelslim 26.1.0 exports of a tiny Wan (support/modelslim.py) against their float sources and an independent
-decoding. ComfyUI runs in fp32 on this CPU."""
+"""Real msmodelslim 26.1.0 exports of a tiny Wan (support/modelslim.py): what loads, what is refused, what ComfyUI does
+with it. What the numbers are is in test_modelslim_layers.py."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,167 +23,33 @@ from support.common import rel_l2
 
 # fp32 forwards of one network twice: as in test_wan.py.
 FORWARD = 1e-5
-# How many layers of each type an export has: 10 Linears a block, 6 around them.
-COUNTS = {
-    "mxfp8": {"BF16": 6, "W8A8_MXFP8": 10}, "mxfp8_ascendv1": {"BF16": 6, "W8A8_MXFP8": 10},
-    "w8a8_dynamic": {"BF16": 7, "W8A8_DYNAMIC": 9}, "w8a8": {"BF16": 6, "W8A8": 10},
-    "w8a8_fp16": {"BF16": 6, "W8A8": 10}, "w4a4_dynamic": {"BF16": 6, "W4A4_DYNAMIC": 10},
-    "mxfp4": {"BF16": 6, "W4A4_MXFP4": 20}, "mxfp4_smooth": {"BF16": 6, "W4A4_MXFP4": 10},
-    "dual": {"BF16": 6, "W8A8_MXFP8": 9, "W4A4_MXFP4_DUALSCALE": 1},
-    "mixed": {"BF16": 6, "W8A16": 4, "WFP8AFP8_DYNAMIC": 4, "W4A8_DYNAMIC": 1, "W4A8_MXFP": 1},
-}
 ALL = list(ms.EXPORTS)
 
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
-    """Folders by name, each with what is stored and described in it (high_noise_model's, of two experts)."""
-    root = tmp_path_factory.mktemp("modelslim")
-    made = {}
-    for name, export in ms.EXPORTS.items():
-        folder = ms.folder(name, root / name)
-        inner = folder / export.experts[0]
-        made[name] = SimpleNamespace(name=name, folder=folder, inner=inner, tensors=ms.stored(inner),
-                                     entries=ms.described(inner), channels=export.channels,
-                                     source=lambda e=export: ms.source(e, e.experts[0]))
-    return made
-
-
-def load(folder, **request):
-    return model.load(model.Request(str(folder), **request), quiet=True)
-
-
-def weights(patcher) -> dict[str, torch.Tensor]:
-    """Dequantized weights of every Linear by native layer name, and all else by tensor name."""
-    out = {}
-    for name, p in patcher.model.diffusion_model.named_parameters():
-        layer = name.removesuffix(".weight")
-        out[layer if name.endswith(".weight") and p.ndim == 2 else name] = (
-            p.dequantize() if hasattr(p, "dequantize") and hasattr(p, "_layout_cls") else p.detach())
-    return out
+    return ms.copy_all(tmp_path_factory.mktemp("modelslim"))
 
 
 def run(patcher, channels=16, **kwargs):
     return wan.comfy_velocity(patcher, **ms.inputs(channels), **kwargs)
 
 
-def decoded_source(export) -> torch.nn.Module:
-    """The float source with every Linear of the export put in, decoded independently; F32."""
-    network = export.source().float()
-    for layer, weight in ms.decode(export.tensors, export.entries).items():
-        target = network.get_submodule(layer)
-        target.weight = torch.nn.Parameter(weight[:, :target.in_features].float(), requires_grad=False)
-    return network
-
-
-def test_every_type_is_in_an_export(exports):
-    """The fixtures cover what the package's savers write for Linear layers."""
-    met = {kind for export in exports.values() for key, kind in export.entries.items() if key.endswith(".weight")}
-    assert met == {"FLOAT", "W8A8", "W8A8_DYNAMIC", "W4A4_DYNAMIC", "W4A8_DYNAMIC", "W8A16", "WFP8AFP8_DYNAMIC",
-                   "W8A8_MXFP8", "W4A8_MXFP", "W4A4_MXFP4", "W4A4_MXFP4_DUALSCALE"}
-    assert exports["w8a8_fp16"].tensors["blocks.0.ffn.0.deq_scale"].dtype == torch.int64
-    assert exports["w8a8"].tensors["blocks.0.ffn.0.deq_scale"].dtype == torch.float32
-    assert "blocks.0.ffn.0.div.mul_scale" in exports["mxfp4_smooth"].tensors
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_weights_are_an_independent_decoding(name, exports):
-    """Every weight exactly; every other tensor is the stored one; FLOAT tensors are those of the float source."""
-    export = exports[name]
-    loaded = load(export.folder)
-    assert loaded.description.formats == COUNTS[name]
-    ours, theirs = weights(loaded.patcher), ms.decode(export.tensors, export.entries)
-    expected = {layer: weight.float() for layer, weight in theirs.items()}
-    expected |= {key.replace(".linear.", "."): tensor.float() for key, tensor in export.tensors.items()
-                 if key.endswith(".bias") or "norm" in key or "modulation" in key or tensor.ndim == 5}
-    assert ours.keys() == expected.keys()
-    for key, tensor in expected.items():
-        assert torch.equal(ours[key].float(), tensor), key
-    source = dict(export.source().named_parameters())
-    for key, kind in export.entries.items():
-        if kind == "FLOAT" and key in source and key in export.tensors:
-            assert torch.equal(export.tensors[key].float()[..., :ms.TEXT] if key == "text_embedding.0.weight"
-                               else export.tensors[key].float(), source[key].float()), key
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_dequantized_forward_is_the_definition(name, exports):
-    """compute "dequantize" is the float network on the decoded weights."""
-    export = exports[name]
-    loaded = load(export.folder, compute="dequantize")
-    assert "dequantized for every matmul" in loaded.report
-    expected = ms.velocity(decoded_source(export), **ms.inputs(export.channels))
-    assert rel_l2(run(loaded.patcher, export.channels), expected) < FORWARD
-
-
-# Relative error of a layer with 512 columns (as the spec's dims) on N(0, 1), both sides quantized: specs/ascend.md 6.3.
-BANDS = {"w8a8_dynamic": 0.0110, "mxfp8": 0.0414, "mxfp4": 0.160, "w4a4_dynamic": 0.194, "mixed": 0.116}
-
-
-def layer_error(patcher, export, layer, x) -> float:
-    """A loaded layer on x, as ComfyUI runs it, against the float source's."""
-    import comfy.model_management
-
-    comfy.model_management.load_models_gpu([patcher])
-    with torch.inference_mode():
-        ours = patcher.model.diffusion_model.get_submodule(layer)(x)
-    return rel_l2(ours, export.source().float().get_submodule(layer)(x))
-
-
-@pytest.mark.parametrize("name", list(BANDS))
-def test_layer_error_is_in_the_vendors_band(name, exports):
-    """+-10 %: too small an error would be activations that nobody quantized."""
-    x = torch.randn(512, ms.FFN, generator=torch.Generator().manual_seed(9))
-    patcher = load(exports[name].folder, compute="native").patcher
-    error = layer_error(patcher, exports[name], "blocks.0.ffn.2", x)
-    assert error == pytest.approx(BANDS[name], rel=0.1)
-
-
-@pytest.mark.parametrize("name", ["w8a8", "w8a8_fp16"])
-def test_static_layer_error(name, exports):
-    """.0112 (specs/ascend.md 6.3), on N(0, 1) stretched over the calibrated range: +-4 deviations, which is where
-    min-max calibration ends on some 10^4 normal values."""
-    export = exports[name]
-    scale, offset = (float(export.tensors[f"blocks.0.self_attn.q.{leaf}"]) for leaf in ("input_scale", "input_offset"))
-    normal = torch.randn(2048, ms.HIDDEN, generator=torch.Generator().manual_seed(9)).clamp(-4, 4)
-    x = (normal * 127.5 / 4 - 0.5 - offset) * scale
-    error = layer_error(load(export.folder, compute="native").patcher, export, "blocks.0.self_attn.q", x)
-    assert error == pytest.approx(0.0112, rel=0.1)
-
-
-# Whole forwards against the float model, as measured here ("auto", "native"): below the layers' bands, because the
-# residual stream is not quantized. On the CPU "auto" leaves MX activations alone.
-MODEL_ERRORS = {
-    "mxfp8": (.0129, .0190), "mxfp8_ascendv1": (.0128, .0196), "w8a8_dynamic": (.0035, .0035), "w8a8": (.0075, .0075),
-    "w8a8_fp16": (.0070, .0070), "w4a4_dynamic": (.105, .105), "mxfp4": (.0717, .1066),
-    "mxfp4_smooth": (.0541, .0781), "dual": (.0347, .0536), "mixed": (.0523, .0534),
-}
-
-
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("compute", ["auto", "native"])
-def test_forward_against_the_float_model(name, compute, exports):
-    export = exports[name]
-    expected = ms.velocity(export.source(), **ms.inputs(export.channels))
-    error = rel_l2(run(load(export.folder, compute=compute).patcher, export.channels), expected)
-    assert error == pytest.approx(MODEL_ERRORS[name][compute == "native"], rel=0.2)
-
-
 def test_report(exports):
-    report = load(exports["mxfp8"].folder).report
+    report = ms.load(exports["mxfp8"].folder).report
     for words in ("modelslim (by msmodelslim, MindIE writer)", "6 BF16, 10 W8A8_MXFP8", "backend comfy_kitchen on ",
                   "2 tensors that only quantized attention reads are left out: blocks.0.self_attn.k_rot, "
                   "blocks.0.self_attn.q_rot"):
         assert words in report
-    assert "backend reference on " in load(exports["mxfp8"].folder, compute="native").report
-    smooth = load(exports["mxfp4_smooth"].folder).report
+    assert "backend reference on " in ms.load(exports["mxfp8"].folder, compute="native").report
+    smooth = ms.load(exports["mxfp4_smooth"].folder).report
     assert smooth.count("smoothing vector") == 1 and "10 layers" in smooth
-    assert "1 layers (blocks.0.cross_attn.o)" in load(exports["w8a8_fp16"].folder).report.partition("overflowed")[2]
+    assert "1 layers (blocks.0.cross_attn.o)" in ms.load(exports["w8a8_fp16"].folder).report.partition("overflowed")[2]
 
 
 def test_inspect(exports):
     """Headers and the description are enough; every type has a colour of its own in the layer map."""
-    for name, counts in COUNTS.items():
+    for name, counts in ms.COUNTS.items():
         description = describe(Checkpoint(locate(str(exports[name].folder))))
         report = describe_report(description)
         assert description.formats == counts and report.endswith("this checkpoint loads")
@@ -203,21 +68,21 @@ def test_two_experts(exports):
     export = exports["mxfp8"]
     patchers = {}
     for component, folder in (("transformer", "high_noise_model"), ("transformer_2", "low_noise_model")):
-        patchers[component] = load(export.folder, component=component).patcher
+        patchers[component] = ms.load(export.folder, component=component).patcher
         inner = export.folder / folder
         decoded = ms.decode(ms.stored(inner), ms.described(inner))
-        assert torch.equal(weights(patchers[component])["blocks.0.ffn.2"], decoded["blocks.0.ffn.2"].float())
-        assert same(load(inner).patcher, patchers[component])
+        assert torch.equal(ms.weights(patchers[component])["blocks.0.ffn.2"], decoded["blocks.0.ffn.2"].float())
+        assert same(ms.load(inner).patcher, patchers[component])
     assert not same(*patchers.values())
 
 
 def test_an_expert_that_is_not_there(exports, tmp_path):
     shutil.copytree(exports["mxfp8"].inner, tmp_path / "high_noise_model")
-    assert load(tmp_path).description.formats == COUNTS["mxfp8"]
+    assert ms.load(tmp_path).description.formats == ms.COUNTS["mxfp8"]
     with pytest.raises(CheckpointError, match="this export has no low_noise_model"):
-        load(tmp_path, component="transformer_2")
+        ms.load(tmp_path, component="transformer_2")
     with pytest.raises(CheckpointError, match="it has no transformer_2"):
-        load(exports["w8a8"].folder, component="transformer_2")
+        ms.load(exports["w8a8"].folder, component="transformer_2")
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in ("w8a8_dynamic", "mxfp4")])
@@ -232,9 +97,9 @@ def test_diffusers_names(name, exports, tmp_path):
     with torch.device("meta"):
         names = set(WanTransformer3DModel.from_config(ms.config()).state_dict())
     assert names <= set(load_file(str(folder / "diffusion_pytorch_model.safetensors")))
-    expected = load(export.folder).patcher
+    expected = ms.load(export.folder).patcher
     for reference in (tmp_path, folder, folder / "diffusion_pytorch_model.safetensors"):
-        loaded = load(reference)
+        loaded = ms.load(reference)
         assert loaded.description.naming.style == "diffusers" and same(loaded.patcher, expected)
     assert "attention is quantized in 1 layers on an NPU" in loaded.report
 
@@ -249,10 +114,10 @@ def test_shards(exports, tmp_path):
         weight_map |= dict.fromkeys(names[i::3], file)
     (tmp_path / "quant_model_weight.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (tmp_path / "quant_model_description_w8a8_mxfp8.json").write_text(json.dumps(export.entries))
-    assert same(load(tmp_path).patcher, load(export.folder).patcher)
+    assert same(ms.load(tmp_path).patcher, ms.load(export.folder).patcher)
     (tmp_path / file).unlink()
     with pytest.raises(CheckpointError, match="1 of 3 shards are missing"):
-        load(tmp_path)
+        ms.load(tmp_path)
 
 
 def test_two_exports_in_one_folder(exports, tmp_path):
@@ -260,11 +125,11 @@ def test_two_exports_in_one_folder(exports, tmp_path):
     for name in ("w8a8", "mxfp4_smooth"):
         shutil.copytree(exports[name].folder, tmp_path, dirs_exist_ok=True)
     with pytest.raises(CheckpointError, match="there are 2 weight files"):
-        load(tmp_path)
+        ms.load(tmp_path)
     for name, kind in (("w8a8", "w8a8"), ("mxfp4_smooth", "w4a4_mxfp4")):
         file = f"quant_model_weight_{kind}.safetensors"
-        assert load(tmp_path, weights_name=file).description.formats == COUNTS[name]
-        assert load(tmp_path / file).description.formats == COUNTS[name]
+        assert ms.load(tmp_path, weights_name=file).description.formats == ms.COUNTS[name]
+        assert ms.load(tmp_path / file).description.formats == ms.COUNTS[name]
 
 
 Q, FFN = "blocks.0.self_attn.q", "blocks.0.ffn.0"
@@ -305,9 +170,11 @@ REFUSED = {
                  f"{Q} (not in the description): tensors that FLOAT does not have: weight_scale"),
     "two types in a layer": ("mxfp8", entry(**{f"{Q}.weight_scale": "W4A4_MXFP4"}),
                              "the description contradicts itself: weight_scale W4A4_MXFP4"),
-    "quantized embedding": ("mxfp8", entry(**{"patch_embedding.weight": "W8A8_DYNAMIC"}),
-                            "patch_embedding.weight is described as W8A8_DYNAMIC, but it is no Linear layer: quantized "
-                            "embeddings"),
+    "quantized convolution": ("mxfp8", entry(**{"patch_embedding.weight": "W8A8_DYNAMIC"}), "patch_embedding is "
+                              "described as W8A8_DYNAMIC, but it is an embedding, and quantized embeddings are not "
+                              "supported"),
+    "quantized norm": ("mxfp8", entry(**{"blocks.0.norm3.weight": "W8A8_DYNAMIC"}), "blocks.0.norm3 is described as "
+                       "W8A8_DYNAMIC, but it is no Linear layer"),
     "unexpected tensor": ("mxfp8", both("blocks.0.mystery.weight", torch.ones(3)),
                           "1 unexpected tensors: blocks.0.mystery.weight"),
     "unexpected leaf": ("mxfp8", both(f"{Q}.zero_point", torch.ones(3)), "does not have: zero_point"),
@@ -330,17 +197,74 @@ def test_refusals(case, exports, tmp_path):
     damage(tensors, entries)
     folder = ms.write(tmp_path, tensors, entries)
     with pytest.raises(CheckpointError) as caught:
-        load(folder)
+        ms.load(folder)
     assert message in str(caught.value)
+
+
+def quantize(tensors, entries, layer) -> None:
+    """Store a layer that msmodelslim left alone as W8A8_DYNAMIC, by its rule (specs/ascend.md section 2.2)."""
+    weight = tensors[f"{layer}.weight"].float()
+    scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-6) / 127
+    part = {"weight": (weight / scale).round().to(torch.int8), "weight_scale": scale,
+            "weight_offset": torch.zeros_like(scale)}
+    tensors.update({f"{layer}.{leaf}": tensor for leaf, tensor in part.items()})
+    entries.update({f"{layer}.{leaf}": "W8A8_DYNAMIC" for leaf in part})
+
+
+EMBEDDERS = {
+    "native": ["text_embedding.0", "text_embedding.2", "time_embedding.0", "time_embedding.2", "time_projection.1",
+               "img_emb.proj.1", "img_emb.proj.3"],
+    "diffusers": [f"condition_embedder.{layer}" for layer in (
+        "text_embedder.linear_1", "text_embedder.linear_2", "time_embedder.linear_1", "time_embedder.linear_2",
+        "time_proj", "image_embedder.ff.net.0.proj", "image_embedder.ff.net.2")],
+}
+
+
+@pytest.mark.parametrize("names", EMBEDDERS)
+def test_quantized_embeddings_are_refused(names, exports, tmp_path):
+    """Every Linear that embeds text, timestep or image; the export is one of an image-to-video model for this."""
+    tensors, entries = dict(exports["mxfp8"].tensors), dict(exports["mxfp8"].entries)
+    tensors["patch_embedding.weight"] = torch.nn.functional.pad(tensors["patch_embedding.weight"], (0,) * 7 + (20,))
+    for layer, shape in (("img_emb.proj.0", (1280,)), ("img_emb.proj.1", (1280, 1280)),
+                         ("img_emb.proj.3", (ms.HIDDEN, 1280)), ("img_emb.proj.4", (ms.HIDDEN,)),
+                         ("blocks.0.cross_attn.k_img", (ms.HIDDEN, ms.HIDDEN)),
+                         ("blocks.0.cross_attn.v_img", (ms.HIDDEN, ms.HIDDEN)),
+                         ("blocks.0.cross_attn.norm_k_img", (ms.HIDDEN,))):
+        bias = {} if "norm" in layer else {f"{layer}.bias": torch.zeros(shape[0], dtype=torch.bfloat16)}
+        tensors |= {f"{layer}.weight": torch.ones(shape, dtype=torch.bfloat16), **bias}
+    write = ms.write if names == "native" else lambda path, t, e: ms.repack(t, e, path)
+    config = {"image_dim": 1280, "added_kv_proj_dim": ms.HIDDEN, "in_channels": 36}
+    plain = write(tmp_path / "plain", tensors, entries)
+    for layer in EMBEDDERS["native"]:
+        quantize(tensors, entries, layer)
+    folder = write(tmp_path / "embeddings", tensors, entries)
+    if names == "diffusers":
+        for path in (plain, folder):
+            (path / "config.json").write_text(json.dumps({**ms.config(), **config}), encoding="utf-8")
+    assert ms.load(plain).description.formats == {"BF16": 10, "W8A8_MXFP8": 10}
+    with pytest.raises(CheckpointError) as caught:
+        ms.load(folder)
+    for layer in EMBEDDERS[names]:
+        assert (f"{layer} is described as W8A8_DYNAMIC, but it is an embedding, and quantized embeddings are not "
+                "supported; export the model again with this layer excluded") in str(caught.value)
+
+
+def test_a_quantized_output_projection_loads(exports, tmp_path):
+    """It is no embedding."""
+    tensors, entries = dict(exports["mxfp8"].tensors), dict(exports["mxfp8"].entries)
+    quantize(tensors, entries, "head.head")
+    loaded = ms.load(ms.write(tmp_path, tensors, entries))
+    assert loaded.description.formats == {"BF16": 5, "W8A8_MXFP8": 10, "W8A8_DYNAMIC": 1}
+    assert torch.equal(ms.weights(loaded.patcher)["head.head"], ms.decode(tensors, entries)["head.head"].float())
 
 
 def test_a_type_without_scales_is_plain(exports, tmp_path):
     """A layer that is stored in floats is loaded as such whatever it is called, with a note: no number can differ."""
     tensors, entries = dict(exports["mxfp8"].tensors), dict(exports["mxfp8"].entries)
     entries["head.head.weight"] = "W8A8_DYNAMIC"
-    loaded = load(ms.write(tmp_path, tensors, entries))
+    loaded = ms.load(ms.write(tmp_path, tensors, entries))
     assert "head.head is described as W8A8_DYNAMIC but stored as BF16 without scales" in loaded.report
-    assert same(loaded.patcher, load(exports["mxfp8"].folder).patcher)
+    assert same(loaded.patcher, ms.load(exports["mxfp8"].folder).patcher)
 
 
 def test_no_description(exports, tmp_path):
@@ -348,10 +272,10 @@ def test_no_description(exports, tmp_path):
     (folder / "quant_model_description.json").unlink()
     for reference in (folder, folder / "quant_model_weights.safetensors"):
         with pytest.raises(CheckpointError, match=r"no quant_model_description\*.json|without which the"):
-            load(reference)
+            ms.load(reference)
     (folder / "quant_model_description.json").write_text('{"version": "1.0.0", "metadata": {}}')
     with pytest.raises(CheckpointError, match="names no tensors"):
-        load(folder)
+        ms.load(folder)
     wan.make(heads=1, layers=1).save_pretrained(tmp_path / "bf16")
     with pytest.raises(CheckpointError, match="no ModelSlim checkpoint"):
         modelslim.load(model.Request(str(tmp_path / "bf16")))
@@ -364,17 +288,18 @@ def test_the_vendors_config_is_held_against_the_tensors(exports, tmp_path):
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, key: value}))
         with pytest.raises(CheckpointError, match=message):
-            load(folder)
+            ms.load(folder)
 
 
 @pytest.fixture(scope="module")
 def base(exports, tmp_path_factory):
-    """The float source as a native file, and a deferred base's folder."""
+    """Float sources as native files, and a deferred base's folder."""
     folder = tmp_path_factory.mktemp("base")
-    tensors = {name: p.to(torch.bfloat16).contiguous() for name, p in exports["w8a8"].source().named_parameters()}
-    tensors["text_embedding.0.weight"] = torch.nn.functional.pad(tensors["text_embedding.0.weight"],
-                                                                 (0, ms.HOST_TEXT - ms.TEXT))
-    save_file(tensors, str(folder / "wan.safetensors"))
+    for name, file in (("w4a4_dynamic", "wan"), ("w8a8", "normal")):
+        tensors = {key: p.to(torch.bfloat16).contiguous() for key, p in exports[name].source().named_parameters()}
+        tensors["text_embedding.0.weight"] = torch.nn.functional.pad(tensors["text_embedding.0.weight"],
+                                                                     (0, ms.HOST_TEXT - ms.TEXT))
+        save_file(tensors, str(folder / f"{file}.safetensors"))
     (folder / "config.json").write_text(json.dumps(ms.config()), encoding="utf-8")
     return folder
 
@@ -387,9 +312,9 @@ LORA = lora_tools.random_lora({Q: (128, 128), FFN: (512, 128), "blocks.0.ffn.2":
 def test_override_keeps_what_is_on_the_base(name, exports, base, tmp_path):
     """A LoRA on a deferred or loaded base moves to the quantized weights."""
     folder = exports[name].folder
-    patched = lora_tools.load_lora(load(folder).patcher, LORA, tmp_path)
+    patched = lora_tools.load_lora(ms.load(folder).patcher, LORA, tmp_path)
     expected = lora_tools.low_vram(patched, lambda p: run(p, load=False))
-    for patcher in (model.defer(model.Request(str(base))).patcher, load(base / "wan.safetensors").patcher):
+    for patcher in (model.defer(model.Request(str(base))).patcher, ms.load(base / "wan.safetensors").patcher):
         loaded = model.override(lora_tools.load_lora(patcher, LORA, tmp_path), model.Request(str(folder)))
         assert "patches carried over from the base MODEL: 4" in loaded.report
         assert torch.equal(lora_tools.low_vram(loaded.patcher, lambda p: run(p, load=False)), expected)
@@ -405,8 +330,8 @@ def test_an_override_of_other_sizes_is_refused(exports, base):
 def test_a_lora_is_the_definition(name, exports, tmp_path):
     """Patched as a layer runs: exactly W + B A of the decoded weights."""
     export = exports[name]
-    patched = lora_tools.load_lora(load(export.folder, compute="dequantize").patcher, LORA, tmp_path)
-    network = decoded_source(export)
+    patched = lora_tools.load_lora(ms.load(export.folder, compute="dequantize").patcher, LORA, tmp_path)
+    network = ms.decoded_source(export)
     for layer in (Q, FFN, "blocks.0.ffn.2", "head.head"):
         a, b = (LORA[f"diffusion_model.{layer}.lora_{x}.weight"] for x in "AB")
         network.get_submodule(layer).weight += b @ a
@@ -416,13 +341,14 @@ def test_a_lora_is_the_definition(name, exports, tmp_path):
 
 @pytest.mark.parametrize("name", ["mxfp8_ascendv1", "w8a8", "w4a4_dynamic", "mxfp4_smooth"])
 def test_a_lora_has_the_effect_it_has_on_the_float_model(name, exports, base, tmp_path):
-    """Merged into the weights, where 8 bits are quantized again and 4 bits stay dequantized. .05 to .10 measured, the
-    most where the LoRA drives activations out of W8A8's calibrated range."""
-    plain, quantized = load(base / "wan.safetensors").patcher, load(exports[name].folder).patcher
+    """Merged into the weights, where 8 bits are quantized again and 4 bits stay dequantized: without it the difference
+    is 1, at half its strength .5. The rest is quantization, in W8A8 also activations out of the calibrated range."""
+    source = "normal" if exports[name].export.normal else "wan"
+    plain, quantized = ms.load(base / f"{source}.safetensors").patcher, ms.load(exports[name].folder).patcher
     effect = run(lora_tools.load_lora(plain, LORA, tmp_path)) - run(plain)
     before = run(quantized)
     ours = run(lora_tools.load_lora(quantized, LORA, tmp_path)) - before
-    assert rel_l2(ours, effect) < 0.15
+    assert rel_l2(ours, effect) < 0.25
     assert torch.equal(run(quantized), before)  # and it can be taken off again
 
 
@@ -430,7 +356,7 @@ def test_a_lora_has_the_effect_it_has_on_the_float_model(name, exports, base, tm
 def test_the_host_can_rebuild_it(name, exports):
     """cached_patcher_init, as multi-GPU and non-dynamic clones use it."""
     export = exports[name]
-    patcher = load(export.folder).patcher
+    patcher = ms.load(export.folder).patcher
     factory, arguments = patcher.cached_patcher_init
     again = factory(*arguments, disable_dynamic=True)
     assert again.model is not patcher.model and same(again, patcher)
@@ -445,12 +371,12 @@ def test_saved_by_the_host_and_loaded_again(name, compute, exports, tmp_path):
     import comfy.sd
 
     export = exports[name]
-    patcher = load(export.folder, compute=compute).patcher
+    patcher = ms.load(export.folder, compute=compute).patcher
     expected = run(patcher, export.channels)
     path = str(tmp_path / "saved.safetensors")
     comfy.sd.save_checkpoint(path, patcher)
-    again = load(path)
-    assert again.description.formats == COUNTS[name]
+    again = ms.load(path)
+    assert again.description.formats == ms.COUNTS[name]
     assert same(again.patcher, patcher) and torch.equal(run(again.patcher, export.channels), expected)
     if compute == "auto" and name in ("mxfp8", "w8a8_dynamic"):
         stock = comfy.sd.load_diffusion_model(path)
@@ -461,7 +387,7 @@ def test_damaged_saves_are_refused(exports, tmp_path):
     import comfy.sd
 
     path = str(tmp_path / "saved.safetensors")
-    comfy.sd.save_checkpoint(path, load(exports["mxfp4_smooth"].folder).patcher)
+    comfy.sd.save_checkpoint(path, ms.load(exports["mxfp4_smooth"].folder).patcher)
     tensors = load_file(path)
     prefix = next(k for k in tensors if k.endswith(f"{Q}.weight")).removesuffix("weight")
     for leaf, change, message in (("weight", lambda t: t[:64], "weight is"),
@@ -475,7 +401,7 @@ def test_damaged_saves_are_refused(exports, tmp_path):
         file = str(tmp_path / f"{leaf}.safetensors")
         save_file({k: v.contiguous() for k, v in damaged.items() if v is not None}, file)
         with pytest.raises(CheckpointError, match=message):
-            load(file)
+            ms.load(file)
 
 
 def test_node(exports, monkeypatch):
@@ -491,7 +417,7 @@ def test_node(exports, monkeypatch):
                                              "download_missing"]
     assert schema.inputs[0].options[:len(ALL)] == sorted(ALL)
     patcher, report = QT_ModelSlimLoader.execute("mxfp8", "transformer_2").args
-    assert same(patcher, load(exports["mxfp8"].folder, component="transformer_2").patcher) and "MindIE" in report
+    assert same(patcher, ms.load(exports["mxfp8"].folder, component="transformer_2").patcher) and "MindIE" in report
     before = QT_ModelSlimLoader.fingerprint_inputs("w8a8")
     description = root / "w8a8" / "quant_model_description_w8a8.json"
     description.write_text(description.read_text() + " ")

@@ -42,16 +42,11 @@ def blocks(x: np.ndarray, size: int) -> np.ndarray:
 
 
 def mx(x: np.ndarray, kind: str, half_away: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """F32 [M, K] → (codes U8 with the sign in the top bit, byte), one at a time in plain Python for the exponent."""
+    """F32 [M, K] → (codes U8 with the sign in the top bit, byte)."""
     table, emax, sign = (E4M3, 8, 128) if kind == "e4m3" else (E2M1, 2, 8)
     parts = blocks(x.astype(np.float64), 32)
-    byte = np.zeros(parts.shape[:2], np.int64)
-    for where in np.ndindex(byte.shape):
-        amax = float(np.abs(parts[where]).max())
-        exponent = int(np.floor(np.log2(amax))) if amax else -1000
-        if amax and 2.0 ** exponent > amax:  # log2 rounds
-            exponent -= 1
-        byte[where] = max(exponent + 127 - emax, 0)
+    amax = np.abs(parts).max(-1)
+    byte = np.where(amax == 0, 0, np.maximum(np.frexp(amax)[1] - 1 + 127 - emax, 0))  # frexp: amax / 2^e in .5..1
     scaled = np.where(byte[..., None] == 0, 0.0, parts / e8m0(byte)[..., None])
     codes = nearest(np.abs(scaled).astype(np.float64), table.astype(np.float64), half_away) + sign * (scaled < 0)
     return codes.reshape(x.shape[0], -1)[:, :x.shape[1]].astype(np.uint8), byte.astype(np.uint8)
@@ -111,13 +106,14 @@ def decode(kind: str, part: dict[str, torch.Tensor]) -> np.ndarray:
     return (out * p["mul_scale"] if "mul_scale" in p else out).astype(np.float32)
 
 
-def tokens(x: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray]:
-    """F32 [M, K] → integer codes and scale [M], as npu_dynamic_quant."""
+def tokens(x: np.ndarray, level: int, divide: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """F32 [M, K] → integer codes and scale [M], as npu_dynamic_quant; `divide`: as comfy-kitchen, x / scale."""
     one = np.float32(level)
     amax = np.abs(x).max(1).astype(np.float32)
     safe = np.where(amax == 0, np.float32(1), amax)
-    codes = np.clip(np.rint(x * (one / safe)[:, None]), -level - 1, level)
-    return codes.astype(np.int64), amax * (np.float32(1) / one)
+    quotient = x / (safe / one)[:, None] if divide else x * (one / safe)[:, None]
+    codes = np.clip(np.rint(quotient), -level - 1, level)
+    return codes.astype(np.int64), (amax / one if divide else amax * (np.float32(1) / one))
 
 
 def make(kind: str, rows: int = 48, columns: int = 128, seed: int = 0, bias: bool = True) -> dict[str, torch.Tensor]:
@@ -158,25 +154,31 @@ def make(kind: str, rows: int = 48, columns: int = 128, seed: int = 0, bias: boo
     return part
 
 
-def forward(kind: str, part: dict[str, torch.Tensor], x: torch.Tensor) -> np.ndarray:
-    """The layer's output F32 [M, N] in an NPU's arithmetic, not yet rounded to x's dtype."""
+def forward(kind: str, part: dict[str, torch.Tensor], x: torch.Tensor, activations: bool = True,
+            divide: bool = False) -> np.ndarray:
+    """The layer's output F32 [M, N] in an NPU's arithmetic, not yet rounded to x's dtype.
+
+    `activations` False leaves x as it is (only the weight is quantized); `divide` is that of `tokens`.
+    """
     values = numpy(x)
     mul = part.get("mul_scale")
     if mul is not None:
         values = numpy(x * mul.to(x.dtype))
     weight = decode(kind, {leaf: tensor for leaf, tensor in part.items() if leaf != "mul_scale"})
     bias = numpy(part["bias"]) if "bias" in part else np.float32(0)
+    if not activations:
+        return (values.astype(np.float64) @ weight.T.astype(np.float64) + bias).astype(np.float32)
     if kind == "W8A8":
         inverse = np.float32(1) / np.float32(part["input_scale"])
         codes = np.clip(np.rint(values * inverse + np.float32(part["input_offset"])), -128, 127).astype(np.int64)
         deq = part["deq_scale"]
         deq = deq.to(torch.int32).view(torch.float32).numpy() if deq.dtype == torch.int64 else deq.numpy()
-        total = codes @ numpy(part["weight"]).astype(np.int64).T + part["quant_bias"].numpy()
+        total = codes @ numpy(part["weight"]).astype(np.float64).T + part["quant_bias"].numpy()  # exact below 2^53
         return total.astype(np.float32) * deq
     if kind in ("W8A8_DYNAMIC", "W4A4_DYNAMIC", "W4A8_DYNAMIC"):
-        codes, scale = tokens(values, 7 if kind == "W4A4_DYNAMIC" else 127)
+        codes, scale = tokens(values, 7 if kind == "W4A4_DYNAMIC" else 127, divide)
         weight_scale = numpy(part["weight_scale"])
-        integers = np.rint(weight / weight_scale).astype(np.int64)
+        integers = np.rint(weight / weight_scale).astype(np.float64)
         return ((codes @ integers.T).astype(np.float32) * weight_scale.T) * scale[:, None] + bias
     if kind == "WFP8AFP8_DYNAMIC":
         amax = np.abs(values).max(1, keepdims=True)
