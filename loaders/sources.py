@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from .. import host
 from .errors import CheckpointError, MissingFiles, first_ten
+from .publish import MARKER, refuse_unfinished
 from .selection import INDEX, PIPELINE, Folder, Selection, select_transformer, weight_file
 from .svdquant import files as svdquant
 
@@ -100,6 +101,8 @@ class LocalFolder:
         def path(name: str | None) -> str | None:
             return str(self.path / name) if name else None
 
+        for name in {*selection.files, *filter(None, (selection.folder, selection.config))}:
+            refuse_unfinished(self.path / name)
         return Source(reference, str(self.path / selection.folder), tuple(str(self.path / n) for n in selection.files),
                       path(selection.config), path(selection.index), selection.choice,
                       texts=tuple(str(self.path / n) for n in selection.texts))
@@ -146,14 +149,18 @@ def find_path(reference: str, revision: str = "") -> Path:
     found = next(candidates(reference, revision), None)
     if found is None:
         raise _not_here(reference.strip(), revision, ())
+    refuse_unfinished(found)
     return found
 
 
 T = TypeVar("T")
+# fetch(reference, revision, select, command) → the folder; hub.fetch, or one that asks or reports in between
+Fetch = Callable[[str, str, Callable[[Folder], Sequence[Selection]], str], Path]
 
 
 def resolve(reference: str, revision: str, use: Callable[[Path], T],
-            select: Callable[[Folder], Sequence[Selection]], patterns: Sequence[str], download: bool) -> T:
+            select: Callable[[Folder], Sequence[Selection]], patterns: Sequence[str],
+            download: bool | Fetch) -> T:
     """`use(path)` on the first place that has all files of this load; the others raise MissingFiles from it.
 
     With `download`, a repo that no place has completely is fetched: the files that `select` chooses from it, at one
@@ -161,6 +168,7 @@ def resolve(reference: str, revision: str, use: Callable[[Path], T],
     """
     short: MissingFiles | None = None
     for path in candidates(reference, revision):
+        refuse_unfinished(path)
         try:
             return use(path)
         except MissingFiles as error:
@@ -172,7 +180,8 @@ def resolve(reference: str, revision: str, use: Callable[[Path], T],
     if download:
         from . import hub
 
-        return use(hub.fetch(text, revision, select, command))
+        fetch = hub.fetch if download is True else download
+        return use(fetch(text, revision, select, command))
     if short is not None:
         raise MissingFiles(short.what, short.where, f"switch download_missing on, or run: {command}") from short
     raise _not_here(text, revision, patterns)
@@ -198,7 +207,8 @@ def _not_here(text: str, revision: str, patterns: Sequence[str]) -> MissingFiles
 
 
 def locate(reference: str, *, component: str = "transformer", weights_name: str = "", revision: str = "",
-           need_weights: bool = True, download: bool = False, precision: str = "auto", rank: int = 0) -> Source:
+           need_weights: bool = True, download: bool | Fetch = False, precision: str = "auto",
+           rank: int = 0) -> Source:
     """Resolve a reference to the files of one transformer.
 
     Accepts a diffusers pipeline folder (its `component` is taken), a component folder (config.json + weights), a
@@ -274,6 +284,8 @@ def local_references() -> list[str]:
         except OSError:
             return
         names = {entry.name for entry in entries}
+        if MARKER in names:
+            return
         whole = {"model_index.json", "config.json"} & names or any(name.endswith(INDEX) for name in names)
         if whole and folder != root:
             found.add(folder.relative_to(root).as_posix())

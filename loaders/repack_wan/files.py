@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import CheckpointError
+from ..publish import Step
 
 CHUNK = 16 << 20  # bytes between two looks at Cancel
-Step = Callable[[int], None]
 
 
 class File(NamedTuple):
@@ -27,17 +26,6 @@ class File(NamedTuple):
     def size(self) -> int:
         """Bytes it takes (a link takes none)."""
         return 0 if self.link else len(self.head) + (self.source.stat().st_size - self.start if self.source else 0)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the entries of a folder durable (not on Windows, which does it by itself)."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def place_link(link: Path, to: Path) -> bool:
