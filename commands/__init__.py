@@ -8,6 +8,10 @@ from __future__ import annotations
 COMMANDS = {
     "inspect": "inspect_checkpoint",
     "load": "load",
+    "build-fp8": "build_fp8",
+    "build-nvfp4": "build_nvfp4",
     "repack-wan": "repack_wan",
+    "compare": "compare",
+    "migrate": "migrate",
     "doctor": "doctor",
 }

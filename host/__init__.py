@@ -10,17 +10,22 @@ from .devices import (
     compute_device,
     device_name,
     device_type,
+    float_bytes,
     free_memory,
     has_matmul,
     is_cpu,
+    kitchen_backends,
     progress,
+    torch_builds,
 )
+from .elsewhere import act_for
 from .folders import (
     MODEL_FOLDER_KEYS,
     OWN_FOLDER_KEY,
     cached_snapshot,
     environment,
     model_folders,
+    output_folder,
     ready,
     register_model_folder,
     version,
@@ -36,9 +41,20 @@ from .models import (
     mixed_operations_in,
     model_identity,
     native_names,
+    patched_tensors,
+    quantized_formats,
     refuse_to_run,
+    tensors_for_saving,
     unpatched_tensors,
 )
+from .sampling import (
+    decode_latents,
+    sample,
+    sampler_names,
+    scheduler_names,
+    start_of,
+)
+from .server import other_origins_allowed, routes
 from .text_encoders import (
     bundled_tokenizer,
     follow_tokenizer_json,

@@ -39,10 +39,11 @@ def is_cpu() -> bool:
 
 
 def has_matmul(kind: str) -> bool:
-    """Whether the host multiplies "FP8" (NVIDIA SM 8.9+) or "NVFP4" (SM 10.0+) natively on its device."""
+    """Whether the host multiplies "FP8" (NVIDIA SM 8.9+), "NVFP4" or "MXFP8" (SM 10.0+) natively on its device."""
     import comfy.model_management as management
 
-    supports = {"FP8": management.supports_fp8_compute, "NVFP4": management.supports_nvfp4_compute}[kind]
+    supports = {"FP8": management.supports_fp8_compute, "NVFP4": management.supports_nvfp4_compute,
+                "MXFP8": management.supports_mxfp8_compute}[kind]
     return bool(supports(management.get_torch_device()))
 
 
@@ -64,6 +65,38 @@ def amd_architecture() -> str:
     if device.type != "cuda" or not torch.version.hip:
         return ""
     return str(torch.cuda.get_device_properties(device).gcnArchName).partition(":")[0]
+
+
+def float_bytes(count: int, stored: str) -> int:
+    """Bytes an element in which the host keeps this many unquantized weights; `stored` as safetensors calls it."""
+    import comfy.model_management
+    import torch
+
+    dtypes = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+    return int(comfy.model_management.unet_dtype(model_params=count, weight_dtype=dtypes.get(stored)).itemsize)
+
+
+def torch_builds() -> dict[str, str]:
+    """What torch was built for: CUDA's and HIP's versions, empty where it was not."""
+    import torch
+
+    return {"CUDA": torch.version.cuda or "", "HIP": torch.version.hip or ""}
+
+
+def kitchen_backends() -> dict[str, str]:
+    """comfy-kitchen's back ends, as the host has set them up: "available" with how many functions, or why not."""
+    import comfy.quant_ops  # noqa: F401  # switches back ends on and off
+    from comfy_kitchen import list_backends
+
+    def words(state: dict[str, object]) -> str:
+        if state.get("disabled"):
+            return "switched off by ComfyUI"
+        if not state.get("available"):
+            return str(state.get("unavailable_reason") or "not available")
+        capabilities = state.get("capabilities")
+        return f"available, {len(capabilities) if isinstance(capabilities, list) else 0} functions"
+
+    return {name: words(state) for name, state in list_backends().items()}
 
 
 def free_memory(device: torch.device) -> int:

@@ -42,6 +42,13 @@ def model_folders() -> list[str]:
     return folders
 
 
+def output_folder() -> str:
+    """The folder that ComfyUI's save nodes write to."""
+    import folder_paths
+
+    return str(folder_paths.get_output_directory())
+
+
 def cached_snapshot(repo: str, revision: str = "") -> str | None:
     """The folder of a repo that is in the Hugging Face cache, complete or not, or None. Never opens a connection."""
     try:

@@ -151,6 +151,54 @@ def unpatched_tensors(patcher: Any) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def tensors_for_saving(patcher: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(the tensors of a MODEL's diffusion model under its own names with what is patched into it, as the host's save
+    nodes write them; those of them that have no values yet → the weight whose `patched_tensors` has them).
+
+    ComfyUI 0.30's own `state_dict_for_saving` is not asked: of each tensor that is not in VRAM it makes a torch
+    Parameter, which integers (NVFP4, INT8) cannot be, and what its dynamic VRAM keeps loaded it patches twice.
+    """
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([patcher])
+    network, prefix = patcher.model.diffusion_model, "diffusion_model."
+    tensors, modules = dict(network.state_dict()), dict(network.named_modules())
+
+    def pieces(name: str, weight: Any) -> dict[str, torch.Tensor]:
+        return weight.state_dict(name) if hasattr(weight, "_qdata") else {name: weight}
+
+    # What is kept aside is what the host has patched, or has cast to another dtype for this device.
+    for key, kept in {**{key: kept.weight for key, kept in patcher.backup.items()}, **patcher.backup_buffers}.items():
+        name = key.removeprefix(prefix)
+        if name in tensors and key not in patcher.patches:
+            tensors |= pieces(name, kept)
+    pending: dict[str, str] = {}
+    for key in patcher.patches.keys() - patcher.backup.keys():
+        name = key.removeprefix(prefix)
+        module, _, leaf = name.rpartition(".")
+        if name in tensors and hasattr(modules.get(module), "comfy_cast_weights"):
+            pending |= {piece: name for piece in pieces(name, getattr(modules[module], leaf)) if piece in tensors}
+    if patcher.model.model_type.name == "V_PREDICTION":
+        marks = ["v_pred", *(["ztsnr"] if getattr(patcher.get_model_object("model_sampling"), "zsnr", False) else [])]
+        tensors |= dict.fromkeys(marks, next(iter(tensors.values())).new_empty(0, device="cpu"))
+    return tensors, pending
+
+
+def patched_tensors(patcher: Any, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of one weight of a MODEL's diffusion model with its patches in it, on the CPU; the patched weight is
+    made for this and let go. Raises NotImplementedError where a weight cannot take the patches."""
+    weight = patcher.patch_weight_to_device(f"diffusion_model.{name}", device_to=patcher.load_device,
+                                            return_weight=True).to("cpu")
+    return weight.state_dict(name) if hasattr(weight, "_qdata") else {name: weight}
+
+
+def quantized_formats() -> set[str]:
+    """The formats of `comfy_quant` markers that this host loads by itself."""
+    from comfy.quant_ops import QUANT_ALGOS
+
+    return set(QUANT_ALGOS)
+
+
 def model_identity(model: Any) -> dict[str, Any]:
     """What must be equal for two of the host's models to be one but for their weights: class, kind of prediction and
     every size."""

@@ -32,7 +32,8 @@ COMPANIONS = tuple(sorted(frozenset().union(*(fmt.companions for fmt in formats(
 class NativeStateDict:
     """Tensors under the host's names, and what the report says about them.
 
-    `part_kinds` are the kinds of SVDQuant parts that are among them, `runs` lines on how they run.
+    `part_kinds` are the kinds of SVDQuant parts that are among them, `runs` lines on how they run; `copied` is called
+    while the host copies the tensors, to let go of what they were copied from.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class NativeStateDict:
     per_shard: int = 0
     dynamic: int = 0
     part_kinds: set[str] = field(default_factory=set)
+    copied: Callable[[], None] = lambda: None
     runs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

@@ -18,7 +18,7 @@ class CheckpointError(ValueError):
         if do:
             text += f"\n  what to do: {do}"
         super().__init__(text)
-        self.what, self.where = what, where
+        self.what, self.where, self.do = what, where, do
 
 
 class MissingFiles(CheckpointError):

@@ -79,7 +79,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
         check_widgets(description, request.precision, request.rank)
     description.require_loadable()
     if must_be:
-        _refuse_other_model(description, *must_be)
+        refuse_other_model(description, *must_be)
     compute = _compute(request.compute, description)
     fp4_backend, fp4_note = _fp4_backend(request.fp4_backend, description, compute)
     from . import modelslim
@@ -184,7 +184,7 @@ def base_of(model: Any) -> tuple[str, Dims]:
                           "", f"supported: {', '.join(a.name for a in ARCHITECTURES)}")
 
 
-def _refuse_other_model(description: CheckpointDescription, name: str, dims: Dims) -> None:
+def refuse_other_model(description: CheckpointDescription, name: str, dims: Dims) -> None:
     """Raise CheckpointError unless the description is of this architecture and these sizes."""
     if description.architecture != name:
         raise CheckpointError(f"the override is {description.architecture}, but the base model is {name}",

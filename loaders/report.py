@@ -62,14 +62,15 @@ def load_report(description: CheckpointDescription, native: NativeStateDict | No
         total = sum(native.layouts.values())
         lines.append(f"quantized modules in ComfyUI: {total}, of them {native.per_shard} fused with every shard's own "
                      f"scale, {native.dynamic} with dynamic activation scales")
-        lines += [f"{kind} runs: {_how_it_runs(kind, compute)}" for kind in ("FP8", "NVFP4")
+        lines += [f"{kind} runs: {how_it_runs(kind, compute)}" for kind in ("FP8", "NVFP4")
                   if kind in description.formats]
     lines += native.runs if native is not None else []
     lines += [f"note: {note}" for note in (*description.notes, *(native.notes if native else ()))]
     return "\n".join(lines)
 
 
-def _how_it_runs(kind: str, compute: str) -> str:
+def how_it_runs(kind: str, compute: str) -> str:
+    """How "FP8" or "NVFP4" layers run on this device with this choice of `compute`, in words."""
     device = host.device_name()
     if compute == "dequantize":
         return f"dequantized (as chosen) on {device}: weights stay {kind} in memory, every matmul is full precision"
@@ -83,16 +84,26 @@ def _how_it_runs(kind: str, compute: str) -> str:
             f"every matmul{cost}")
 
 
+def panels_of(description: CheckpointDescription) -> dict[str, dict[str, dict[str, str]]]:
+    """Kind of block → number of the block → module → stored format; the layer map's panels, rows and columns."""
+    panels: dict[str, dict[str, dict[str, str]]] = {}
+    for name, fmt in description.layers.items():
+        kind, number, module = _block(name)
+        panels.setdefault(kind, {}).setdefault(number, {})[module] = fmt
+    return panels
+
+
+def format_colours() -> dict[str, tuple[int, int, int]]:
+    """The colour (RGB) of every stored format in the layer map."""
+    return {fmt.name: fmt.colour for fmt in formats()} | COLOURS | modelslim.COLOURS
+
+
 def layer_map(description: CheckpointDescription) -> Any:
     """The layers as a picture (PIL image): a panel for each kind of block, rows are blocks, columns modules, the colour
     is the stored format."""
     from PIL import Image, ImageDraw, ImageFont
 
-    panels: dict[str, dict[str, dict[str, str]]] = {}
-    for name, fmt in description.layers.items():
-        kind, number, module = _block(name)
-        panels.setdefault(kind, {}).setdefault(number, {})[module] = fmt
-    colours = {fmt.name: fmt.colour for fmt in formats()} | COLOURS | modelslim.COLOURS
+    panels, colours = panels_of(description), format_colours()
     font, cell, margin, numbers = ImageFont.load_default(12), 20, 16, 26
     background, text, faint = (30, 32, 36), (235, 235, 235), (170, 174, 182)
     columns = {kind: list(dict.fromkeys(m for row in rows.values() for m in row)) for kind, rows in panels.items()}

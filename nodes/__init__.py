@@ -15,6 +15,9 @@ NODES = {
     "mxfp8": ("QT_AscendMXFP8Quantize",),
     "inspect_checkpoint": ("QT_InspectCheckpoint",),
     "build": ("QT_RepackModelSlimWan",),
+    "build_quantized": ("QT_BuildFP8Transformer", "QT_BuildNVFP4Transformer"),
+    "save_quantized": ("QT_SaveQuantizedModel",),
+    "compare": ("QT_CompareModels",),
 }
 logger = logging.getLogger(__name__)
 

@@ -188,7 +188,17 @@ try:
     repack.execute(source="owner/never-heard-of", base="Wan-AI/Wan2.2-T2V-A14B-Diffusers", output=os.environ["OUTPUT"])
 except ValueError as error:
     assert "hf download" in str(error), error
-assert {*FIRST, "QT_AscendMXFP8Quantize", "QT_RepackModelSlimWan"} == set(nodes)
+BUILDERS = {"QT_BuildFP8Transformer": {"backbone": "", "model_type": "auto"}, "QT_BuildNVFP4Transformer": {"pattern_preset": "none"}}
+for name, inputs in BUILDERS.items():
+    try:
+        nodes[name].execute(modelopt_export="", base="black-forest-labs/FLUX.1-dev", output=os.environ["OUTPUT"], **inputs)
+    except ValueError as error:
+        assert "black-forest-labs/FLUX.1-dev" in str(error), error
+    else:
+        raise AssertionError(name)
+# these two take MODELs only
+assert {*FIRST, *BUILDERS, "QT_AscendMXFP8Quantize", "QT_RepackModelSlimWan", "QT_SaveQuantizedModel",
+        "QT_CompareModels"} == set(nodes)
 print("no socket")
 """
 

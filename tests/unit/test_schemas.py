@@ -25,18 +25,18 @@ def schemas() -> dict[str, dict[str, list]]:
     for cls in node_classes():
         info = cls.GET_NODE_INFO_V1() if hasattr(cls, "GET_NODE_INFO_V1") else None
         given = info["input"] if info else cls.INPUT_TYPES()
-        inputs = [[name, *_type(spec), kind == "optional"] for kind in ("required", "optional")
+        inputs = [[name, *_type(name, spec), kind == "optional"] for kind in ("required", "optional")
                   for name, spec in given.get(kind, {}).items()]
         found[cls.GET_SCHEMA().node_id] = {"inputs": inputs, "outputs": [str(output.get_io_type())
                                                                         for output in cls.GET_SCHEMA().outputs]}
     return found
 
 
-def _type(spec: tuple) -> list:
-    """Type and, for lists that do not depend on what is on this machine, the choices."""
+def _type(name: str, spec: tuple) -> list:
+    """Type and, for lists that depend neither on what is on this machine nor on the host, the choices."""
     kind, options = spec[0], (spec[1] if len(spec) > 1 else {}).get("options")
     choices = list(kind) if isinstance(kind, list) else options
-    fixed = choices and not any("/" in str(choice) for choice in choices)
+    fixed = choices and name not in ("sampler_name", "scheduler") and not any("/" in str(choice) for choice in choices)
     return ["COMBO" if isinstance(kind, list) else kind, choices if fixed else None]
 
 

@@ -1,0 +1,68 @@
+"""The host's samplers and VAE decoding, as its own sampler and decode nodes call them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def sampler_names() -> list[str]:
+    """The samplers of the host's KSampler node."""
+    import comfy.samplers
+
+    return list(comfy.samplers.KSampler.SAMPLERS)
+
+
+def scheduler_names() -> list[str]:
+    """The schedulers of the host's KSampler node."""
+    import comfy.samplers
+
+    return list(comfy.samplers.KSampler.SCHEDULERS)
+
+
+def start_of(patcher: Any, latent: dict[str, Any], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(latent, noise) that sampling of a LATENT begins with: an empty one with the channels of the MODEL's latents, and
+    the noise of `seed`. F32 [B, C, H, W] or [B, C, T, H, W]; raises TypeError for latents in several parts."""
+    import comfy.sample
+
+    samples = latent["samples"]
+    if samples.is_nested:
+        raise TypeError("a latent in several parts (video with sound)")
+    samples = comfy.sample.fix_empty_latent_channels(patcher, samples, latent.get("downscale_ratio_spacial"),
+                                                     latent.get("downscale_ratio_temporal"))
+    return samples, comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+
+
+def sample(patcher: Any, start: tuple[torch.Tensor, torch.Tensor], on_step: Callable[[int, torch.Tensor], None], *,
+           mask: Any = None, steps: int, **options: Any) -> torch.Tensor:
+    """Sample from (latent, noise); the result on the CPU.
+
+    `on_step` gets the number of the step, from 0, and the denoised prediction x0 of the sampler's callback. Previews,
+    progress and Cancel are those of the host's nodes. `options`: those of comfy.sample.sample.
+    """
+    import comfy.sample
+    import comfy.utils
+    import latent_preview
+
+    shown = latent_preview.prepare_callback(patcher, steps)
+
+    def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
+        on_step(step, x0)
+        shown(step, x0, x, total)
+
+    latent, noise = start
+    result = comfy.sample.sample(patcher, noise, steps=steps, latent_image=latent, noise_mask=mask, callback=callback,
+                                 disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, **options)
+    return result.to("cpu")
+
+
+def decode_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Pictures [N, H, W, C] in 0..1 of a latent; the frames of a video one after the other."""
+    import torch
+
+    with torch.no_grad():  # as the server runs nodes
+        pictures = vae.decode(latents)
+    return (pictures.reshape(-1, *pictures.shape[-3:]) if pictures.ndim == 5 else pictures).float().to("cpu")

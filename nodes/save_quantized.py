@@ -1,0 +1,52 @@
+"""Save Quantized Model."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..loaders.errors import CheckpointError
+from . import inputs
+
+
+class QT_SaveQuantizedModel(io.ComfyNode):
+    """A MODEL's transformer as one .safetensors file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QT_SaveQuantizedModel", display_name="Save Quantized Model",
+            category=f"{inputs.CATEGORY}/build", is_output_node=True,
+            description="Writes the MODEL, with its LoRAs, as one native .safetensors file that ComfyUI loads without "
+                        "this pack wherever it has the formats. Quantized weights keep their bytes.",
+            search_aliases=["save model", "export quantized", "single file", "ModelSave", "safetensors", "bake lora"],
+            inputs=[
+                io.Model.Input("model", tooltip="From any loader. LoRAs on it are put into the weights."),
+                io.String.Input("filename", default="diffusion_models/quantized",
+                                tooltip="Below ComfyUI's output folder; what is in diffusion_models there shows in the "
+                                        "loaders' lists. Or a full path in a model folder. .safetensors is added."),
+                io.Combo.Input("format", options=["exact", "stock"], default="exact",
+                               tooltip="exact: every layer as it is; the report says when that needs this pack. stock: "
+                                       "a file for ComfyUI without this pack, in which layers that it has no format "
+                                       "for are dequantized to 16 bits."),
+                io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of this name. Off: refuse."),
+            ],
+            outputs=[io.String.Output("report", display_name="report")])
+
+    @classmethod
+    def validate_inputs(cls, filename: str | None = None) -> bool | str:
+        from ..loaders.save import target_file
+
+        if filename is None:  # from another node: known when it runs
+            return True
+        try:
+            target_file(filename)
+        except CheckpointError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, model, filename: str, format: str = "exact", overwrite: bool = False) -> io.NodeOutput:
+        from ..loaders.save import save
+
+        _, report = save(model, filename, format, overwrite)
+        return io.NodeOutput(report, ui=ui.PreviewText(report))
