@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import ComfyExtension
 
 WEB_DIRECTORY = "./web"
@@ -12,6 +14,15 @@ class QuantizedTransformers(ComfyExtension):
         from . import host
 
         host.register_model_folder()
+        table = host.routes()
+        if table is None:
+            return
+        try:
+            from .nodes.routes import add_routes
+
+            add_routes(table)
+        except Exception:  # costs the badges and the browser, not the nodes
+            logging.getLogger(__name__).exception("Quantized Transformers: its web routes are not available")
 
     async def get_node_list(self) -> list[type]:
         from .nodes import node_classes

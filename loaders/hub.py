@@ -8,7 +8,6 @@ The cache's layout (blobs, snapshots, refs) is the documented one, so every othe
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -17,10 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from .. import host
 from .errors import CheckpointError, first_ten
+from .hub_errors import explained, gated
+from .hub_file import HashedFile, RemoteFile
 from .selection import TEXT_SUFFIXES, Folder, Selection, leaves_folder
 from .sources import read_json
 
@@ -31,26 +32,73 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class RemoteFile:
-    """A file as the Hub lists it: size in bytes and its digest, sha256 for large files, git's blob sha1 for others."""
+class Watcher:
+    """Who hears of a download: `progress(bytes)` returns the function that is called with each step's bytes and may
+    raise to end it, `file(name)` is told which file comes next. Gated repos are refused without `licence_accepted`."""
 
-    size: int
-    digest: str
-
-    def hasher(self) -> Any:
-        """What its digest is made with; a git blob's begins with its size."""
-        if len(self.digest) == 64:
-            return hashlib.sha256()
-        return hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
+    progress: Callable[[int], Callable[..., None]]
+    file: Callable[[str], None] = lambda name: None
+    licence_accepted: bool = True
 
 
-def fetch(reference: str, revision: str, select: Callable[[Folder], Sequence[Selection]], command: str) -> Path:
+@dataclass(frozen=True)
+class Plan:
+    """What `fetch` would download: sizes by file name (None: the Hub does not show them without access), how many
+    bytes of them are not in the cache, and whether the repo is gated."""
+
+    repo: str
+    commit: str
+    files: dict[str, int] | None
+    missing: int | None
+    gated: bool
+
+
+def fetch(reference: str, revision: str, select: Callable[[Folder], Sequence[Selection]], command: str,
+          watcher: Watcher | None = None) -> Path:
     """Download the files that `select` chooses from a repo and return the local folder (or file) of `reference`.
 
     `reference` is owner/name with an optional subfolder or file behind it, `command` the line that does the same by
     hand. Files that are already in the cache are not fetched again. Raises CheckpointError: no such repo, no access, no
     network, no space, unsafe names, a hash that does not match. Raises the host's interruption when the user cancels.
+    `watcher` hears of it instead of the node that runs.
     """
+    watcher = watcher or Watcher(host.progress)
+    with _opened(reference, revision, command, watcher) as remote:
+        if remote.gated and not watcher.licence_accepted:
+            raise gated(remote.repo, command)
+        remote.download(_chosen(remote, select))
+        return Path(remote.snapshot, *PurePosixPath(reference).parts[2:])
+
+
+def plan(reference: str, revision: str, select: Callable[[Folder], Sequence[Selection]], command: str) -> Plan:
+    """What `fetch` would download. Asks the Hub for its list of files, and fetches an index where the choice needs it.
+
+    Raises CheckpointError as `fetch` does, and while another process downloads from this repo.
+    """
+    from huggingface_hub.errors import GatedRepoError
+
+    with _opened(reference, revision, command, Watcher(lambda total: lambda amount=1: None), wait=False) as remote:
+        try:
+            names = _chosen(remote, select)
+        except GatedRepoError:
+            return Plan(remote.repo, remote.commit, None, None, True)
+        sizes = {name: remote.files[name].size for name in remote.full(names)}
+        missing = sum(size for name, size in sizes.items() if not (remote.snapshot / name).is_file())
+        return Plan(remote.repo, remote.commit, sizes, missing, remote.gated)
+
+
+def _chosen(remote: Repo, select: Callable[[Folder], Sequence[Selection]]) -> list[str]:
+    """The names that `select` takes, or the file that the reference names."""
+    if remote.below in remote.files:
+        names = [remote.below]
+        remote.below = ""
+        return names
+    return [name for selection in select(remote) for name in selection.names]
+
+
+@contextmanager
+def _opened(reference: str, revision: str, command: str, watcher: Watcher, wait: bool = True) -> Iterator[Repo]:
+    """The repo of a reference, while no other process downloads from it; what goes wrong as a CheckpointError."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -60,19 +108,12 @@ def fetch(reference: str, revision: str, select: Callable[[Folder], Sequence[Sel
     # The base class of its HTTP errors is that of the HTTP library it uses, which differs between versions.
     failures: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
     try:
-        with _locked(Path(constants.HF_HUB_CACHE, ".locks", store.name, "quantized_transformers.lock")):
-            remote = Repo(repo, revision, store, below)
-            if below in remote.files:
-                selections: Sequence[Selection] = [Selection("", (below,))]
-                remote.below = ""
-            else:
-                selections = select(remote)
-            remote.download([name for selection in selections for name in selection.names])
-            return Path(remote.snapshot, *parts[2:])
+        with _locked(Path(constants.HF_HUB_CACHE, ".locks", store.name, "quantized_transformers.lock"), watcher, wait):
+            yield Repo(repo, revision, store, below, watcher)
     except CheckpointError:
         raise
     except failures as error:
-        raise _explained(error, repo, revision, store, command) from error
+        raise explained(error, repo, revision, store, command) from error
     except ValueError as error:  # an id or revision that huggingface_hub does not accept, a file too large for HTTP
         raise CheckpointError(f"the Hub does not serve this: {error}", reference, f"run: {command}") from error
 
@@ -80,11 +121,12 @@ def fetch(reference: str, revision: str, select: Callable[[Folder], Sequence[Sel
 class Repo:
     """A repo at one commit, as selection.py sees a folder. Making one asks the Hub for its list of files."""
 
-    def __init__(self, repo: str, revision: str, store: Path, below: str = "") -> None:
+    def __init__(self, repo: str, revision: str, store: Path, below: str = "", watcher: Watcher | None = None) -> None:
         """Raises CheckpointError when the list holds a name that could be written outside the cache."""
         from huggingface_hub import HfApi
 
         self.repo, self.store, self.below = repo, store, below
+        self.watcher = watcher or Watcher(host.progress)
         if leaves_folder(revision):
             raise CheckpointError("this is no revision", revision, "give a branch, tag or commit")
         # What the cache already holds of this revision decides the commit, so that all its files belong together.
@@ -92,6 +134,7 @@ class Repo:
         wanted = known.read_text(encoding="utf-8").strip() if known.is_file() else revision or None
         info = HfApi().model_info(repo, revision=wanted, files_metadata=True)
         self.commit = info.sha or ""
+        self.gated = bool(info.gated)
         if not _COMMIT.fullmatch(self.commit):
             raise CheckpointError(f"the Hub names no commit for {repo}", self.commit, "try again later")
         self.snapshot = store / "snapshots" / self.commit
@@ -119,9 +162,13 @@ class Repo:
         self.download([name])
         return read_json(str(Path(self.snapshot, self.below, name)))
 
+    def full(self, names: Sequence[str]) -> list[str]:
+        """Names below `below` as names in the repo, each once."""
+        return list(dict.fromkeys(f"{self.below}/{name}" if self.below else name for name in names))
+
     def download(self, names: Sequence[str]) -> None:
         """Fetch files by name below `below`, in this order; those at hand are skipped."""
-        full = list(dict.fromkeys(f"{self.below}/{name}" if self.below else name for name in names))
+        full = self.full(names)
         strange = [name for name in full if not name.lower().endswith(SUFFIXES)]
         if strange:
             raise CheckpointError(f"files of this kind are not downloaded: {first_ten(strange)}", self.repo,
@@ -139,11 +186,12 @@ class Repo:
             raise CheckpointError(f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free", self.store,
                                   "free some space, or move the cache with HF_HOME")
         logger.info("downloading %s at %s: %d files, %.2f GB", self.repo, self.commit[:8], len(absent), needed / 1e9)
-        step = host.progress(sum(sizes.values()))
+        step = self.watcher.progress(sum(sizes.values()))
         if self.ref is not None and not self.ref.is_file():  # first, so that a load that goes on takes the same commit
             self.ref.parent.mkdir(parents=True, exist_ok=True)
             _write_atomically(self.ref, self.commit)
         for name in absent:
+            self.watcher.file(name)
             self._one(name, partial[name], step)
 
     def _one(self, name: str, partial: Path, step: Callable[[int], None]) -> None:
@@ -156,7 +204,7 @@ class Repo:
         blob = partial.with_suffix("")
         if not blob.is_file():
             with open(partial, "ab") as raw:
-                target = _Hashed(raw, partial, file, step)
+                target = HashedFile(raw, partial, file, step)
                 if target.tell() < file.size:
                     http_get(hf_hub_url(self.repo, name, revision=self.commit), target,  # type: ignore[arg-type]
                              resume_size=target.tell(), expected_size=file.size, displayed_filename=name,
@@ -169,46 +217,6 @@ class Repo:
         else:
             step(file.size)
         _show(blob, self.snapshot / name)
-
-
-class _Hashed:
-    """The file that huggingface_hub writes a download into: hashes it, moves the progress bar, hears Cancel."""
-
-    def __init__(self, raw: BinaryIO, path: Path, file: RemoteFile, step: Callable[[int], None]) -> None:
-        self._raw, self._path, self._file, self._step = raw, path, file, step
-        if raw.tell() > file.size:
-            raw.truncate(0)
-        self._restart()
-
-    def _restart(self) -> None:
-        """Begin with the hash of what is on disk already."""
-        self._raw.flush()
-        self._hash = self._file.hasher()
-        with open(self._path, "rb") as earlier:
-            while block := earlier.read(1 << 22):
-                self._hash.update(block)
-                self._step(len(block))
-
-    def write(self, data: bytes) -> int:
-        self._step(len(data))  # raises when the user has cancelled
-        self._hash.update(data)
-        return self._raw.write(data)
-
-    def tell(self) -> int:
-        self._raw.seek(0, os.SEEK_END)
-        return self._raw.tell()
-
-    def seek(self, position: int, whence: int = 0) -> int:
-        return self._raw.seek(position, whence)
-
-    def truncate(self, size: int | None = None) -> int:
-        """A server that ignored the range sends the file from its start."""
-        size = self._raw.truncate(size)
-        self._restart()
-        return size
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
 
 
 def _show(blob: Path, pointer: Path) -> None:
@@ -229,50 +237,23 @@ def _write_atomically(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, watcher: Watcher, wait: bool) -> Iterator[None]:
     """One download of a repo at a time on this machine; waiting can be cancelled."""
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
-    step = host.progress(0)
+    step = watcher.progress(0)
     while True:
         try:
             lock.acquire(timeout=0.5)
             break
         except Timeout:
+            if not wait:
+                raise CheckpointError("this repo is being downloaded already", path.parent.name,
+                                      "wait until that is done") from None
             step(0)
     try:
         yield
     finally:
         lock.release()
-
-
-def _explained(error: Exception, repo: str, revision: str, store: Path, command: str) -> CheckpointError:
-    """What went wrong between here and the Hub, in the user's words. Gated comes first: it is a kind of not found."""
-    from huggingface_hub import constants, errors
-
-    at = f"{repo} at {constants.ENDPOINT}"
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return CheckpointError("download_missing is on, but HF_HUB_OFFLINE forbids downloads", at,
-                               f"unset HF_HUB_OFFLINE, or on another machine run: {command}")
-    if isinstance(error, errors.GatedRepoError):
-        return CheckpointError(f"{repo} is gated: its licence must be accepted once", f"https://huggingface.co/{repo}",
-                               "accept it there, log in (hf auth login, or set HF_TOKEN), then try again or run: "
-                               f"{command}")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return CheckpointError(f"{repo} has no revision {revision or 'main'} (any more)", at,
-                               f"correct or clear the revision, or run: {command}")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return CheckpointError(f"there is no repo {repo}, or it is private", at,
-                               f"correct the id, or log in (hf auth login, or set HF_TOKEN) and run: {command}")
-    if isinstance(error, errors.HfHubHTTPError):
-        return CheckpointError(f"the Hub refused: {error}", at, f"try again later, or run: {command}")
-    if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
-        return CheckpointError("the disk is full", store, f"free some space, or move the cache with HF_HOME; what has "
-                                                          f"arrived is kept. By hand: {command}")
-    if isinstance(error, PermissionError) or isinstance(error, OSError) and error.errno == 30:  # EROFS
-        return CheckpointError(f"cannot write into the Hugging Face cache: {error.strerror}", store,
-                               f"correct its rights, or move it with HF_HOME. By hand: {command}")
-    return CheckpointError(f"the download broke off ({type(error).__name__}: {error})", at,
-                           f"check the network and try again, it goes on where it stopped; or run: {command}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import CheckpointError, MissingFiles
 from .selection import PIPELINE, Folder, Selection, select_component, select_texts
-from .sources import LocalFolder, Source, base_of_quantized, candidates, resolve
+from .sources import Fetch, LocalFolder, Source, base_of_quantized, candidates, resolve
 
 Wanted = Callable[[dict[str, Any]], Sequence[str]]
 TEXT_FOLDERS = ("tokenizer", "processor", "feature_extractor", "image_processor")
@@ -34,7 +34,7 @@ class Pipeline:
         return [path for part in self.parts.values() for path in part.paths]
 
 
-def locate_parts(reference: str, wanted: Wanted, *, revision: str = "", download: bool = False,
+def locate_parts(reference: str, wanted: Wanted, *, revision: str = "", download: bool | Fetch = False,
                  patterns: Sequence[str] = ()) -> Pipeline:
     """Resolve a base and the components of it that `wanted(model_index)` names.
 

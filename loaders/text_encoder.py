@@ -16,7 +16,7 @@ from .errors import CheckpointError, first_ten
 from .model import DTYPES
 from .pipeline import Pipeline, locate_parts
 from .report import size
-from .sources import Source
+from .sources import Fetch, Source
 from .text_encoders import classes, family_of
 from .text_encoders.base import Encoder
 
@@ -34,7 +34,7 @@ class Request:
     reference: str
     revision: str = ""
     dtype: str = "default"
-    download: bool = False
+    download: bool | Fetch = False
 
 
 @dataclass(frozen=True)

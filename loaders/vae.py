@@ -19,7 +19,7 @@ from .model import DTYPES
 from .pipeline import locate_parts
 from .report import size
 from .selection import PIPELINE
-from .sources import Source, find_path, locate, read_json
+from .sources import Fetch, Source, find_path, locate, read_json
 from .vaes import VAES, Plan, by_class_name
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Request:
     reference: str
     revision: str = ""
     dtype: str = "default"
-    download: bool = False
+    download: bool | Fetch = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,89 @@
+"""What this machine can do with each family, and what it is made of: for `doctor`, the web page, and bug reports."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Any
+
+from .. import host
+
+PACKAGES = ("torch", "safetensors", "comfy-kitchen", "huggingface_hub", "diffusers")
+
+
+def facts() -> dict[str, Any]:
+    """JSON-able facts. Without ComfyUI only versions and the environment; never raises for what is not installed.
+
+    With it: "device", "capability" (CUDA's, or None), "cuda", "hip", "npu", "kitchen" (back end → "available" or why
+    not), "nunchaku", "flashinfer", "<kind> matmul", and "families": [{"family", "verdict", "text"}].
+    """
+    out: dict[str, Any] = {"python": sys.version.split()[0], "ComfyUI": host.version()}
+    out |= {package: _version(package) for package in PACKAGES}
+    out |= {"nunchaku": _nunchaku(), "flashinfer": _flashinfer()}
+    if out["ComfyUI"] != "not found":
+        out |= _device()
+    return out | host.environment()
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The facts as text, one a line; the families last."""
+    out = []
+    for key, value in found.items():
+        if key == "families":
+            continue
+        if isinstance(value, dict):
+            value = "; ".join(f"{name}: {words}" for name, words in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        out.append(f"{key}: {'none' if value in (None, '') else value}")
+    width = max((len(row["family"]) for row in found.get("families", ())), default=0)
+    return out + [f"{row['verdict']:5}  {row['family']:{width}}  {row['text']}" for row in found.get("families", ())]
+
+
+def _version(package: str) -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _nunchaku() -> str:
+    """The engine's version, or what is wrong: the package of that name on PyPI is another one."""
+    from ..quant.svdquant.nunchaku_wheel import find
+
+    wheel = find()
+    return wheel.problem or f"{wheel.version} (the SVDQuant engine)"
+
+
+def _flashinfer() -> str:
+    if importlib.util.find_spec("flashinfer") is None:
+        return "not installed"
+    version = _version("flashinfer-python")
+    return version if version != "not installed" else "installed, version unknown"
+
+
+def _device() -> dict[str, Any]:
+    from .verdict import ascend_facts, families
+
+    npu = ascend_facts()
+    capability = host.capability()
+    out: dict[str, Any] = {
+        "device": host.device_name(), "device type": host.device_type(),
+        "capability": f"SM {capability[0]}.{capability[1]}" if capability else None, **host.torch_builds(),
+        "torch_npu": npu.torch_npu or (f"does not import: {npu.import_error}" if npu.import_error else "not installed"),
+        "CANN": npu.cann, "Ascend generation": npu.generation, "kitchen": host.kitchen_backends()}
+    out |= {f"{kind} matmul": "native" if host.has_matmul(kind) else f"emulated (needs NVIDIA {needs} or newer)"
+            for kind, needs in (("FP8", "SM 8.9"), ("NVFP4", "SM 10.0"), ("MXFP8", "SM 10.0"))}
+    out["families"] = [{"family": name, "verdict": judged.level, "text": judged.text} for name, judged in families()]
+    return out | {"model folders": host.model_folders(), "download folder": _download_folder()}
+
+
+def _download_folder() -> str:
+    """Where downloads go: the Hugging Face cache."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return "none: huggingface_hub is not installed"
+    return constants.HF_HUB_CACHE

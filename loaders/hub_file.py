@@ -1,0 +1,64 @@
+"""A file of the Hub on its way: hashed while it is written, continued where an earlier download stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as the Hub lists it: size in bytes and its digest, sha256 for large files, git's blob sha1 for others."""
+
+    size: int
+    digest: str
+
+    def hasher(self) -> Any:
+        """What its digest is made with; a git blob's begins with its size."""
+        if len(self.digest) == 64:
+            return hashlib.sha256()
+        return hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
+
+
+class HashedFile:
+    """The file that huggingface_hub writes a download into: hashes it, moves the progress bar, hears Cancel."""
+
+    def __init__(self, raw: BinaryIO, path: Path, file: RemoteFile, step: Callable[[int], None]) -> None:
+        self._raw, self._path, self._file, self._step = raw, path, file, step
+        if raw.tell() > file.size:
+            raw.truncate(0)
+        self._restart()
+
+    def _restart(self) -> None:
+        """Begin with the hash of what is on disk already."""
+        self._raw.flush()
+        self._hash = self._file.hasher()
+        with open(self._path, "rb") as earlier:
+            while block := earlier.read(1 << 22):
+                self._hash.update(block)
+                self._step(len(block))
+
+    def write(self, data: bytes) -> int:
+        self._step(len(data))  # raises when the user has cancelled
+        self._hash.update(data)
+        return self._raw.write(data)
+
+    def tell(self) -> int:
+        self._raw.seek(0, os.SEEK_END)
+        return self._raw.tell()
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        return self._raw.seek(position, whence)
+
+    def truncate(self, size: int | None = None) -> int:
+        """A server that ignored the range sends the file from its start."""
+        size = self._raw.truncate(size)
+        self._restart()
+        return size
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()

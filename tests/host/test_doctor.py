@@ -1,0 +1,79 @@
+"""`doctor`: what it says of machines that these tests do not run on, and of packages that are not what they are called."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from quantized_transformers import host
+from quantized_transformers.loaders import verdict
+from quantized_transformers.loaders.doctor import lines
+from quantized_transformers.quant.backends import DeviceFacts
+from quantized_transformers.quant.backends.torch_npu import OPS
+from support.pack import PACK
+
+NPU = frozenset(OPS)
+
+
+def test_an_impostor_and_a_line_for_each_family(tmp_path):
+    """PyPI's nunchaku is a statistics library (specs/nunchaku.md section 14)."""
+    (tmp_path / "nunchaku").mkdir()
+    (tmp_path / "nunchaku" / "__init__.py").write_text("", encoding="utf-8")
+    (tmp_path / "nunchaku-0.16.1.dist-info").mkdir()
+    (tmp_path / "nunchaku-0.16.1.dist-info" / "METADATA").write_text("Name: nunchaku\nVersion: 0.16.1\n",
+                                                                     encoding="utf-8")
+    done = subprocess.run([sys.executable, str(PACK), "doctor", "--json"], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    facts = json.loads(done.stdout[done.stdout.index("{"):])
+    assert "0.16.1" in facts["nunchaku"] and "statistics library" in facts["nunchaku"]
+    assert facts["device"] == "cpu" and facts["kitchen"]["eager"].startswith("available")
+    assert facts["torch_npu"] == facts["flashinfer"] == "not installed"
+    levels = {row["family"]: row["verdict"] for row in facts["families"]}
+    assert levels.pop("BF16, F16, F32") == "green" and set(levels.values()) == {"amber"} and len(levels) == 15
+    text = lines(facts)
+    assert any("statistics library" in line for line in text) and text[-1].startswith("green  BF16, F16, F32")
+
+
+GREEN, AMBER = "green", "amber"
+MACHINES = {
+    # SM, kinds with a native matmul of the host, NPU → family: (colour, words)
+    "RTX 4090": ((8, 9), {"FP8"}, None, {
+        "FP8": (GREEN, "native FP8"), "NVFP4": (AMBER, "emulated"), "SVDQuant int4": (GREEN, "fast on SM 8.9"),
+        "SVDQuant nvfp4": (AMBER, "dequantize"), "ModelSlim W8A8_DYNAMIC": (GREEN, "native"),
+        "ModelSlim W4A4_DYNAMIC": (AMBER, "INT8 arithmetic"), "MXFP8 (online)": (AMBER, "emulated")}),
+    "B200": ((10, 0), {"FP8", "NVFP4", "MXFP8"}, None, {
+        "FP8": (GREEN, "native"), "NVFP4": (GREEN, "native"), "SVDQuant nvfp4": (GREEN, "fast on SM 10.0"),
+        "ModelSlim W8A8_MXFP8": (GREEN, "native"), "ModelSlim W4A4_MXFP4": (AMBER, "emulated")}),
+    "Ascend A5": (None, set(), DeviceFacts(True, "A5", "8.5.0", "2.14", "", NPU), {
+        "FP8": (AMBER, "emulated"), "ModelSlim W8A8_MXFP8": (GREEN, "torch_npu 2.14 on Ascend A5"),
+        "ModelSlim W4A4_DYNAMIC": (AMBER, "plain torch"), "MXFP8 (online)": (GREEN, "torch_npu")}),
+    "Ascend A2": (None, set(), DeviceFacts(True, "A2", "8.0.RC2", "2.14", "", NPU), {
+        "ModelSlim W8A8": (GREEN, "torch_npu"), "ModelSlim W4A4_DYNAMIC": (GREEN, "torch_npu"),
+        "ModelSlim W8A8_MXFP8": (AMBER, "plain torch")}),
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_other_machines(machine, monkeypatch):
+    """Given what the host says of a device, each family gets the colour that README's tables promise."""
+    capability, native, facts, expected = MACHINES[machine]
+    monkeypatch.setattr(host, "capability", lambda: capability)
+    monkeypatch.setattr(host, "has_matmul", lambda kind: kind in native)
+    monkeypatch.setattr(host, "is_cpu", lambda: False)
+    monkeypatch.setattr(host, "device_name", lambda: machine)
+    monkeypatch.setattr(verdict, "ascend_facts", lambda: facts or DeviceFacts())
+    caches = (verdict.of_svdquant, verdict.of_ascend)
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        found = dict(verdict.families())
+        for family, (level, words) in expected.items():
+            assert found[family].level == level and words in found[family].text, (family, found[family])
+    finally:
+        for cache in caches:
+            cache.cache_clear()
