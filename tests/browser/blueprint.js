@@ -24,7 +24,7 @@ async ({ graph, title, description, category, drop, outside, widgets }) => {
     const wrapper = saved.nodes.find((other) => other.type === node.subgraph.id)
     for (const input of wrapper.inputs ?? []) input.link = null
     for (const output of wrapper.outputs ?? []) output.links = []
-    Object.assign(wrapper, { pos: [0, 0], order: 0, properties: { ...properties, cnr_id: 'quantized-transformers' } })
+    Object.assign(wrapper, { pos: [0, 0], order: 0, widgets_values: [], properties: { ...properties, cnr_id: 'quantized-transformers' } })
     const [subgraph] = saved.definitions.subgraphs
     Object.assign(subgraph, { category, description })
     return { revision: 0, last_node_id: saved.last_node_id, last_link_id: saved.last_link_id, nodes: [wrapper], links: [],

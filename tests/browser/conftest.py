@@ -1,4 +1,4 @@
-"""One server and one browser for all tests of the frontend."""
+"""One server for the tests that only open graphs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def server(tmp_path_factory):
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # a process has one Playwright at a time
 def frontend(server):
     with Frontend(server.port) as running:
         yield running

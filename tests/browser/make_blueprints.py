@@ -74,7 +74,8 @@ def build(frontend: Frontend, blueprint: Blueprint) -> dict[str, Any]:
     made = json.loads(UUID.sub(lambda match: fixed[match[0]], text))
     for each in (made["nodes"][0], made["definitions"]["subgraphs"][0]):
         for given in each["inputs"]:
-            given |= {"label": label for name, label in blueprint.labels if given["name"] == name}
+            if given["name"] in dict(blueprint.labels):
+                given["label"] = dict(blueprint.labels)[given["name"]]
     return made
 
 

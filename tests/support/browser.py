@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-# The frontend asks for these files of a user's, and takes 404 for "none yet".
-OPTIONAL = ("/api/userdata", "/user.css")
+# The frontend asks for these files of a user's, and takes 404 for "none yet"; so does this pack for a checkpoint.
+OPTIONAL = ("/api/userdata", "/user.css", "/api/quantized_transformers/describe")
 # What the frontend logs as an error on every start, without this pack too (1.47.12).
 KNOWN = ("ComfyApp graph accessed before initialization",)
+# It asks the Hub for the sizes of models that its start graph lacks, and the server's policy forbids it.
+ASKS_THE_HUB = "/assets/missingModelDownload"
 READY = "() => 'QT_LoadBaseModel' in (window.LiteGraph?.registered_node_types ?? {}) && window.app?.vueAppReady === true"
 
 
@@ -77,12 +79,21 @@ class Frontend:
             self._browser.close()
         self._playwright.stop()
 
-    def open(self) -> None:
-        """Open the page, or another one that knows nothing of the one before and asks the server anew."""
+    def open(self, settings: dict[str, Any] | None = None, blocked: str = "") -> None:
+        """Open the page, or another one that knows nothing of the one before and asks the server anew.
+
+        `settings` are stored before; requests whose path begins with `blocked` fail.
+        """
+        if settings:
+            self._set(settings)
         if hasattr(self, "page"):
             self.page.context.close()
         self.page = self._browser.new_page(viewport={"width": 1920, "height": 1080})
-        self.page.route("**/*", lambda route: route.continue_() if self._own(route.request.url) else route.abort())
+
+        def allowed(url: str) -> bool:
+            return self._own(url) and not (blocked and urllib.parse.urlsplit(url).path.startswith(blocked))
+
+        self.page.route("**/*", lambda route: route.continue_() if allowed(route.request.url) else route.abort())
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.problems.append(f"uncaught: {error}"))
         self.page.goto(f"http://127.0.0.1:{self.port}/")
@@ -103,7 +114,7 @@ class Frontend:
         if message.type != "error" or not self._own(url):
             return
         path = urllib.parse.urlsplit(url).path
-        if "404" in message.text and path.startswith(OPTIONAL) or message.text in KNOWN:
+        if "404" in message.text and path.startswith(OPTIONAL) or message.text in KNOWN or path.startswith(ASKS_THE_HUB):
             return
         self.problems.append(f"{message.text} ({path})")
 

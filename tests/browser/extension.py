@@ -1,0 +1,200 @@
+"""What test_extension.py does with the page, and checkpoints of full size without bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from support import svdquant_models
+from support.browser import Frontend
+from support.server import Server, outputs
+from support.workflow import apply_override, load_base, text_to_image
+
+FLUX, FP8 = "black-forest-labs/FLUX.1-dev", "lmsys/flux1-dev-modelopt-fp8-sglang-transformer"
+QWEN, SVDQ = "nunchaku-tech/nunchaku-qwen-image", "nunchaku-tech/nunchaku-flux.1-dev"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+# ({nodes: [[key, type, {widget: value}]], links: {key_input: source key}}) → {key: id}. Two columns, from left to right.
+BUILD = """async ({ nodes, links }) => {
+  await app.loadGraphData({ id: crypto.randomUUID(), revision: 0, last_node_id: 0, last_link_id: 0, nodes: [], links: [], groups: [],
+    config: {}, extra: {}, version: 0.4 })
+  app.canvas.ds.scale = 1
+  app.canvas.ds.offset = [0, 0]
+  const made = {}
+  const heights = [80, 80, 80]
+  for (const [i, [key, type, widgets]] of nodes.entries()) {
+    const node = made[key] = LiteGraph.createNode(type)
+    const column = nodes.length > 4 ? i % 3 : i % 2
+    app.graph.add(node)
+    node.setSize([Math.max(node.size[0], 380), node.size[1]])
+    node.pos = [480 + column * 440, heights[column]]
+    heights[column] += node.size[1] + 70
+    for (const [name, value] of Object.entries(widgets)) {
+      const widget = node.widgets.find((w) => w.name === name)
+      widget.value = value
+      widget.callback?.(value)
+    }
+  }
+  for (const [target, source] of Object.entries(links)) {
+    const [key, input] = target.split('_')
+    made[source].connect(0, made[key], Math.max(made[key].inputs.findIndex((i) => i.name === input), 0))
+  }
+  await new Promise(requestAnimationFrame)
+  return Object.fromEntries(Object.entries(made).map(([key, node]) => [key, node.id]))
+}"""
+# (node id) → what its badge shows
+BADGE = """(id) => {
+  const badge = app.graph.getNodeById(id)?.widgets.find((w) => w.name === 'checkpoint_info')?.element
+  if (!badge) return null
+  const { state, mark } = badge.dataset
+  const texts = [...badge.querySelectorAll('b, span, small, button:not(.qt-bar), div.qt-wrong')]
+  return { state, mark, title: badge.title, text: texts.map((e) => e.textContent), verdict: badge.querySelector('.qt-verdict')?.dataset.verdict,
+    bar: [...badge.querySelectorAll('.qt-bar i')].map((part, i) => ({ grow: Number(part.style.flexGrow), colour: part.style.backgroundColor,
+      format: badge.querySelector('small')?.textContent.split(', ')[i].replace(/^\\d+ /, '') })) }
+}"""
+# ([node id, widget, value]): as both renderers do when a user chooses
+CHOOSE = """([id, name, value]) => {
+  const widget = app.graph.getNodeById(id).widgets.find((w) => w.name === name)
+  widget.value = value
+  widget.callback(value)
+}"""
+# ([node id, widget, value]) → milliseconds from the change of the widget to the badge of that value in the document
+TIMED = """async ([id, name, value]) => {
+  const node = app.graph.getNodeById(id), widget = node.widgets.find((w) => w.name === name)
+  const badge = node.widgets.at(-1).element, title = value.split('/').at(-1)
+  if (!badge.isConnected) throw new Error('the badge is not in the document')
+  const shown = new Promise((done) => {
+    const look = new MutationObserver(() => {
+      if (badge.dataset.state !== 'ready' || !badge.title.startsWith(title)) return
+      look.disconnect()
+      done(performance.now())
+    })
+    look.observe(badge, { subtree: true, childList: true, attributes: true })
+  })
+  const start = performance.now()
+  widget.value = value
+  widget.callback(value)
+  return await shown - start
+}"""
+COLOURS = {"FP8": (86, 178, 92), "BF16": (140, 146, 158)}  # what Inspect Checkpoint paints
+
+
+def colour_of(name: str) -> str:
+    """The CSS colour of a format, as the browser writes it."""
+    return "rgb({}, {}, {})".format(*COLOURS[name])
+
+
+def sparse(path: Path, shapes: Mapping[str, Sequence[int]], fp8: Sequence[str] = ()) -> None:
+    """A safetensors file of these BF16 tensors whose bytes are a hole; weights whose names hold one of `fp8` are FP8, with
+    two scales."""
+    header, at = {}, 0
+
+    def add(name: str, dtype: str, width: int, shape: Sequence[int]) -> None:
+        nonlocal at
+        end = at + width * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+
+    for name, shape in shapes.items():
+        quantized = name.endswith(".weight") and len(shape) == 2 and any(part in name for part in fp8)
+        add(name, "F8_E4M3" if quantized else "BF16", 1 if quantized else 2, shape)
+        if quantized:
+            add(f"{name}_scale", "F32", 4, ())
+            add(name.removesuffix("weight") + "input_scale", "F32", 4, ())
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + at)
+
+
+def full_size(models: Path) -> None:
+    """FLUX.1-dev in BF16, in ModelOpt's FP8 and as SVDQuant, and Qwen-Image as SVDQuant: headers of the real sizes."""
+    import torch
+    from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
+
+    with torch.device("meta"):
+        flux, qwen = FluxTransformer2DModel(guidance_embeds=True), QwenImageTransformer2DModel()
+    flux_shapes, qwen_shapes = ({name: tuple(t.shape) for name, t in net.state_dict().items()} for net in (flux, qwen))
+    for folder, names in ((models / FLUX / "transformer", ()), (models / FP8, ("attn.to_", "attn.add_", "proj_mlp"))):
+        folder.mkdir(parents=True)
+        sparse(folder / WEIGHTS, flux_shapes, names)
+        flux.save_config(folder)
+    config = json.loads((models / FP8 / "config.json").read_text(encoding="utf-8"))
+    quantization = {"quant_method": "modelopt", "quant_algo": "FP8"}
+    (models / FP8 / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}), encoding="utf-8")
+    (models / FLUX / "model_index.json").write_text('{"_class_name": "FluxPipeline"}', encoding="utf-8")
+    for repo, shapes, table, rename, name in (
+            (SVDQ, flux_shapes, svdquant_models.flux_table(19, 38, 3072), svdquant_models.flux_plain, "flux.1-dev"),
+            (QWEN, qwen_shapes, svdquant_models.qwen_table(60), lambda name: name, "qwen-image")):
+        (models / repo).mkdir(parents=True)
+        svdquant_models.header_only(models / repo / f"svdq-int4_r32-{name}.safetensors", shapes, table, "int4", 32, rename,
+                                    legacy=repo == SVDQ)
+
+
+def build(frontend: Frontend, *nodes: tuple[str, str, dict[str, Any]], **links: str) -> dict[str, int]:
+    """A new graph of (key, type, widget values); links are target_input="source". Returns node ids by key."""
+    return frontend.run(BUILD, {"nodes": nodes, "links": links})
+
+
+def badge(frontend: Frontend, node: int, state: str = "ready") -> dict[str, Any]:
+    """What a node's badge says, once it is in one of these states: {state, mark, title, text, verdict, bar}."""
+    frontend.page.wait_for_function(f"({BADGE})({json.dumps(node)})?.state === {json.dumps(state)}", timeout=20_000)
+    return frontend.run(BADGE, node)
+
+
+def wait_for(frontend: Frontend, node: int, **wanted: str) -> None:
+    """Wait until a badge has these values."""
+    frontend.page.wait_for_function(
+        f"([id, wanted]) => {{ const b = ({BADGE})(id); return b && Object.entries(wanted).every(([k, v]) => b[k] === v) }}",
+        arg=[node, wanted], timeout=20_000)
+
+
+def stored_formats(path: Path) -> Counter[str]:
+    """Linear layers of a checkpoint by the dtype of their weight, read with safetensors itself."""
+    with safe_open(path, "pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys() if name.endswith(".weight")}  # noqa: SIM118
+        return Counter({"F8_E4M3": "FP8"}.get(part.get_dtype(), part.get_dtype())
+                       for part in slices.values() if len(part.get_shape()) == 2)
+
+
+def sidebar(frontend: Frontend) -> Any:
+    """The open checkpoint browser, with everything described."""
+    if not frontend.page.locator(".qt-browser").count():
+        frontend.page.locator(".side-bar-button", has_text="Quantized").click()
+    frontend.page.wait_for_function("() => / of /.test(document.querySelector('.qt-status')?.textContent)")
+    return frontend.page.locator(".qt-browser")
+
+
+def shown(browser: Any) -> list[str]:
+    """The references that it lists."""
+    return browser.page.eval_on_selector_all(".qt-item", "(items) => items.map((item) => item.dataset.reference)")
+
+
+def picture(seed: int) -> dict[str, Any]:
+    """A prompt from a tiny base and its FP8 override to a picture."""
+    return {"1": load_base("", "defer to override", base_model="tiny-flux"),
+            "2": apply_override(["1", 0], "", override="tiny-fp8"), **text_to_image(["2", 0], "p", seed=seed, steps=1, size=64)}
+
+
+def run_in_page(frontend: Frontend, server: Server, seed: int) -> list[Path]:
+    """Load a prompt as a graph, press Ctrl+Enter, and wait for its picture."""
+    frontend.run("(prompt) => app.loadApiJson(prompt, 'picture')", picture(seed))
+    before = set(server.get("/history"))
+    frontend.page.keyboard.press("Control+Enter")
+    deadline = time.time() + 60
+    while time.time() < deadline:
+        done = {key: entry for key, entry in server.get("/history").items() if key not in before}
+        if done:
+            entry, = done.values()
+            assert entry["status"]["status_str"] == "success", entry["status"]
+            return outputs(server, entry, "images")
+        time.sleep(0.05)
+    raise TimeoutError(server.text()[-2000:])

@@ -1,0 +1,451 @@
+"""The pack's JavaScript in ComfyUI's real frontend, against the real server: badges, downloads, sidebar, both renderers.
+
+One server with a local Hub beside it, and one browser, for all. Screenshots go to output/browser.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections import Counter
+
+import pytest
+from browser.extension import (
+    BADGE,
+    CHOOSE,
+    FLUX,
+    FP8,
+    QWEN,
+    SVDQ,
+    TIMED,
+    WEIGHTS,
+    badge,
+    build,
+    colour_of,
+    full_size,
+    picture,
+    run_in_page,
+    shown,
+    sidebar,
+    stored_formats,
+    wait_for,
+)
+
+from support.browser import Frontend, missing
+from support.hub import FakeRepo, Hub
+from support.pack import PACK
+from support.server import Server
+
+OUT = PACK / "output" / "browser"
+HOSTILE = "<img src=x onerror=window.hit=1>"
+IMAGES = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en"}
+
+
+@pytest.fixture(scope="module")
+def hub(tiny):
+    reason = missing()
+    if reason and (os.environ.get("CI") or os.environ.get("QT_REQUIRE_BROWSER")):
+        pytest.fail(f"the browser tests must run here, but {reason}")
+    if reason:
+        pytest.skip(reason)
+    fp8 = FakeRepo.of(tiny.fp8)
+    name, = (name for name in fp8.files if name.endswith(".safetensors"))
+    fp8.files[WEIGHTS] = fp8.files.pop(name)
+    header = json.dumps({"x": {"dtype": "U8", "shape": [24_000_000], "data_offsets": [0, 24_000_000]}}).encode()
+    big = FakeRepo({"config.json": b"{}", WEIGHTS: struct.pack("<Q", len(header)) + header + bytes(24_000_000)})
+    with Hub({"owner/hub-fp8": fp8, "owner/big": big, "owner/gated": FakeRepo(dict(fp8.files), gated=True)}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(tiny, hub, tmp_path_factory):
+    """Tiny models to run, and headers of full size (their bytes are holes) to look at."""
+    base = tmp_path_factory.mktemp("extension")
+    models = base / "models" / "diffusers"
+    for name, folder in {"tiny-flux": tiny.pipeline, "tiny-fp8": tiny.fp8, "tiny-mixed": tiny.mixed,
+                         "tiny-sharded": tiny.sharded, HOSTILE: tiny.fp8}.items():
+        shutil.copytree(folder, models / name)
+    full_size(models)
+    env = {"HF_HOME": str(base / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with Server(base, env=env) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def frontend(server):
+    OUT.mkdir(parents=True, exist_ok=True)
+    with Frontend(server.port, IMAGES) as running:
+        running.at_start = list(running.problems)
+        yield running
+
+
+@pytest.fixture
+def classic(frontend):
+    """The page with classic nodes, in English; opened anew where a test before left another, or a dialog."""
+    if getattr(frontend, "other", False) or frontend.page.locator("dialog, [role=dialog]").count():
+        frontend.open(IMAGES)
+    frontend.other = False
+    frontend.problems.clear()
+    return frontend
+
+
+@pytest.fixture
+def another(frontend):
+    """For tests that open other pages."""
+    frontend.other = True
+    frontend.problems.clear()
+    return frontend
+
+
+def test_the_pack_loads_without_a_complaint(classic, server):
+    assert classic.at_start == []
+    listed = server.get("/extensions")
+    ours = {path.relative_to(PACK / "web").as_posix() for path in (PACK / "web").rglob("*.js")}
+    assert {f"/extensions/quantized-transformers/{name}" for name in ours} <= set(listed)
+    commands = classic.run("() => app.extensionManager.command.commands.map((c) => c.id)")
+    assert commands.count("QuantizedTransformers.Doctor") == commands.count("QuantizedTransformers.Convert") == 1
+
+
+def test_picture_for_the_readme(classic):
+    """docs/graph.png is this screenshot, with fewer colours."""
+    minimap = "(on) => app.extensionManager.setting.set('Comfy.Minimap.Visible', on)"
+    classic.run(minimap, False)
+    ids = build(
+        classic, ("base", "QT_LoadBaseModel", {"base_model": FLUX, "weights": "defer to override"}),
+        ("fp8", "QT_ApplyTransformerOverride", {"override": FP8}), ("wrong", "QT_ApplyTransformerOverride", {"override": QWEN}),
+        ("svdq", "QT_NunchakuSVDQLoader", {"weights": SVDQ}), ("slim", "QT_ModelSlimLoader", {}),
+        fp8_model="base", wrong_model="base")
+    sidebar(classic).get_by_role("searchbox").fill("dev")
+    for key, state in (("base", "ready"), ("fp8", "ready"), ("wrong", "ready"), ("svdq", "ready"), ("slim", "missing")):
+        badge(classic, ids[key], state)
+    assert classic.run(BADGE, ids["fp8"])["text"][:2] == ["ModelOpt FP8", "FLUX.1"]
+    assert classic.run(BADGE, ids["wrong"])["mark"] == "mismatch"
+    classic.run("() => { app.canvas.ds.offset = [0, 60]; app.canvas.setDirty(true, true) }")
+    classic.page.wait_for_timeout(200)
+    classic.screenshot(OUT / "graph.png")
+    assert classic.problems == []
+    classic.run(minimap, True)
+    classic.page.locator(".side-bar-button", has_text="Quantized").click()
+
+
+def test_a_badge_says_what_the_file_is(classic, tiny):
+    ids = build(classic, ("q", "QT_ApplyTransformerOverride", {"override": "tiny-mixed"}))
+    seen = badge(classic, ids["q"])
+    path, = tiny.mixed.glob("*.safetensors")
+    counts = stored_formats(path)
+    assert set(counts) == {"FP8", "BF16"} and {p["format"]: p["grow"] for p in seen["bar"]} == counts
+    assert seen["text"][:3] == ["ModelOpt FP8", "FLUX.1", "emulated"] and seen["verdict"] == "amber"
+    assert f"{path.stat().st_size / 1e6:.2f} MB" in " ".join(seen["text"]) and "VRAM" in seen["text"][-1]
+    assert "no FP8 matmul" in seen["title"]
+    assert [p["colour"] for p in seen["bar"]] == [colour_of(p["format"]) for p in seen["bar"]]
+
+
+def test_a_badge_comes_within_300_ms(classic):
+    ids = build(classic, ("q", "QT_ApplyTransformerOverride", {"override": "tiny-mixed"}))
+    badge(classic, ids["q"])
+    times = [classic.run(TIMED, [ids["q"], "override", name]) for name in ("tiny-fp8", "tiny-sharded", FP8)]
+    print("badge after", [f"{ms:.0f} ms" for ms in times])
+    assert min(times) < 300, times
+
+
+def test_precision_and_rank_are_filled_in(classic):
+    ids = build(classic, ("svdq", "QT_NunchakuSVDQLoader", {"weights": SVDQ}))
+    assert badge(classic, ids["svdq"])["text"][-1].endswith("auto: int4, r32")
+    classic.run(CHOOSE, [ids["svdq"], "precision", "int4"])
+    classic.run(CHOOSE, [ids["svdq"], "rank", 32])
+    classic.page.wait_for_function(f"({BADGE})({json.dumps(ids['svdq'])}).text.at(-1).endsWith('VRAM · int4, r32')")
+
+
+def test_a_click_on_the_canvas_changes_the_badge(classic):
+    ids = build(classic, ("base", "QT_LoadBaseModel", {"base_model": "tiny-flux"}))
+    assert badge(classic, ids["base"])["text"][0] == "BF16"
+    x, y = classic.run("""(id) => {  // the arrow at the right end of `weights`
+      const node = app.graph.getNodeById(id), widget = node.widgets.find((w) => w.name === 'weights')
+      return app.canvasPosToClientPos([node.pos[0] + node.size[0] - 25, node.pos[1] + widget.y + 10])
+    }""", ids["base"])
+    classic.page.mouse.click(x, y)
+    classic.page.wait_for_function(f"({BADGE})({json.dumps(ids['base'])}).text[0] === 'deferred'")
+
+
+def test_what_is_typed_or_linked(classic):
+    """A reference by hand wins over the list; what is nowhere, outside or linked says so; names are never markup."""
+    ids = build(classic, ("q", "QT_ApplyTransformerOverride", {"override": "tiny-mixed", "reference": "tiny-fp8"}),
+                ("text", "PrimitiveString", {}))
+    assert badge(classic, ids["q"])["title"].startswith("tiny-fp8\n")
+    classic.run(CHOOSE, [ids["q"], "reference", "no-such-folder"])
+    assert "no-such-folder" in badge(classic, ids["q"], "error")["title"]
+    classic.run(CHOOSE, [ids["q"], "reference", "/etc/passwd"])
+    badge(classic, ids["q"], "empty")
+    classic.run(CHOOSE, [ids["q"], "reference", HOSTILE])
+    assert badge(classic, ids["q"])["title"].startswith(HOSTILE)
+    classic.run("""([text, q]) => { const node = app.graph.getNodeById(q)
+      app.graph.getNodeById(text).connect(0, node, node.inputs.findIndex((i) => i.name === 'reference')) }""",
+                [ids["text"], ids["q"]])
+    assert "link" in badge(classic, ids["q"], "empty")["title"]
+    assert classic.run("() => window.hit") is None
+
+
+def test_the_mismatch_mark_appears_and_goes(classic):
+    ids = build(classic, ("base", "QT_LoadBaseModel", {"base_model": "tiny-flux", "weights": "defer to override"}),
+                ("q", "QT_ApplyTransformerOverride", {"override": "tiny-mixed"}), q_model="base")
+    assert badge(classic, ids["q"])["mark"] == ""
+    classic.run(CHOOSE, [ids["q"], "override", QWEN])
+    wait_for(classic, ids["q"], mark="mismatch")
+    assert "Qwen-Image" in classic.run(BADGE, ids["q"])["text"][-1]
+    classic.screenshot(OUT / "mismatch.png")
+    classic.run(CHOOSE, [ids["q"], "override", "tiny-mixed"])
+    wait_for(classic, ids["q"], mark="")
+
+
+@pytest.mark.parametrize("between", ["reroute", "patched", "bypassed", "base in a subgraph", "override in a subgraph"])
+def test_the_base_is_found_upstream(between, classic):
+    middle = {"reroute": [("m", "Reroute", {})], "patched": [("m", "ModelSamplingFlux", {})],
+              "bypassed": [("m", "QT_ApplyTransformerOverride", {"override": QWEN})]}.get(between, [])
+    links = {"q_model": "m", ("m_" if between == "reroute" else "m_model"): "base"} if middle else {"q_model": "base"}
+    ids = build(classic, ("base", "QT_LoadBaseModel", {"base_model": "tiny-flux", "weights": "defer to override"}), *middle,
+                ("q", "QT_ApplyTransformerOverride", {"override": QWEN}), **links)
+    wait_for(classic, ids["q"], mark="mismatch")
+    if between == "bypassed":
+        classic.run("(id) => { app.graph.getNodeById(id).mode = 4 }", ids["m"])
+    if "subgraph" in between:
+        moved = "base" if between.startswith("base") else "q"
+        classic.run("(id) => { app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)])) }", ids[moved])
+        found = """() => [app.rootGraph, ...app.rootGraph.subgraphs.values()].flatMap((g) => g.nodes)
+          .find((n) => n.type === 'QT_ApplyTransformerOverride').widgets.at(-1).element.dataset.mark"""
+        classic.page.wait_for_function(f"({found})() === 'mismatch'")
+        return
+    if between == "patched":  # muted with its key: no node of ours is told
+        classic.run("(id) => { app.canvas.selectNode(app.graph.getNodeById(id)); app.canvas.canvas.focus() }", ids["m"])
+        classic.page.keyboard.press("Control+m")
+    else:
+        classic.run("(id) => app.graph.getNodeById(id).disconnectInput(0)", ids["m"])
+    wait_for(classic, ids["q"], mark="")
+
+
+def test_saved_workflows_and_prompts_know_nothing_of_badges(classic, server):
+    types = [name for name in server.get("/object_info") if name.startswith("QT_")]
+    build(classic, *((name, name, {}) for name in types))
+    saved = classic.run("async () => JSON.parse(JSON.stringify(await app.graphToPrompt()))")
+    for node in saved["workflow"]["nodes"]:
+        info = server.get(f"/object_info/{node['type']}")[node["type"]]
+        widgets = [name for group in ("required", "optional") for name, (kind, *_) in info["input"].get(group, {}).items()
+                   if isinstance(kind, list) or kind in ("COMBO", "STRING", "INT", "FLOAT", "BOOLEAN")]
+        assert len(node["widgets_values"]) == len(widgets) + ("seed" in widgets), node["type"]
+        assert "checkpoint_info" not in json.dumps(node)
+    assert all("checkpoint_info" not in node["inputs"] for node in saved["output"].values())
+
+
+def test_download_then_the_badge(classic, server, hub):
+    ids = build(classic, ("q", "QT_ApplyTransformerOverride", {"reference": "owner/hub-fp8"}))
+    assert badge(classic, ids["q"], "missing")["text"][-1] == "Download" and not hub.log
+    page = classic.page
+    page.get_by_role("button", name="Download", exact=True).click()
+    page.locator(".qt-dialog").get_by_text(WEIGHTS).wait_for()
+    classic.screenshot(OUT / "download.png")
+    page.keyboard.press("Escape")
+    page.locator(".qt-dialog").wait_for(state="detached")
+    assert not hub.asked_for(WEIGHTS), "Escape must not download"
+    page.get_by_role("button", name="Download", exact=True).press("Enter")
+    page.locator(".qt-dialog .qt-main").click()
+    assert badge(classic, ids["q"])["text"][0] == "ModelOpt FP8"
+    assert list((server.base / "hf").rglob(WEIGHTS)) and not classic.problems
+
+
+def test_a_download_is_cancelled(classic, server, hub):
+    hub.seconds_per_mb = 0.4
+    ids = build(classic, ("base", "QT_LoadBaseModel", {"reference": "owner/big"}))
+    badge(classic, ids["base"], "missing")
+    classic.page.locator(".qt-download").click()
+    classic.page.locator(".qt-dialog .qt-main").click()
+    badge(classic, ids["base"], "downloading")
+    classic.page.wait_for_function("() => document.querySelector('.qt-badge progress')?.value > 0", timeout=20_000)
+    classic.page.locator(".qt-cancel").click()
+    badge(classic, ids["base"], "missing")
+    hub.seconds_per_mb = 0
+    assert not list((server.base / "hf").rglob(f"*owner--big/snapshots/*/{WEIGHTS}"))
+    assert not classic.problems
+
+
+def test_a_gated_repo_asks_for_its_licence(classic, hub):
+    ids = build(classic, ("q", "QT_ApplyTransformerOverride", {"reference": "owner/gated"}))
+    badge(classic, ids["q"], "missing")
+    classic.page.locator(".qt-download").click()
+    start = classic.page.locator(".qt-dialog .qt-main")
+    assert start.is_disabled() and "huggingface.co/owner/gated" in classic.page.locator(".qt-licence").inner_text()
+    classic.page.locator(".qt-licence input").check()
+    start.click()
+    classic.page.locator(".p-toast-message", has_text="Download failed").wait_for()
+    badge(classic, ids["q"], "missing")
+
+
+def test_the_sidebar_searches_and_filters(classic, server):
+    browser = sidebar(classic)
+    everything = shown(browser)
+    assert {"tiny-flux", "tiny-mixed", HOSTILE, QWEN, "Qwen/Qwen-Image"} <= set(everything)
+    browser.get_by_role("searchbox").fill("modelopt TINY")
+    assert sorted(shown(browser)) == sorted([HOSTILE, "tiny-fp8", "tiny-mixed", "tiny-sharded"][1:]), shown(browser)
+    browser.get_by_role("searchbox").fill("")
+    browser.get_by_label("Architecture").select_option("Qwen-Image")
+    assert QWEN in shown(browser) and "tiny-flux" not in shown(browser)
+    browser.get_by_label("Architecture").select_option("")
+    browser.get_by_label("Format").select_option("FP8")
+    assert "tiny-mixed" in shown(browser) and "tiny-flux" not in shown(browser)
+    browser.get_by_label("Format").select_option("")
+    browser.get_by_role("checkbox").check()
+    assert "tiny-flux" in shown(browser) and "tiny-mixed" not in shown(browser), "no FP8 matmul on a CPU"
+    browser.get_by_role("checkbox").uncheck()
+    assert shown(browser) == everything and classic.run("() => window.hit") is None
+
+
+def test_dragging_from_the_sidebar(classic):
+    ids = build(classic, ("base", "QT_LoadBaseModel", {"base_model": "tiny-flux"}))
+    sidebar(classic)
+    classic.run("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", ids["base"])
+    classic.page.drag_and_drop('.qt-item[data-reference="tiny-mixed"]', "#graph-canvas", target_position={"x": 1200, "y": 600})
+    made = classic.run("""(base) => { const node = app.graph.nodes.find((n) => n.type === 'QT_ApplyTransformerOverride')
+      return { id: node.id, at: app.canvasPosToClientPos(node.pos), from: node.getInputNode(0)?.id, value: node.widgets[0].value } }""")
+    assert made["from"] == ids["base"] and made["value"] == "tiny-mixed"
+    assert made["at"] == pytest.approx([1200, 600], abs=12)
+    assert badge(classic, made["id"])["mark"] == ""
+    classic.screenshot(OUT / "sidebar_drag.png")
+    # Enter does the same, beside what is selected
+    classic.page.locator('.qt-item[data-reference="tiny-flux"] .qt-add').press("Enter")
+    nodes = classic.run("() => app.graph.nodes.map((n) => [n.type, n.widgets[0].value])")
+    assert nodes[-1] == ["QT_LoadBaseModel", "tiny-flux"] and len(nodes) == 3
+
+
+def test_the_layer_map(classic, tiny):
+    browser = sidebar(classic)
+    browser.locator('.qt-item[data-reference="tiny-mixed"] .qt-look').click()
+    classic.page.locator(".qt-map table").wait_for()
+    path, = tiny.mixed.glob("*.safetensors")
+    cells = classic.page.eval_on_selector_all(".qt-map td[title]", "(cells) => cells.map((cell) => cell.title).filter(Boolean)")
+    assert Counter(cell.rpartition(": ")[2] for cell in cells) == stored_formats(path)
+    assert any(cell.startswith("transformer_blocks.1 attn.to_q:") for cell in cells)
+    classic.screenshot(OUT / "layer_map.png")
+    classic.page.keyboard.press("Escape")
+
+
+def test_a_workflow_runs_to_its_picture(classic, server):
+    from PIL import Image
+
+    file, = run_in_page(classic, server, 11)
+    assert Image.open(file).size == (32, 32)
+    classic.page.wait_for_timeout(300)
+    classic.screenshot(OUT / "picture.png")
+    assert not classic.problems
+
+
+def test_doctor_and_convert(classic, server):
+    classic.run("() => void app.extensionManager.command.execute('QuantizedTransformers.Doctor')")
+    dialog = classic.page.locator(".qt-dialog")
+    dialog.locator(".qt-families").wait_for()
+    device = server.get("/quantized_transformers/device")
+    assert device["torch"] in dialog.inner_text() and all(row["family"] in dialog.inner_text() for row in device["families"])
+    classic.page.keyboard.press("Escape")
+    graph = {"version": 0.4, "last_node_id": 1, "last_link_id": 0, "links": [], "groups": [], "config": {}, "extra": {},
+             "nodes": [{"id": 1, "type": "UnetLoaderGGUF", "pos": [0, 0], "size": [300, 60], "flags": {}, "order": 0, "mode": 0,
+                        "outputs": [{"name": "MODEL", "type": "MODEL", "links": []}], "properties": {},
+                        "widgets_values": ["flux1-dev-Q4_0.gguf"]},
+                       {"id": 2, "type": "NunchakuFluxDiTLoader", "pos": [0, 200], "size": [300, 180], "flags": {}, "order": 1,
+                        "mode": 0, "outputs": [{"name": "MODEL", "type": "MODEL", "links": []}], "properties": {},
+                        "widgets_values": ["svdq-int4_r32-flux.1-dev.safetensors", 0, "nunchaku-fp16", "auto", 0, "auto",
+                                           "enabled"]}]}
+    classic.run("(graph) => app.loadGraphData(graph)", graph)
+    classic.run("() => void app.extensionManager.command.execute('QuantizedTransformers.Convert')")
+    dialog.locator("ul").first.wait_for()
+    assert "NunchakuFluxDiTLoader" in dialog.inner_text() and "UnetLoaderGGUF" in dialog.inner_text()
+    classic.page.keyboard.press("Escape")
+    types = classic.run("() => app.graph.nodes.map((n) => n.type)")
+    assert "QT_NunchakuSVDQLoader" in types and "NunchakuFluxDiTLoader" not in types
+
+
+def test_settings_are_what_new_nodes_start_with(classic, server):
+    found = classic.run("() => Object.values(app.extensionManager.setting.settings).filter((s) => s.id.startsWith('Quantized'))"
+                        ".map(({ id, options }) => [id, options ?? null])")
+    info = server.get("/object_info")
+    ours = {"QuantizedTransformers.Compute": ("QT_ApplyTransformerOverride", "compute"),
+            "QuantizedTransformers.SVDQBackend": ("QT_NunchakuSVDQLoader", "backend"),
+            "QuantizedTransformers.FP4Backend": ("QT_ApplyTransformerOverride", "fp4_backend")}
+    for name, (node, widget) in ours.items():
+        assert dict(found)[name] == info[node]["input"]["optional"][widget][1]["options"]
+    set_to = "(value) => app.extensionManager.setting.set('QuantizedTransformers.Compute', value)"
+    classic.run(set_to, "dequantize")
+    ids = build(classic, ("q", "QT_ApplyTransformerOverride", {}))
+    value = "(id) => app.graph.getNodeById(id).widgets.find((w) => w.name === 'compute').value"
+    assert classic.run(value, ids["q"]) == "dequantize"
+    saved = classic.run("() => app.graph.serialize()")
+    classic.run(set_to, "native")
+    classic.run("(graph) => app.loadGraphData(graph)", saved)
+    assert classic.run(value, ids["q"]) == "dequantize", "a saved workflow keeps its own"
+    classic.run(set_to, "auto")
+    classic.run("() => void app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
+    dialog = classic.page.get_by_role("dialog")
+    dialog.get_by_text("Quantized Transformers", exact=True).first.click()
+    dialog.locator(".qt-folder", has_text=str(server.base / "hf")).wait_for()
+    classic.screenshot(OUT / "settings.png")
+    dialog.get_by_text("About", exact=True).first.click()
+    dialog.get_by_role("link", name="Quantized Transformers").wait_for()
+    classic.page.keyboard.press("Escape")
+
+
+def test_translations_are_complete(classic, server):
+    """English texts are the schemas'; Chinese ones have every one of them, and vue-i18n can read both."""
+    info = {name: node for name, node in server.get("/object_info").items() if name.startswith("QT_")}
+    texts = server.get("/i18n")
+    english, chinese = texts["en"], texts["zh"]
+    for name, node in info.items():
+        known = english["nodeDefs"][name]
+        assert (known["display_name"], known["description"]) == (node["display_name"], node["description"])
+        schema = {key: (more[0] if more else {}).get("tooltip") for group in ("required", "optional")
+                  for key, (_, *more) in node["input"].get(group, {}).items()}
+        assert {key: value.get("tooltip") for key, value in known["inputs"].items()} == schema, name
+
+    def strings(value):
+        return [value] if isinstance(value, str) else [text for inner in value.values() for text in strings(inner)]
+
+    def keys(value, at=""):
+        if not isinstance(value, dict):
+            return {at} if value else set()
+        return {key for name, inner in value.items() for key in keys(inner, f"{at}/{name}")}
+
+    for part in ("quantizedTransformers", "nodeDefs", "commands", "settings"):
+        ours = [{key for key in keys(texts[part]) if part == "quantizedTransformers" or key.startswith(("/QT_", "/Quantized"))}
+                for texts in (english, chinese)]
+        assert ours[0] == ours[1] and ours[0], ours[0] ^ ours[1]
+    words = [text for name in info for text in strings(chinese["nodeDefs"][name])]
+    assert words and not any(set("{}@|") & set(text) for text in words), "vue-i18n would read these as its syntax"
+    used = "\n".join(path.read_text(encoding="utf-8") for path in (PACK / "web" / "src").glob("*.js"))
+    unused = [key for key in english["quantizedTransformers"] if f"'{key}'" not in used and not key.startswith(("kind_", "verdict_"))]
+    assert not unused
+
+
+def test_everything_runs_with_the_javascript_blocked(classic, server):
+    """Without a single file of ours the page opens, saves the same workflow, and runs it."""
+    classic.run("(prompt) => app.loadApiJson(prompt, 'picture')", picture(12))
+    with_badges = classic.run("() => app.graph.serialize()")
+    classic.other = True
+    classic.open(blocked="/extensions/quantized-transformers/")
+    assert classic.run("() => document.querySelectorAll('.qt-badge').length") == 0
+    assert len(run_in_page(classic, server, 12)) == 1
+    without = classic.run("() => app.graph.serialize()")
+    ours = [[(n["type"], n["widgets_values"], n["inputs"]) for n in graph["nodes"] if n["type"].startswith("QT_")]
+            for graph in (with_badges, without)]
+    assert len(ours[0]) == 2 and ours[0] == ours[1]
+    assert classic.problems and all("quantized-transformers" in problem for problem in classic.problems), classic.problems
+
+
+def test_vue_nodes_in_chinese(another):
+    another.open({"Comfy.VueNodes.Enabled": True, "Comfy.Locale": "zh"})
+    ids = build(another, ("base", "QT_LoadBaseModel", {"base_model": "tiny-flux"}),
+                ("q", "QT_ApplyTransformerOverride", {"override": "tiny-mixed"}), q_model="base")
+    node = another.page.locator(f'[data-node-id="{ids["q"]}"]')
+    node.locator(".qt-badge[data-state=ready]").wait_for()
+    assert "ModelOpt FP8" in node.inner_text() and "模拟" in node.inner_text() and "应用 Transformer 覆盖" in node.inner_text()
+    node.get_by_role("combobox").first.click()  # as a user does
+    another.page.get_by_role("option", name=QWEN, exact=True).click()
+    node.locator(".qt-badge[data-mark=mismatch]").wait_for()
+    another.screenshot(OUT / "vue_nodes.png")
+    assert another.problems == []

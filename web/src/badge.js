@@ -1,0 +1,161 @@
+// What one node shows of the checkpoint that it refers to: family, architecture, verdict; the formats as a bar; size
+// and memory, or what is wrong, or a download. Three lines, always, so that nodes do not change their size.
+
+import { app } from '../../../scripts/app.js'
+import { chosen, counts, showDetails } from './details.js'
+import { el, size } from './dom.js'
+import { confirmDownload, download } from './downloads.js'
+import { colour } from './formats.js'
+import { t } from './i18n.js'
+import { question, referenceOf, widgetOf } from './nodes.js'
+import { call, RouteError } from './server.js'
+
+const HEIGHT = 66 // of the widget on the classic canvas, with its margins
+const MARGIN = 6
+const SLOW = 150 // milliseconds after which a badge says that it is waiting
+
+export class Badge {
+  #asked = null // what the shown answer was asked for, as JSON
+  #reference = null
+  #request = null
+  #job = null // the reference that is being downloaded
+
+  /** `done` is called when a download has ended, since other nodes may wait for the same files. */
+  constructor(node, done) {
+    this.node = node
+    this.done = done
+    this.element = el('div', { className: 'qt-badge', role: 'group', aria: { label: t('badge') }, on: { wheel: zoom } })
+    const widget = node.addDOMWidget('checkpoint_info', 'qt_checkpoint_info', this.element, {
+      serialize: false, margin: MARGIN, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT
+    })
+    widget.serialize = false // the option keeps it out of prompts, this one out of saved workflows
+    const least = node.computeSize()
+    node.setSize([Math.max(node.size[0], least[0]), Math.max(node.size[1], least[1])])
+    this.#show('empty', t('noReference'))
+  }
+
+  /** Ask again where the node refers to something else than what is shown, or where `force` says so. */
+  async update(force) {
+    const asked = question(this.node)
+    const key = JSON.stringify(asked)
+    if (key === this.#asked && !force) return
+    this.#asked = key
+    this.#reference = asked?.reference
+    this.#request?.abort()
+    if (!asked) {
+      this.#show('empty', t(referenceOf(this.node) === null ? 'linked' : 'noReference'))
+      return
+    }
+    const request = this.#request = new AbortController()
+    const slow = setTimeout(() => this.#show('loading', t('looking')), SLOW)
+    try {
+      const known = await call('describe', { query: asked, signal: request.signal })
+      if (request === this.#request) this.#describe(asked, known)
+    } catch (error) {
+      if (request !== this.#request) return
+      // a path outside of the model folders is no business of a web page; the node itself may load it
+      this.#show(error.status === 403 ? 'empty' : 'error', error.message, error.full)
+    } finally {
+      clearTimeout(slow)
+    }
+  }
+
+  /** End what is under way here; a download goes on in the server. */
+  remove() {
+    this.#request?.abort()
+    this.#asked = null
+  }
+
+  get #downloading() {
+    return this.#job !== null && this.#job === this.#reference
+  }
+
+  #describe(asked, known) {
+    if (this.#downloading) return
+    const formats = known.formats.toSorted((a, b) => b.layers - a.layers)
+    const auto = widgetOf(this.node, 'precision')?.value === 'auto' || widgetOf(this.node, 'rank')?.value === 0
+    const wrong = known.mismatch ?? known.problems?.[0]
+    const memory = known.vram && t('needs', { size: size(known.vram) })
+    const facts = [formats.length && size(known.size), memory, chosen(known, auto)].filter(Boolean).join(' · ')
+    const { title, mismatch, problems, verdict, verdict_text: why, hint, notes } = known
+    const said = [title, mismatch, ...problems, why, counts(formats), hint, ...notes].filter(Boolean).join('\n')
+    const offer = !known.on_disk && known.download && el('button', {
+      type: 'button', className: 'qt-main qt-download', on: { click: () => this.#download(asked) }
+    }, t('download'))
+    const words = t(`verdict_${verdict}`)
+    this.#fill(known.on_disk ? 'ready' : 'missing', said, mismatch ? 'mismatch' : wrong ? 'problem' : '',
+      line(
+        known.family && el('b', { className: 'qt-family' }, known.family),
+        el('span', { className: 'qt-text' }, known.architecture || title),
+        (known.on_disk || known.architecture) && el('span', {
+          className: 'qt-verdict', title: why, data: { verdict }, tabIndex: 0, aria: { label: `${words}. ${why}` }
+        }, words)),
+      line(bar(formats, () => showDetails(asked)), wrong ? null : el('small', {}, counts(formats))),
+      wrong ? el('div', { className: 'qt-wrong', role: 'alert' }, wrong) : line(
+        el('span', { className: 'qt-text', role: 'status' }, facts || hint || (known.on_disk ? why : t('notOnDisk'))),
+        offer))
+  }
+
+  async #download(asked) {
+    const cancel = new AbortController()
+    try {
+      const agreed = await confirmDownload(asked)
+      if (!agreed) return
+      this.#job = asked.reference
+      const { error } = await download(agreed, cancel.signal, (state) => this.#progress(asked.reference, state, cancel))
+      if (error) throw new RouteError(error)
+    } catch (error) {
+      const detail = error.full ?? error.message
+      app.extensionManager.toast.add({ severity: 'error', summary: t('downloadFailed'), detail, life: 20000 })
+    } finally {
+      this.#job = null
+      this.done()
+    }
+  }
+
+  #progress(reference, { done, total, file }, cancel) {
+    if (!this.#downloading) return
+    const ending = cancel.signal.aborted
+    const click = () => cancel.abort()
+    const stop = el('button', { type: 'button', className: 'qt-cancel', disabled: ending, on: { click } }, t('cancel'))
+    const focused = this.element.contains(document.activeElement)
+    this.#fill('downloading', file, '',
+      line(el('span', { className: 'qt-text' }, reference), stop),
+      el('progress', { max: total || 1, value: done, aria: { label: t('downloading') } }),
+      line(el('span', { className: 'qt-text', role: 'status' },
+        ending ? t('cancelling') : t('progress', { done: size(done), total: size(total), file }))))
+    if (focused) stop.focus()
+  }
+
+  #show(state, text, title = text) {
+    if (this.#downloading) return
+    this.#fill(state, title, state === 'error' ? 'problem' : '', line(
+      el('span', { className: state === 'error' ? 'qt-text qt-wrong' : 'qt-text', role: 'status' }, text)))
+  }
+
+  #fill(state, title, mark, ...lines) {
+    this.element.dataset.state = state
+    this.element.dataset.mark = mark
+    this.element.title = title
+    this.element.replaceChildren(...lines)
+  }
+}
+
+const line = (...parts) => el('div', { className: 'qt-line' }, parts)
+
+/** The formats as parts of a bar, as wide as they have layers. */
+function bar(formats, click) {
+  const words = `${counts(formats) || t('noLayers')}\n${t('openMap')}`
+  return el('button', { type: 'button', className: 'qt-bar', title: words, aria: { label: words }, on: { click } },
+    formats.map(({ format, layers }) => {
+      const part = el('i', {})
+      part.style.flexGrow = layers
+      part.style.background = colour(format)
+      return part
+    }))
+}
+
+/** Over a badge the wheel zooms as it does beside it; Vue nodes pass it on themselves. */
+function zoom(event) {
+  if (!LiteGraph.vueNodesMode) app.canvas.processMouseWheel(event)
+}

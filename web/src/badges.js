@@ -1,0 +1,54 @@
+// Which nodes carry a badge, and when they look again.
+
+import { api } from '../../../scripts/api.js'
+import { Badge } from './badge.js'
+import { REFERRING, widgetOf } from './nodes.js'
+
+const TYPING = 150 // milliseconds to wait while a name is being typed
+const badges = new Set() // those of nodes in a graph
+let timer = 0
+let forced = false
+let listening = false
+
+/** Give a new node its badge, and look when its widgets or links change. Nodes of other packs are left alone. */
+export function attach(node) {
+  const refers = REFERRING[node.comfyClass]
+  if (!refers) return
+  const badge = new Badge(node, () => refresh({ force: true }))
+  for (const name of [refers.input, 'reference', ...refers.others]) {
+    const widget = widgetOf(node, name)
+    if (widget) after(widget, 'callback', () => refresh({ wait: widget.options?.values ? 0 : TYPING }))
+  }
+  after(node, 'onConnectionsChange', () => refresh())
+  after(node, 'onAdded', () => {
+    badges.add(badge)
+    refresh()
+  })
+  after(node, 'onRemoved', () => {
+    badges.delete(badge)
+    badge.remove()
+  })
+  if (node.graph) badges.add(badge)
+  if (!listening) api.addEventListener('graphChanged', () => refresh()) // a link or a bypass further up
+  listening = true
+}
+
+/** Have every badge check whether its node refers to something else now; `force` asks the server in any case. */
+export function refresh({ wait = 0, force = false } = {}) {
+  forced ||= force
+  clearTimeout(timer)
+  timer = setTimeout(() => {
+    for (const badge of badges) badge.update(forced)
+    forced = false
+  }, wait)
+}
+
+/** Call `then` after a callback of one object; nothing shared by others is touched. */
+function after(object, name, then) {
+  const original = object[name]
+  object[name] = function (...given) {
+    const answer = original?.apply(this, given)
+    then()
+    return answer
+  }
+}

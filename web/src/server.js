@@ -1,0 +1,27 @@
+// The routes under /quantized_transformers (nodes/routes.py).
+
+import { api } from '../../../scripts/api.js'
+import { t } from './i18n.js'
+
+/** What a route refused: what is wrong, where, and what to do. */
+export class RouteError extends Error {
+  constructor({ error, where, todo }, status) {
+    super(error || t('noAnswer'))
+    Object.assign(this, { where, todo, status })
+  }
+
+  get full() {
+    return [this.message, this.where, this.todo].filter(Boolean).join('\n')
+  }
+}
+
+/** The JSON answer of a route. Raises RouteError for what it refuses, AbortError when `signal` says so. */
+export async function call(name, { query = {}, method = 'GET', body, signal } = {}) {
+  const asked = new URLSearchParams(query).toString()
+  const response = await api.fetchApi(`/quantized_transformers/${name}${asked && `?${asked}`}`, {
+    method, signal, ...(body && { body: JSON.stringify(body), headers: { 'Content-Type': 'application/json' } })
+  })
+  const answer = await response.json().catch(() => ({}))
+  if (!response.ok) throw new RouteError(answer, response.status)
+  return answer
+}
