@@ -23,7 +23,7 @@ def load_file(path: str) -> dict[str, torch.Tensor]:
 
 def load_state_dict(tensors: dict[str, torch.Tensor], *, options: dict[str, Any] | None = None,
                     disable_dynamic: bool = False) -> Any:
-    """Native tensors → the host's ModelPatcher, or None when the host does not know the architecture."""
+    """Native tensors -> the host's ModelPatcher, or None when the host does not know the architecture."""
     import comfy.sd
 
     return comfy.sd.load_diffusion_model_state_dict(tensors, model_options=options or {},
@@ -153,7 +153,7 @@ def unpatched_tensors(patcher: Any) -> dict[str, torch.Tensor]:
 
 def tensors_for_saving(patcher: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """(the tensors of a MODEL's diffusion model under its own names with what is patched into it, as the host's save
-    nodes write them; those of them that have no values yet → the weight whose `patched_tensors` has them).
+    nodes write them; those of them that have no values yet -> the weight whose `patched_tensors` has them).
 
     ComfyUI 0.30's own `state_dict_for_saving` is not asked: of each tensor that is not in VRAM it makes a torch
     Parameter, which integers (NVFP4, INT8) cannot be, and what its dynamic VRAM keeps loaded it patches twice.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def load_text_encoders(state_dicts: list[dict[str, torch.Tensor]], clip_type: str, configs: dict[str, dict[str, Any]],
                        dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> Any:
-    """Text encoders in the host's names → its CLIP.
+    """Text encoders in the host's names -> its CLIP.
 
     `clip_type` is a member of its CLIPType; `configs` are entries of its model configs, by its name of the encoder.
     Raises RuntimeError (torch) for tensors of other shapes than the configs say.

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def diffusers_vae_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of an AutoencoderKL under diffusers' names → the host's names, in the same order, as its loader does it.
+    """Tensors of an AutoencoderKL under diffusers' names -> the host's names, in the same order, as its loader does it.
 
     Its four Linear layers of attention become convolutions of size 1 (views).
     """
@@ -59,7 +59,7 @@ def vae_tensors(kind: str, sizes: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def load_vae(tensors: dict[str, torch.Tensor], dtype: str | None = None,
              metadata: dict[str, str] | None = None) -> Any:
-    """Native tensors → the host's VAE; its `first_stage_model` is None when the host does not know them."""
+    """Native tensors -> the host's VAE; its `first_stage_model` is None when the host does not know them."""
     import comfy.sd
     import torch
 

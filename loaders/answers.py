@@ -37,7 +37,7 @@ class Answers:
             "describe": self.describe, "entries": self.entries, "migrate": self.migrate, "nothing": lambda _: None}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """{"ask": question, "of": what it is about, "folders", "capability"} → {"answer"}, or {"error", "what",
+        """{"ask": question, "of": what it is about, "folders", "capability"} -> {"answer"}, or {"error", "what",
         "where", "do"} where "error" is one of KINDS or "failed"."""
         host.act_for(request["folders"], tuple(request["capability"]) if request["capability"] else None)
         try:

@@ -1,4 +1,4 @@
-"""Stored tensors → the host's native state dict, one module at a time, with every stored tensor accounted for.
+"""Stored tensors -> the host's native state dict, one module at a time, with every stored tensor accounted for.
 
 Bytes that need no re-layout stay the memory-mapped views they were loaded as. Copies are made only of BF16 tensors that
 the host fuses, of shards that share one scale, of NVFP4 in another byte order than the host's, and of the one
@@ -54,7 +54,7 @@ class NativeStateDict:
 def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dict[str, Tensor], where: str, *,
              order: ByteOrder = MODELOPT_ORDER, dequantize: bool = False, own_nvfp4: bool = False,
              full_precision: Collection[str] = (), step: Callable[[], None] = lambda: None) -> NativeStateDict:
-    """Build the native state dict, emptying `stored` (name → tensor) on the way.
+    """Build the native state dict, emptying `stored` (name -> tensor) on the way.
 
     `order` is how the files pack NVFP4, `own_nvfp4` is for kernels other than the host's. `dequantize` asks the host
     for full-precision matmul in every quantized module, `full_precision` in those of these stored layers; `step` is
@@ -83,7 +83,7 @@ def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dic
 
 
 def take(stored: dict[str, Tensor], name: str, module: Module) -> dict[str, Tensor]:
-    """Pop the tensors of one stored layer: leaf → tensor; the weight is "weight" whatever it is stored as."""
+    """Pop the tensors of one stored layer: leaf -> tensor; the weight is "weight" whatever it is stored as."""
     part = {"weight": stored.pop(tensor_name(name, module.stored_leaf))}
     leaves = (("bias",) if module.bias else ()) + (COMPANIONS if module.linear else ())
     return part | {leaf: stored.pop(f"{name}.{leaf}") for leaf in leaves if f"{name}.{leaf}" in stored}

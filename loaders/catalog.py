@@ -17,7 +17,7 @@ from .sources import local_references
 from .svdquant.files import NAME
 from .verdict import RED
 
-# kind → the node that loads it, and its widget that takes the reference
+# kind -> the node that loads it, and its widget that takes the reference
 LOADS_WITH = {"base": ("QT_LoadBaseModel", "base_model"), "override": ("QT_ApplyTransformerOverride", "override"),
               "svdq": ("QT_NunchakuSVDQLoader", "weights"), "modelslim": ("QT_ModelSlimLoader", "folder")}
 _UNQUANTIZED = ("", "BF16", "F16", "F32")

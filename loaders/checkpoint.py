@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Checkpoint:
     """The files of one transformer, opened as far as their headers.
 
-    Attributes: `source`, `headers` (one a file), `tensors` (name → TensorInfo, all files), `config` (config.json of
+    Attributes: `source`, `headers` (one a file), `tensors` (name -> TensorInfo, all files), `config` (config.json of
     the component, or None).
     """
 

@@ -1,4 +1,4 @@
-"""A native layer, quantized or not → the weight that it stands for, in F32.
+"""A native layer, quantized or not -> the weight that it stands for, in F32.
 
 The layer is loaded by the very Linear that would run it (the host's, or this pack's for its own markers), so whatever
 can be loaded can be decoded, and there is no second opinion on what the bytes mean.
@@ -20,7 +20,7 @@ Decode = Callable[[str, Part, int, int], tuple["torch.Tensor", "torch.Tensor | N
 
 
 def decoder() -> Decode:
-    """A function (name, leaf → tensor, rows, columns) → (weight F32 [rows, columns], bias F32 [rows] or None).
+    """A function (name, leaf -> tensor, rows, columns) -> (weight F32 [rows, columns], bias F32 [rows] or None).
 
     The weight is the effective one: codes times scales, divided by smoothing factors, plus the low-rank branch. The
     bias is the one that goes with a plain matmul (SVDQuant's unsigned layers store another). The function raises

@@ -157,7 +157,7 @@ def byte_order(tensors: dict[str, TensorInfo], declaration: Declaration) -> Byte
 
 
 def by_layer(tensors: dict[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
-    """Module name → leaf name → tensor."""
+    """Module name -> leaf name -> tensor."""
     layers: dict[str, dict[str, TensorInfo]] = {}
     for name, info in tensors.items():
         module, _, leaf = name.rpartition(".")

@@ -14,7 +14,7 @@ PACKAGES = ("torch", "safetensors", "comfy-kitchen", "huggingface_hub", "diffuse
 def facts() -> dict[str, Any]:
     """JSON-able facts. Without ComfyUI only versions and the environment; never raises for what is not installed.
 
-    With it: "device", "capability" (CUDA's, or None), "cuda", "hip", "npu", "kitchen" (back end → "available" or why
+    With it: "device", "capability" (CUDA's, or None), "cuda", "hip", "npu", "kitchen" (back end -> "available" or why
     not), "nunchaku", "flashinfer", "<kind> matmul", and "families": [{"family", "verdict", "text"}].
     """
     out: dict[str, Any] = {"python": sys.version.split()[0], "ComfyUI": host.version()}

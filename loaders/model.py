@@ -1,4 +1,4 @@
-"""A request → the host's MODEL. The only place that calls the host's loader.
+"""A request -> the host's MODEL. The only place that calls the host's loader.
 
 Every MODEL carries how it was made (`cached_patcher_init`), so the host can rebuild it from disk for multi-GPU, compile
 and non-dynamic clones.

@@ -1,4 +1,4 @@
-"""Any MODEL → the same MODEL with its Linear weights in MXFP8, at load.
+"""Any MODEL -> the same MODEL with its Linear weights in MXFP8, at load.
 
 Weights get the rule of Ascend's npu_dynamic_mx_quant (floor of the shared exponent, specs/ascend.md section 3.2) and
 the host's own MXFP8 layout and marker, so that its LoRA, offload and save code work on them.
@@ -89,7 +89,7 @@ def quantize(model: Any, keep: str = "", backend: str = "auto", step: Callable[[
     tensors = {name: tensor.to(model.offload_device) for name, tensor in tensors.items()}
     fresh = _to_host(tensors, model, modules, run)
     patcher = _dress(model, fresh, keep, backend)
-    lines = [f"MXFP8: {len(choice.quantize)} Linear layers, {size(before)} → {size(after)}; weights by Ascend's rule "
+    lines = [f"MXFP8: {len(choice.quantize)} Linear layers, {size(before)} -> {size(after)}; weights by Ascend's rule "
              "(floor of the shared exponent, round half to even, saturating)",
              f"kept in high precision ({source}): {_list(choice.kept)}"]
     lines += [f"quantized already, left as they are: {_list(choice.already)}"] if choice.already else []
@@ -107,7 +107,7 @@ def rebuild(init: tuple, keep: str, backend: str, disable_dynamic: bool = False)
 
 
 def _linears(model: Any) -> dict[str, Any]:
-    """Native name → module of every Linear with a weight. Raises CheckpointError for models that cannot be changed."""
+    """Native name -> module of every Linear with a weight. Raises CheckpointError for models that cannot be changed."""
     bound = host.bound_to_weights(model)
     if bound:
         raise CheckpointError(f"the MODEL carries {bound}, which would keep using the weights as they are", "",
@@ -154,7 +154,7 @@ def _choose(model: Any, modules: dict[str, Any], keep: str) -> tuple[_Choice, st
 
 
 def _other_names(model: Any) -> tuple[dict[str, tuple[str, ...]], str]:
-    """Native → diffusers' module names (several for a fused one), and the architecture's name; else empty."""
+    """Native -> diffusers' module names (several for a fused one), and the architecture's name; else empty."""
     try:
         name, dims = base_of(model)
     except CheckpointError:  # of an architecture that this pack does not know: native names only

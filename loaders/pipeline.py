@@ -19,7 +19,7 @@ TEXT_FOLDERS = ("tokenizer", "processor", "feature_extractor", "image_processor"
 class Pipeline:
     """Local folders of the components that a load asked for.
 
-    `index` is model_index.json (component name → [library, class]); `parts` has one Source a component. A Source
+    `index` is model_index.json (component name -> [library, class]); `parts` has one Source a component. A Source
     without weight files (`files` empty) is a tokenizer or processor folder.
     """
 

@@ -85,7 +85,7 @@ def how_it_runs(kind: str, compute: str) -> str:
 
 
 def panels_of(description: CheckpointDescription) -> dict[str, dict[str, dict[str, str]]]:
-    """Kind of block → number of the block → module → stored format; the layer map's panels, rows and columns."""
+    """Kind of block -> number of the block -> module -> stored format; the layer map's panels, rows and columns."""
     panels: dict[str, dict[str, dict[str, str]]] = {}
     for name, fmt in description.layers.items():
         kind, number, module = _block(name)

@@ -154,7 +154,7 @@ def find_path(reference: str, revision: str = "") -> Path:
 
 
 T = TypeVar("T")
-# fetch(reference, revision, select, command) → the folder; hub.fetch, or one that asks or reports in between
+# fetch(reference, revision, select, command) -> the folder; hub.fetch, or one that asks or reports in between
 Fetch = Callable[[str, str, Callable[[Folder], Sequence[Selection]], str], Path]
 
 

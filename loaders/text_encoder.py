@@ -1,4 +1,4 @@
-"""The text encoders of a base → the host's CLIP. The only caller of the host's CLIP loader.
+"""The text encoders of a base -> the host's CLIP. The only caller of the host's CLIP loader.
 
 The host decides from tensor names and shapes which encoders it is given, and only logs what is missing or unknown. So
 sizes go in by its own model options, and afterwards its choice and every tensor are checked here.

@@ -1,4 +1,4 @@
-"""A request → the host's VAE, from the `vae` of a diffusers base, a VAE folder, or a native file.
+"""A request -> the host's VAE, from the `vae` of a diffusers base, a VAE folder, or a native file.
 
 As with transformers, every stored tensor is used or the load fails; and what config.json says of latents must be what
 ComfyUI's models do, because there the latent format belongs to the MODEL (comfy/latent_formats.py).

@@ -22,7 +22,7 @@ from .nvfp4 import linear_blocks
 from .row_shards import NVFP4RowShardsLayout, RowShard
 
 VARIABLE = "SGLANG_DIFFUSION_FLASHINFER_FP4_GEMM_BACKEND"
-# Values that SGLang-Diffusion accepts for the variable, in any case → mm_fp4's backend.
+# Values that SGLang-Diffusion accepts for the variable, in any case -> mm_fp4's backend.
 ACCEPTED = {f"{prefix}{name}": name for name in ("trtllm", "cutlass", "cudnn") for prefix in ("", "flashinfer_")}
 ACCEPTED["auto"] = "auto"
 MINIMUM = (10, 0)

@@ -35,7 +35,7 @@ class ByteOrder(NamedTuple):
 
 
 MODELOPT_ORDER = ByteOrder(why="ModelOpt's default")
-Leaves = Mapping[str, Stored]  # one layer: "weight", "bias", "weight_scale", ... → what is stored
+Leaves = Mapping[str, Stored]  # one layer: "weight", "bias", "weight_scale", ... -> what is stored
 PLAIN_DTYPES = frozenset({"F32", "BF16", "F16"})
 
 

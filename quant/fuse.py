@@ -1,4 +1,4 @@
-"""Stored layers → the tensors of one native Linear, every shard's bytes and scale kept as stored.
+"""Stored layers -> the tensors of one native Linear, every shard's bytes and scale kept as stored.
 
 A native Linear is one stored layer, or the rows of several (q, k, v, and FLUX's proj_mlp). Where one scale holds for
 all of them the host's own layout takes it; otherwise each stays a row shard (row_shards.py). Nothing is requantized.
@@ -41,7 +41,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Fused:
-    """Native tensors of one module (leaf name → tensor) and how they came about, for the report."""
+    """Native tensors of one module (leaf name -> tensor) and how they came about, for the report."""
 
     tensors: dict[str, Tensor]
     layout: str

@@ -78,14 +78,14 @@ NVFP4 = NVFP4Format()
 
 
 def swap_nibbles(codes: Tensor) -> Tensor:
-    """Exchange the two E2M1 codes of every byte (0xAB → 0xBA)."""
+    """Exchange the two E2M1 codes of every byte (0xAB -> 0xBA)."""
     swapped = codes << 4
     swapped |= codes >> 4
     return swapped
 
 
 def swizzle(block: Tensor) -> Tensor:
-    """Block scales [rows, columns] → 128 x 4 tiles, padded with zeros: [ceil128(rows), ceil4(columns)]."""
+    """Block scales [rows, columns] -> 128 x 4 tiles, padded with zeros: [ceil128(rows), ceil4(columns)]."""
     import torch
     from comfy_kitchen.float_utils import to_blocked
 

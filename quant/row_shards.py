@@ -154,7 +154,7 @@ class RowShardsLayout(QuantizedLayout):
 
     @classmethod
     def state_dict_tensors(cls, qdata: torch.Tensor, params: Params) -> dict[str, torch.Tensor]:
-        """Key suffix → tensor, as ops.py reads them back: weight, weight_shard_1.., weight_block_0.., weight_scale."""
+        """Key suffix -> tensor, as ops.py reads them back: weight, weight_shard_1.., weight_block_0.., weight_scale."""
         tensors = {"_scale": params.scale}
         for i, shard in enumerate(shards_of(qdata, params)):
             tensors[f"_shard_{i}" if i else ""] = shard.data

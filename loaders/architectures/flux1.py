@@ -1,4 +1,4 @@
-"""FLUX.1 (dev, schnell, Kontext, Fill, Canny, Depth, Krea): diffusers FluxTransformer2DModel ↔ ComfyUI's Flux.
+"""FLUX.1 (dev, schnell, Kontext, Fill, Canny, Depth, Krea): diffusers FluxTransformer2DModel <-> ComfyUI's Flux.
 
 The map is that of diffusers' own converter (diffusers/loaders/single_file_utils.py,
 convert_flux_transformer_checkpoint_to_diffusers), read backwards. The host fuses q, k, v into one Linear, and q, k, v

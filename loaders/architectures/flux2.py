@@ -1,4 +1,4 @@
-"""FLUX.2 (dev, klein): diffusers Flux2Transformer2DModel ↔ ComfyUI's Flux with image_model "flux2".
+"""FLUX.2 (dev, klein): diffusers Flux2Transformer2DModel <-> ComfyUI's Flux with image_model "flux2".
 
 The map is that of diffusers' own converter (diffusers/loaders/single_file_utils.py,
 convert_flux2_transformer_checkpoint_to_diffusers), read backwards. Only q, k, v of the double blocks are stored apart:

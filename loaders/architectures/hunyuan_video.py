@@ -1,4 +1,4 @@
-"""HunyuanVideo 1.0 (T2V, I2V, SkyReels): diffusers HunyuanVideoTransformer3DModel ↔ ComfyUI's HunyuanVideo.
+"""HunyuanVideo 1.0 (T2V, I2V, SkyReels): diffusers HunyuanVideoTransformer3DModel <-> ComfyUI's HunyuanVideo.
 
 The map is that of diffusers' own converter (diffusers/loaders/single_file_utils.py,
 convert_hunyuan_video_transformer_to_diffusers), read backwards. ComfyUI builds this model from FLUX.1's blocks

@@ -1,4 +1,4 @@
-"""Qwen-Image and Qwen-Image-Edit (2509, 2511): diffusers QwenImageTransformer2DModel ↔ ComfyUI's QwenImage.
+"""Qwen-Image and Qwen-Image-Edit (2509, 2511): diffusers QwenImageTransformer2DModel <-> ComfyUI's QwenImage.
 
 Both use the same names (diffusers' converter for it, in loaders/single_file_utils.py, is an identity). Edit-2511
 differs by `zero_cond_t` in config.json alone. ComfyUI has no option for it and looks for an empty tensor instead

@@ -1,4 +1,4 @@
-"""SDXL (base, Turbo, and what was trained from them): diffusers UNet2DConditionModel ↔ ComfyUI's UNetModel.
+"""SDXL (base, Turbo, and what was trained from them): diffusers UNet2DConditionModel <-> ComfyUI's UNetModel.
 
 The host calls the blocks what the original code calls them (input_blocks, middle_block, output_blocks). The names here
 are those of its own map (comfy/utils.py, unet_to_diffusers), the sizes those of

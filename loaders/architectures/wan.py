@@ -1,4 +1,4 @@
-"""Wan2.1 and Wan2.2 (T2V, I2V, FLF2V, TI2V): diffusers WanTransformer3DModel ↔ ComfyUI's WanModel.
+"""Wan2.1 and Wan2.2 (T2V, I2V, FLF2V, TI2V): diffusers WanTransformer3DModel <-> ComfyUI's WanModel.
 
 The map is that of diffusers' own converter (diffusers/loaders/single_file_utils.py,
 convert_wan_transformer_to_diffusers), read backwards; the position embedding of FLF2V, which that converter leaves out,

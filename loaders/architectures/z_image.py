@@ -1,4 +1,4 @@
-"""Z-Image (Turbo, base): diffusers ZImageTransformer2DModel ↔ ComfyUI's Lumina2 / NextDiT.
+"""Z-Image (Turbo, base): diffusers ZImageTransformer2DModel <-> ComfyUI's Lumina2 / NextDiT.
 
 The map is that of diffusers' own converter (diffusers/loaders/single_file_utils.py,
 convert_z_image_transformer_checkpoint_to_diffusers), read backwards. The host fuses q, k and v into one Linear.

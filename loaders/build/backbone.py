@@ -41,7 +41,7 @@ def find_backbone(reference: str) -> Path:
 
 
 def read_amax(path: Path) -> dict[str, dict[str, Tensor]]:
-    """Layer → {"weight": amax, "input": amax} of a backbone.pt, as stored.
+    """Layer -> {"weight": amax, "input": amax} of a backbone.pt, as stored.
 
     The pickle is looked through before it is read: it is refused when it names anything but ALLOWED, so what other code
     has told torch to trust does not count. Then torch reads it with weights_only, tensors memory-mapped.

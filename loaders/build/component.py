@@ -57,7 +57,7 @@ class Component:
         return sorted(self._places, key=self._places.__getitem__)
 
     def texts(self) -> dict[str, Path]:
-        """The files beside the weights that go along (licences, notes): name → path. No weights, code or pickles."""
+        """The files beside the weights that go along (licences, notes): name -> path. No weights, code or pickles."""
         skip = {path.name for path in self.paths} | {"config.json", "model_index.json"}
         return {entry.name: Path(entry.path) for entry in os.scandir(self.folder)
                 if entry.is_file() and entry.name not in skip and not entry.name.startswith(".")

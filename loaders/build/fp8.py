@@ -88,7 +88,7 @@ def build_fp8(*, output_dir: str, base_transformer_dir: str = "", modelopt_hf_di
     statistics["output_shards"] = len(written.headers)
     _read_back(written, plan, statistics, target)
     how = f"from {modelopt_hf_dir}" if export else "straight from BF16: activation scales are dynamic"
-    return Built("\n".join([f"FP8 transformer {source.class_name} → {target}", f"{how}, preset {preset.name}",
+    return Built("\n".join([f"FP8 transformer {source.class_name} -> {target}", f"{how}, preset {preset.name}",
                             statistics_line(statistics), *lines, *(f"note: {note}" for note in plan.notes)]),
                  dict(statistics), target)
 
@@ -172,7 +172,7 @@ def _refuse_codes(export: Component, name: str, left: bool) -> None:
 
 
 def _scales(export: Component, backbone: Path | None, maxbound: float, fallback: set[str]) -> dict[str, Scales]:
-    """Layer → scales: the export's own, else from calibrated amax (of the backbone, or left in the export).
+    """Layer -> scales: the export's own, else from calibrated amax (of the backbone, or left in the export).
 
     Layers with one scale of the two are left out; layers in `fallback` are not looked at.
     """

@@ -79,7 +79,7 @@ def build_nvfp4(*, output_dir: str, base_transformer_dir: str, modelopt_hf_dir: 
     _read_back(written, plan, statistics, target)
     how = f"from {modelopt_hf_dir}" if export else "straight from BF16: activation scales are dynamic"
     numbers: dict[str, int | bool] = {**statistics, "swap_weight_nibbles": swap_weight_nibbles}
-    return Built("\n".join([f"NVFP4 transformer {base.class_name} → {target}",
+    return Built("\n".join([f"NVFP4 transformer {base.class_name} -> {target}",
                             f"{how}, pattern preset {pattern_preset}", statistics_line(numbers), *lines,
                             *(f"note: {note}" for note in plan.notes)]), numbers, target)
 

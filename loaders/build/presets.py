@@ -121,7 +121,7 @@ def unmatched(patterns: Sequence[re.Pattern[str]], names: Iterable[tuple[str, ..
 _SPELLINGS = [(re.compile(pattern), other) for pattern, other in (
     (r"(\.(?:audio_)?ff)\.net\.0\.proj$", r"\1.proj_in"), (r"(\.(?:audio_)?ff)\.net\.2$", r"\1.proj_out"),
     (r"\.(img_mod|txt_mod)\.1$", r".\1"))]
-# HunyuanVideo: diffusers' names → those of SGLang-Diffusion's own model, which its ignore list is compared with.
+# HunyuanVideo: diffusers' names -> those of SGLang-Diffusion's own model, which its ignore list is compared with.
 _REFINER = r"^context_embedder\.token_refiner\.refiner_blocks\.(\d+)\."
 _MLP = (r"ff\.net\.0(?:\.proj)?$", "mlp.fc_in"), (r"ff\.net\.2(?:\.proj)?$", "mlp.fc_out")
 _QK = {"norm_q": "img_attn_q_norm", "norm_k": "img_attn_k_norm", "norm_added_q": "txt_attn_q_norm",

@@ -50,7 +50,7 @@ def write_model(target: Path, pieces: Sequence[Piece], *, config: Mapping[str, A
                 fingerprint: str = "", step: Step | None = None) -> Written:
     """Write the folder `target` from `pieces`, made one at a time and held only until they are written.
 
-    `config` becomes config.json, `header` the metadata of every shard, `copies` (name → file) are copied beside. The
+    `config` becomes config.json, `header` the metadata of every shard, `copies` (name -> file) are copied beside. The
     files are `<stem>.safetensors`, or shards of at most `shard_bytes` (more where one piece is larger), and always an
     index. `step` is called with bytes of tensors as they are written (default: the node's progress bar and Cancel).
 

@@ -1,4 +1,4 @@
-"""Workflows made with other packs' loader nodes → the same workflows with this pack's."""
+"""Workflows made with other packs' loader nodes -> the same workflows with this pack's."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Conversion:
-    """Becomes `target` with these widget values; `renamed` are old names → new, for links into widgets and sockets.
+    """Becomes `target` with these widget values; `renamed` are old names -> new, for links into widgets and sockets.
 
     `notes` say what has no equivalent. `more` are the values of further targets, chained behind the first.
     """

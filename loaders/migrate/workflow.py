@@ -74,7 +74,7 @@ def _migrate_graph(graph: Graph, blocker: str, done: Migrated) -> None:
         notes = [*result.notes, *graph.replace(node, result)]
         words = ", ".join(f"{key} {value!r}" for key, value in result.values.items())
         chain = f", and {len(result.more)} more behind it" if result.more else ""
-        done.changes.append(f"{where} → {result.target} ({words}){chain}"
+        done.changes.append(f"{where} -> {result.target} ({words}){chain}"
                             + "".join(f"; {note}" for note in notes))
     for node in graph.nodes():
         kind = graph.kind(node)

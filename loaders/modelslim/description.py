@@ -20,7 +20,7 @@ FLOAT = "FLOAT"
 
 @dataclass(frozen=True)
 class Claims:
-    """What a description says. `types`: stored tensor name → type; `writer` names the program that wrote it."""
+    """What a description says. `types`: stored tensor name -> type; `writer` names the program that wrote it."""
 
     file: str
     types: dict[str, str] = field(default_factory=dict)

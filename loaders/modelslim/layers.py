@@ -33,7 +33,7 @@ from .description import FLOAT, Claims, check_names, description_path, read_clai
 from .names import plain_names
 
 FAMILY = "modelslim"
-# Wan's own config.json → the sizes of loaders/architectures/wan.py, and what ComfyUI has fixed for Wan.
+# Wan's own config.json -> the sizes of loaders/architectures/wan.py, and what ComfyUI has fixed for Wan.
 _VENDOR_SIZES = {"dim": "hidden", "in_dim": "in", "out_dim": "out", "ffn_dim": "ffn", "num_layers": "layers"}
 _VENDOR_FIXED = {"freq_dim": 256, "eps": 1e-6}
 # ComfyUI's names of the modules that make features of a model's inputs: latents, text, timestep, guidance, image.

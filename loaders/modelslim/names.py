@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def plain_names(tensors: Mapping[str, T], where: str) -> tuple[dict[str, T], dict[str, str], list[str]]:
-    """Stored tensors → (by plain name, plain name → stored name, stored names of what only quantized attention reads).
+    """Stored tensors -> (by plain name, plain name -> stored name, stored names only quantized attention reads).
 
     Raises CheckpointError when two stored names mean one tensor.
     """

@@ -1,4 +1,4 @@
-"""A described ModelSlim checkpoint → native tensors and the operations that load them."""
+"""A described ModelSlim checkpoint -> native tensors and the operations that load them."""
 
 from __future__ import annotations
 

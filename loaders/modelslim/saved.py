@@ -75,7 +75,7 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> 
 
 
 def _kinds(checkpoint: Checkpoint) -> dict[str, str]:
-    """Layer → kind of quant/ascend/kinds.py, by the markers, which are read from the files: a few bytes each."""
+    """Layer -> kind of quant/ascend/kinds.py, by the markers, which are read from the files: a few bytes each."""
     kinds = {}
     for header in checkpoint.headers:
         for name, info in header.tensors.items():

@@ -45,7 +45,7 @@ def repack(source: str, base: str, output: str, direction: str = DIRECTIONS[0], 
     with work_folder(target) as work:
         reused = _write_all(work, plan.files, weights, step or host.progress(sum(file.size for file in plan.files)))
         work.publish(weights)
-    lines = [f"repacked Wan {direction}: {export} → {target}", *plan.lines]
+    lines = [f"repacked Wan {direction}: {export} -> {target}", *plan.lines]
     if reused:
         lines.append(f"taken over from an interrupted run, after comparing it with the source: {size(reused)}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Original Wan names (the vendor's and ComfyUI's) ↔ diffusers' names, for every tensor of a ModelSlim export.
+"""Original Wan names (the vendor's and ComfyUI's) <-> diffusers' names, for every tensor of a ModelSlim export.
 
 Whole names are looked up, never replaced in parts: `wan_repack.py`'s ordered list of `str.replace` (specs/ascend.md
 section 4.2) gives the same tensor names, but also changes names that merely contain one of its words, and leaves what
@@ -46,7 +46,7 @@ def _pairs(module: Module, smoothed: bool) -> Iterator[tuple[str, str]]:
 
 
 def name_map(names: Collection[str], direction: str, where: object) -> dict[str, str]:
-    """Old → new name for every name that a Wan with these tensors can have in its tensors and its description.
+    """Old -> new name for every name that a Wan with these tensors can have in its tensors and its description.
 
     One to one by construction, and its own inverse in the other direction. Going back, a layer that has a mul_scale
     gets the wrapper's names again (`.linear.`, `.div.`). Raises CheckpointError when `names` hold something that is no

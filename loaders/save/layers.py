@@ -34,8 +34,8 @@ Part = dict[str, "torch.Tensor"]
 class Plan:
     """What is going to be written.
 
-    `formats`: Linear → its format in the file ("BF16" and the like for those that are not quantized). `own`: those in a
-    format of this pack → format. `changed`: what "stock" did, in words → the layers.
+    `formats`: Linear -> its format in the file ("BF16" and the like where not quantized). `own`: those in a
+    format of this pack -> format. `changed`: what "stock" did, in words -> the layers.
     """
 
     layers: list[Layer] = field(default_factory=list)
@@ -61,7 +61,7 @@ class _Group:
     model: Any
     name: str
     leaves: Part = field(default_factory=dict)
-    pending: dict[str, str] = field(default_factory=dict)  # leaf → the weight that it comes with
+    pending: dict[str, str] = field(default_factory=dict)  # leaf -> the weight that it comes with
 
     def values(self) -> Part:
         """Every tensor of the layer, on the CPU."""

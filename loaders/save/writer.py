@@ -26,7 +26,7 @@ from .target import refuse_existing
 if TYPE_CHECKING:
     import torch
 
-# torch dtype → safetensors' name for it
+# torch dtype -> safetensors' name for it
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
           "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3",
           "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0"}
@@ -49,7 +49,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Layer:
-    """Tensors that are made together: what they will be, and how to make them (name → CPU tensor)."""
+    """Tensors that are made together: what they will be, and how to make them (name -> CPU tensor)."""
 
     tensors: tuple[Tensor, ...]
     make: Callable[[], Mapping[str, torch.Tensor]]

@@ -1,17 +1,18 @@
-"""A planned SVDQuant file → the host's native state dict, one stored layer at a time.
+"""A planned SVDQuant file -> the host's native state dict, one stored layer at a time.
 
 Quantized layers are read with ordinary file reads, because every byte of them is laid out anew: memory-mapped pages of
-the source would stay in memory beside the result. Unquantized tensors stay memory-mapped views.
+the source would stay in memory beside the result. Unquantized tensors stay memory-mapped views, and their pages are let
+go whenever the host has copied a layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ...quant import fuse
+from ...quant.nvfp4 import ceil_to
 from ..architectures import Module
 from ..architectures.base import tensor_name
 from ..assemble import NativeStateDict
@@ -19,6 +20,7 @@ from ..checkpoint import Checkpoint
 from ..describe import CheckpointDescription
 from ..errors import CheckpointError
 from .describe import read_plan
+from .mapped import letting_go
 from .plan import LEAVES, UNNEEDED, Layer, Piece, Rows, part_kinds
 from .recognise import Found
 
@@ -43,6 +45,8 @@ def convert(checkpoint: Checkpoint, description: CheckpointDescription,
 
     found, plan = read_plan(checkpoint, description)
     native, mapped = NativeStateDict(), checkpoint.load_tensors()
+    native.copied = letting_go(mapped, checkpoint.headers)
+    native.copied()  # making the views has touched every tensor
     with _Reader(checkpoint) as reader:
         layers = _Layers(found, reader)
         for planned in plan.modules:
@@ -51,6 +55,7 @@ def convert(checkpoint: Checkpoint, description: CheckpointDescription,
             else:
                 native.tensors |= _plain(planned.module, planned.plain, found, mapped)
             step()
+    native.copied()
     for mark in found.family.architecture.marks(description.dims):
         native.tensors[mark] = torch.zeros(0)
     native.part_kinds = part_kinds(description)
@@ -120,8 +125,8 @@ class _Layers:
         from ...quant.svdquant.parts import awq_part, split_rows, w4a4_part
 
         stored = self.found.stored
-        leaves = {leaf: self.reader.read(stored[f"{layer.name}.{leaf}"], passing=leaf == "qweight") for leaf in LEAVES
-                  if f"{layer.name}.{leaf}" in stored and leaf != UNNEEDED}
+        leaves = self.reader.read({leaf: stored[f"{layer.name}.{leaf}"] for leaf in LEAVES
+                                   if f"{layer.name}.{leaf}" in stored and leaf != UNNEEDED})
         if "bias" not in leaves:  # a model without biases; packed zeros are zeros
             leaves["bias"] = torch.zeros(leaves["wscales"].shape[-1], dtype=torch.bfloat16)
         try:
@@ -132,47 +137,49 @@ class _Layers:
                 part, bias = w4a4_part(leaves, layer.rows, layer.columns, unsigned)
         except ValueError as error:
             raise CheckpointError(f"{layer.name}: {error}", self.where, _AGAIN) from error
-        assert part.codes.untyped_storage().data_ptr() != leaves["qweight"].untyped_storage().data_ptr()
         if len(layer.counts) == 1:
             return [(part, bias)]
         return list(zip(split_rows(part, layer.counts), bias.split(list(layer.counts)), strict=True))
 
 
 class _Reader:
-    """Tensors of a checkpoint's files by name, read into memory of their own."""
+    """Tensors of a checkpoint's files by name, a layer at a time in memory that the next layer uses again: large blocks
+    that come and go leave holes between those that stay."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        import torch
-
         self.where = checkpoint.source.reference
         self._headers, self._files = checkpoint.headers, ExitStack()
         self._places: dict[str, tuple[Any, int]] = {}
-        # For codes, which are copied at once: large blocks that come and go leave holes between those that stay.
-        self._passing = torch.empty(max((info.end - info.start for header in checkpoint.headers for name, info in
-                                         header.tensors.items() if name.endswith(".qweight")), default=0),
-                                    dtype=torch.uint8)
+        self._infos = {name: info for header in checkpoint.headers for name, info in header.tensors.items()}
+        self._memory: Any = b""
 
     def __enter__(self) -> _Reader:
         for header in self._headers:
             file = self._files.enter_context(open(header.path, "rb"))
             data = header.size - max((info.end for info in header.tensors.values()), default=0)
             self._places |= {name: (file, data) for name in header.tensors}
-        self._infos = {name: info for header in self._headers for name, info in header.tensors.items()}
         return self
 
     def __exit__(self, *error: object) -> None:
         self._files.close()
 
-    def read(self, name: str, passing: bool = False) -> torch.Tensor:
-        """One tensor; with `passing` it is good until the next such call. Raises CheckpointError for a file that has
-        become shorter."""
+    def read(self, names: dict[str, str]) -> dict[str, torch.Tensor]:
+        """Tensors by other names (ours -> the file's), good until the next call. Raises CheckpointError for a file that
+        has become shorter."""
+        import numpy
         import torch
 
-        info, (file, data) = self._infos[name], self._places[name]
-        size = info.end - info.start
-        tensor = self._passing[:size] if passing else torch.empty(size, dtype=torch.uint8)
-        file.seek(data + info.start)
-        if tensor.numel() and file.readinto(tensor.numpy().data) != tensor.numel():
-            raise CheckpointError(f"{name} ends before its last byte", self.where, _AGAIN)
-        assert prod(info.shape) * getattr(torch, _DTYPES[info.dtype]).itemsize == tensor.numel()
-        return tensor.view(getattr(torch, _DTYPES[info.dtype])).view(info.shape)
+        infos = {name: self._infos[name] for name in names.values()}
+        room = {name: ceil_to(info.end - info.start, 64) for name, info in infos.items()}
+        if sum(room.values()) > len(self._memory):
+            self._memory = numpy.empty(sum(room.values()), numpy.uint8)
+        out, at = {}, 0
+        for leaf, name in names.items():
+            info, (file, data) = infos[name], self._places[name]
+            raw = self._memory[at:at + info.end - info.start]
+            at += room[name]
+            file.seek(data + info.start)
+            if file.readinto(raw.data) != len(raw):
+                raise CheckpointError(f"{name} ends before its last byte", self.where, _AGAIN)
+            out[leaf] = torch.from_numpy(raw).view(getattr(torch, _DTYPES[info.dtype])).view(info.shape)
+        return out

@@ -14,7 +14,7 @@ KNOWN = tuple(f"nunchaku-tech/nunchaku-{name}" for name in (
     "sdxl-turbo"))
 NAME = re.compile(r"svdq-(int4|fp4)_r(\d+)")
 STEPS = re.compile(r"(\d+)-?steps?(?![a-z])", re.IGNORECASE)
-PRECISION = {"int4": "int4", "fp4": "nvfp4"}  # of file names → ours
+PRECISION = {"int4": "int4", "fp4": "nvfp4"}  # of file names -> ours
 LEGACY = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")
 RANK = 32  # what is published for every model
 

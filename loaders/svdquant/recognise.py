@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
     from ..headers import TensorInfo
 
-# Leaves of legacy files (FLUX.1, SDXL) → today's names.
+# Leaves of legacy files (FLUX.1, SDXL) -> today's names.
 _V2 = {"lora_down": "proj_down", "lora_up": "proj_up", "smooth_orig": "smooth_factor_orig", "smooth": "smooth_factor"}
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 HALF = ("BF16", "F16")

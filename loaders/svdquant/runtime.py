@@ -37,4 +37,4 @@ def part_operations(native: NativeStateDict, wanted: str, where: str) -> Any:
 
     backend, line = choose(wanted, native.part_kinds, where)
     native.runs.append(line)
-    return with_svdquant(host.mixed_operations(native.tensors), backend)
+    return with_svdquant(host.mixed_operations(native.tensors), backend, native.copied)

@@ -1,4 +1,4 @@
-"""How a family's files name their layers: stored layer → the native modules that its rows and columns go to."""
+"""How a family's files name their layers: stored layer -> the native modules that its rows and columns go to."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Blocks(Protocol):
 class Family:
     """One architecture as Nunchaku stores it.
 
-    `mark` finds it among stored names, `plain` renames the unquantized tensors of a block (diffusers' name → stored
+    `mark` finds it among stored names, `plain` renames the unquantized tensors of a block (diffusers' name -> stored
     one), `class_names` are the classes that metadata uses for it.
     """
 

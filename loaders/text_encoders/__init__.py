@@ -26,7 +26,7 @@ def families() -> tuple[Family, ...]:
 
 
 def classes(index: dict[str, Any]) -> dict[str, str]:
-    """The text encoders that model_index.json names: component → transformers class."""
+    """The text encoders that model_index.json names: component -> transformers class."""
     return {name: entry[1] for name, entry in index.items()
             if re.fullmatch(r"text_encoder(_\d+)?", name) and isinstance(entry, list) and len(entry) == 2 and entry[1]}
 

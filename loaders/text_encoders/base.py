@@ -22,16 +22,16 @@ class Encoder:
     Attributes:
         classes: config.json `architectures` that it covers.
         host_name: the host's name of the model; its sizes are set by the model option `<host_name>_model_config`.
-        convert: stored tensors and config.json → the host's state dict. Views, never copies. Every stored tensor must
+        convert: stored tensors and config.json -> the host's state dict. Views, never copies. Every stored tensor must
             be used or known to be unneeded; raises CheckpointError otherwise.
-        host_config: config.json → the entries of the host's own model config that differ for this checkpoint (empty
+        host_config: config.json -> the entries of the host's own model config that differ for this checkpoint (empty
             for the published models). Raises CheckpointError for a value that the host's code fixes otherwise.
-        tokenizer: tokenizer folder → the extra tensors by which the host takes a tokenizer (empty where it has its
+        tokenizer: tokenizer folder -> the extra tensors by which the host takes a tokenizer (empty where it has its
             own). Raises CheckpointError when the folder's tokenizer is another than the one the host would use.
-        note: config.json → a line for the report, or "".
-        repair: after loading, (the host's tokenizer of this encoder, tokenizer folder) → a line for the report, or "".
+        note: config.json -> a line for the report, or "".
+        repair: after loading, (the host's tokenizer of this encoder, tokenizer folder) -> a line for the report, or "".
             Puts right where the host would split text into other tokens than the folder's tokenizer does.
-        marks: config.json → tensors that the host recognises the encoder by and does not use.
+        marks: config.json -> tensors that the host recognises the encoder by and does not use.
         during: a context in which the host makes the CLIP.
     """
 

@@ -22,7 +22,7 @@ END = (2, 49407)
 
 
 def convert(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """Names of transformers 4 (text_model.encoder...) and 5 (encoder...) → the former. `position_ids` are constants.
+    """Names of transformers 4 (text_model.encoder...) and 5 (encoder...) -> the former. `position_ids` are constants.
 
     CLIPTextModel has no projection; the host computes one beside the pooled output that the pipelines take, so it gets
     the identity instead of memory that nobody has written to.

@@ -33,7 +33,7 @@ UNNEEDED = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "m
 
 
 def convert(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """Every name that transformers has had for it → model.layers... The vision half and the logits are unneeded."""
+    """Every name that transformers has had for it -> model.layers... The vision half and the logits are unneeded."""
     out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name.startswith(UNNEEDED) or name.endswith(".rotary_emb.inv_freq"):

@@ -38,7 +38,7 @@ OURS = "quantized_transformers"  # beside tekken's own keys: the rest of tokeniz
 
 
 def convert(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """Every name that transformers has had for it → model. ...; vision tower, projector and lm_head are unneeded."""
+    """Every name that transformers has had for it -> model. ...; vision tower, projector and lm_head are unneeded."""
     return rename(tensors, PREFIXES, UNNEEDED, shapes(text_part(config)), "Mistral 3")
 
 
@@ -88,7 +88,7 @@ def tokenizer(source: Source) -> dict[str, Tensor]:
 
 
 def to_tekken(content: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json (byte-level BPE) → a tekken.json that holds all of it.
+    """A tokenizer.json (byte-level BPE) -> a tekken.json that holds all of it.
 
     tekken numbers the special tokens first and then the pieces; raises CheckpointError where tokenizer.json does not.
     """
@@ -111,7 +111,7 @@ def to_tekken(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_tekken(tekken: dict[str, Any]) -> dict[str, Any]:
-    """A tekken.json → the tokenizer.json that transformers makes of it (specification: mistral-common's Tekkenizer).
+    """A tekken.json -> the tokenizer.json that transformers makes of it (specification: mistral-common's Tekkenizer).
 
     A piece is merged from every pair of pieces that spells it, those of low rank first.
     """
@@ -165,7 +165,7 @@ def _pattern(content: dict[str, Any]) -> str:
 
 
 def _alphabet() -> dict[int, str]:
-    """Byte → the printable character that byte-level BPE writes for it (GPT-2's table)."""
+    """Byte -> the printable character that byte-level BPE writes for it (GPT-2's table)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     return {byte: chr(byte) for byte in plain} | {byte: chr(256 + at) for at, byte in enumerate(others)}

@@ -38,7 +38,7 @@ UNNEEDED = ("lm_head.",)  # the logits nobody reads
 
 
 def convert(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """Every name that transformers has had for it → model. ... and visual. ...; lm_head is unneeded."""
+    """Every name that transformers has had for it -> model. ... and visual. ...; lm_head is unneeded."""
     text = text_part(config)
     there = shapes(text, bias=True) | vision_shapes(text["hidden_size"])
     return rename(tensors, PREFIXES, UNNEEDED, there, "Qwen2.5-VL")

@@ -23,7 +23,7 @@ FIXED = {"hidden_size": 2560, "attention_bias": False}
 
 
 def convert(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """Qwen3ForCausalLM's or Qwen3Model's names → model. ...; the logits (lm_head) nobody reads."""
+    """Qwen3ForCausalLM's or Qwen3Model's names -> model. ...; the logits (lm_head) nobody reads."""
     return rename(tensors, {"model.": "model.", "": "model."}, ("lm_head.",), shapes(text_part(config), norms=True),
                   "Qwen3")
 

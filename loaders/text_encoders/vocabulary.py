@@ -37,7 +37,7 @@ def refuse_another(source: Source, *bundled: str) -> None:
 
 
 def read(folder: Path) -> tuple[dict[str, int], dict[str, int], Merges] | None:
-    """Pieces, added tokens (both piece → number) and merges of a tokenizer folder; None where it holds none of the
+    """Pieces, added tokens (both piece -> number) and merges of a tokenizer folder; None where it holds none of the
     three forms: tokenizer.json, vocab.json with merges.txt, spiece.model. Raises CheckpointError for a damaged file."""
     try:
         if (folder / "tokenizer.json").is_file():

@@ -24,7 +24,7 @@ _ATTENTION = {"norm": "norm", "to_qkv": "to_qkv", "proj": "proj"}
 
 
 def module_names(residual: bool) -> dict[str, str]:
-    """diffusers module name → native name, for all modules that hold tensors."""
+    """diffusers module name -> native name, for all modules that hold tensors."""
     table = {"quant_conv": "conv1", "post_quant_conv": "conv2"}
 
     def block(stored: str, native: str, leaves: Mapping[str, str] = _RESNET) -> None:

@@ -1,4 +1,4 @@
-"""The stored tensors of one ModelSlim layer → the tensors of a native layer (schemes.py says which types there are)."""
+"""The stored tensors of one ModelSlim layer -> the tensors of a native layer (schemes.py says which types exist)."""
 
 from __future__ import annotations
 

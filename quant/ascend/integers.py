@@ -14,7 +14,7 @@ EXACT_COLUMNS = 1024  # 2^14 a product: sums of this many INT8 products are belo
 
 
 def per_token(x: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [M, K] → (codes I8 [M, K], scale F32 [M]), symmetric with one scale a token; `level` is 127 or 7.
+    """x [M, K] -> (codes I8 [M, K], scale F32 [M]), symmetric with one scale a token; `level` is 127 or 7.
 
     With a = amax of the token: codes = round half to even(x * (level / a)), scale = a * (1 / level), all in F32; a
     token of zeros has scale 0.
@@ -27,31 +27,31 @@ def per_token(x: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def static(x: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """x [M, K] → codes I8 with one stored scale and offset: round half to even(x * (1 / scale) + offset), saturated."""
+    """x [M, K] -> codes I8 with one stored scale and offset: round half to even(x * (1 / scale) + offset), clamped."""
     codes = x.float() * (1 / scale.float()) + offset.float()
     return codes.round().clamp(-128, 127).to(torch.int8)
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """I8 [M, K] times I8 [K, N] → I32 [M, N], exact on any device: F32 sums of at most 1024 columns at a time."""
+    """I8 [M, K] times I8 [K, N] -> I32 [M, N], exact on any device: F32 sums of at most 1024 columns at a time."""
     parts = zip(a.split(EXACT_COLUMNS, 1), b.split(EXACT_COLUMNS, 0), strict=True)
     return sum((x.float() @ y.float()).to(torch.int32) for x, y in parts)
 
 
 def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
-    """U8 [N, K / 2], even columns in the low nibble → I8 -8..7 [N, K]."""
+    """U8 [N, K / 2], even columns in the low nibble -> I8 -8..7 [N, K]."""
     return (mx.unpack(packed).view(torch.int8) << 4) >> 4
 
 
 def unpack_rows(packed: torch.Tensor) -> torch.Tensor:
-    """I8 [N / 2, K] packed along rows (row 2i in the low nibble, 2i + 1 in the high one) → I8 -8..7 [N, K]."""
+    """I8 [N / 2, K] packed along rows (row 2i in the low nibble, 2i + 1 in the high one) -> I8 -8..7 [N, K]."""
     packed = packed.view(torch.int8)
     return torch.stack(((packed << 4) >> 4, packed >> 4), 1).flatten(0, 1)
 
 
 def quantize_rows(weight: torch.Tensor, level: int, groups: int = 1,
                   seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight [N, K] → (codes I8 [N, K], scale F32 [N, groups] = amax / level), stochastic with a seed."""
+    """A weight [N, K] -> (codes I8 [N, K], scale F32 [N, groups] = amax / level), stochastic with a seed."""
     blocks = weight.float().unflatten(1, (groups, -1))
     scale = (blocks.abs().amax(-1) / level).clamp(min=torch.finfo(torch.float32).eps)
     values = (blocks / scale[..., None]).flatten(1)
@@ -68,6 +68,6 @@ def dequantize_rows(codes: torch.Tensor, scale: torch.Tensor, offset: torch.Tens
 
 
 def deq_scale(stored: torch.Tensor) -> torch.Tensor:
-    """A stored deq_scale → F32 [N, 1]. I64 holds the bits of the F32 value in its low half; a cast gives garbage."""
+    """A stored deq_scale -> F32 [N, 1]. I64 holds the bits of the F32 value in its low half; a cast gives garbage."""
     values = stored.to(torch.int32).view(torch.float32) if stored.dtype == torch.int64 else stored.float()
     return values.reshape(-1, 1)

@@ -98,7 +98,7 @@ class AscendLayout(QuantizedLayout):
 
     @classmethod
     def state_dict_tensors(cls, qdata: torch.Tensor, params: Params) -> dict[str, torch.Tensor]:
-        """Key suffix → tensor: weight, weight_scale, weight_mul, ..., as ops.py reads them back."""
+        """Key suffix -> tensor: weight, weight_scale, weight_mul, ..., as ops.py reads them back."""
         return {"": qdata} | {f"_{name}": getattr(params, name) for name in params._tensor_fields()}
 
     @classmethod

@@ -23,7 +23,7 @@ MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 
 
 def decode_e8m0(scale: torch.Tensor) -> torch.Tensor:
-    """U8 E8M0 → F32: byte b is 2^(b - 127), also for 0 (2^-127); 255 is NaN."""
+    """U8 E8M0 -> F32: byte b is 2^(b - 127), also for 0 (2^-127); 255 is NaN."""
     byte = scale.view(torch.uint8).to(torch.int32)
     bits = torch.where(byte == 0, 0x00400000, byte << 23)  # 2^-127 is a subnormal number
     return torch.where(byte == 255, 0x7FC00000, bits).view(torch.float32)
@@ -39,7 +39,7 @@ def shared_exponent(blocks: torch.Tensor, emax: int) -> torch.Tensor:
 
 
 def split(x: torch.Tensor, size: int) -> torch.Tensor:
-    """[..., K] → [..., ceil(K / size), size], padded with zeros."""
+    """[..., K] -> [..., ceil(K / size), size], padded with zeros."""
     missing = -x.shape[-1] % size
     return (torch.nn.functional.pad(x, (0, missing)) if missing else x).unflatten(-1, (-1, size))
 
@@ -51,7 +51,7 @@ def scaled(blocks: torch.Tensor, byte: torch.Tensor) -> torch.Tensor:
 
 
 def quantize(x: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [..., K] → MXFP8 (codes F8_E4M3 [..., K], U8 E8M0 [..., ceil(K / 32)]), as npu_dynamic_mx_quant does it.
+    """x [..., K] -> MXFP8 (codes F8_E4M3 [..., K], U8 E8M0 [..., ceil(K / 32)]), as npu_dynamic_mx_quant does it.
 
     Floor rule, round half to even, saturation at 448; blocks with byte 0 (amax below 2^-118) become zeros. A `seed`
     other than 0 rounds stochastically, for patched weights.
@@ -71,13 +71,13 @@ def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def dequantize(codes: torch.Tensor, byte: torch.Tensor) -> torch.Tensor:
-    """MXFP8 → F32 [..., K]: code x 2^(byte - 127)."""
+    """MXFP8 -> F32 [..., K]: code x 2^(byte - 127)."""
     columns = codes.shape[-1]
     return (split(codes.float(), BLOCK) * decode_e8m0(byte)[..., None]).flatten(-2)[..., :columns]
 
 
 def encode_e2m1(values: torch.Tensor, half_away: bool) -> torch.Tensor:
-    """Float values → E2M1 codes U8 0..15, saturating at 6; ties go away from zero, or to the even code."""
+    """Float values -> E2M1 codes U8 0..15, saturating at 6; ties go away from zero, or to the even code."""
     midpoints = torch.tensor(MIDPOINTS, device=values.device)
     magnitude = values.float().abs()
     upper = torch.bucketize(magnitude, midpoints, right=True)
@@ -88,25 +88,25 @@ def encode_e2m1(values: torch.Tensor, half_away: bool) -> torch.Tensor:
 
 
 def decode_e2m1(codes: torch.Tensor) -> torch.Tensor:
-    """Codes U8 0..15 → F32."""
+    """Codes U8 0..15 -> F32."""
     table = torch.tensor((*E2M1, *(-value for value in E2M1)), device=codes.device)
     return table[codes.int()]
 
 
 def pack(codes: torch.Tensor) -> torch.Tensor:
-    """4-bit codes [..., K] → U8 [..., K / 2], even columns in the low nibble."""
+    """4-bit codes [..., K] -> U8 [..., K / 2], even columns in the low nibble."""
     pairs = codes.view(torch.uint8).unflatten(-1, (-1, 2))
     return (pairs[..., 0] & 15) | (pairs[..., 1] << 4)
 
 
 def unpack(packed: torch.Tensor) -> torch.Tensor:
-    """U8 [..., K / 2] → codes U8 0..15 [..., K]."""
+    """U8 [..., K / 2] -> codes U8 0..15 [..., K]."""
     packed = packed.view(torch.uint8)
     return torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
 
 
 def quantize_fp4(x: torch.Tensor, half_away: bool = False, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [..., K] → MXFP4 (U8 [..., K / 2], U8 E8M0 [..., K / 32]) with the floor rule, as npu_dynamic_mx_quant does it.
+    """x [..., K] -> MXFP4 (U8 [..., K / 2], U8 E8M0 [..., K / 32]) with the floor rule, as npu_dynamic_mx_quant does.
 
     `half_away` is its round_mode "round" (W4A4_MXFP4 activations), else "rint". K must be a multiple of 32.
     """
@@ -116,12 +116,12 @@ def quantize_fp4(x: torch.Tensor, half_away: bool = False, seed: int = 0) -> tup
 
 
 def dequantize_fp4(packed: torch.Tensor, byte: torch.Tensor) -> torch.Tensor:
-    """MXFP4 → F32 [..., K]: code x 2^(byte - 127)."""
+    """MXFP4 -> F32 [..., K]: code x 2^(byte - 127)."""
     return (split(decode_e2m1(unpack(packed)), BLOCK) * decode_e8m0(byte)[..., None]).flatten(-2)
 
 
 def quantize_dual(x: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x [..., K] → dual-scale MXFP4: (codes, U8 E8M0 [..., K / 32], F32 [..., ceil(K / 512)]).
+    """x [..., K] -> dual-scale MXFP4: (codes, U8 E8M0 [..., K / 32], F32 [..., ceil(K / 512)]).
 
     As npu_dynamic_dual_level_mx_quant: the F32 scale is amax over 512 columns / 6; x / scale is rounded to x's dtype
     and quantized as MXFP4, ties to even.
@@ -135,7 +135,7 @@ def quantize_dual(x: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.T
 
 
 def dequantize_dual(packed: torch.Tensor, byte: torch.Tensor, dual: torch.Tensor) -> torch.Tensor:
-    """Dual-scale MXFP4 → F32 [..., K]: code x 2^(byte - 127) x dual."""
+    """Dual-scale MXFP4 -> F32 [..., K]: code x 2^(byte - 127) x dual."""
     values = dequantize_fp4(packed, byte)
     return (split(values, DUAL_BLOCK) * dual[..., None]).flatten(-2)[..., :values.shape[-1]]
 

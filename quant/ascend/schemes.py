@@ -1,4 +1,4 @@
-"""Quant types of `quant_model_description*.json`: the tensors of a layer of each type → native tensors for the host.
+"""Quant types of `quant_model_description*.json`: the tensors of a layer of each type -> native tensors for the host.
 
 Where the host has the format exactly (INT8 with a scale a row, MXFP8), its own layout and marker are written, so its
 ops, LoRA and memory management work; everything else goes into this pack's layout (layout.py), which ops.py loads.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FLOATS = PLAIN_DTYPES
-# Stored names → suffixes of "weight" in this pack's layout; the layout's fields have the same names without "weight_".
+# Stored names -> suffixes of "weight" in this pack's layout; the layout's fields have the same names without "weight_".
 OWN_LEAVES = ("scale", "offset", "dual", "mul", "input_scale", "input_offset", "quant_bias", "bias")
 
 
@@ -26,7 +26,7 @@ OWN_LEAVES = ("scale", "offset", "dual", "mul", "input_scale", "input_offset", "
 class NativeLayer:
     """One layer as the host loads it.
 
-    `tensors`: leaf ("weight", "weight_scale", "comfy_quant", "bias", ...) → tensor, to be put under the native layer's
+    `tensors`: leaf ("weight", "weight_scale", "comfy_quant", "bias", ...) -> tensor, to be put under the native layer's
     name. `layout`: what `comfy_quant` says, or "" for an unquantized layer. `kind`: of kinds.KINDS, or "".
     `needs_own_ops`: whether ops.with_ascend must load it. `notes`: lines for the report.
     """
@@ -182,7 +182,7 @@ def dequantized(layer: NativeLayer) -> Tensor:
 
 
 def mxfp8_quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A float weight [N, K] → (codes F8_E4M3 [N, K], scale U8 E8M0 [N, ceil(K / 32)], row-major), as an NPU does it.
+    """A float weight [N, K] -> (codes F8_E4M3 [N, K], scale U8 E8M0 [N, ceil(K / 32)], row-major), as an NPU does it.
 
     See mx.quantize for the rule. Raises ValueError for infinities and NaN.
     """

@@ -17,7 +17,7 @@ from ..ascend import integers, mx
 from ..ascend.kinds import KINDS, LEVELS
 from ..ascend.layout import AscendLayout, decode, integer_codes
 
-Matmul = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # I8 [M, K], I8 [K, N] → I32 [M, N]
+Matmul = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # I8 [M, K], I8 [K, N] -> I32 [M, N]
 
 
 def smooth(x: torch.Tensor, params: AscendLayout.Params) -> torch.Tensor:
@@ -62,7 +62,7 @@ def fp8_activation(x: torch.Tensor) -> torch.Tensor:
     return codes.float() * (amax * (1 / mx.E4M3_MAX))
 
 
-# Activation rule → x as the matmul sees it, F32
+# Activation rule -> x as the matmul sees it, F32
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "e4m3": fp8_activation,
     "mxfp8": lambda x: mx.dequantize(*mx.quantize(x)),

@@ -64,7 +64,7 @@ def cann_version() -> str:
 
 
 def paired(scale: torch.Tensor) -> torch.Tensor:
-    """U8 E8M0 [N, blocks] → [ceil(blocks / 2), N, 2], a transposed view; a missing last block gets byte 0."""
+    """U8 E8M0 [N, blocks] -> [ceil(blocks / 2), N, 2], a transposed view; a missing last block gets byte 0."""
     if scale.shape[1] % 2:
         scale = torch.nn.functional.pad(scale, (0, 1))
     return scale.reshape(scale.shape[0], -1, 2).transpose(0, 1)

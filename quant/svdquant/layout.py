@@ -104,7 +104,7 @@ class SVDQuantLayout(QuantizedLayout):
 
     @classmethod
     def state_dict_tensors(cls, qdata: Tensor, params: Params) -> dict[str, Tensor]:
-        """Key suffix after "weight" → tensor, as ops.py reads them back. Codes go as a view in E4M3: where layers are
+        """Key suffix after "weight" -> tensor, as ops.py reads them back. Codes go as a view in E4M3: where layers are
         not in VRAM, the save nodes of ComfyUI 0.30 make a Parameter of each tensor, which integers cannot be."""
         tensors = {leaf_name(field, i).removeprefix("weight"):
                    tensor.view(torch.float8_e4m3fn) if field == "codes" else tensor
@@ -136,7 +136,7 @@ def held_parts(qdata: Tensor, params: SVDQuantLayout.Params) -> list[Held]:
 
 
 def codes_of(stored: Tensor, place: Place) -> Tensor:
-    """The codes of a part as `parts.native_tensors` or, in a saved file, `state_dict_tensors` gave them → integers."""
+    """The codes of a part as `parts.native_tensors` or, in a saved file, `state_dict_tensors` gave them -> integers."""
     integers = torch.uint8 if not place.packed else torch.int32 if place.kind == "awq" else torch.int8
     return stored.view(integers) if stored.dtype == torch.float8_e4m3fn else stored
 

@@ -100,7 +100,7 @@ def _append(held: Held, found: list[Factor], dtype: torch.dtype) -> Held:
 
 
 def longer_pairs(weight: QuantizedTensor, found: list[Factor]) -> dict[str, Tensor]:
-    """Field → meta tensor of the down and up that `append` would give: for sizes, which a save needs ahead."""
+    """Field -> meta tensor of the down and up that `append` would give: for sizes, which a save needs ahead."""
     shapes: dict[str, Tensor] = {}
     dtype = weight._params.orig_dtype
     here = [factor.to(torch.device("meta"), dtype) for factor in found]

@@ -30,7 +30,7 @@ def padded_sizes(place: Place) -> tuple[int, int]:
 
 
 def packed(held: Held) -> Held:
-    """A part in natural order → packed, for the kernels. The inverse of `unpacked`, bit for bit."""
+    """A part in natural order -> packed, for the kernels. The inverse of `unpacked`, bit for bit."""
     part = natural(held)
     place = held.place._replace(packed=True)
     if part.kind == "awq":
@@ -56,7 +56,7 @@ def packed(held: Held) -> Held:
 
 
 def _packed_pair(down: Tensor, up: Tensor, place: Place) -> dict[str, Tensor]:
-    """A low-rank pair in natural order → packed, padded to whole ranks of 16."""
+    """A low-rank pair in natural order -> packed, padded to whole ranks of 16."""
     n, k = padded_sizes(place)
     rank = -down.shape[1] % 16
     return {"down": packing.pack_down(pad(down, (0, rank, 0, k - place.columns))),

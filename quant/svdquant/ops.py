@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,11 +29,11 @@ from .parts import FIELDS, FORMAT, Place, check_tiling, leaf_name, marker, read_
 BACKENDS = ("comfy_kitchen", "nunchaku", "dequantize")
 
 
-def with_svdquant(operations: Any, backend: str) -> Any:
+def with_svdquant(operations: Any, backend: str, loaded: Callable[[], None] = lambda: None) -> Any:
     """Subclass the host's mixed-precision `operations` (a class) with a Linear that also loads SVDQuant parts.
 
-    `backend` is one of BACKENDS, as backends.choose_backend gives it. Other layers go to `operations`. Loading raises
-    ValueError for a back end or tensors that do not fit.
+    `backend` is one of BACKENDS, as backends.choose_backend gives it. Other layers go to `operations`. `loaded` is
+    called whenever a Linear has its tensors. Loading raises ValueError for a back end or tensors that do not fit.
     """
     if backend not in BACKENDS:
         raise ValueError(f"{backend!r} is no SVDQuant back end, expected one of {', '.join(BACKENDS)}")
@@ -49,6 +50,7 @@ def with_svdquant(operations: Any, backend: str) -> Any:
             places = read_marker(stored) if stored is not None else None
             if places is None:
                 super()._load_from_state_dict(state_dict, prefix, *rest)
+                loaded()
                 return
             del state_dict[f"{prefix}comfy_quant"]
             device, dtype = self.factory_kwargs["device"], self.factory_kwargs["dtype"]
@@ -65,6 +67,7 @@ def with_svdquant(operations: Any, backend: str) -> Any:
             torch.nn.Module._load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing,
                                                   unexpected_keys, error_msgs)
             missing_keys.extend(key for key in missing if key != f"{prefix}weight")
+            loaded()
 
         def __deepcopy__(self, memo):
             if is_svdquant(self.weight):  # torch wants to copy a storage that quantized tensors do not have

@@ -1,4 +1,4 @@
-"""Nunchaku's stored tensors → parts of a native Linear, in natural order, and parts → the Linear's state dict.
+"""Nunchaku's stored tensors -> parts of a native Linear, in natural order, and parts -> the Linear's state dict.
 
 What arrives here is one layer of a file, by the names of format v2. Dtypes and shapes are checked before anything is
 moved, because raw and converted tensors have the same shapes and running the raw ones gives noise without an error
@@ -22,6 +22,7 @@ FORMAT = "qt.svdquant"  # this pack's marker; the host may take a name of its ow
 SHIFT = 0.171875  # added to the activations of unsigned layers (section 5)
 GROUP = {"int4": 64, "nvfp4": 16, "awq": 64}
 MAX_PARTS = 2  # FLUX linear1 (qkv over mlp) and linear2 (attn beside mlp)
+HALF = ("bfloat16", "float16")
 FIELDS = ("codes", "scale", "zeros", "tensor_scale", "channel_scale", "smooth", "down", "up")
 
 
@@ -82,17 +83,23 @@ def _check(leaves: dict[str, Tensor], leaf: str, dtypes: tuple[str, ...], shape:
         raise ValueError(f"{leaf} is {dtype}, expected {' or '.join(dtypes)}")
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{leaf} is {list(tensor.shape)}, expected {list(shape)}")
-    if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+    if tensor.is_floating_point() and not _finite(tensor):
         raise ValueError(f"{leaf} has values that are not finite")
     return tensor
 
 
-HALF = ("bfloat16", "float16")
+def _finite(tensor: Tensor) -> bool:
+    """Whether all values are: read once and copied nowhere, which is ten times as fast as isfinite()."""
+    import torch
+    if tensor.dtype == torch.float8_e4m3fn:  # no infinities, and one NaN of each sign
+        return int((tensor.view(torch.uint8) & 0x7F).max()) < 0x7F
+    return all(math.isfinite(end) for end in torch.aminmax(tensor))  # either is NaN where a value is
 
 
 def w4a4_part(leaves: dict[str, Tensor], rows: int, columns: int, unsigned: bool = False) -> tuple[Part, Tensor]:
     """One W4A4 layer of a file (tensors by v2 name: qweight, wscales, smooth_factor, proj_down, proj_up, bias, and
-    wtscale and wcscales of nvfp4) → its part and its bias [rows], both in natural order and cropped to [rows, columns].
+    wtscale and wcscales of nvfp4) -> its part and its bias [rows], both in natural order, cropped to [rows, columns]
+    and in memory of their own.
 
     Precision is the dtype of wscales, rank the width of proj_down (section 9). Raises ValueError for a missing leaf, a
     wrong dtype or shape, values that are not finite or a smooth factor of zero.
@@ -143,7 +150,7 @@ def _fp4_scales(leaves: dict[str, Tensor], rows: int, n: int) -> dict[str, Any]:
         scale = leaves["wtscale"]
         if scale.numel() != 1 or not math.isfinite(float(scale)):
             raise ValueError(f"wtscale is {scale.tolist()}, expected one finite value")
-        fields["tensor_scale"] = scale.float().reshape(())
+        fields["tensor_scale"] = torch.tensor(float(scale), dtype=torch.float32)
     if "wcscales" in leaves:
         stored = _check(leaves, "wcscales", HALF, (n,))
         fields["channel_scale"] = packing.unpack_vector(stored)[:rows].contiguous()
@@ -151,11 +158,11 @@ def _fp4_scales(leaves: dict[str, Tensor], rows: int, n: int) -> dict[str, Any]:
 
 
 def awq_part(leaves: dict[str, Tensor], rows: int, columns: int, interleaved: int = 0) -> tuple[Part, Tensor]:
-    """One AWQ W4A16 layer (qweight, wscales, wzeros, bias) → its part and its bias F32 or as stored [rows].
+    """One AWQ W4A16 layer (qweight, wscales, wzeros, bias) -> its part and its bias F32 or as stored [rows].
 
     Padded group rows are stripped. `interleaved` = S (3 or 6) undoes the order [D, S] of modulation rows and takes the
     folded 1 off the biases of index 1 and S - 2, in F32 (section 6). The rank of the part is 0: a LoRA goes there.
-    Raises ValueError as w4a4_part does.
+    Both are in memory of their own. Raises ValueError as w4a4_part does.
     """
     import torch
 
@@ -177,8 +184,10 @@ def awq_part(leaves: dict[str, Tensor], rows: int, columns: int, interleaved: in
         natural = bias.float().view(d, interleaved).t().contiguous()
         natural[sorted({1, interleaved - 2})] -= 1
         bias = natural.view(-1)
+    else:
+        scale, zeros, bias = scale.clone(), zeros.clone(), bias.clone()
     none = torch.zeros(columns, 0, dtype=scale.dtype), torch.zeros(rows, 0, dtype=scale.dtype)
-    return Part("awq", codes, scale.contiguous(), zeros=zeros.contiguous(), down=none[0], up=none[1]), bias
+    return Part("awq", codes, scale, zeros=zeros, down=none[0], up=none[1]), bias
 
 
 def split_rows(part: Part, counts: Sequence[int]) -> list[Part]:
@@ -211,8 +220,8 @@ def placed(part: Part, row: int, column: int) -> Part:
 def native_tensors(name: str, parts: list[Part], bias: Tensor | None, shape: tuple[int, int]) -> dict[str, Tensor]:
     """State-dict entries of the native Linear `name` [rows, columns] that its parts make up, with this pack's marker.
 
-    `bias` [rows] is in natural order and as stored: with two parts on the same rows the sum of theirs. Raises
-    ValueError unless the parts tile the weight.
+    The parts are used up. `bias` [rows] is in natural order and as stored: with two parts on the same rows the sum of
+    theirs. Raises ValueError unless the parts tile the weight.
     """
     check_tiling([place_of(part) for part in parts], shape)
     if bias is not None and tuple(bias.shape) != shape[:1]:
@@ -232,13 +241,14 @@ def place_of(part: Part) -> Place:
 
 def stored_fields(part: Part) -> dict[str, Tensor]:
     """A part's tensors as layout.py holds them: natural order, but nvfp4 in the host's (high nibble first, rows padded
-    to 16, block scales in 128 x 4 tiles), converted once here."""
+    to 16, block scales in 128 x 4 tiles), converted once here, its codes in place: the part is used up."""
     fields = {field: getattr(part, field) for field in FIELDS if getattr(part, field) is not None}
     if part.kind == "nvfp4":
-        from ..nvfp4 import pad_rows, swap_nibbles, swizzle
+        from .. import nvfp4
+        from . import packing
 
-        fields["codes"] = pad_rows(swap_nibbles(part.codes))
-        fields["scale"] = swizzle(part.scale)
+        fields["codes"] = nvfp4.pad_rows(packing.swap_nibbles_(part.codes))
+        fields["scale"] = packing.tile_micro_scales(part.scale)
     return fields
 
 

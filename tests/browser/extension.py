@@ -22,7 +22,7 @@ FLUX, FP8 = "black-forest-labs/FLUX.1-dev", "lmsys/flux1-dev-modelopt-fp8-sglang
 QWEN, SVDQ = "nunchaku-tech/nunchaku-qwen-image", "nunchaku-tech/nunchaku-flux.1-dev"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
-# ({nodes: [[key, type, {widget: value}]], links: {key_input: source key}}) → {key: id}. Two columns, from left to right.
+# ({nodes: [[key, type, {widget: value}]], links: {key_input: source key}}) -> {key: id}. Two columns, from left to right.
 BUILD = """async ({ nodes, links }) => {
   await app.loadGraphData({ id: crypto.randomUUID(), revision: 0, last_node_id: 0, last_link_id: 0, nodes: [], links: [], groups: [],
     config: {}, extra: {}, version: 0.4 })
@@ -50,7 +50,7 @@ BUILD = """async ({ nodes, links }) => {
   await new Promise(requestAnimationFrame)
   return Object.fromEntries(Object.entries(made).map(([key, node]) => [key, node.id]))
 }"""
-# (node id) → what its badge shows
+# (node id) -> what its badge shows
 BADGE = """(id) => {
   const badge = app.graph.getNodeById(id)?.widgets.find((w) => w.name === 'checkpoint_info')?.element
   if (!badge) return null
@@ -66,7 +66,7 @@ CHOOSE = """([id, name, value]) => {
   widget.value = value
   widget.callback(value)
 }"""
-# ([node id, widget, value]) → milliseconds from the change of the widget to the badge of that value in the document
+# ([node id, widget, value]) -> milliseconds from the change of the widget to the badge of that value in the document
 TIMED = """async ([id, name, value]) => {
   const node = app.graph.getNodeById(id), widget = node.widgets.find((w) => w.name === name)
   const badge = node.widgets.at(-1).element, title = value.split('/').at(-1)

@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def versions(server: Server) -> dict[str, str]:
-    """cnr_id → version, as ComfyUI's manager writes them beside each node."""
+    """cnr_id -> version, as ComfyUI's manager writes them beside each node."""
     pack = next(line.split('"')[1] for line in (PACK / "pyproject.toml").read_text(encoding="utf-8").splitlines()
                 if line.startswith("version"))
     return {"comfy-core": server.get("/system_stats")["system"]["comfyui_version"], "quantized-transformers": pack}

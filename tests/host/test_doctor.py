@@ -41,7 +41,7 @@ def test_an_impostor_and_a_line_for_each_family(tmp_path):
 
 GREEN, AMBER = "green", "amber"
 MACHINES = {
-    # SM, kinds with a native matmul of the host, NPU → family: (colour, words)
+    # SM, kinds with a native matmul of the host, NPU -> family: (colour, words)
     "RTX 4090": ((8, 9), {"FP8"}, None, {
         "FP8": (GREEN, "native FP8"), "NVFP4": (AMBER, "emulated"), "SVDQuant int4": (GREEN, "fast on SM 8.9"),
         "SVDQuant nvfp4": (AMBER, "dequantize"), "ModelSlim W8A8_DYNAMIC": (GREEN, "native"),

@@ -21,7 +21,7 @@ from support.server import Server, error_of, outputs
 FOLDER = PACK / "workflows"
 PROMPTS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((FOLDER / "api").glob("*.json"))}
 SIZE, FRAMES, STEPS = 128, 5, 4
-# The whole difference to the committed prompts: (input, committed value) → what is run. 26 of 40 steps are 3 of 4.
+# The whole difference to the committed prompts: (input, committed value) -> what is run. 26 of 40 steps are 3 of 4.
 CHEAP = {**{(name, value): SIZE for name in ("width", "height", "value") for value in (480, 544, 832, 960, 1024, 1328)},
          **{("length", value): FRAMES for value in (17, 81)},
          **{("steps", value): STEPS for value in (4, 8, 20, 30, 40, 50)}, ("megapixels", 1): 0.02,

@@ -45,7 +45,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def built(exports, tmp_path_factory: pytest.TempPathFactory):
-    """Name → the folder that build_fp8 makes of a real export and its backbone, and what it said."""
+    """Name -> the folder that build_fp8 makes of a real export and its backbone, and what it said."""
     made: dict = {}
 
     def get(name: str):

@@ -52,7 +52,7 @@ def folder(request, tiny) -> Path:
     return getattr(tiny, request.param)
 
 
-VENDOR = hunyuan_video.by_host({name: name for name in hunyuan_video.vendor_names()})  # native name → the vendor's
+VENDOR = hunyuan_video.by_host({name: name for name in hunyuan_video.vendor_names()})  # native name -> the vendor's
 
 
 @pytest.fixture(scope="module")

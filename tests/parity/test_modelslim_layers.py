@@ -64,7 +64,7 @@ def test_dequantized_forward_is_the_definition(name, exports):
 
 @contextlib.contextmanager
 def watched(network, layers):
-    """Layer name → (input, output) of its last call."""
+    """Layer name -> (input, output) of its last call."""
     seen: dict = {}
     hooks = [network.get_submodule(layer).register_forward_hook(
         lambda module, args, out, layer=layer: seen.__setitem__(layer, (args[0], out))) for layer in layers]

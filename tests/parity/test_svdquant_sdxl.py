@@ -73,7 +73,7 @@ def reference(unet: Any) -> torch.Tensor:
 
 
 def host_map(patcher: Any) -> dict[str, str]:
-    """The host's own map, diffusers' tensor → its tensor."""
+    """The host's own map, diffusers' tensor -> its tensor."""
     import comfy.utils
 
     return comfy.utils.unet_to_diffusers(patcher.model.model_config.unet_config)

@@ -34,7 +34,7 @@ PIPELINES = {"flux2": "Flux2Pipeline", "qwen_image": "QwenImagePipeline", "z_ima
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """family → its folder, made once."""
+    """family -> its folder, made once."""
     made: dict[str, Path] = {}
 
     def make(family: str) -> Path:
@@ -259,7 +259,7 @@ def in_memory(name: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_published_sizes_and_names(name):
-    """transformers' published model → exactly the host's, from the names in memory (5) and in files (4)."""
+    """transformers' published model -> exactly the host's, from the names in memory (5) and in files (4)."""
     import comfy.ops
     import comfy.text_encoders.llama
 

@@ -74,7 +74,7 @@ def inputs_for(folder, **kwargs):
 
 
 def diffusers_names(native) -> dict[str, str]:
-    """Native name → diffusers name, by diffusers' unmodified converter (which does not know FLF2V's positions)."""
+    """Native name -> diffusers name, by diffusers' unmodified converter (which does not know FLF2V's positions)."""
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
     renamed = {tag: new for new, tag in convert_wan_transformer_to_diffusers({k: k for k in native}).items()}
@@ -385,7 +385,7 @@ def test_other_models_are_refused_as_overrides(tiny, tmp_path):
 
 
 # A LoRA by the host's own LoraLoaderModelOnly, in native names (comfy/lora.py has no diffusers names for Wan).
-# Native layer → (diffusers layer, rows, columns).
+# Native layer -> (diffusers layer, rows, columns).
 TARGETS = {"blocks.0.self_attn.q": ("blocks.0.attn1.to_q", 256, 256),
            "blocks.0.cross_attn.v": ("blocks.0.attn2.to_v", 256, 256),
            "blocks.1.self_attn.o": ("blocks.1.attn1.to_out.0", 256, 256),

@@ -36,13 +36,13 @@ def e8m0(byte: np.ndarray) -> np.ndarray:
 
 
 def blocks(x: np.ndarray, size: int) -> np.ndarray:
-    """[M, K] → [M, ceil(K / size), size], zeros at the end."""
+    """[M, K] -> [M, ceil(K / size), size], zeros at the end."""
     missing = -x.shape[1] % size
     return np.pad(x, ((0, 0), (0, missing))).reshape(x.shape[0], -1, size)
 
 
 def mx(x: np.ndarray, kind: str, half_away: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """F32 [M, K] → (codes U8 with the sign in the top bit, byte)."""
+    """F32 [M, K] -> (codes U8 with the sign in the top bit, byte)."""
     table, emax, sign = (E4M3, 8, 128) if kind == "e4m3" else (E2M1, 2, 8)
     parts = blocks(x.astype(np.float64), 32)
     amax = np.abs(parts).max(-1)
@@ -53,14 +53,14 @@ def mx(x: np.ndarray, kind: str, half_away: bool = False) -> tuple[np.ndarray, n
 
 
 def from_mx(codes: np.ndarray, byte: np.ndarray, kind: str) -> np.ndarray:
-    """Codes and bytes → F32 [M, K]."""
+    """Codes and bytes -> F32 [M, K]."""
     table, sign = (E4M3, 128) if kind == "e4m3" else (E2M1, 8)
     values = table.astype(np.float64)[codes & (sign - 1)] * np.where(codes & sign, -1, 1)
     return (blocks(values, 32) * e8m0(byte)[..., None]).reshape(len(codes), -1)[:, :codes.shape[1]].astype(np.float32)
 
 
 def nibbles(packed: np.ndarray) -> np.ndarray:
-    """U8 [N, K / 2] → codes [N, K], the even column in the low nibble."""
+    """U8 [N, K / 2] -> codes [N, K], the even column in the low nibble."""
     packed = packed.view(np.uint8)
     out = np.zeros((packed.shape[0], packed.shape[1] * 2), np.uint8)
     out[:, 0::2], out[:, 1::2] = packed % 16, packed // 16
@@ -68,12 +68,12 @@ def nibbles(packed: np.ndarray) -> np.ndarray:
 
 
 def pairs(codes: np.ndarray) -> np.ndarray:
-    """Codes [N, K] → U8 [N, K / 2]."""
+    """Codes [N, K] -> U8 [N, K / 2]."""
     return (codes[:, 0::2] % 16 + 16 * (codes[:, 1::2].astype(np.int64) % 16)).astype(np.uint8)
 
 
 def row_pairs(codes: np.ndarray) -> np.ndarray:
-    """I8 -8..7 [N, K] → I8 [N / 2, K], the even row in the low nibble."""
+    """I8 -8..7 [N, K] -> I8 [N / 2, K], the even row in the low nibble."""
     return pairs(codes.T.astype(np.int64) % 16).T.copy().view(np.int8)
 
 
@@ -107,7 +107,7 @@ def decode(kind: str, part: dict[str, torch.Tensor]) -> np.ndarray:
 
 
 def tokens(x: np.ndarray, level: int, divide: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """F32 [M, K] → integer codes and scale [M], as npu_dynamic_quant; `divide`: as comfy-kitchen, x / scale."""
+    """F32 [M, K] -> integer codes and scale [M], as npu_dynamic_quant; `divide`: as comfy-kitchen, x / scale."""
     one = np.float32(level)
     amax = np.abs(x).max(1).astype(np.float32)
     safe = np.where(amax == 0, np.float32(1), amax)
@@ -117,7 +117,7 @@ def tokens(x: np.ndarray, level: int, divide: bool = False) -> tuple[np.ndarray,
 
 
 def make(kind: str, rows: int = 48, columns: int = 128, seed: int = 0, bias: bool = True) -> dict[str, torch.Tensor]:
-    """A random layer of a type as ModelSlim writes it: leaf → tensor."""
+    """A random layer of a type as ModelSlim writes it: leaf -> tensor."""
     g = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, columns, generator=g) * 0.05
     part: dict[str, torch.Tensor] = {"bias": torch.randn(rows, generator=g)} if bias else {}

@@ -96,7 +96,7 @@ def _flux2(models: Path) -> None:
 
 
 def packed_flux2(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A diffusers-named NVFP4 export → as Black Forest Labs publishes: native names, packed q, k, v, ComfyUI's order."""
+    """A diffusers-named NVFP4 export -> as Black Forest Labs publishes: native names, packed q, k, v, ComfyUI's order."""
     rows = flux2.Rows(native_flux2_shapes(), flux2.convert)
     parts: dict[str, dict[int, str]] = {}
     for name, (target, places) in rows.places.items():

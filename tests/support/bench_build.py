@@ -137,7 +137,7 @@ before, copied = peak(), 0.0
 if len(sys.argv) < 4:
     copied = copying()
 start = time.perf_counter()
-build_fp8(base_transformer_dir=base, model_type="none", output_dir=str(folder / "out"), progress=lambda total: lambda n: None)
+build_fp8(base_transformer_dir=base, model_type="none", output_dir=str(folder / "out"))
 seconds = time.perf_counter() - start
 if len(sys.argv) < 4:
     copied = (copied + copying()) / 2
@@ -171,22 +171,26 @@ def bf16_base(folder: Path, layers: int, rows: int = 6144, columns: int = 6144, 
 def building(folder: Path, budget: Callable[[str, float, float, str], None], rounds: int = 5) -> None:
     """build-fp8 straight from BF16: bytes read a second against copying into fresh pages, and memory."""
     import shutil
+    import tempfile
 
     print("build-fp8 straight from BF16, against copying into fresh pages (all cores against one)")
-    base = bf16_base(folder / "building-base", 16)
+    fast = Path("/dev/shm")  # what is measured is the builder, not the disk that its output waits for
+    there = fast if fast.is_dir() and shutil.disk_usage(fast).free > 2 << 30 else folder
     shares, rates = [], []
-    for i in range(rounds + 1):
-        place = folder / "building"
-        place.mkdir()
-        found = run(BUILD, place, base)
-        shutil.rmtree(place)
-        if i:  # the first one warms the page cache
-            rates.append(found["rate"])
-            shares.append(found["rate"] / found["copied"])
+    base = bf16_base(folder / "building-base", 16)
+    with tempfile.TemporaryDirectory(dir=there) as temp:
+        for i in range(rounds + 1):
+            place = Path(temp, "out")
+            place.mkdir()
+            found = run(BUILD, place, base)
+            shutil.rmtree(place)
+            if i:  # the first one warms the page cache
+                rates.append(found["rate"])
+                shares.append(found["rate"] / found["copied"])
     shutil.rmtree(base)
     print(f"  {median(rates) / 1e9:.2f} GB/s of BF16, {100 * median(shares):.0f} % of copying "
           f"({100 * min(shares):.0f} .. {100 * max(shares):.0f})")
-    budget(f"copying against building, median of {rounds}", 1 / median(shares), 2.5, "x")
+    budget(f"copying against building, median of {rounds}", 1 / median(shares), 2.5, "x")  # at least 40 %
     base = bf16_base(folder / "building-base", 40, random=False)
     place = folder / "building"
     place.mkdir()

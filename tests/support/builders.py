@@ -38,7 +38,7 @@ def _run(family: Any, **sizes: Any) -> Callable[[Any, int], Any]:
     return lambda model, seed: family.diffusers_velocity(model, **family.inputs(seed=seed, **sizes))
 
 
-# Name → (the family's module, a model of two blocks of each kind, one calibration step)
+# Name -> (the family's module, a model of two blocks of each kind, one calibration step)
 MODELS: dict[str, tuple[Any, Callable[[], Any], Callable[[Any, int], Any]]] = {
     "flux1": (flux, flux.make, _run(flux)),
     "flux2": (flux2, flux2.make, _run(flux2)),

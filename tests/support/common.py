@@ -90,7 +90,7 @@ def config_of(folder: Path) -> dict:
 
 
 def dequantize(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Stored FP8 and (ModelOpt's) NVFP4 tensors → F32 by their definitions; scales dropped. Independent of the pack."""
+    """Stored FP8 and (ModelOpt's) NVFP4 tensors -> F32 by their definitions; scales dropped. Independent of the pack."""
     out = {}
     for name, tensor in tensors.items():
         if name.endswith((".weight_scale", ".weight_scale_2", ".input_scale")):

@@ -77,7 +77,7 @@ def _to(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _pair(byte: np.ndarray) -> torch.Tensor:
-    """E8M0 bytes [M, blocks] → U8 [M, ceil(blocks / 2), 2]."""
+    """E8M0 bytes [M, blocks] -> U8 [M, ceil(blocks / 2), 2]."""
     return torch.from_numpy(np.pad(byte, ((0, 0), (0, byte.shape[1] % 2))).reshape(len(byte), -1, 2).copy())
 
 

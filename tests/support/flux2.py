@@ -74,7 +74,7 @@ def emulate(tensors: dict[str, torch.Tensor], config: dict, dynamic: bool = Fals
 
 
 def convert(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """diffusers' own converter, unmodified: vendor names → diffusers names."""
+    """diffusers' own converter, unmodified: vendor names -> diffusers names."""
     from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
 
     return convert_flux2_transformer_checkpoint_to_diffusers(dict(state_dict))
@@ -93,7 +93,7 @@ def layer_errors(patcher: Any, run: Callable[[Any], Any], rows: Rows,
     Each layer is held against the definition on the input it had, so an earlier layer's rounding does not count.
     """
     weights = rows.to_native(dequantize(dict(tensors)))
-    scales: dict[str, set[float]] = {}  # native weight → the input scales of its stored parts
+    scales: dict[str, set[float]] = {}  # native weight -> the input scales of its stored parts
     for name, (target, _) in rows.places.items():
         if name.endswith(".weight") and tensors[name].dtype == torch.float8_e4m3fn:
             scales.setdefault(target, set()).add(float(tensors[name.replace(".weight", ".input_scale")]))
@@ -122,7 +122,7 @@ class Rows:
     def __init__(self, shapes: Mapping[str, torch.Size],
                  convert: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
         self.shapes = dict(shapes)
-        self.places: dict[str, tuple[str, torch.Tensor]] = {}  # stored name → native name, its rows
+        self.places: dict[str, tuple[str, torch.Tensor]] = {}  # stored name -> native name, its rows
         names, starts, tagged, count = list(shapes), [], {}, 0
         for name, shape in shapes.items():
             starts.append(count)

@@ -71,7 +71,7 @@ def emulate(tensors: dict[str, torch.Tensor], config: dict, dynamic: bool = Fals
 
 
 def convert(state_dict: dict[str, torch.Tensor], hidden: int = 3072) -> dict[str, torch.Tensor]:
-    """diffusers' own converter: the vendor's names → diffusers' names.
+    """diffusers' own converter: the vendor's names -> diffusers' names.
 
     It hard-codes the width 3072; any other runs its source with that one number replaced.
     """

@@ -37,7 +37,7 @@ def load_lora(patcher: Any, tensors: dict[str, torch.Tensor], folder: Path) -> A
 
 
 def random_lora(targets: dict[str, tuple[int, int]], prefix: str = "transformer.") -> dict[str, torch.Tensor]:
-    """A rank-8 LoRA in diffusers' (PEFT) names: layer → (rows, columns)."""
+    """A rank-8 LoRA in diffusers' (PEFT) names: layer -> (rows, columns)."""
     g = torch.Generator().manual_seed(11)
     tensors = {}
     for name, (rows, columns) in targets.items():

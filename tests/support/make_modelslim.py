@@ -70,7 +70,7 @@ TOKEN8, CHANNEL8, CHANNEL4 = quant("int8", "per_token"), quant("int8", "per_chan
 STATIC8 = quant("int8", "per_tensor", symmetric=False)
 FLOAT = quant("float", "per_tensor", method="none")
 MINDIE, ASCENDV1, = {"type": "mindie_format_saver", "part_file_size": 0}, {"type": "ascendv1_saver", "part_file_size": 0}
-# name → (processors, saver, whether it calibrates)
+# name -> (processors, saver, whether it calibrates)
 RECIPES = {
     "mxfp8": ([linear(MX8, MX8), {"type": "online_quarot", "include": ["*.self_attn.*"]}], MINDIE, False),
     "mxfp8_ascendv1": ([linear(MX8, {**MX8, "method": "mse_round"})], {**ASCENDV1, "part_file_size": 4}, False),

@@ -89,7 +89,7 @@ def nibbles_of(packed: torch.Tensor) -> torch.Tensor:
 
 
 def pack_codes(codes: torch.Tensor) -> torch.Tensor:
-    """Nibbles [N, K] (0..15, padded sizes) → I8 [N, K/2]; 128 rows at a time to bound memory."""
+    """Nibbles [N, K] (0..15, padded sizes) -> I8 [N, K/2]; 128 rows at a time to bound memory."""
     rows, columns = codes.shape
     nibbles = torch.empty(rows * columns, dtype=torch.uint8)
     for start in range(0, rows, 128):
@@ -106,7 +106,7 @@ def pack_vector(vector: torch.Tensor) -> torch.Tensor:
 
 
 def pack_micro(scale: torch.Tensor) -> torch.Tensor:
-    """E4M3 [N, K/16] → [K/16, N]."""
+    """E4M3 [N, K/16] -> [K/16, N]."""
     return place(scale, at_micro(*scale.shape), (scale.shape[1], scale.shape[0]))
 
 
@@ -119,7 +119,7 @@ def pack_up(up: torch.Tensor) -> torch.Tensor:
 
 
 def pack_awq(codes: torch.Tensor) -> torch.Tensor:
-    """0..15 [N, K] → I32 [N/4, K/2]."""
+    """0..15 [N, K] -> I32 [N/4, K/2]."""
     rows, columns = codes.shape
     nibbles = place(codes, at_awq(rows, columns), (rows * columns,))
     return bytes_of(nibbles).view(torch.int32).view(rows // 4, columns // 2)
@@ -254,7 +254,7 @@ def awq(rows: int, columns: int, seed: int = 0, dtype: torch.dtype = torch.bfloa
 
 
 def interleave(layer: Layer, vectors: int) -> dict[str, torch.Tensor]:
-    """The leaves of an AWQ modulation as section 6 stores them: rows [S, D] → [D, S], 1 added to the scale biases."""
+    """The leaves of an AWQ modulation as section 6 stores them: rows [S, D] -> [D, S], 1 added to the scale biases."""
     rows = layer.codes.shape[0]
     order = torch.tensor([s * (rows // vectors) + d for d in range(rows // vectors) for s in range(vectors)])
     bias = layer.bias.float().view(vectors, -1).clone()

@@ -309,10 +309,12 @@ def flux_plain(name: str) -> str:
     return name.replace(".attn.norm_", ".norm_")
 
 
-def make_flux(precision: str = "int4", rank: int = 16, double: int = 1, single: int = 1, **sizes: Any) -> Made:
-    """FLUX.1 with legacy suffixes, as published."""
-    model = flux.make(double=double, single=single, **sizes)
-    table = flux_table(double, single, model.config.num_attention_heads * flux.HEAD)
+def make_flux(precision: str = "int4", rank: int = 16, double: int = 1, single: int = 1, model: Any = None,
+              **sizes: Any) -> Made:
+    """FLUX.1 with legacy suffixes, as published: a random one of these sizes, or this diffusers `model`."""
+    model = model or flux.make(double=double, single=single, **sizes)
+    config = model.config
+    table = flux_table(config.num_layers, config.num_single_layers, config.num_attention_heads * flux.HEAD)
     return _make(model, table, precision, rank, file_name(precision, rank, "flux.1-dev"),
                  "NunchakuFluxTransformer2dModel", flux_plain, legacy=True)
 

@@ -30,7 +30,7 @@ def facts(generation="A5", cann="8.5.0", version="2.14.0", npu=True, ops=EVERY, 
 
 CPU = DeviceFacts()
 TABLE = [
-    # wanted, kinds, facts → backend, words of the note
+    # wanted, kinds, facts -> backend, words of the note
     ("auto", ["w8a8_mxfp8"], CPU, "comfy_kitchen", "ceiling"),
     ("auto", ["w8a8"], CPU, "comfy_kitchen", "comfy-kitchen multiplies"),
     ("auto", ["w4a4_mxfp4", "w8a8"], CPU, "comfy_kitchen", "W4A4_MXFP4: activations stay unquantized"),

@@ -271,8 +271,8 @@ def test_refuses_ambiguous_files(models):
 
 def test_wan22_is_for_the_first_transformer(tmp_path):
     tensors = {"blocks.0.attn1.to_q.weight": torch.randn(16, 16).bfloat16()}
-    for component in ("transformer", "transformer_2"):
-        save(tmp_path / "wan" / component, tensors, {"_class_name": "WanTransformer3DModel"})
+    for part in ("transformer", "transformer_2"):
+        save(tmp_path / "wan" / part, tensors, {"_class_name": "WanTransformer3DModel"})
     (tmp_path / "wan" / "model_index.json").write_text("{}")
     found = build_fp8(base_transformer_dir=str(tmp_path / "wan"), output_dir=str(tmp_path / "out"))
     assert numbers(found) == (1, 0, 0) and "preset wan22" in found.report

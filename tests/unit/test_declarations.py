@@ -31,7 +31,7 @@ def declare(folder, config=None, metadata=None):
     return read_declaration(Checkpoint(locate(str(folder))))
 
 
-# quant_method, quant_algo → family, or what the refusal says [1952, 2029]
+# quant_method, quant_algo -> family, or what the refusal says [1952, 2029]
 ADMISSION = [
     ("modelopt", "FP8", "modelopt-fp8"), ("modelopt", "NVFP4", "modelopt-nvfp4"), ("modelopt_fp8", None, "modelopt-fp8"),
     ("modelopt_fp4", None, "modelopt-nvfp4"), ("modelopt_fp8", "FP8", "modelopt-fp8"), ("modelopt_fp4", "NVFP4", "modelopt-nvfp4"),

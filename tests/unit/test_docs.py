@@ -62,3 +62,10 @@ def test_every_node_has_help():
     for name in [name for names in NODES.values() for name in names]:
         assert (PACK / "web" / "docs" / f"{name}.md").is_file(), name
         assert (PACK / "web" / "docs" / name / "zh.md").is_file(), name
+
+
+def test_what_a_windows_console_cannot_print_is_in_no_python_file():
+    """Reports go to consoles in code page 1252; comfy-test asks for the same."""
+    for folder in ("loaders", "quant", "nodes", "host", "commands", "."):
+        for path in (PACK / folder).rglob("*.py") if folder != "." else PACK.glob("*.py"):
+            path.read_text(encoding="utf-8").encode("cp1252")

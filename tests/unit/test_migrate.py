@@ -35,7 +35,7 @@ FLUX = ["models\\" + SVDQ, 0.12, "nunchaku-fp16", "auto", 0, "bfloat16", "enable
 
 
 def flux_page() -> dict:
-    """Loader → LoRA → KSampler, as ComfyUI-nunchaku's example nunchaku-flux.1-dev.json has them."""
+    """Loader -> LoRA -> KSampler, as ComfyUI-nunchaku's example nunchaku-flux.1-dev.json has them."""
     return page([
         node(45, "NunchakuFluxDiTLoader", FLUX, outputs=[("MODEL", "MODEL", [3])], title="My model"),
         node(46, "NunchakuFluxLoraLoader", ["turbo.safetensors", 0.5], [("model", "MODEL", 3)],

@@ -17,7 +17,7 @@ RECORD = PACK / "tests" / "data" / "schemas.json"
 
 
 def schemas() -> dict[str, dict[str, list]]:
-    """Node id → inputs [name, type, choices, optional] in the order of the widgets, and output types, by the host's
+    """Node id -> inputs [name, type, choices, optional] in the order of the widgets, and output types, by the host's
     own object info."""
     from quantized_transformers.nodes import node_classes
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from quantized_transformers.quant.svdquant import packing
-from quantized_transformers.quant.svdquant.parts import awq_part, native_tensors, placed, split_rows, w4a4_part
+from quantized_transformers.quant.svdquant.parts import FIELDS, awq_part, native_tensors, placed, split_rows, w4a4_part
 from support import svdquant
 from support.svdquant import awq, pack_codes, padded, up_to, w4a4
 
@@ -63,19 +65,57 @@ def test_the_packers_for_the_engine_are_the_inverse(name):
     assert torch.equal(back(there(stored)), stored) and not torch.equal(there(stored).view(-1)[:16], stored.view(-1)[:16])
 
 
-@pytest.mark.parametrize("vectors", [3, 6])
-def test_modulation_rows_and_the_folded_one(vectors):
-    layer = awq(vectors * 64, 128)
+@pytest.mark.parametrize(("vectors", "size", "columns"), [(3, 64, 128), (6, 64, 128), (3, 404, 3072), (6, 202, 3072)])
+def test_modulation_rows_and_the_folded_one(vectors, size, columns):
+    """The larger ones are unpacked in several pieces, the last of them shorter."""
+    layer = awq(vectors * size, columns)
     # BF16 holds these biases with and without the 1
     layer.bias = (layer.bias.float().clamp(-0.49, 0.49) * 128).round().div(128).to(torch.bfloat16)
-    part, bias = awq_part(svdquant.interleave(layer, vectors), vectors * 64, 128, interleaved=vectors)
+    part, bias = awq_part(svdquant.interleave(layer, vectors), vectors * size, columns, interleaved=vectors)
     assert torch.equal(part.codes, pairs(layer.codes)) and torch.equal(part.scale, layer.scale)
     assert torch.equal(part.zeros, layer.zeros)
     assert torch.equal(bias, layer.bias.float())
-    order = torch.arange(vectors * 64).view(64, vectors).t().reshape(-1)  # stored row of every natural one
+    order = torch.arange(vectors * size).view(size, vectors).t().reshape(-1)  # stored row of every natural one
     folded = svdquant.interleave(layer, vectors)["bias"].float()[order] - bias
     expected = {3: [0, 1, 0], 6: [0, 1, 0, 0, 1, 0]}[vectors]
-    assert folded.view(vectors, 64).tolist() == [[value] * 64 for value in expected]
+    assert folded.view(vectors, size).tolist() == [[value] * size for value in expected]
+
+
+@pytest.mark.parametrize("kind", ["int4", "nvfp4", "awq", "modulation"])
+def test_parts_share_no_memory_with_what_they_are_made_of(kind):
+    """Files are read into memory that the next layer overwrites."""
+    leaves = {"awq": lambda: awq(192, 128).leaves, "modulation": lambda: svdquant.interleave(awq(192, 128), 3)}.get(
+        kind, lambda: w4a4(256, 128, 16, kind, channel_scales=True).leaves)()
+    leaves = {name: tensor.clone() for name, tensor in leaves.items()} \
+        | ({"wtscale": torch.tensor([0.5])} if kind == "nvfp4" else {})
+
+    def made():
+        if kind in ("int4", "nvfp4"):
+            return w4a4_part(leaves, 256, 128)
+        return awq_part(leaves, 192, 128, interleaved=3 * (kind == "modulation"))
+
+    (part, bias), (expected, its_bias) = made(), made()
+    ours = {"bias": bias, **{field: getattr(part, field) for field in FIELDS if getattr(part, field) is not None}}
+    kept = {"bias": its_bias.clone(), **{field: getattr(expected, field).clone() for field in FIELDS if field in ours}}
+    for tensor in leaves.values():
+        tensor.view(-1).view(torch.uint8).fill_(0x55)
+    for field, tensor in ours.items():
+        assert torch.equal(tensor.view(-1).view(torch.uint8), kept[field].view(-1).view(torch.uint8)), field
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(128, 64), (256, 320), (192, 320), (40, 48)])
+def test_micro_scales_in_tiles_are_the_hosts(rows, columns):
+    from comfy_kitchen.float_utils import to_blocked
+
+    scale = torch.randint(0, 256, (rows, columns // 16), dtype=torch.uint8)
+    tiles = packing.tile_micro_scales(scale.view(torch.float8_e4m3fn))
+    assert torch.equal(tiles.view(torch.uint8), to_blocked(scale, flatten=False))
+
+
+def test_nibbles_are_exchanged_in_place():
+    codes = torch.randint(0, 256, (3000, 104), dtype=torch.uint8)  # more than one piece
+    expected = codes // 16 + codes % 16 * 16
+    assert packing.swap_nibbles_(codes) is codes and torch.equal(codes, expected)
 
 
 @pytest.mark.parametrize("kind", ["int4", "nvfp4"])
@@ -113,6 +153,10 @@ REFUSED = {"raw bytes of another format": (broken("qweight", lambda t: t.view(to
            "unpacked scales": (broken("wscales", lambda t: t.float()), "wscales is float32"),
            "another shape": (broken("qweight", lambda t: t[:128]), r"qweight is \[128, 64\], expected \[256, 64\]"),
            "not finite": (broken("bias", lambda t: t * float("inf")), "bias has values that are not finite"),
+           "minus infinity": (broken("wscales", lambda t: t.index_fill(0, torch.tensor(1), -float("inf"))),
+                              "wscales has values that are not finite"),
+           "one is no number": (broken("proj_down", lambda t: t.index_put((torch.tensor(5),), torch.tensor(torch.nan).to(t))),
+                                "proj_down has values that are not finite"),
            "missing": (broken("proj_up", lambda t: None), "proj_up is missing"),
            "no low rank": (broken("proj_down", lambda t: t[:, :8]), "rank 8"),
            "zero smoothing": (broken("smooth_factor", lambda t: t * 0), "smooth_factor has zeros")}
@@ -131,6 +175,11 @@ def test_more_wrong_tensors():
         w4a4_part(fp4, 256, 128, unsigned=True)
     with pytest.raises(ValueError, match="belong to NVFP4"):
         w4a4_part({**w4a4(256, 128).leaves, "wcscales": fp4["wcscales"]}, 256, 128)
+    for code, refused in ((0x7E, False), (0xFE, False), (0x7F, True), (0xFF, True)):  # +-448, and the two NaNs
+        scales = fp4["wscales"].view(torch.uint8).clone()
+        scales.view(-1)[77] = code
+        with pytest.raises(ValueError, match="wscales has values that are not finite") if refused else nullcontext():
+            w4a4_part({**fp4, "wscales": scales.view(torch.float8_e4m3fn)}, 256, 128)
     with pytest.raises(ValueError, match="100 columns"):
         w4a4_part(w4a4(256, 128).leaves, 256, 100)
     with pytest.raises(ValueError, match="wtscale is"):

@@ -23,7 +23,7 @@ class TinyConditioning:
 
 
 class LatentColours:
-    """The host's own latent preview colours (16 channels → RGB), four pixels a latent."""
+    """The host's own latent preview colours (16 channels -> RGB), four pixels a latent."""
 
     @classmethod
     def INPUT_TYPES(cls):
