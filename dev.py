@@ -7,6 +7,7 @@
     python3 dev.py host     start ComfyUI with this pack for your browser (arguments go on to ComfyUI)
     python3 dev.py bench    timings, ratios and budgets; fails when a budget is broken
     python3 dev.py bench-gpu    step times and memory of every format on this machine's GPU
+    python3 dev.py train-miniature OUT    train the model that the demo draws with (tests/data/miniature)
 
 The environment (several GB) is built once in a cache folder, keyed by the files that define it, so every clone on
 the machine shares it. Deleting the cache only costs time. COMFYUI_PATH uses your own ComfyUI checkout instead of the
@@ -164,7 +165,7 @@ def host(python: Path, comfyui: Path, arguments: list[str]) -> int:
 
 
 def main() -> int:
-    commands = ("demo", "test", "lint", "host", "bench", "bench-gpu")
+    commands = ("demo", "test", "lint", "host", "bench", "bench-gpu", "train-miniature")
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         print(__doc__)
         return 2
