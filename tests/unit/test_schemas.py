@@ -86,3 +86,12 @@ def test_changes_are_noticed(now):
     assert not is_addition(now, changed([inputs[1], inputs[0], *inputs[2:]]))
     assert not is_addition(now, changed(inputs[:-1]))
     assert not is_addition(now, {key: value for key, value in now.items() if key != name})
+
+
+def test_every_input_explains_itself():
+    """The help panel of a node without a page is made of these."""
+    from quantized_transformers.nodes import node_classes
+
+    for schema in [cls.GET_SCHEMA() for cls in node_classes()]:
+        assert schema.description and schema.search_aliases, schema.node_id
+        assert not [given.id for given in schema.inputs if not given.tooltip], schema.node_id
