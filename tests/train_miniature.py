@@ -5,8 +5,8 @@ CPU, seeded. Two threads; another number of threads or another CPU sums in anoth
 last bits and from there on, the pictures hardly.
 
 1. The decoder learns the pictures from latents that start as the 16 whitened principal components of 8 x 8 pixels and
-   are learned along; the encoder then learns to give these latents. That takes a third of what training both at once
-   does, and latents have about the unit variance that FLUX.1's latent format promises by construction.
+   are learned along; the encoder then learns to give these latents. That is far less work than both at once, and
+   latents have about the unit variance that FLUX.1's latent format promises.
 2. The transformer learns v = noise - latents at latents + sigma (noise - latents), sigma uniform (rectified flow).
 """
 

@@ -158,6 +158,7 @@ def test_killed_at_any_point_leaves_nothing_that_loads(after, output):
 
     child = os.fork()
     if not child:
+        torch.set_num_threads(1)  # the threads of OpenMP's pool are not in a fork
         write(target, layers(), {}, step=step, check=lambda path: os.kill(os.getpid(), signal.SIGKILL))
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -174,6 +175,7 @@ def test_two_runs_on_one_name(output):
     target = output / "model.safetensors"
     child = os.fork()
     if not child:
+        torch.set_num_threads(1)  # the threads of OpenMP's pool are not in a fork
         write(target, layers(1), {}, step=lambda amount: time.sleep(0.05))
         os._exit(0)
     while not (output / ".model.safetensors.part").exists() or not (output / ".model.safetensors.part").stat().st_size:

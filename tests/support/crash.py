@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from quantized_transformers.loaders.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.sources import locate
@@ -23,6 +25,7 @@ def in_child(run: Callable[[], object]) -> int:
     child = os.fork()
     if not child:
         try:
+            torch.set_num_threads(1)  # the threads of OpenMP's pool are not in a fork: waiting for them never ends
             run()
             os._exit(0)
         except BaseException:
