@@ -17,6 +17,7 @@ from ..quant.svdquant.saved import SAVED_PARTS, kinds_of
 from .architectures import Architecture, Dims, Module, Naming
 from .architectures.base import tensor_name
 from .errors import CheckpointError, first_ten
+from .headers import dtype_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,10 +123,6 @@ class _Leaf(NamedTuple):
     shape: tuple[int, ...]
 
 
-_DTYPES = {"torch.float8_e4m3fn": "F8_E4M3", "torch.uint8": "U8", "torch.bfloat16": "BF16", "torch.float16": "F16",
-           "torch.float32": "F32"}
-
-
 def _format(part: dict[str, Tensor]) -> StoredFormat:
     """The stored format of a layer's tensors; plain for dtypes that no quantized format has."""
-    return identify({leaf: _Leaf(_DTYPES.get(str(t.dtype), ""), tuple(t.shape)) for leaf, t in part.items()}) or PLAIN
+    return identify({leaf: _Leaf(dtype_name(t.dtype), tuple(t.shape)) for leaf, t in part.items()}) or PLAIN

@@ -11,9 +11,12 @@ import json
 import os
 import struct
 from math import prod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import CheckpointError, first_ten
+
+if TYPE_CHECKING:
+    import torch
 
 # Bits an element takes, by safetensors dtype name.
 DTYPE_BITS = {
@@ -21,8 +24,20 @@ DTYPE_BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }
+# torch's names of those that torch has, in the order in which safetensors lays tensors out: wide elements first.
+TORCH_DTYPES = {
+    "I64": "int64", "F64": "float64", "F32": "float32", "I32": "int32", "BF16": "bfloat16", "F16": "float16",
+    "I16": "int16", "F8_E8M0": "float8_e8m0fnu", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8",
+    "U8": "uint8", "BOOL": "bool",
+}
 MAX_HEADER = 100_000_000  # the safetensors library's own limit
 AGAIN = "download the file again; this one is damaged"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """safetensors' name of a torch dtype; empty for one that it does not have."""
+    short = str(dtype).removeprefix("torch.")
+    return next((name for name, known in TORCH_DTYPES.items() if known == short), "")
 
 
 class TensorInfo(NamedTuple):

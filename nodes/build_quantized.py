@@ -12,12 +12,18 @@ from ..loaders.errors import CheckpointError
 from . import inputs
 
 CATEGORY = f"{inputs.CATEGORY}/build"
-EXPORT_TIP = ("nvidia-modelopt's diffusers export (its --hf-ckpt-dir, or the transformer folder in it): a path, or a "
-              "repo id that is on this machine. Empty: the base is quantized, without calibration.")
 
 
-def _output() -> list[Any]:
+def _shared() -> list[Any]:
+    """Inputs of both nodes: export, base, output, shard size, overwrite."""
     return [
+        io.String.Input("modelopt_export", default="",
+                        tooltip="nvidia-modelopt's diffusers export (its --hf-ckpt-dir, or the transformer folder in "
+                                "it): a path, or a repo id that is on this machine. Empty: the base is quantized, "
+                                "without calibration."),
+        io.String.Input("base", default="",
+                        tooltip="The BF16 transformer that the export was made from, or its pipeline: layers that stay "
+                                "in BF16 come from it."),
         io.String.Input("output", default="", tooltip="A new folder. A relative path is below "
                                                       "models/diffusers_components, where the loader nodes list it."),
         io.String.Input("max_shard_size", default=SHARD_SIZE, optional=True, advanced=True,
@@ -45,7 +51,7 @@ class QT_BuildFP8Transformer(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        output, shard, overwrite = _output()
+        export, base, output, shard, overwrite = _shared()
         return io.Schema(
             node_id="QT_BuildFP8Transformer", display_name="Build FP8 Transformer", category=CATEGORY,
             is_output_node=True,
@@ -53,14 +59,11 @@ class QT_BuildFP8Transformer(io.ComfyNode):
                         "nvidia-modelopt FP8 export and its BF16 base, or straight from the base.",
             search_aliases=["modelopt", "fp8", "quantize", "convert", "build transformer", "e4m3"],
             inputs=[
-                io.String.Input("modelopt_export", default="", tooltip=EXPORT_TIP),
+                export,
                 io.String.Input("backbone", default="",
                                 tooltip="backbone.pt, or its folder (ModelOpt's --quantized-torch-ckpt-save-path). "
                                         "Needed only when the export carries no scales."),
-                io.String.Input("base", default="",
-                                tooltip="The BF16 transformer that the export was made from, or its pipeline: layers "
-                                        "that stay in BF16 come from it."),
-                output,
+                base, output,
                 io.Combo.Input("model_type", options=list(MODEL_TYPES), default="auto",
                                tooltip="Which layers stay in BF16, as SGLang-Diffusion validated them. auto: by "
                                        "_class_name in config.json. wan22 is for the first transformer only."),
@@ -97,7 +100,7 @@ class QT_BuildNVFP4Transformer(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        output, shard, overwrite = _output()
+        export, base, output, shard, overwrite = _shared()
         return io.Schema(
             node_id="QT_BuildNVFP4Transformer", display_name="Build NVFP4 Transformer", category=CATEGORY,
             is_output_node=True,
@@ -106,11 +109,7 @@ class QT_BuildNVFP4Transformer(io.ComfyNode):
                         "the base.",
             search_aliases=["modelopt", "nvfp4", "fp4", "quantize", "convert", "build transformer", "blackwell"],
             inputs=[
-                io.String.Input("modelopt_export", default="", tooltip=EXPORT_TIP),
-                io.String.Input("base", default="",
-                                tooltip="The BF16 transformer that the export was made from, or its pipeline: layers "
-                                        "that stay in BF16 come from it."),
-                output,
+                export, base, output,
                 io.Combo.Input("pattern_preset", options=list(PATTERN_PRESETS), default="none",
                                tooltip="Which layers stay in BF16. flux1-nvfp4: the set that SGLang-Diffusion "
                                        "validated for FLUX.1."),

@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...quant.formats import PLAIN_DTYPES
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
-from ..headers import DTYPE_BITS, TensorInfo
+from ..headers import TORCH_DTYPES, TensorInfo
 from ..selection import TEXT_SUFFIXES
 from ..sources import locate
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+    from ..layout import Parts, Put
+
+T = TypeVar("T")
 SPAN = 1 << 20  # elements that one thread reads and works on at a time
-_TORCH = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BF16": "bfloat16", "F16": "float16", "F32": "float32",
-          "F64": "float64", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "BOOL": "bool"}
 
 
 class Component:
@@ -68,54 +70,50 @@ class Component:
         """The file that holds a tensor, for messages."""
         return self._places[name][0]
 
-    def read(self, name: str, memory: Memory | None = None) -> Tensor:
-        """A whole tensor, in `memory` or in memory of its own. Raises CheckpointError when it holds NaN or infinity."""
-        return self.read_amax(name, memory)[0]
-
-    def read_amax(self, name: str, memory: Memory | None = None) -> tuple[Tensor, float]:
-        """The same, and its largest magnitude (0 for integers)."""
+    def read(self, name: str) -> Tensor:
+        """A whole tensor in memory of its own, for small ones. Raises CheckpointError when it holds NaN or infinity."""
         import torch
 
-        info = self.tensors[name]
-        if info.dtype not in _TORCH:
-            raise CheckpointError(f"{name} is stored as {info.dtype}, which no builder copies", self.where(name),
-                                  "convert it to BF16 first")
-        out = (memory or Memory()).empty(info.shape, info.dtype).view(-1)
-        data = out.view(torch.uint8).numpy()
-        size = DTYPE_BITS[info.dtype] // 8
-
-        found = [0.0]
-
-        def copy(start: int, count: int) -> None:
-            self._read_into(name, start * size, data[start * size:(start + count) * size])
-            found.append(self._largest(name, info, out[start:start + count]))
-
-        in_spans(out.numel(), copy)
-        return out.view(info.shape), max(found)
+        out = torch.empty(self.tensors[name].shape, dtype=self._dtype(name))
+        flat = out.view(-1)
+        for _ in self.spans(name, lambda start, part, _: flat[start:start + part.numel()].copy_(part)):
+            pass
+        return out
 
     def amax(self, name: str) -> float:
         """The largest magnitude of a float tensor. Raises CheckpointError when it holds NaN or infinity."""
-        found = [0.0]
-        self.each_span(name, lambda start, part, largest: found.append(largest))
-        return max(found)
+        return max(self.spans(name, lambda start, part, largest: largest), default=0.0)
 
-    def each_span(self, name: str, use: Callable[[int, Tensor, float], object], amax: float | None = None) -> None:
-        """Call `use(first element, values, largest magnitude)` with every span of a tensor, on several threads, in no
-        certain order. Raises CheckpointError when it holds NaN or infinity; not looked for where `amax` says it all."""
+    def copy(self, name: str, put: Put) -> Parts:
+        """The tensor as it is stored, to `put`. Raises CheckpointError when it holds NaN or infinity."""
+        return self.spans(name, lambda start, part, _: put(name, start, part))
+
+    def spans(self, name: str, use: Callable[[int, Tensor, float], T],
+              amax: float | None = None) -> Generator[T, None, None]:
+        """What `use(first element, values, largest magnitude)` returns for every span of a tensor, in their order; it
+        is called on several threads, with values that are good until it returns.
+
+        Raises CheckpointError when it holds NaN or infinity; not looked for where `amax` is known already.
+        """
+        import torch
+
+        info, dtype = self.tensors[name], self._dtype(name)
+
+        def work(start: int, count: int) -> T:
+            part = scratch("span", count, dtype)
+            self._read_into(name, start * dtype.itemsize, part.view(torch.uint8).numpy())
+            return use(start, part, self._largest(name, info, part) if amax is None else amax)
+
+        return in_spans(prod(info.shape), work)
+
+    def _dtype(self, name: str) -> torch.dtype:
         import torch
 
         info = self.tensors[name]
-        size = DTYPE_BITS[info.dtype] // 8
-
-        def work(start: int, count: int) -> None:
-            if not hasattr(_LOCAL, "memory"):
-                _LOCAL.memory = Memory()
-            _LOCAL.memory.reuse(SPAN * size)
-            part = _LOCAL.memory.empty((count,), info.dtype)
-            self._read_into(name, start * size, part.view(torch.uint8).numpy())
-            use(start, part, self._largest(name, info, part) if amax is None else amax)
-
-        in_spans(prod(info.shape), work)
+        if info.dtype not in TORCH_DTYPES:
+            raise CheckpointError(f"{name} is stored as {info.dtype}, which no builder copies", self.where(name),
+                                  "convert it to BF16 first")
+        return getattr(torch, TORCH_DTYPES[info.dtype])
 
     def _read_into(self, name: str, start: int, data: Any) -> None:
         path, place = self._places[name]
@@ -141,53 +139,53 @@ class Component:
                                   "download the file again, or ask its publisher; nothing was written") from error
 
 
-class Memory:
-    """Memory for tensors that is used again: fresh pages cost more than what is done with them here."""
-
-    def __init__(self) -> None:
-        self._block: Tensor | None = None
-        self._used = 0
-
-    def reuse(self, size: int) -> None:
-        """Tensors made so far are done with; the next ones take `size` bytes in all."""
-        import torch
-
-        self._used = 0
-        if self._block is None or self._block.numel() < size:
-            self._block = None  # before the larger one is there
-            self._block = torch.empty(size, dtype=torch.uint8)
-
-    def empty(self, shape: tuple[int, ...], dtype: str) -> Tensor:
-        """An uninitialised tensor; `dtype` is the name in safetensors. Beyond what was announced: memory of its own."""
-        import torch
-
-        end = self._used + prod(shape) * DTYPE_BITS[dtype] // 8
-        if self._block is None or end > self._block.numel():
-            return torch.empty(shape, dtype=getattr(torch, _TORCH[dtype]))
-        part = self._block[self._used:end]
-        self._used = aligned(end)
-        return part.view(getattr(torch, _TORCH[dtype])).view(shape)
-
-
-def aligned(size: int) -> int:
-    """What a tensor of `size` bytes takes of a `Memory`."""
-    return -(-size // 64) * 64
-
-
 _LOCAL = threading.local()
+
+
+def scratch(use: str, count: int, dtype: torch.dtype) -> Tensor:
+    """`count` elements of this thread's memory for `use`, good until it asks for them again: fresh pages cost more than
+    what is done with them here."""
+    import torch
+
+    memory = _LOCAL.__dict__.setdefault("memory", {})
+    size = count * dtype.itemsize
+    if use not in memory or memory[use].numel() < size:
+        memory[use] = torch.empty(size, dtype=torch.uint8)
+    return memory[use][:size].view(dtype)
 
 
 @lru_cache(maxsize=1)
 def _threads() -> ThreadPoolExecutor:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return ThreadPoolExecutor(min(8, count), "qt-build")
+    import torch
+
+    count = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    before = torch.get_num_threads()
+    started = threading.Barrier(count)
+
+    def alone(_: int) -> None:
+        started.wait()  # until every thread has one of these
+        torch.get_num_threads()  # what sets a thread up; later it would undo the next line
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(count, "qt-build")
+    list(pool.map(alone, range(count)))
+    torch.set_num_threads(before)  # threads to come take over what was set last, on whatever thread
+    return pool
 
 
-def in_spans(total: int, work: Callable[[int, int], object]) -> None:
-    """Call `work(start, count)` for every span of `total` elements, on several threads where there are several."""
+def in_spans(total: int, work: Callable[[int, int], T]) -> Generator[T, None, None]:
+    """What `work(start, count)` returns for every span of `total` elements, on several threads where there are several
+    spans. When this ends, however it does, no thread works for it any more."""
     starts = range(0, total, SPAN)
     if len(starts) < 2:
         for start in starts:
-            work(start, total)
+            yield work(start, total)
         return
-    list(_threads().map(lambda start: work(start, min(SPAN, total - start)), starts))
+    begun = [_threads().submit(work, start, min(SPAN, total - start)) for start in starts]
+    try:
+        for future in begun:
+            yield future.result()
+    finally:
+        for future in begun:
+            future.cancel()
+        wait(begun)

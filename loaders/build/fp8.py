@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +157,7 @@ def _from_export(export: Component, base: Component | None, backbone: Path | Non
         numbers["quantized_weights"] += 1
         numbers["added_scale_tensors"] += 2
     ignore = {*quantization["ignore"], *kept, *(names[f"{module}.weight"][-1] for module in fallback)}
-    plan.notes += unmatched(user, names.values())
+    plan.notes += unmatched({p.pattern: p.search for p in user}, [*chain.from_iterable(names.values())])
     return plan, {**quantization, "ignore": sorted(ignore)}, numbers
 
 
@@ -262,7 +263,7 @@ def _from_base(base: Component, preset: Preset, user: list[re.Pattern[str]], max
     if not numbers["quantized_weights"]:
         raise CheckpointError("there is nothing to quantize: every weight is to be kept in BF16", base.folder,
                               "give fewer patterns, or another model type")
-    plan.notes += unmatched(user, names.values())
+    plan.notes += unmatched({p.pattern: p.search for p in user}, [*chain.from_iterable(names.values())])
     # ModelOpt's FP8 has static activation scales only; the generic method says that they are dynamic (section 6)
     return plan, {"quant_method": "fp8", "activation_scheme": "dynamic", "ignored_layers": sorted(listed),
                   "quant_type": "FP8"}, numbers

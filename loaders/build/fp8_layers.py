@@ -1,16 +1,19 @@
-"""One weight as E4M3 with its scales: how its tensors are made when their turn comes."""
+"""One weight as E4M3 with its scales: how its tensors are written when their turn comes.
+
+A weight whose scale is measured is read twice, by spans that stay in the processor's cache: the second time costs less
+than memory to keep it in, and nothing has to hold it.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from .component import Component, Memory, in_spans
-from .output import Plan, module_of
+from ..layout import Declared, Parts, Put
+from .component import Component, scratch
+from .output import Plan, Write, module_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-HELD = 128 << 20  # bytes of a weight that is kept between the two looks at it; a larger one is read again
 
 
 class Scales(NamedTuple):
@@ -23,44 +26,50 @@ class Scales(NamedTuple):
 
 def add_scaled(plan: Plan, source: Component, name: str, scales: Scales) -> None:
     """A weight with known scales; one that is E4M3 keeps its bytes."""
-    info, module = source.tensors[name], module_of(name)
+    module = module_of(name)
 
-    def make(memory: Memory) -> dict[str, Tensor]:
-        from ...quant.convert.fp8 import quantize
-
-        if info.dtype == "F8_E4M3":
-            codes = source.read(name, memory)
+    def write(put: Put) -> Parts:
+        yield put(f"{module}.weight_scale", 0, scales.weight)
+        yield put(f"{module}.input_scale", 0, scales.input)
+        if source.tensors[name].dtype == "F8_E4M3":
+            yield from source.copy(name, put)
         else:
-            codes = memory.empty(info.shape, "F8_E4M3")
-            flat = codes.view(-1)
-            source.each_span(name, lambda start, part, amax: quantize(part, scales.weight,
-                                                                      flat[start:start + part.numel()], amax))
-        return {name: codes, f"{module}.weight_scale": scales.weight, f"{module}.input_scale": scales.input}
+            yield from _quantized(source, name, scales.weight, None, put)
 
-    plan.add(module, [(name, "F8_E4M3", info.shape), (f"{module}.weight_scale", "F32", (1,)),
-                      (f"{module}.input_scale", "F32", (1,))], make)
+    plan.add(module, [*_weight(source, name), Declared(f"{module}.input_scale", "F32", (1,))], lambda: write)
 
 
 def add_measured(plan: Plan, source: Component, name: str, maxbound: float) -> None:
     """A weight whose scale is its own amax / maxbound, without an activation scale."""
-    info, module = source.tensors[name], module_of(name)
+    module = module_of(name)
 
-    def make(memory: Memory) -> dict[str, Tensor]:
-        from ...quant.convert.fp8 import quantize, scale_of
+    def begin() -> Write:
+        from ...quant.convert.fp8 import scale_of
 
-        codes = memory.empty(info.shape, "F8_E4M3")
-        flat = codes.view(-1)
-        if info.end - info.start > HELD:
-            amax = source.amax(name)
-            scale = scale_of(amax, maxbound)
-            source.each_span(name, lambda start, part, _: quantize(part, scale, flat[start:start + part.numel()], amax),
-                             amax)
-        else:
-            plan.held.reuse(info.end - info.start)
-            weight, amax = source.read_amax(name, plan.held)
-            scale, values = scale_of(amax, maxbound), weight.view(-1)
-            in_spans(values.numel(), lambda start, count: quantize(values[start:start + count], scale,
-                                                                   flat[start:start + count], amax))
-        return {name: codes, f"{module}.weight_scale": scale}
+        amax = source.amax(name)
+        scale = scale_of(amax, maxbound)
 
-    plan.add(module, [(name, "F8_E4M3", info.shape), (f"{module}.weight_scale", "F32", (1,))], make)
+        def write(put: Put) -> Parts:
+            yield put(f"{module}.weight_scale", 0, scale)
+            yield from _quantized(source, name, scale, amax, put)
+
+        return write
+
+    plan.add(module, _weight(source, name), begin)
+
+
+def _weight(source: Component, name: str) -> list[Declared]:
+    return [Declared(name, "F8_E4M3", source.tensors[name].shape), Declared(f"{name}_scale", "F32", (1,))]
+
+
+def _quantized(source: Component, name: str, scale: Tensor, amax: float | None, put: Put) -> Parts:
+    """The codes of a float weight; its `amax`, where that is known."""
+    import torch
+
+    from ...quant.convert.fp8 import quantize
+
+    def use(start: int, part: Tensor, largest: float) -> int:
+        codes = scratch("codes", part.numel(), torch.float8_e4m3fn)
+        return put(name, start, quantize(part, scale, codes, largest))
+
+    return source.spans(name, use, amax)

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...quant.formats import PLAIN_DTYPES
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
+from ..layout import Declared, Parts, Put
 from ..publish import Step, target_folder
-from .component import Component, Memory
+from .component import Component, scratch
 from .output import (
     Built,
     Plan,
+    Write,
     check_base,
     linear_weights,
     module_of,
@@ -28,7 +31,7 @@ from .output import (
     refuse_difference,
     statistics_line,
 )
-from .presets import PATTERN_PRESETS, globs, left_alone, preset_of
+from .presets import PATTERN_PRESETS, glob, globs, left_alone, preset_of, unmatched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,8 +120,7 @@ def _from_export(export: Component, base: Component,
             plan.copy(export, name)
     numbers |= {"fallback_modules": len(fallback), "replaced_tensors": len(plan.fallback)}
     quantization["ignore"] += [p for p in dict.fromkeys(patterns) if p not in quantization["ignore"]]
-    lost = [p for p in patterns if not any(re.fullmatch(globs([p]), m) for m in modules)]  # type: ignore[arg-type]
-    plan.notes += [f"these patterns match no layer: {', '.join(lost)}"] if lost else []
+    plan.notes += unmatched({pattern: glob(pattern).fullmatch for pattern in patterns}, modules)
     return plan, quantization, numbers
 
 
@@ -187,7 +189,9 @@ def _add_quantized(plan: Plan, base: Component, name: str, shared: list[str], kn
     rows, columns = base.tensors[name].shape
     module = module_of(name)
 
-    def make(memory: Memory) -> dict[str, Tensor]:
+    def begin() -> Write:
+        import torch
+
         from ...quant.convert.nvfp4 import quantize, scale_of
         from ...quant.nvfp4 import swap_nibbles
 
@@ -195,16 +199,19 @@ def _add_quantized(plan: Plan, base: Component, name: str, shared: list[str], kn
             if other not in known:
                 known[other] = base.amax(other)
         scale = scale_of(max(known[other] for other in shared))
-        codes, blocks = memory.empty((rows * columns // 2,), "U8"), memory.empty((rows * columns // GROUP,), "F8_E4M3")
 
-        def use(start: int, part: Tensor, _: float) -> None:
-            end = start + part.numel()
-            quantize(part.view(-1, GROUP), scale, codes[start // 2:end // 2], blocks[start // GROUP:end // GROUP])
+        def use(put: Put, start: int, part: Tensor, _: float) -> int:
+            codes = scratch("codes", part.numel() // 2, torch.uint8)
+            blocks = scratch("blocks", part.numel() // GROUP, torch.float8_e4m3fn)
+            quantize(part.view(-1, GROUP), scale, codes, blocks)
+            return (put(name, start // 2, swap_nibbles(codes) if high_first else codes)
+                    + put(f"{module}.weight_scale", start // GROUP, blocks))
 
-        base.each_span(name, use, known[name])
-        codes = codes.view(rows, columns // 2)
-        return {name: swap_nibbles(codes) if high_first else codes, f"{module}.weight_scale_2": scale,
-                f"{module}.weight_scale": blocks.view(rows, columns // GROUP)}
+        def write(put: Put) -> Parts:
+            yield put(f"{module}.weight_scale_2", 0, scale)
+            yield from base.spans(name, partial(use, put), known[name])
 
-    plan.add(module, [(name, "U8", (rows, columns // 2)), (f"{module}.weight_scale_2", "F32", ()),
-                      (f"{module}.weight_scale", "F8_E4M3", (rows, columns // GROUP))], make)
+        return write
+
+    plan.add(module, [Declared(name, "U8", (rows, columns // 2)), Declared(f"{module}.weight_scale_2", "F32", ()),
+                      Declared(f"{module}.weight_scale", "F8_E4M3", (rows, columns // GROUP))], begin)

@@ -8,27 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...quant.formats import PLAIN_DTYPES
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError, first_ten
-from ..headers import DTYPE_BITS
+from ..layout import Declared, Parts, Piece, Put
 from ..publish import Step
 from ..report import size
 from ..sources import locate
-from .component import Component, Memory, aligned
-from .shards import Piece
+from .component import Component
 from .writer import write_model
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 VERSION = 1  # of what the builders write; unfinished work of another version is not gone on with
-Declared = tuple[str, str, tuple[int, ...]]  # name, safetensors dtype, shape
-Make = Callable[[Memory], "dict[str, Tensor]"]  # may take memory for what it returns
+Write = Callable[[Put], Parts]
 
 
 @dataclass(frozen=True)
@@ -42,50 +36,40 @@ class Built:
 
 @dataclass
 class Plan:
-    """What becomes of every tensor: `layers` are parts that are made together, by module; `fallback` names what is kept
-    in full precision because a preset or the user says so; `notes` are for the report."""
+    """What becomes of every tensor: `layers` are parts that are written together, by module; `fallback` names what is
+    kept in full precision because a preset or the user says so; `notes` are for the report."""
 
-    layers: dict[str, list[tuple[tuple[Declared, ...], Make]]] = field(default_factory=dict)
+    layers: dict[str, list[tuple[tuple[Declared, ...], Callable[[], Write]]]] = field(default_factory=dict)
     fallback: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    held: Memory = field(default_factory=Memory)  # for a tensor that is gone through twice
 
-    def add(self, module: str, tensors: Sequence[Declared], make: Make) -> None:
-        self.layers.setdefault(module, []).append((tuple(tensors), make))
+    def add(self, module: str, tensors: Sequence[Declared], begin: Callable[[], Write]) -> None:
+        """Tensors of a module. `begin` does what must be known before the first of them can be written (their scale),
+        and returns what writes them."""
+        self.layers.setdefault(module, []).append((tuple(tensors), begin))
 
     def copy(self, component: Component, name: str) -> None:
         """A tensor as it is stored."""
         info = component.tensors[name]
-        self.add(module_of(name), [(name, info.dtype, info.shape)],
-                 lambda memory: {name: component.read(name, memory)})
+        self.add(module_of(name), [Declared(name, info.dtype, info.shape)], lambda: partial(component.copy, name))
 
     def pieces(self) -> list[Piece]:
-        """The layers for `write_model`. While one is written the next is made, in memory that they take in turn:
-        at most two are held."""
+        """The layers for `write_model`. While one is written, what the next one needs is found out."""
         layers = list(self.layers.values())
-        memories = Memory(), Memory()
-        begun: dict[int, Future[dict[str, Tensor]]] = {}
-
-        def work(index: int) -> dict[str, Tensor]:
-            memory = memories[index % 2]
-            memory.reuse(sum(aligned(prod(shape) * DTYPE_BITS[dtype] // 8)
-                             for tensors, _ in layers[index] for _, dtype, shape in tensors))
-            made: dict[str, Tensor] = {}
-            for _, make in layers[index]:
-                made |= make(memory)
-            return made
+        begun: dict[int, Future[list[Write]]] = {}
 
         def begin(index: int) -> None:
             if index < len(layers) and index not in begun:
-                begun[index] = _ahead().submit(work, index)
+                begun[index] = _ahead().submit(lambda: [part() for _, part in layers[index]])
 
-        def take(index: int) -> dict[str, Tensor]:
+        def write(index: int, put: Put) -> Parts:
             begin(index)
-            made = begun.pop(index).result()
+            ready = begun.pop(index).result()
             begin(index + 1)
-            return made
+            for part in ready:
+                yield from part(put)
 
-        return [Piece(tuple(tensor for tensors, _ in parts for tensor in tensors), partial(take, index))
+        return [Piece(tuple(tensor for tensors, _ in parts for tensor in tensors), partial(write, index))
                 for index, parts in enumerate(layers)]
 
 
@@ -161,7 +145,7 @@ def publish(plan: Plan, target: Path, source: Component, quantization: Mapping[s
     written = write_model(target, pieces, config=config, header=header, copies=source.texts(), sources=inputs,
                           shard_bytes=shard_bytes, overwrite=overwrite,
                           fingerprint=hashlib.sha256(facts.encode()).hexdigest(),
-                          step=progress(sum(piece.size for piece in pieces)) if progress else None)
+                          step=progress(sum(piece.bytes for piece in pieces)) if progress else None)
     before = sum(path.stat().st_size for path in inputs if path.suffix == ".safetensors")
     lines = [f"{written.shards} shard{'s' if written.shards > 1 else ''}, {size(written.total_size)} "
              f"(read: {size(before)})"]

@@ -9,7 +9,7 @@ a model; it is used where there is no export, so that quantizing straight from B
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import CheckpointError, first_ten
@@ -107,14 +107,17 @@ def left_alone(preset: Preset, names: Iterable[str]) -> list[re.Pattern[str]]:
 
 def globs(patterns: Sequence[str]) -> re.Pattern[str] | None:
     """One expression for globs as ModelOpt's ignore list has them: used with fullmatch, `*` crosses dots."""
-    text = "|".join(f"(?:{re.escape(pattern).replace(re.escape('*'), '.*')})" for pattern in patterns)
-    return re.compile(text) if patterns else None
+    return re.compile("|".join(f"(?:{glob(pattern).pattern})" for pattern in patterns)) if patterns else None
 
 
-def unmatched(patterns: Sequence[re.Pattern[str]], names: Iterable[tuple[str, ...]]) -> list[str]:
-    """A note about patterns that match nothing, if there are any."""
-    every = [name for variants in names for name in variants]
-    lost = [pattern.pattern for pattern in patterns if not any(pattern.search(name) for name in every)]
+def glob(pattern: str) -> re.Pattern[str]:
+    """One of them."""
+    return re.compile(re.escape(pattern).replace(re.escape("*"), ".*"))
+
+
+def unmatched(patterns: Mapping[str, Callable[[str], object]], names: Collection[str]) -> list[str]:
+    """A note about patterns (as they were written -> what finds a name by them) that find nothing, if there are any."""
+    lost = [pattern for pattern, finds in patterns.items() if not any(map(finds, names))]
     return [f"these patterns match no layer: {first_ten(lost)}"] if lost else []
 
 

@@ -1,6 +1,6 @@
 """Write a model folder tensor by tensor: config.json, safetensors shards and their index, whole or not at all.
 
-Tensors go straight to their place in a shard as they are made (shards.py); publish.py makes a folder of it.
+Tensors go straight to their place in a shard as they are made (layout.py); publish.py makes a folder of it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 
 from ... import host
 from ..errors import CheckpointError, first_ten
+from ..layout import NotWritten, Piece, difference, write_at, write_piece
 from ..publish import MARKER, PART, Step, Work, target_folder, unwritable, work_folder
 from .progress import terminal_progress
-from .shards import Piece, Shard, difference, make_shards, put, refuse_other, tensor_bytes
+from .shards import Shard, make_shards
 
-__all__ = ["Piece", "Written", "terminal_progress", "write_model"]
+__all__ = ["Written", "terminal_progress", "write_model"]
 _JOB = "job.json"
 
 
@@ -64,8 +65,8 @@ def write_model(target: Path, pieces: Sequence[Piece], *, config: Mapping[str, A
     """
     index_name = index_name or f"{stem}.safetensors.index.json"
     shards = make_shards(pieces, shard_bytes, stem, header)
-    placed = {name: shard.name for shard in shards for name in shard.tensors}
-    total = sum(shard.size for shard in shards)
+    placed = {name: shard.name for shard in shards for name in shard.layout.tensors}
+    total = sum(shard.bytes for shard in shards)
     texts = {"config.json": _json(config),
              index_name: _json({"metadata": {"total_size": total}, "weight_map": placed})}
     names = [*texts, *(shard.name for shard in shards), *copies]
@@ -74,17 +75,17 @@ def write_model(target: Path, pieces: Sequence[Piece], *, config: Mapping[str, A
                               "rename the file that is copied beside the weights")
     inputs = [*sources, *copies.values()]
     target = target_folder(str(target), inputs, overwrite)
-    layout = hashlib.sha256(b"".join([*texts.values(), *(shard.head for shard in shards)])).hexdigest()
+    layout = hashlib.sha256(b"".join([*texts.values(), *(shard.layout.head for shard in shards)])).hexdigest()
     job = _Job(fingerprint, layout, _states(inputs))
     step = step or host.progress(total)
     with work_folder(target, overwrite) as work:
         reused = _take_over(work, job, shards, header)
         _record(work, job)
-        work.check_space(sum(len(shard.head) + shard.size for shard in shards) + sum(map(len, texts.values()))
+        work.check_space(sum(shard.layout.bytes for shard in shards) + sum(map(len, texts.values()))
                          + sum(path.stat().st_size for path in copies.values()))
         for shard in shards:
             if shard.name in job.done:
-                step(shard.size)
+                step(shard.bytes)
                 continue
             _write_shard(work, shard, job, step)
             _check(work.content / (shard.name + PART), shard, header)
@@ -143,12 +144,12 @@ def _take_over(work: Work, job: _Job, shards: list[Shard], header: Mapping[str, 
     work.reopen([shard.name for shard in shards])
     for shard in shards:
         part = work.content / (shard.name + PART)
-        if part.is_file() and old.done.get(shard.name) == _state(part) and not difference(part, shard, header):
+        if part.is_file() and old.done.get(shard.name) == _state(part) and not difference(part, shard.layout, header):
             job.done[shard.name] = old.done[shard.name]
     for path in work.content.iterdir():
         if path.name != MARKER and path.name.removesuffix(PART) not in job.done:
             path.unlink()
-    return sum(shard.size for shard in shards if shard.name in job.done)
+    return sum(shard.bytes for shard in shards if shard.name in job.done)
 
 
 def _state(path: Path) -> list[int]:
@@ -168,19 +169,19 @@ def _record(work: Work, job: _Job, shard: Shard | None = None) -> None:
 def _write_shard(work: Work, shard: Shard, job: _Job, step: Step) -> None:
     path = work.content / (shard.name + PART)
     with open(path, "wb", buffering=0) as out:
-        put(out.fileno(), 0, memoryview(shard.head), lambda count: None)
+        write_at(out.fileno(), 0, shard.layout.head)
         for piece in shard.pieces:
             _write_piece(out.fileno(), path, shard, piece, work, job, step)
         os.fsync(out.fileno())
 
 
 def _write_piece(out: int, path: Path, shard: Shard, piece: Piece, work: Work, job: _Job, step: Step) -> None:
-    """In a function of its own, so that its tensors are gone before the next ones are made."""
-    first = piece.tensors[0][0] if piece.tensors else ""
+    first = piece.tensors[0].name if piece.tensors else ""
     _refuse_changed(work, job, first)
     try:
-        tensors = piece.make()
-        refuse_other(piece, tensors)
+        write_piece(out, shard.layout, piece, step)
+    except NotWritten as error:
+        raise unwritable(error.error, path, f"the tensor {error.name}") from error
     except Exception as error:
         _refuse_changed(work, job, first)  # which may be why
         if isinstance(error, OSError):
@@ -188,12 +189,6 @@ def _write_piece(out: int, path: Path, shard: Shard, piece: Piece, work: Work, j
                                   error.filename or "", "check the files and their rights") from error
         work.resumable = not isinstance(error, CheckpointError)
         raise
-    start = len(shard.head)
-    for name, _, _ in piece.tensors:
-        try:
-            put(out, start + shard.tensors[name].start, tensor_bytes(tensors[name]), step)
-        except OSError as error:
-            raise unwritable(error, path, f"the tensor {name}") from error
 
 
 def _write_file(path: Path, data: bytes | None = None) -> None:
@@ -205,7 +200,7 @@ def _write_file(path: Path, data: bytes | None = None) -> None:
 
 
 def _check(path: Path, shard: Shard, header: Mapping[str, str]) -> None:
-    wrong = difference(path, shard, header)
+    wrong = difference(path, shard.layout, header)
     if wrong:
         raise CheckpointError(f"what was written does not read back: {wrong}", path,
                               "check the disk, then run this again")

@@ -18,7 +18,7 @@ from ...quant.saved import SAVED
 from ...quant.svdquant.parts import FORMAT as SVDQUANT
 from ..decode import Decode, decoder
 from ..errors import CheckpointError
-from .writer import Layer, declared
+from ..layout import Piece, declared, whole
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ class Plan:
     format of this pack -> format. `changed`: what "stock" did, in words -> the layers.
     """
 
-    layers: list[Layer] = field(default_factory=list)
+    layers: list[Piece] = field(default_factory=list)
     formats: dict[str, str] = field(default_factory=dict)
     own: dict[str, str] = field(default_factory=dict)
     changed: dict[str, list[str]] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        return sum(tensor.bytes for layer in self.layers for tensor in layer.tensors)
+        return sum(layer.bytes for layer in self.layers)
 
 
 def why(own: str) -> str:
@@ -150,7 +150,7 @@ def _narrow(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _as_it_is(group: _Group, widened: bool) -> Layer:
+def _as_it_is(group: _Group, widened: bool) -> Piece:
     """The tensors of a layer as they are, but widened ones that are no part of a quantization in 16 bits again."""
     def fitting(part: Part) -> Part:
         if not widened:
@@ -161,8 +161,8 @@ def _as_it_is(group: _Group, widened: bool) -> Layer:
     return _layer(group, fitting(group.leaves), lambda: fitting(group.values()))
 
 
-def _layer(group: _Group, expected: Part, make: Callable[[], Part]) -> Layer:
-    return Layer(tuple(declared(_join(group.name, leaf), tensor) for leaf, tensor in expected.items()),
+def _layer(group: _Group, expected: Part, make: Callable[[], Part]) -> Piece:
+    return whole([declared(_join(group.name, leaf), tensor) for leaf, tensor in expected.items()],
                  lambda: {_join(group.name, leaf): tensor for leaf, tensor in make().items()})
 
 
@@ -180,7 +180,7 @@ def _host_holds(group: _Group, conf: Mapping[str, Any], always: bool) -> bool:
     return always or dtypes == {"torch.uint8"} or "input_scale" in part or bool(conf.get("full_precision_matrix_mult"))
 
 
-def _in_host_format(group: _Group) -> tuple[Layer, dict[str, Any]]:
+def _in_host_format(group: _Group) -> tuple[Piece, dict[str, Any]]:
     """Row shards that `_host_holds` in the host's layout, and their marker."""
     import torch
 
@@ -199,7 +199,7 @@ def _in_host_format(group: _Group) -> tuple[Layer, dict[str, Any]]:
     return _layer(group, expected, lambda: convert(group.values())), marker_of(expected)
 
 
-def _dequantized(group: _Group, shape: tuple[int, int], half: str, decode: Decode) -> Layer:
+def _dequantized(group: _Group, shape: tuple[int, int], half: str, decode: Decode) -> Piece:
     """A layer as a plain one: the effective weight, computed in F32 and rounded once; the bias in F32."""
     import torch
 

@@ -19,6 +19,7 @@ from ..assemble import NativeStateDict
 from ..checkpoint import Checkpoint
 from ..describe import CheckpointDescription
 from ..errors import CheckpointError
+from ..headers import TORCH_DTYPES
 from .describe import read_plan
 from .mapped import letting_go
 from .plan import LEAVES, UNNEEDED, Layer, Piece, Rows, part_kinds
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
     from ...quant.svdquant.parts import Part
 
-_DTYPES = {"I8": "int8", "I32": "int32", "BF16": "bfloat16", "F16": "float16", "F32": "float32",
-           "F8_E4M3": "float8_e4m3fn"}
 _AGAIN = "download it again, or report it to its publisher"
 
 
@@ -181,5 +180,5 @@ class _Reader:
             file.seek(data + info.start)
             if file.readinto(raw.data) != len(raw):
                 raise CheckpointError(f"{name} ends before its last byte", self.where, _AGAIN)
-            out[leaf] = torch.from_numpy(raw).view(getattr(torch, _DTYPES[info.dtype])).view(info.shape)
+            out[leaf] = torch.from_numpy(raw).view(getattr(torch, TORCH_DTYPES[info.dtype])).view(info.shape)
         return out

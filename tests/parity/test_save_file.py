@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from quantized_transformers import host
 from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.loaders.layout import Piece, declared, whole
 from quantized_transformers.loaders.save import target_file
 from quantized_transformers.loaders.save import writer as module
-from quantized_transformers.loaders.save.writer import Layer, declared, write
+from quantized_transformers.loaders.save.writer import write
 
 MB = 1 << 20
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and limits")
@@ -32,11 +33,11 @@ def output(tmp_path):
     folder_paths.set_output_directory(before)
 
 
-def layers(value: int = 1, megabytes: int = 4) -> list[Layer]:
+def layers(value: int = 1, megabytes: int = 4) -> list[Piece]:
     """One layer a megabyte, of U8."""
-    def one(i: int) -> Layer:
+    def one(i: int) -> Piece:
         tensor = torch.full((MB,), value, dtype=torch.uint8)
-        return Layer((declared(f"l{i}", tensor),), lambda: {f"l{i}": tensor})
+        return whole([declared(f"l{i}", tensor)], lambda: {f"l{i}": tensor})
 
     return [one(i) for i in range(megabytes)]
 
@@ -70,7 +71,7 @@ def test_odd_tensors_are_whole_and_aligned(output):
             tensors[f"t{i}.{j}"] = torch.randint(0, 2, shape, generator=g).to(dtype)
     tensors["view"] = torch.arange(64, dtype=torch.float32).view(8, 8).t()
     groups = [dict(list(tensors.items())[i:i + 5]) for i in range(0, len(tensors), 5)]
-    made = [Layer(tuple(declared(n, t) for n, t in group.items()), lambda group=group: group) for group in groups]
+    made = [whole([declared(n, t) for n, t in group.items()], lambda group=group: group) for group in groups]
     seen: list[int] = []
     write(target := output / "odd.safetensors", made, {"format": "pt", "ü": "\"\\"}, step=seen.append)
     back = load_file(str(target))
@@ -110,8 +111,8 @@ def test_cancel_and_broken_layers_leave_what_was_there(output):
 
     with pytest.raises(Cancelled):
         write(target, layers(2), {}, overwrite=True, step=step)
-    liar = [*layers(2, 2), Layer((declared("x", torch.zeros(4)),), lambda: {"x": torch.zeros(5)})]
-    with pytest.raises(CheckpointError, match="x did not become what was planned"):
+    liar = [*layers(2, 2), whole([declared("x", torch.zeros(4))], lambda: {"x": torch.zeros(5)})]
+    with pytest.raises(CheckpointError, match=r"the tensor x is torch.float32 \[5\] on cpu, declared was F32 \[4\]"):
         write(target, liar, {}, overwrite=True)
     with pytest.raises(CheckpointError, match="no"):
         write(target, layers(2), {}, overwrite=True, check=lambda path: (_ for _ in ()).throw(CheckpointError("no")))

@@ -55,11 +55,15 @@ def killed(run: Callable[[], object], at: int) -> bool:
             change()
 
     def armed() -> None:
-        write, sync, copy = os.write, os.fsync, os.copy_file_range
+        write, sync, copy, place = os.write, os.fsync, os.copy_file_range, os.pwrite
 
         def writes(file: int, data: Any) -> int:
             change(lambda: write(file, memoryview(data)[:len(data) // 2]))
             return write(file, data)
+
+        def places(file: int, data: Any, at: int) -> int:
+            change(lambda: place(file, memoryview(data)[:len(data) // 2], at))
+            return place(file, data, at)
 
         def syncs(file: int) -> None:
             change()
@@ -69,7 +73,7 @@ def killed(run: Callable[[], object], at: int) -> bool:
             change(lambda: copy(source, to, count // 2))
             return copy(source, to, count)
 
-        os.write, os.fsync, os.copy_file_range = writes, syncs, copies
+        os.write, os.fsync, os.copy_file_range, os.pwrite = writes, syncs, copies, places
         sys.addaudithook(hook)
         run()
 

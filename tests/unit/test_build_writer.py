@@ -16,10 +16,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from quantized_transformers.loaders.build import shards as layout
-from quantized_transformers.loaders.build.writer import Piece, terminal_progress, write_model
+from quantized_transformers.loaders.build.writer import terminal_progress, write_model
 from quantized_transformers.loaders.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.loaders.layout import Declared, Piece, whole, write_at
 from quantized_transformers.loaders.publish import MARKER
 from quantized_transformers.loaders.sources import locate
 from support import bench_build, crash
@@ -48,7 +48,7 @@ def pieces_of(made: dict[str, torch.Tensor], group: int = 3) -> list[Piece]:
     kinds = {kind: name for kind, name, _ in KINDS}
     names = list(made)
     groups = [names[i:i + group] for i in range(0, len(names), group)]
-    return [Piece(tuple((name, kinds[made[name].dtype], tuple(made[name].shape)) for name in part),
+    return [whole([(name, kinds[made[name].dtype], tuple(made[name].shape)) for name in part],
                   lambda part=part: {name: made[name] for name in part}) for part in groups]
 
 
@@ -137,7 +137,7 @@ def test_progress_ends_at_the_whole(tmp_path, source, capsys):
 # --- kill -9 ---
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole_tree(tmp_path_factory):
     """What uninterrupted runs write: of six layers in three shards, and of three in two."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "source").write_bytes(b"source")
@@ -158,7 +158,7 @@ def check_state(target: Path, new: dict[str, bytes], old: dict[str, bytes] | Non
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_killed_at_every_change(overwrite, tmp_path, source, whole, monkeypatch):
+def test_killed_at_every_change(overwrite, tmp_path, source, whole_tree, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda file: None)  # slow, and of no effect on what a killed process leaves
     old, count, reused = None, 0, set()
     while True:
@@ -168,19 +168,19 @@ def test_killed_at_every_change(overwrite, tmp_path, source, whole, monkeypatch)
             old = crash.tree(target)
         if not crash.killed(lambda target=target: write(target, source, tensors(3), overwrite=overwrite), count):
             break
-        check_state(target, whole[3], old)
-        if not target.exists() or crash.tree(target) != whole[3]:
+        check_state(target, whole_tree[3], old)
+        if not target.exists() or crash.tree(target) != whole_tree[3]:
             reused.add(write(target, source, tensors(3), overwrite=overwrite).reused)
             assert not hidden(target).exists()
-        assert crash.tree(target) == whole[3], count
+        assert crash.tree(target) == whole_tree[3], count
         crash.reset(target, hidden(target))
         count += 1
-    assert crash.tree(target) == whole[3] and not hidden(target).exists()
+    assert crash.tree(target) == whole_tree[3] and not hidden(target).exists()
     assert reused == {0, 2 * 2279, 3 * 2279}  # no shard, one, or both
     assert count > 40  # heads and tensors of two shards, and everything around
 
 
-def test_killed_twice(tmp_path, source, whole):
+def test_killed_twice(tmp_path, source, whole_tree):
     """At 20 seeded points, and the run after it again: what undoes an interrupted exchange can be interrupted, too."""
     chance = random.Random(5)
     for i in range(20):
@@ -190,9 +190,9 @@ def test_killed_twice(tmp_path, source, whole):
         for _ in range(2):
             crash.killed(lambda target=target: write(target, source, tensors(3), overwrite=True),
                          chance.randrange(i % 2 * 30, 50))  # every other time in the exchange
-            check_state(target, whole[3], old)
+            check_state(target, whole_tree[3], old)
         write(target, source, tensors(3), overwrite=True)
-        assert crash.tree(target) == whole[3] and not hidden(target).exists()
+        assert crash.tree(target) == whole_tree[3] and not hidden(target).exists()
 
 
 def interrupt(target: Path, source: Path, after: int, **options) -> None:
@@ -209,7 +209,7 @@ def interrupt(target: Path, source: Path, after: int, **options) -> None:
         write(target, source, **options, step=step)
 
 
-def test_cancelled_and_taken_over(tmp_path, source, whole):
+def test_cancelled_and_taken_over(tmp_path, source, whole_tree):
     target = tmp_path / "out"
     interrupt(target, source, 3 * 2279)
     assert not target.exists() and len(list(hidden(target).rglob("*.part"))) == 2
@@ -217,13 +217,13 @@ def test_cancelled_and_taken_over(tmp_path, source, whole):
     first = min(begun)
     stamp = first.stat().st_mtime_ns
     made: list[str] = []
-    pieces = [Piece(piece.tensors, lambda piece=piece: made.append(piece.tensors[0][0]) or piece.make())
+    pieces = [Piece(piece.tensors, lambda put, piece=piece: made.append(piece.tensors[0].name) or piece.write(put))
               for piece in pieces_of(tensors())]
     seen: list[int] = []
     done = write(target, source, pieces=pieces, step=seen.append)
     assert done.reused == 2 * 2279 and made == [f"blocks.{i}.weight" for i in range(2, 6)]
     assert (target / first.name.removesuffix(".part")).stat().st_mtime_ns == stamp
-    assert sum(seen) == done.total_size and crash.tree(target) == whole[6]
+    assert sum(seen) == done.total_size and crash.tree(target) == whole_tree[6]
 
 
 @pytest.mark.parametrize("change", ["options", "config", "layout", "shard", "job"])
@@ -255,10 +255,10 @@ def test_source_changed_meanwhile(tmp_path, source):
     def touched(at: int) -> list[Piece]:
         pieces = pieces_of(tensors())
 
-        def make():
+        def write_other(put):
             source.write_bytes(b"another")
-            return pieces_of(tensors())[at].make()
-        pieces[at] = Piece(pieces[at].tensors, make)
+            yield from pieces_of(tensors())[at].write(put)
+        pieces[at] = Piece(pieces[at].tensors, write_other)
         return pieces
 
     for at, named in ((2, r" \(at the tensor blocks.3.weight\)"), (5, "\n")):
@@ -292,7 +292,7 @@ def test_a_tensor_that_cannot_be_written(made, message, tmp_path, source):
             raise made
         return made
 
-    pieces = [*pieces_of(tensors()), Piece((("x", "BF16", (3,)),), make)]
+    pieces = [*pieces_of(tensors()), whole([("x", "BF16", (3,))], make)]
     with pytest.raises(CheckpointError, match=message):
         write(tmp_path / "out", source, pieces=pieces)
     assert not (tmp_path / "out").exists()
@@ -300,7 +300,27 @@ def test_a_tensor_that_cannot_be_written(made, message, tmp_path, source):
         assert not hidden(tmp_path / "out").exists()
 
 
-def test_disk_full_in_the_middle(tmp_path, source, whole):
+@pytest.mark.parametrize(("parts", "message"), [
+    ([(0, [1.0, 2.0, 3.0])], "4 bytes of x were not written"),
+    ([(0, [1.0, 2.0, 3.0, 4.0]), (3, [5.0])], "-4 bytes of x were not written"),
+    ([(2, [1.0, 2.0, 3.0])], r"x: 12 bytes of torch.float32 at 2 are beyond its F32 \[4\]"),
+    ([(0, torch.zeros(4, dtype=torch.int32))], "x: 16 bytes of torch.int32 at 0 are beyond its F32")])
+def test_parts_that_are_not_the_tensor(parts, message, tmp_path, source):
+    piece = Piece((Declared("x", "F32", (4,)),),
+                  lambda put: (put("x", start, torch.as_tensor(values)) for start, values in parts))
+    with pytest.raises(CheckpointError, match=message):
+        write(tmp_path / "out", source, pieces=[piece])
+    assert not (tmp_path / "out").exists() and not hidden(tmp_path / "out").exists()
+
+
+def test_without_pwrite(tmp_path, source, whole_tree, monkeypatch):
+    """As on Windows."""
+    monkeypatch.delattr(os, "pwrite")
+    write(tmp_path / "out", source)
+    assert crash.tree(tmp_path / "out") == whole_tree[6]
+
+
+def test_disk_full_in_the_middle(tmp_path, source, whole_tree):
     """The system's own limit on a file's size; the error of a full disk takes the same way."""
     target = tmp_path / "out"
 
@@ -315,14 +335,14 @@ def test_disk_full_in_the_middle(tmp_path, source, whole):
     assert not target.exists()
     crash.refuse_to_load(*crash.everything_in(hidden(target)))
     write(target, source)
-    assert crash.tree(target) == whole[6]
+    assert crash.tree(target) == whole_tree[6]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux")
 def test_no_space_left(tmp_path, source):
     with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
-        layout.put(full.fileno(), 0, memoryview(b"x"), lambda count: None)
-    huge = Piece((("x", "U8", (8 << 40,)),), lambda: pytest.fail("there is no space for it"))
+        write_at(full.fileno(), 0, b"x")
+    huge = whole([("x", "U8", (8 << 40,))], lambda: pytest.fail("there is no space for it"))
     with pytest.raises(CheckpointError, match=r"the new folder needs 8796.* GB more, .* are free"):
         write(tmp_path / "out", source, pieces=[huge])
     assert not (tmp_path / "out").exists()
@@ -347,9 +367,11 @@ def test_targets(tmp_path, source):
         with pytest.raises(CheckpointError, match="two files would get one name"):
             write(tmp_path / "new", source, copies={name: source})
     with pytest.raises(CheckpointError, match="a is to be written twice"):
-        write(tmp_path / "new", source, pieces=[Piece((("a", "U8", (1,)), ("a", "U8", (1,))), dict)])
+        write(tmp_path / "new", source, pieces=[whole([("a", "U8", (1,)), ("a", "U8", (1,))], dict)])
+    with pytest.raises(CheckpointError, match="to be written twice: a"):
+        write(tmp_path / "new", source, pieces=[whole([("a", "U8", (1,))], dict)] * 2, shard_bytes=1)
     with pytest.raises(CheckpointError, match="a is to be written as F4"):
-        write(tmp_path / "new", source, pieces=[Piece((("a", "F4", (2,)),), dict)])
+        write(tmp_path / "new", source, pieces=[whole([("a", "F4", (2,))], dict)])
     assert not (tmp_path / "new").exists() and not hidden(tmp_path / "new").exists()
 
 
