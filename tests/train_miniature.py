@@ -38,7 +38,7 @@ def say(text: str) -> None:
 
 def descend(name: str, groups: list[dict[str, Any]], steps: int, loss: Callable[[], Tensor]) -> None:
     """AdamW on `loss` with a cosine schedule; the groups' learning rates are their peaks."""
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1.0, (i + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * i / steps)))
     mean = 0.0
@@ -78,7 +78,7 @@ def principal(x: Tensor) -> Tensor:
     return (flat @ vectors / values[-16:].sqrt()).float().view(*blocks.shape[:3], 16).permute(0, 3, 1, 2).contiguous()
 
 
-def train_vae(steps: int = 2200, encoder_steps: int = 350) -> tuple[Any, Tensor]:
+def train_vae(steps: int = 1500, encoder_steps: int = 350) -> tuple[Any, Tensor]:
     """(AutoencoderKL in F32 on BF16 values, latents [12, 16, 12, 12] of the pictures as the model sees them)."""
     from diffusers import AutoencoderKL
 
@@ -154,7 +154,7 @@ def attention_bias(count: Tensor, total: Tensor, length: int, tokens: int) -> Te
     return torch.nn.functional.pad(bias, (0, tokens))[:, None, None]
 
 
-def train_transformer(latents: Tensor, folder: Path, steps: int = 1300, batch_size: int = 24) -> Any:
+def train_transformer(latents: Tensor, folder: Path, steps: int = 1100, batch_size: int = 24) -> Any:
     """FluxTransformer2DModel (schnell's kind: no guidance) in BF16; `folder` is for the tokenizers."""
     from diffusers import FluxTransformer2DModel
 
