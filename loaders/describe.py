@@ -108,13 +108,7 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = No
         checkpoint.source.reference, [os.path.basename(h.path) for h in checkpoint.headers], checkpoint.bytes_on_disk,
         architecture.name, naming, dims, "", byte_order(checkpoint.tensors, declaration),
         declaration.producer, list(declaration.origins))
-    if checkpoint.source.choice:
-        description.notes.append(checkpoint.source.choice)
-    if base is not None:
-        check_dims(description, *base)
-    elif checkpoint.config and checkpoint.config.get("_class_name"):
-        compare_dims(description, dims_of(architecture.dims_from_config, checkpoint, checkpoint.config),
-                      "config.json says")
+    check_sizes(description, checkpoint, architecture, base)
     for key in sorted(architecture.config_only - dims.keys()):
         description.notes.append(f"{key} is told by neither the tensors nor a config.json; taken as off. If this is a "
                                  "model that has it, give its folder, or use the file as weights on its base")
@@ -163,6 +157,19 @@ def by_layer(tensors: dict[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]
         module, _, leaf = name.rpartition(".")
         layers.setdefault(module, {})[leaf] = info
     return layers
+
+
+def check_sizes(description: CheckpointDescription, checkpoint: Checkpoint, architecture: Architecture,
+                base: tuple[Architecture, Dims] | None) -> None:
+    """Note how the files were chosen, and compare the sizes that the tensors tell with the base's, else with those of a
+    config.json that names its class."""
+    if checkpoint.source.choice:
+        description.notes.append(checkpoint.source.choice)
+    if base is not None:
+        check_dims(description, *base)
+    elif checkpoint.config and checkpoint.config.get("_class_name"):
+        compare_dims(description, dims_of(architecture.dims_from_config, checkpoint, checkpoint.config),
+                     "config.json says")
 
 
 def check_dims(description: CheckpointDescription, architecture: Architecture, dims: Dims) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import host
 from .architectures import ARCHITECTURES, Naming
+from .build.presets import NONE, PRESETS, Preset, variants
 from .errors import CheckpointError, first_ten
 from .headers import TensorInfo
 from .model import base_of
@@ -21,24 +22,6 @@ from .report import size
 if TYPE_CHECKING:
     import torch
 
-# What the published quantized checkpoints keep in high precision, as regexes on diffusers' module names
-# (specs/modelopt.md section 3.2). There is no preset for Wan and Z-Image.
-PRESETS: dict[str, tuple[str, ...]] = {
-    "FLUX.1": (r"^transformer_blocks\.\d+\.(norm1|norm1_context)\.linear$",
-               r"^transformer_blocks\.\d+\.(ff|ff_context)\.net\.(0\.proj|2)$",
-               r"^single_transformer_blocks\.\d+\.norm\.linear$"),
-    "FLUX.2": (r"^time_guidance_embed\.(timestep_embedder|guidance_embedder)\.linear_[12]$",
-               r"^double_stream_modulation_(img|txt)\.linear$", r"^single_stream_modulation\.linear$",
-               r"^x_embedder$", r"^context_embedder$", r"^norm_out\.linear$"),
-    "HunyuanVideo": (r"^context_embedder\.", r"^x_embedder\.proj$",
-                     r"^time_text_embed\.(timestep_embedder|guidance_embedder|text_embedder)\.linear_[12]$",
-                     r"^norm_out\.linear$", r"^proj_out$",
-                     r"^transformer_blocks\.\d+\.(norm1|norm1_context)\.linear$",
-                     r"^single_transformer_blocks\.\d+\.norm\.linear$"),
-    "Qwen-Image": (r"^img_in$", r"^txt_in$", r"^time_text_embed\.timestep_embedder\.linear_[12]$",
-                   r"^norm_out\.linear$", r"^proj_out$", r"^transformer_blocks\.\d+\.img_mlp\.net\.2$",
-                   r"^transformer_blocks\.\d+\.(img_mod|txt_mod)(\.1)?$"),
-}
 FLOATS = ("torch.bfloat16", "torch.float16", "torch.float32")
 MULTIPLE = 32  # of rows and columns: what the host's layout holds without padding, and the block of MX
 BACKENDS = ("auto", "torch_npu", "comfy_kitchen", "reference")
@@ -126,8 +109,8 @@ def _choose(model: Any, modules: dict[str, Any], keep: str) -> tuple[_Choice, st
     also, preset = _other_names(model)
     lines = [line.strip() for line in keep.splitlines() if line.strip()]
     patterns, source = [], f"{len(lines)} patterns" if lines else "no patterns, and no preset for this architecture"
-    if not lines and preset in PRESETS:
-        lines, source = list(PRESETS[preset]), f"preset of {preset}"
+    if not lines and preset.keep:
+        lines, source = list(preset.keep), f"preset {preset.name}"
     for line in lines:
         try:
             patterns.append(re.compile(line))
@@ -153,18 +136,21 @@ def _choose(model: Any, modules: dict[str, Any], keep: str) -> tuple[_Choice, st
     return choice, source
 
 
-def _other_names(model: Any) -> tuple[dict[str, tuple[str, ...]], str]:
-    """Native -> diffusers' module names (several for a fused one), and the architecture's name; else empty."""
+def _other_names(model: Any) -> tuple[dict[str, tuple[str, ...]], Preset]:
+    """Native -> diffusers' module names (several for a fused one), and what the published quantized checkpoints of this
+    architecture keep in high precision."""
     try:
         name, dims = base_of(model)
     except CheckpointError:  # of an architecture that this pack does not know: native names only
-        return {}, ""
+        return {}, NONE
     architecture = next(a for a in ARCHITECTURES if a.name == name)
     network = model.model.diffusion_model
     shapes = {key: TensorInfo("BF16", tuple(parameter.shape), 0, 0) for key, parameter in network.named_parameters()}
     naming = architecture.naming(shapes.keys()) or Naming("native")
     dims = architecture.dims_from_tensors(shapes, naming) | dims  # the host's settings do not tell every size
-    return {m.native: m.stored for m in architecture.modules(dims, Naming("diffusers"))}, name
+    preset = next((p for p in PRESETS.values() if p.class_name in architecture.class_names), NONE)
+    return {m.native: tuple(other for stored in m.stored for other in variants(stored, ""))
+            for m in architecture.modules(dims, Naming("diffusers"))}, preset
 
 
 def _backend(wanted: str) -> tuple[str, str]:

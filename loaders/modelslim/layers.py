@@ -21,8 +21,8 @@ from ..describe import (
     CheckpointDescription,
     architecture_of,
     by_layer,
-    check_dims,
     check_plain,
+    check_sizes,
     compare_dims,
     dims_of,
 )
@@ -64,13 +64,7 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> 
     description = CheckpointDescription(
         where, [os.path.basename(h.path) for h in checkpoint.headers], checkpoint.bytes_on_disk, architecture.name,
         naming, dims, FAMILY, producer=claims.writer, declared_in=[claims.file])
-    if checkpoint.source.choice:
-        description.notes.append(checkpoint.source.choice)
-    if base is not None:
-        check_dims(description, *base)
-    elif checkpoint.config and checkpoint.config.get("_class_name"):
-        compare_dims(description, dims_of(architecture.dims_from_config, checkpoint, checkpoint.config),
-                     "config.json says")
+    check_sizes(description, checkpoint, architecture, base)
     _compare_vendor_config(description, checkpoint)
     description.notes += [f"{key} is told by neither the tensors nor a config.json; taken as off"
                           for key in sorted(architecture.config_only - dims.keys())]

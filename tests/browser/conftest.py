@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 
 import pytest
 from browser.definitions import place_models
 
-from support.browser import Frontend, missing
+from support.browser import Frontend, require
 from support.pack import COMFYUI
 from support.server import Server
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    reason = missing()
-    if reason and (os.environ.get("CI") or os.environ.get("QT_REQUIRE_BROWSER")):
-        pytest.fail(f"the browser tests must run here, but {reason}")
-    if reason:
-        pytest.skip(reason)
+    require()
     base = tmp_path_factory.mktemp("browser")
     (base / "input").mkdir()
     shutil.copy(COMFYUI / "input" / "example.png", base / "input")  # every ComfyUI has it

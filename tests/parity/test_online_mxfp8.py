@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from quantized_transformers.loaders import model, online_mxfp8
+from quantized_transformers.loaders.build.presets import PRESETS, variants
 from quantized_transformers.loaders.errors import CheckpointError
 from support import families, flux, lora, wan
 
@@ -92,7 +93,7 @@ def test_weights_are_the_definition_and_the_rest_is_bit_equal(tiny_model):
     linears = {name for name, module in base.model.diffusion_model.named_modules() if isinstance(module, torch.nn.Linear)}
     kept = {name for name in linears if re.search(r"_mod\.lin$|modulation\.lin$|_mlp\.[02]$", name)}
     assert layers == (linears - kept if tiny_model.name == "flux" else linears)
-    assert ("preset of FLUX.1" in report) == (tiny_model.name == "flux")
+    assert ("preset flux1" in report) == (tiny_model.name == "flux")
     for name, tensor in before.items():
         if name.removesuffix(".weight") in layers:
             assert torch.equal(after[name], mx(tensor)), name
@@ -185,17 +186,14 @@ def test_patterns(keep, stays, flux_model):
         assert flux.rel_l2(run(flux_model, patcher), expected(flux_model, reference)) < FORWARD
 
 
-PRESET = {"flux1": "FLUX.1", "flux2": "FLUX.2", "hunyuan_video": "HunyuanVideo", "qwen_image": "Qwen-Image"}
-
-
-@pytest.mark.parametrize("name", PRESET)
+@pytest.mark.parametrize("name", ["flux1", "flux2", "hunyuan_video", "qwen_image"])
 def test_every_preset_pattern_finds_something(name):
     """In diffusers' own model."""
     family = families.FAMILIES[name]
     with family.ready():
         names = [n for n, m in family.support.make().named_modules() if hasattr(m, "weight")]  # one is a convolution
-    for pattern in online_mxfp8.PRESETS[PRESET[name]]:
-        assert any(re.search(pattern, n) for n in names), pattern
+    for pattern in PRESETS[name.replace("_", "-")].keep:
+        assert any(re.search(pattern, other) for n in names for other in variants(n, "")), pattern
 
 
 @pytest.mark.parametrize("name", ["flux2", "hunyuan_video", "qwen_image"])
@@ -205,11 +203,12 @@ def test_other_architectures(name, tmp_path):
         made = family.support.make()
         made.save_pretrained(tmp_path)
         patcher, _ = online_mxfp8.quantize(model.load(model.Request(str(tmp_path)), quiet=True).patcher)
-        keep = "|".join(online_mxfp8.PRESETS[PRESET[name]])
+        keep = "|".join(PRESETS[name.replace("_", "-")].keep)
         reference = family.support.make().float()
         with torch.no_grad():
             for n, module in reference.named_modules():
-                if isinstance(module, torch.nn.Linear) and not re.search(keep, n) \
+                kept = any(re.search(keep, other) for other in variants(n, ""))
+                if isinstance(module, torch.nn.Linear) and not kept \
                         and module.weight.shape[0] % 32 == 0 and module.weight.shape[1] % 32 == 0:
                     module.weight.copy_(mx(module.weight))
         out = family.run(patcher)

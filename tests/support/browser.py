@@ -14,6 +14,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 # The frontend asks for these files of a user's, and takes 404 for "none yet"; so does this pack for a checkpoint.
 OPTIONAL = ("/api/userdata", "/user.css", "/api/quantized_transformers/describe")
@@ -45,6 +47,15 @@ def missing() -> str:
     if chromium() is None:
         return "there is no Chromium (apt install chromium, playwright install chromium, or name one in QT_CHROMIUM)"
     return ""
+
+
+def require() -> None:
+    """Skip the test without a browser; in CI, and where QT_REQUIRE_BROWSER is set, fail it."""
+    reason = missing()
+    if reason and (os.environ.get("CI") or os.environ.get("QT_REQUIRE_BROWSER")):
+        pytest.fail(f"the browser tests must run here, but {reason}")
+    if reason:
+        pytest.skip(reason)
 
 
 class Frontend:
