@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
@@ -81,7 +81,7 @@ class Downloads:
         """
         refuse_no_repo(query.reference)
         with self._lock:
-            busy = [job for job in self._jobs.values() if job.state in ("waiting", "running")]
+            busy = self._busy()
             for job in busy:
                 if job.query == query and not job.cancel.is_set():
                     return job
@@ -95,6 +95,13 @@ class Downloads:
         # a daemon: the server can end meanwhile, and what has arrived is continued another time
         threading.Thread(target=self._run, args=(job, licence_accepted), name="qt-download", daemon=True).start()
         return job
+
+    def under_way(self, query: Query) -> Job | None:
+        """The download that fetches what this query's node loads, whatever base it must fit."""
+        return next((job for job in self._busy() if _files_of(job.query) == _files_of(query)), None)
+
+    def _busy(self) -> list[Job]:
+        return [job for job in tuple(self._jobs.values()) if job.state in ("waiting", "running")]
 
     def get(self, name: str) -> Job | None:
         """The job of this id."""
@@ -128,6 +135,10 @@ class Downloads:
             job.state = "failed"
         finally:
             self._turns.release()
+
+
+def _files_of(query: Query) -> Query:
+    return replace(query, base="", base_component="transformer", layers=False)
 
 
 def refuse_no_repo(reference: str) -> None:

@@ -13,7 +13,8 @@ GET describe?reference=R&node=QT_X
     activations and LoRAs come on top), verdict green | amber | red, verdict_text, precision "int4" | "nvfp4" | null,
     rank (ranks: all of them), hint (steps of a Lightning file) | null, problems, notes (20 of each at most), mismatch
     (why it does not fit the base) | null, download {repo, files: null, bytes: null, gated: "unknown", command} | null
-    (a plan asks the Hub), layer_map {rows, columns, cells [[format | null]], colours {format: "#rrggbb"}}.
+    (a plan asks the Hub), downloading (id of the download of these files that is under way) | null, layer_map {rows,
+    columns, cells [[format | null]], colours {format: "#rrggbb"}}.
     Files that cannot be read are 400; a repo id that is not here is 200 with on_disk false, any other name 404.
 GET catalog
     -> items [{reference, title, kind "base" | "override" | "svdq" | "modelslim", node, input, architecture, family,

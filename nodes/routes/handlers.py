@@ -35,7 +35,12 @@ class Routes:
 
     async def describe(self, request: web.Request) -> Answer:
         query = to_query(request.query)
-        return await self.read(query, lambda: answer(judged(self.helper.ask("describe", vars(query)))))
+
+        def work() -> Answer:
+            job = self.downloads.under_way(query)
+            return answer({**judged(self.helper.ask("describe", vars(query))), "downloading": job and job.id})
+
+        return await self.read(query, work)
 
     async def read(self, key: Hashable, work: Callable[[], Answer]) -> Answer:
         """Run what asks the helper; what goes wrong is an answer, too."""

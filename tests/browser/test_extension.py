@@ -6,7 +6,6 @@ One server with a local Hub beside it, and one browser, for all. Screenshots go 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
 from collections import Counter
@@ -33,7 +32,7 @@ from browser.extension import (
     wait_for,
 )
 
-from support.browser import Frontend, missing
+from support.browser import Frontend, require
 from support.hub import FakeRepo, Hub
 from support.pack import PACK
 from support.server import Server
@@ -45,11 +44,7 @@ IMAGES = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Com
 
 @pytest.fixture(scope="module")
 def hub(tiny):
-    reason = missing()
-    if reason and (os.environ.get("CI") or os.environ.get("QT_REQUIRE_BROWSER")):
-        pytest.fail(f"the browser tests must run here, but {reason}")
-    if reason:
-        pytest.skip(reason)
+    require()
     fp8 = FakeRepo.of(tiny.fp8)
     name, = (name for name in fp8.files if name.endswith(".safetensors"))
     fp8.files[WEIGHTS] = fp8.files.pop(name)
@@ -266,6 +261,23 @@ def test_a_download_is_cancelled(classic, server, hub):
     hub.seconds_per_mb = 0
     assert not list((server.base / "hf").rglob(f"*owner--big/snapshots/*/{WEIGHTS}"))
     assert not classic.problems
+
+
+def test_a_download_is_followed_by_a_page_that_comes_later(classic, server, hub):
+    hub.seconds_per_mb = 1
+    chosen = ("base", "QT_LoadBaseModel", {"reference": "owner/big"})
+    ids = build(classic, chosen)
+    badge(classic, ids["base"], "missing")
+    classic.page.locator(".qt-download").click()
+    classic.page.locator(".qt-dialog .qt-main").click()
+    badge(classic, ids["base"], "downloading")
+    classic.open(IMAGES)
+    ids = build(classic, chosen)
+    badge(classic, ids["base"], "downloading")
+    classic.page.locator(".qt-cancel").click()
+    badge(classic, ids["base"], "missing")
+    hub.seconds_per_mb = 0
+    assert not list((server.base / "hf").rglob(f"*owner--big/snapshots/*/{WEIGHTS}")) and not classic.problems
 
 
 def test_a_gated_repo_asks_for_its_licence(classic, hub):

@@ -358,6 +358,9 @@ def test_cancel_and_continue(server, hub, method):
         _, again = ask(server, "POST", "download", json={"reference": "owner/big", "node": "QT_LoadBaseModel"})
         assert again == job  # one download of one thing
         running = wait(server, job["id"], ("running",))
+        for node, base, known in (("QT_LoadBaseModel", "", job["id"]), ("QT_LoadBaseModel", "&base=owner/hub", job["id"]),
+                                  ("QT_ApplyTransformerOverride", "", None)):
+            assert ask(server, "GET", f"describe?reference=owner/big&node={node}{base}")[1]["downloading"] == known
         assert running["file"] and running["total"] >= running["done"]
         status, _ = ask(server, "DELETE", f"download?id={job['id']}") if method == "DELETE" \
             else ask(server, "POST", "download/cancel", json={"id": job["id"]})

@@ -4,7 +4,7 @@
 import { app } from '../../../scripts/app.js'
 import { chosen, counts, showDetails } from './details.js'
 import { el, size } from './dom.js'
-import { confirmDownload, download } from './downloads.js'
+import { confirmDownload, follow, start } from './downloads.js'
 import { colour } from './formats.js'
 import { t } from './i18n.js'
 import { question, referenceOf, widgetOf } from './nodes.js'
@@ -16,9 +16,11 @@ const SLOW = 150 // milliseconds after which a badge says that it is waiting
 
 export class Badge {
   #asked = null // what the shown answer was asked for, as JSON
+  #shown = null // that answer: the same again leaves everything in place, under the pointer and with the focus
   #reference = null
   #request = null
   #job = null // the reference that is being downloaded
+  #asking = false // whether a download is being agreed on
 
   /** `done` is called when a download has ended, since other nodes may wait for the same files. */
   constructor(node, done) {
@@ -38,7 +40,8 @@ export class Badge {
   async update(force) {
     const asked = question(this.node)
     const key = JSON.stringify(asked)
-    if (key === this.#asked && !force) return
+    const again = key === this.#asked
+    if (again && !force) return
     this.#asked = key
     this.#reference = asked?.reference
     this.#request?.abort()
@@ -47,7 +50,7 @@ export class Badge {
       return
     }
     const request = this.#request = new AbortController()
-    const slow = setTimeout(() => this.#show('loading', t('looking')), SLOW)
+    const slow = setTimeout(() => again || this.#show('loading', t('looking')), SLOW)
     try {
       const known = await call('describe', { query: asked, signal: request.signal })
       if (request === this.#request) this.#describe(asked, known)
@@ -72,6 +75,12 @@ export class Badge {
 
   #describe(asked, known) {
     if (this.#downloading) return
+    if (known.downloading) {
+      this.#follow(asked.reference, known.downloading)
+      return
+    }
+    const shown = JSON.stringify([asked, known])
+    if (shown === this.#shown) return
     const formats = known.formats.toSorted((a, b) => b.layers - a.layers)
     const auto = widgetOf(this.node, 'precision')?.value === 'auto' || widgetOf(this.node, 'rank')?.value === 0
     const wrong = known.mismatch ?? known.problems?.[0]
@@ -80,7 +89,7 @@ export class Badge {
     const { title, mismatch, problems, verdict, verdict_text: why, hint, notes } = known
     const said = [title, mismatch, ...problems, why, counts(formats), hint, ...notes].filter(Boolean).join('\n')
     const offer = !known.on_disk && known.download && el('button', {
-      type: 'button', className: 'qt-main qt-download', on: { click: () => this.#download(asked) }
+      type: 'button', className: 'qt-main qt-download', on: { click: () => this.#download(asked, offer) }
     }, t('download'))
     const words = t(`verdict_${verdict}`)
     this.#fill(known.on_disk ? 'ready' : 'missing', said, mismatch ? 'mismatch' : wrong ? 'problem' : '',
@@ -94,19 +103,34 @@ export class Badge {
       wrong ? el('div', { className: 'qt-wrong', role: 'alert' }, wrong) : line(
         el('span', { className: 'qt-text', role: 'status' }, facts || hint || (known.on_disk ? why : t('notOnDisk'))),
         offer))
+    this.#shown = shown
   }
 
-  async #download(asked) {
-    const cancel = new AbortController()
+  /** Ask what there is to download, then the user, then the server. */
+  async #download(asked, button) {
+    if (this.#asking) return
+    this.#asking = true
+    button.textContent = t('asking') // the Hub may take its time
     try {
       const agreed = await confirmDownload(asked)
-      if (!agreed) return
-      this.#job = asked.reference
-      const { error } = await download(agreed, cancel.signal, (state) => this.#progress(asked.reference, state, cancel))
+      if (agreed) await this.#follow(asked.reference, await start(agreed))
+    } catch (error) {
+      failed(error)
+    } finally {
+      this.#asking = false
+      button.textContent = t('download')
+    }
+  }
+
+  /** Show a download, which this page or another one has started, until it ends. */
+  async #follow(reference, id) {
+    const cancel = new AbortController()
+    this.#job = reference
+    try {
+      const { error } = await follow(id, cancel.signal, (state) => this.#progress(reference, state, cancel))
       if (error) throw new RouteError(error)
     } catch (error) {
-      const detail = error.full ?? error.message
-      app.extensionManager.toast.add({ severity: 'error', summary: t('downloadFailed'), detail, life: 20000 })
+      failed(error)
     } finally {
       this.#job = null
       this.done()
@@ -134,11 +158,17 @@ export class Badge {
   }
 
   #fill(state, title, mark, ...lines) {
+    this.#shown = null
     this.element.dataset.state = state
     this.element.dataset.mark = mark
     this.element.title = title
     this.element.replaceChildren(...lines)
   }
+}
+
+function failed(error) {
+  const detail = error.full ?? error.message
+  app.extensionManager.toast.add({ severity: 'error', summary: t('downloadFailed'), detail, life: 20000 })
 }
 
 const line = (...parts) => el('div', { className: 'qt-line' }, parts)

@@ -29,12 +29,14 @@ export async function confirmDownload(asked) {
   return agreed && { ...asked, accept_licence: Boolean(gated) }
 }
 
+/** Start a download: its id. */
+export const start = async (body) => (await call('download', { method: 'POST', body })).id
+
 /**
- * Start a download and follow it. `show` is called with every state {state, done, total, file, error}; the promise ends
- * with the last one. `signal` cancels it on the server too.
+ * Follow a download. `show` is called with every state {state, done, total, file, error}; the promise ends with the last
+ * one. `signal` cancels it on the server too.
  */
-export async function download(body, signal, show) {
-  const { id } = await call('download', { method: 'POST', body })
+export async function follow(id, signal, show) {
   let state = { state: 'running', done: 0, total: 0 }
   let cancelled = false
   while (!ENDED.includes(state.state)) {
