@@ -20,10 +20,11 @@ PIPELINE = "model_index.json"
 COMPONENTS = ("transformer", "transformer_2")
 # What a tokenizer or processor folder may hold; anything else in it is not read and not downloaded.
 TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+# Patterns are compiled when they are first used: ComfyUI imports this module at every start.
 # A precision infix, as diffusers' `variant` writes it into weight and index files.
-_PRECISION = re.compile(r"\.(fp16|bf16|fp32)(?=(-\d+-of-\d+)?\.safetensors|\.json$)")
-_MIXED = re.compile(r"-mixed(-\d+-of-\d+)?\.safetensors$")
-_INDEXES = re.compile(r"\.safetensors\.index(\.[^./]+)?\.json$")
+_PRECISION = r"\.(fp16|bf16|fp32)(?=(-\d+-of-\d+)?\.safetensors|\.json$)"
+_MIXED = r"-mixed(-\d+-of-\d+)?\.safetensors$"
+_INDEXES = r"\.safetensors\.index(\.[^./]+)?\.json$"
 
 
 class Folder(Protocol):
@@ -110,7 +111,7 @@ def select_component(folder: Folder, name: str, weights_name: str = "", need_wei
         if svdquant is not None:
             return Selection(name, tuple(map(path, svdquant[0])), config, choice=svdquant[1])
         chosen, choice = _choose(inside, where)
-    if not _INDEXES.search(chosen):
+    if not re.search(_INDEXES, chosen):
         weight_file(chosen, where)
         return Selection(name, (path(chosen),), config, choice=choice)
     subfolder = chosen.rpartition("/")[0]
@@ -186,7 +187,7 @@ def _choose(inside: list[str], where: str) -> tuple[str, str]:
     and of several the one that is called -mixed. Anything else is ambiguous and raises CheckpointError.
     """
     top = sorted(name for name in inside if "/" not in name)
-    indexes, _ = _without_twins([name for name in top if _INDEXES.search(name)])
+    indexes, _ = _without_twins([name for name in top if re.search(_INDEXES, name)])
     if len(indexes) > 1:
         raise CheckpointError(f"there are {len(indexes)} index files: {first_ten(indexes)}", where,
                               "name the one to use in weights_name")
@@ -195,7 +196,7 @@ def _choose(inside: list[str], where: str) -> tuple[str, str]:
     found = ([name for name in top if name.endswith(".safetensors")]
              or sorted(name for name in inside if name.endswith(".safetensors")))
     files, choice = _without_twins(found)
-    mixed = [name for name in files if _MIXED.search(name)]
+    mixed = [name for name in files if re.search(_MIXED, name)]
     if len(files) > 1 and len(mixed) == 1:
         files, choice = mixed, f"{mixed[0]} taken of {len(found)} files: the mixed one"
     if len(files) > 1:
@@ -208,7 +209,7 @@ def _choose(inside: list[str], where: str) -> tuple[str, str]:
 
 def _without_twins(names: list[str]) -> tuple[list[str], str]:
     """Drop files that differ from another only by a precision infix; a family that has only such files is kept."""
-    kept = [name for name in names if not _PRECISION.search(name) or _PRECISION.sub("", name) not in names]
+    kept = [name for name in names if not re.search(_PRECISION, name) or re.sub(_PRECISION, "", name) not in names]
     dropped = [name for name in names if name not in kept]
     return kept, f"precision twins left aside: {first_ten(dropped)}" if dropped else ""
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..layout import Parts, Put
 
 T = TypeVar("T")
-SPAN = 1 << 20  # elements that one thread reads and works on at a time
+SPAN = 1 << 21  # elements that one thread reads and works on at a time
 
 
 class Component:

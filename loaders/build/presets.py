@@ -121,16 +121,16 @@ def unmatched(patterns: Mapping[str, Callable[[str], object]], names: Collection
     return [f"these patterns match no layer: {first_ten(lost)}"] if lost else []
 
 
-_SPELLINGS = [(re.compile(pattern), other) for pattern, other in (
-    (r"(\.(?:audio_)?ff)\.net\.0\.proj$", r"\1.proj_in"), (r"(\.(?:audio_)?ff)\.net\.2$", r"\1.proj_out"),
-    (r"\.(img_mod|txt_mod)\.1$", r".\1"))]
+# Patterns are compiled when they are first used: nodes import this module.
+_SPELLINGS = ((r"(\.(?:audio_)?ff)\.net\.0\.proj$", r"\1.proj_in"),
+              (r"(\.(?:audio_)?ff)\.net\.2$", r"\1.proj_out"), (r"\.(img_mod|txt_mod)\.1$", r".\1"))
 # HunyuanVideo: diffusers' names -> those of SGLang-Diffusion's own model, which its ignore list is compared with.
 _REFINER = r"^context_embedder\.token_refiner\.refiner_blocks\.(\d+)\."
 _MLP = (r"ff\.net\.0(?:\.proj)?$", "mlp.fc_in"), (r"ff\.net\.2(?:\.proj)?$", "mlp.fc_out")
 _QK = {"norm_q": "img_attn_q_norm", "norm_k": "img_attn_k_norm", "norm_added_q": "txt_attn_q_norm",
        "norm_added_k": "txt_attn_k_norm", "to_[qkv]": "img_attn_qkv", "add_[qkv]_proj": "txt_attn_qkv",
        r"to_out\.0": "img_attn_proj", "to_add_out": "txt_attn_proj"}
-_HUNYUAN = [(re.compile(pattern), name) for pattern, name in (
+_HUNYUAN = (
     *((rf"^{stored}\.linear_{i}$", f"{name}.{fc}")
       for stored, name in ((r"context_embedder\.time_text_embed\.timestep_embedder", "txt_in.t_embedder.mlp"),
                            (r"context_embedder\.time_text_embed\.text_embedder", "txt_in.c_embedder"),
@@ -151,7 +151,7 @@ _HUNYUAN = [(re.compile(pattern), name) for pattern, name in (
                            *((stored.replace("ff", "ff_context"), f"txt_{name}") for stored, name in _MLP))),
     *((rf"^single_transformer_blocks\.(\d+)\.{stored}$", rf"single_blocks.\1.{name}")
       for stored, name in ((r"attn\.norm_([qk])", r"\2_norm"), (r"attn\.to_[qkv]", "linear1"), ("proj_mlp", "linear1"),
-                           ("proj_out", "linear2"), (r"norm\.linear", "modulation.linear"))))]
+                           ("proj_out", "linear2"), (r"norm\.linear", "modulation.linear"))))
 
 
 def variants(module: str, class_name: str) -> tuple[str, ...]:
@@ -162,8 +162,8 @@ def variants(module: str, class_name: str) -> tuple[str, ...]:
               if module.startswith(prefix)]
     for name in list(names):
         for pattern, other in _SPELLINGS:
-            names.append(pattern.sub(other, name))
+            names.append(re.sub(pattern, other, name))
     if class_name == PRESETS["hunyuan-video"].class_name:
-        names += [pattern.sub(other, name) for name in tuple(names) for pattern, other in _HUNYUAN
-                  if pattern.search(name)]
+        names += [re.sub(pattern, other, name) for name in tuple(names) for pattern, other in _HUNYUAN
+                  if re.search(pattern, name)]
     return tuple(dict.fromkeys(names))

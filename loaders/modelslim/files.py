@@ -18,18 +18,18 @@ from ..selection import PIPELINE, Folder, Selection, select_component
 
 EXPERTS = {"transformer": "high_noise_model", "transformer_2": "low_noise_model"}  # of Wan2.2 A14B
 KNOWN = ("Eco-Tech/Wan2.2-T2V-A14B-Diffusers-w8a8",)
-_DESCRIPTION = re.compile(r"quant_model_description(_[^/]+)?\.json")
-_WEIGHTS = re.compile(r"quant_model_weights?([^/]*)\.safetensors(\.index\.json)?")
+_DESCRIPTION = r"quant_model_description(_[^/]+)?\.json"
+_WEIGHTS = r"quant_model_weights?([^/]*)\.safetensors(\.index\.json)?"
 
 
 def is_description(path: str) -> bool:
     """Whether a file is called as msmodelslim calls its description."""
-    return _DESCRIPTION.fullmatch(PurePosixPath(path.replace("\\", "/")).name) is not None
+    return re.fullmatch(_DESCRIPTION, PurePosixPath(path.replace("\\", "/")).name) is not None
 
 
 def is_weights(path: str) -> bool:
     """Whether a file is called as msmodelslim calls its weights."""
-    return _WEIGHTS.fullmatch(PurePosixPath(path.replace("\\", "/")).name) is not None
+    return re.fullmatch(_WEIGHTS, PurePosixPath(path.replace("\\", "/")).name) is not None
 
 
 def has_description(path: Path) -> bool:
@@ -90,7 +90,7 @@ def _subfolder(folder: Folder, component: str) -> str | None:
 
 def _description_of(weights: str, descriptions: list[str], where: str) -> str:
     """The description that belongs to a weight file or index: of the same type, else the unnamed one, else the only."""
-    named = _WEIGHTS.fullmatch(weights)
+    named = re.fullmatch(_WEIGHTS, weights)
     wanted = f"quant_model_description{named[1]}.json" if named else ""
     for name in (wanted, "quant_model_description.json"):
         if name in descriptions:

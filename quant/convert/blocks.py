@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 # Elements that are worked on at a time: temporaries stay in the cache, and Python is asked rarely enough that threads
 # over a tensor's spans do not wait for each other (32768: NVFP4 takes twice as long).
-BLOCK = 131072
+BLOCK = 262144
 
 
 def largest(tensor: Tensor) -> float:

@@ -178,7 +178,7 @@ def building(folder: Path, budget: Callable[[str, float, float, str], None], rou
     there = fast if fast.is_dir() and shutil.disk_usage(fast).free > 2 << 30 else folder
     shares: dict[str, list[float]] = {"tensor": [], "huge": []}
     rates = []
-    base = bf16_base(folder / "building-base", 16)
+    base = bf16_base(folder / "building-base", 48)
     with tempfile.TemporaryDirectory(dir=there) as temp:
         for i in range(rounds + 1):
             place = Path(temp, "out")

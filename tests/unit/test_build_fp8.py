@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -175,6 +178,37 @@ def test_spans_do_not_matter(models, monkeypatch):
     models.options["output_dir"] += "2"
     with pytest.raises(CheckpointError, match=r"to_q\.weight holds NaN"):
         models.build(export=False)
+
+
+def test_nothing_works_on_after_a_cancel(monkeypatch):
+    """What is under way is waited for, what waits is dropped: nobody writes to a file that is closed."""
+    monkeypatch.setattr(component, "SPAN", 1)
+    done = []
+
+    def work(start: int, count: int) -> int:
+        time.sleep(0.02)
+        done.append(start)
+        return start
+
+    with closing(component.in_spans(400, work)) as spans:
+        assert [next(spans), next(spans)] == [0, 1]
+    seen = list(done)
+    time.sleep(0.1)
+    assert done == seen and 2 <= len(seen) < 40
+    with pytest.raises(ZeroDivisionError):
+        list(component.in_spans(400, lambda start, count: (time.sleep(0.02), done.append(start), 1 // (start - 3))))
+    seen = list(done)
+    time.sleep(0.1)
+    assert done == seen and len(seen) < 80
+
+
+def test_threads_of_others_keep_their_number():
+    """The builders' threads compute alone; this thread, and those to come, as before."""
+    before = torch.get_num_threads()
+    component._threads.cache_clear()
+    assert set(component._threads().map(lambda _: torch.get_num_threads(), range(8))) == {1}
+    with ThreadPoolExecutor(1) as another:
+        assert before == torch.get_num_threads() == another.submit(torch.get_num_threads).result()
 
 
 REFUSED = {
