@@ -185,10 +185,10 @@ def picture(seed: int) -> dict[str, Any]:
 
 
 def run_in_page(frontend: Frontend, server: Server, seed: int) -> list[Path]:
-    """Load a prompt as a graph, press Ctrl+Enter, and wait for its picture."""
+    """Load a prompt as a graph, press Run (a key pressed before the page listens would be lost), and wait for its picture."""
     frontend.run("(prompt) => app.loadApiJson(prompt, 'picture')", picture(seed))
     before = set(server.get("/history"))
-    frontend.page.keyboard.press("Control+Enter")
+    frontend.page.get_by_test_id("queue-button").click()
     deadline = time.time() + 60
     while time.time() < deadline:
         done = {key: entry for key, entry in server.get("/history").items() if key not in before}
