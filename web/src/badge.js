@@ -19,7 +19,7 @@ export class Badge {
   #shown = null // that answer: the same again leaves everything in place, under the pointer and with the focus
   #reference = null
   #request = null
-  #job = null // the reference that is being downloaded
+  #jobs = new Set() // references whose download is followed; more than one where the node was set to another meanwhile
   #asking = false // whether a download is being agreed on
 
   /** `done` is called when a download has ended, since other nodes may wait for the same files. */
@@ -70,7 +70,7 @@ export class Badge {
   }
 
   get #downloading() {
-    return this.#job !== null && this.#job === this.#reference
+    return this.#jobs.has(this.#reference)
   }
 
   #describe(asked, known) {
@@ -125,20 +125,20 @@ export class Badge {
   /** Show a download, which this page or another one has started, until it ends. */
   async #follow(reference, id) {
     const cancel = new AbortController()
-    this.#job = reference
+    this.#jobs.add(reference)
     try {
       const { error } = await follow(id, cancel.signal, (state) => this.#progress(reference, state, cancel))
       if (error) throw new RouteError(error)
     } catch (error) {
       failed(error)
     } finally {
-      this.#job = null
+      this.#jobs.delete(reference)
       this.done()
     }
   }
 
   #progress(reference, { done, total, file }, cancel) {
-    if (!this.#downloading) return
+    if (reference !== this.#reference) return
     const ending = cancel.signal.aborted
     const click = () => cancel.abort()
     const stop = el('button', { type: 'button', className: 'qt-cancel', disabled: ending, on: { click } }, t('cancel'))
