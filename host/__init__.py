@@ -14,6 +14,7 @@ from .devices import (
     free_memory,
     has_matmul,
     is_cpu,
+    is_out_of_memory,
     kitchen_backends,
     progress,
     torch_builds,

@@ -99,6 +99,13 @@ def kitchen_backends() -> dict[str, str]:
     return {name: words(state) for name, state in list_backends().items()}
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, which the host answers itself: it makes room and tries again."""
+    import comfy.model_management
+
+    return bool(comfy.model_management.is_oom(error))
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that the host can give to a computation on a device now."""
     import comfy.model_management

@@ -86,25 +86,41 @@ def bundled_tokenizer(*path: str) -> str:
     return os.path.join(os.path.dirname(inspect.getfile(comfy.sd1_clip)), *path)
 
 
+def _hands_over(slot: Any) -> bool:
+    """Whether a tokenizer slot of the host gives back the very object it is handed, and so calls it with text (since
+    0.32), instead of building one of transformers' around it."""
+    probe = object()
+    try:
+        return slot.from_pretrained("", tokenizer_object=probe) is probe
+    except Exception:  # whatever transformers raises for an object that is no tokenizer
+        return False
+
+
 @contextmanager
 def tekken_read_by(read: Callable[[dict[str, Any]], str | None]) -> Iterator[None]:
     """While a CLIP is made, let `read` turn its `tekken_model` (parsed tekken.json) into the text of a tokenizer.json.
 
     The host makes this tokenizer inside its CLIP, by transformers' MistralConverter with the arguments of transformers
-    4: newer ones refuse them (TypeError), and those of 4 pass over the pattern in the file. There is no other way in,
-    so its function is exchanged for as long as this CLIP is made; where `read` returns None the host's own is asked.
+    4: newer ones refuse them (TypeError), and those of 4 pass over the pattern in the file. From 0.32 on it reads the
+    file itself, by one fixed pattern. There is no other way in, so its function is exchanged for as long as this CLIP is made; where `read` returns None the host's own is asked.
     """
     import json
 
     import comfy.text_encoders.flux as flux
     import torch
     from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
     theirs = flux.load_mistral_tokenizer
 
     def load_mistral_tokenizer(data: Any) -> dict[str, Any]:
         text = read(json.loads(data.numpy().tobytes() if torch.is_tensor(data) else data)) if data is not None else None
-        return theirs(data) if text is None else {"tokenizer_object": Tokenizer.from_str(text), "legacy": False}
+        if text is None:
+            return theirs(data)
+        made = Tokenizer.from_str(text)
+        if _hands_over(flux.MistralTokenizerClass):
+            made = PreTrainedTokenizerFast(tokenizer_object=made)
+        return {"tokenizer_object": made, "legacy": False}
 
     flux.load_mistral_tokenizer = load_mistral_tokenizer
     try:

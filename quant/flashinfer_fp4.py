@@ -58,6 +58,7 @@ class FlashInferLayout(NVFP4RowShardsLayout):
     """NVFP4 row shards multiplied by FlashInfer; sizes its kernels do not take go to comfy-kitchen."""
 
     BACKEND = "auto"
+    WHO = "FlashInfer"
 
     @classmethod
     def multiply(cls, x: QuantizedTensor, shard: RowShard, bias: torch.Tensor | None) -> torch.Tensor:

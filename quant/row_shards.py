@@ -13,7 +13,6 @@ Deletable the day the host's layouts take a scale per row and dynamic FP8 activa
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -35,10 +34,11 @@ from comfy_kitchen.tensor import (
     register_layout_op,
 )
 
+from .exact import or_exact
+
 FP8_NAME, NVFP4_NAME = "QTRowShardsFP8Layout", "QTRowShardsNVFP4Layout"
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0  # specs/modelopt.md 5.3: beyond 464 a cast gives NaN, so clamp
-logger = logging.getLogger(__name__)
 
 
 class RowShard(NamedTuple):
@@ -71,6 +71,7 @@ class RowShardsLayout(QuantizedLayout):
     """
 
     MIN_SM_VERSION = (8, 9)
+    KIND, WHO = "FP8", "comfy-kitchen"  # what is multiplied, and by whom
 
     @dataclass(frozen=True)
     class Params(BaseLayoutParams):
@@ -128,10 +129,13 @@ class RowShardsLayout(QuantizedLayout):
         return quantize_per_tensor_fp8(tensor, scale, E4M3), cls.Params(scale=scale.float().reshape(1), **orig)
 
     @classmethod
+    def takes(cls, shard: RowShard) -> bool:
+        """Whether `multiply` is for shards of this kind; others are multiplied dequantized."""
+        return shard.data.dtype == E4M3
+
+    @classmethod
     def multiply(cls, x: QuantizedTensor, shard: RowShard, bias: torch.Tensor | None) -> torch.Tensor:
         """One FP8 GEMM: x [M, K] times the shard's rows. Raises where the device has none."""
-        if shard.data.dtype != E4M3:
-            raise TypeError("not an FP8 shard")
         return scaled_mm_v2(x._qdata.contiguous(), shard.data.t(), scale_a=x._params.scale.reshape(()),
                             scale_b=shard.scale, bias=bias, out_dtype=x._params.orig_dtype)
 
@@ -171,6 +175,7 @@ class NVFP4RowShardsLayout(RowShardsLayout):
     """Row shards that are all NVFP4, with NVFP4 activations."""
 
     MIN_SM_VERSION = (10, 0)
+    KIND = "NVFP4"
 
     @classmethod
     def quantize_activation(cls, tensor: torch.Tensor, scale: torch.Tensor | None,
@@ -180,9 +185,12 @@ class NVFP4RowShardsLayout(RowShardsLayout):
         return qdata, cls.Params(scale=params.scale.reshape(1), block_0=params.block_scale, **orig)
 
     @classmethod
+    def takes(cls, shard: RowShard) -> bool:
+        return shard.block is not None
+
+    @classmethod
     def multiply(cls, x: QuantizedTensor, shard: RowShard, bias: torch.Tensor | None) -> torch.Tensor:
-        if shard.block is None:
-            raise TypeError("not an NVFP4 shard")
+        assert shard.block is not None
         out = scaled_mm_nvfp4(x._qdata, shard.data, tensor_scale_a=x._params.scale.reshape(()),
                               tensor_scale_b=shard.scale, block_scale_a=x._params.block_0, block_scale_b=shard.block,
                               bias=bias, out_dtype=x._params.orig_dtype)
@@ -201,15 +209,22 @@ def shards_of(qdata: torch.Tensor, params: RowShardsLayout.Params) -> list[RowSh
     return [RowShard(d, s, b) for d, s, b in zip(data, params.scale.unbind(), blocks, strict=False)]
 
 
-def _multiply(x: QuantizedTensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor | None:
-    """x [M, K] times every shard, one GEMM each; None when the device has no such GEMM."""
+def _multiply(x: QuantizedTensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [M, K] times every shard, one GEMM each; a shard that no kernel takes is multiplied dequantized."""
     parts = shards_of(weight._qdata, weight._params)
     biases = [None] * len(parts) if bias is None else bias.split([s.data.shape[0] for s in parts])
-    try:
-        out = [weight.layout_cls.multiply(x, shard, b) for shard, b in zip(parts, biases, strict=True)]
-    except (RuntimeError, TypeError, ValueError) as error:
-        logger.debug("no quantized GEMM (%s), multiplying dequantized", error)
-        return None
+
+    def one(shard: RowShard, own: torch.Tensor | None) -> torch.Tensor:
+        layout = weight.layout_cls
+
+        def exact() -> torch.Tensor:
+            return torch.nn.functional.linear(x.dequantize(), shard.dequantize(x._params.orig_dtype), own)
+
+        if not layout.takes(shard):
+            return exact()
+        return or_exact(lambda: layout.multiply(x, shard, own), exact, f"{layout.KIND} row shards by {layout.WHO}")
+
+    out = [one(shard, b) for shard, b in zip(parts, biases, strict=True)]
     return out[0] if len(out) == 1 else torch.cat(out, -1)
 
 
@@ -224,8 +239,9 @@ def _usable(x: object, weight: object, transposed: bool) -> bool:
 def _linear(_qt: object, args: tuple, kwargs: dict) -> torch.Tensor:
     x, weight = args[:2]
     bias = args[2] if len(args) > 2 else None
-    out = _multiply(x, weight, bias) if _usable(x, weight, False) else None
-    return torch.nn.functional.linear(*dequantize_args((x, weight, bias))) if out is None else out
+    if _usable(x, weight, False):
+        return _multiply(x, weight, bias)
+    return torch.nn.functional.linear(*dequantize_args((x, weight, bias)))
 
 
 # Outside inference mode (torch.compile, training) linear arrives taken apart: t, then mm or addmm.
@@ -239,15 +255,15 @@ def _t(_qt: object, args: tuple, kwargs: dict) -> QuantizedTensor:
 @register_layout_op(torch.ops.aten.mm.default, RowShardsLayout)
 def _mm(_qt: object, args: tuple, kwargs: dict) -> torch.Tensor:
     x, weight = args[:2]
-    out = _multiply(x, weight, None) if _usable(x, weight, True) else None
-    return torch.mm(*dequantize_args((x, weight))) if out is None else out
+    return _multiply(x, weight, None) if _usable(x, weight, True) else torch.mm(*dequantize_args((x, weight)))
 
 
 @register_layout_op(torch.ops.aten.addmm.default, RowShardsLayout)
 def _addmm(_qt: object, args: tuple, kwargs: dict) -> torch.Tensor:
     bias, x, weight = args[:3]
-    out = _multiply(x, weight, bias) if not kwargs and _usable(x, weight, True) else None
-    return torch.addmm(*dequantize_args((bias, x, weight)), **kwargs) if out is None else out
+    if not kwargs and _usable(x, weight, True):
+        return _multiply(x, weight, bias)
+    return torch.addmm(*dequantize_args((bias, x, weight)), **kwargs)
 
 
 register_layout_class(FP8_NAME, RowShardsLayout)

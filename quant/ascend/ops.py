@@ -19,6 +19,7 @@ import torch
 from comfy_kitchen.tensor import QuantizedTensor
 
 from ..backends import Backend, get_backend
+from ..exact import or_exact
 from .kinds import KINDS, MARKER
 from .layout import NAME, AscendLayout, as_ascend
 from .schemes import OWN_LEAVES
@@ -87,8 +88,14 @@ def with_ascend(operations: Any, backend: str | Backend = "comfy_kitchen") -> An
                 return super()._forward(input, weight.dequantize(), bias)
             if found is None or not self._takes(input):
                 return super()._forward(input, weight, bias)
-            out = run.linear(input.reshape(-1, input.shape[-1]), *found, bias)
-            return out.reshape(*input.shape[:-1], out.shape[-1])
+            native = super()._forward
+
+            def multiply() -> torch.Tensor:
+                out = run.linear(input.reshape(-1, input.shape[-1]), *found, bias)
+                return out.reshape(*input.shape[:-1], out.shape[-1])
+
+            return or_exact(multiply, lambda: native(input, weight.dequantize(), bias),
+                            f"{found[1].kind.upper()} by {run.name}")
 
         def __deepcopy__(self, memo):  # torch cannot deepcopy a QuantizedTensor
             if isinstance(self.weight, QuantizedTensor):

@@ -18,6 +18,7 @@ from comfy_kitchen.tensor import QuantizedTensor, dequantize_args, get_layout_cl
 from torch import Tensor
 from torch.nn.functional import linear as matmul
 
+from ..exact import or_exact
 from .layout import Held, SVDQuantLayout, held_parts, is_svdquant, natural, plain_shift, residual
 
 HALF = (torch.float16, torch.bfloat16)
@@ -44,18 +45,21 @@ def linear(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
 def multiply(x: Tensor, held: Held, params: SVDQuantLayout.Params, bias: Tensor | None) -> Tensor:
     """x [M, K] times one part, by the weight's back end."""
     kind = held.place.kind
+    native, who = None, "comfy-kitchen"
     if held.place.packed:
-        from .nunchaku_ops import multiply as nunchaku
+        from .nunchaku_ops import multiply as native
 
-        return nunchaku(x, held, bias)
-    if params.backend != "dequantize":
+        who = "nunchaku"
+    elif params.backend != "dequantize":
         if kind == "int4" and _int4_runs(x):
-            return _int4(x, held, bias)
-        if kind == "nvfp4" and params.native_fp4:
-            return _nvfp4(x, held, bias)
-        if kind == "awq" and x.is_cuda:
-            return _awq(x, held, bias)
-    return dense(x, held, bias)
+            native = _int4
+        elif kind == "nvfp4" and params.native_fp4:
+            native = _nvfp4
+        elif kind == "awq" and x.is_cuda:
+            native = _awq
+    if native is None:
+        return dense(x, held, bias)
+    return or_exact(lambda: native(x, held, bias), lambda: dense(x, held, bias), f"SVDQuant {kind} by {who}")
 
 
 def dense(x: Tensor, held: Held, bias: Tensor | None) -> Tensor:
