@@ -102,7 +102,8 @@ def tekken_read_by(read: Callable[[dict[str, Any]], str | None]) -> Iterator[Non
 
     The host makes this tokenizer inside its CLIP, by transformers' MistralConverter with the arguments of transformers
     4: newer ones refuse them (TypeError), and those of 4 pass over the pattern in the file. From 0.32 on it reads the
-    file itself, by one fixed pattern. There is no other way in, so its function is exchanged for as long as this CLIP is made; where `read` returns None the host's own is asked.
+    file itself, by one fixed pattern. There is no other way in, so its function is exchanged for as long as this CLIP
+    is made; where `read` returns None the host's own is asked.
     """
     import json
 
@@ -117,7 +118,7 @@ def tekken_read_by(read: Callable[[dict[str, Any]], str | None]) -> Iterator[Non
         text = read(json.loads(data.numpy().tobytes() if torch.is_tensor(data) else data)) if data is not None else None
         if text is None:
             return theirs(data)
-        made = Tokenizer.from_str(text)
+        made: Any = Tokenizer.from_str(text)
         if _hands_over(flux.MistralTokenizerClass):
             made = PreTrainedTokenizerFast(tokenizer_object=made)
         return {"tokenizer_object": made, "legacy": False}

@@ -235,12 +235,16 @@ def _fp4_backend(wanted: str, description: CheckpointDescription, compute: str) 
 
 
 def _operations(native: NativeStateDict, compute: str, fp4_backend: str | None = None) -> Any:
-    """The host's own operations where they suffice (None), else with row shards or forced native matmul."""
-    if not native.layouts or not (native.needs_row_shards or compute == "native"):
+    """The host's own operations for a model without quantized layers (None); else its mixed ones, whose every refusal
+    is answered, with row shards where a module needs them and native matmul where that is asked for."""
+    if not native.layouts:
         return None
+    from ..quant.exact import with_exact_answers
     from ..quant.ops import with_row_shards
 
     operations = host.mixed_operations(native.tensors, native=compute == "native")
+    if not native.needs_row_shards:
+        return with_exact_answers(operations)
     if fp4_backend is None:
         return with_row_shards(operations)
     from ..quant.flashinfer_fp4 import layout_name

@@ -201,7 +201,10 @@ def _to_host(tensors: dict[str, torch.Tensor], model: Any, modules: dict[str, An
 def _operations(operations: Any, modules: dict[str, Any], run: str) -> Any:
     """The host's mixed operations, plus those that load layers which are in this pack's formats already."""
     formats = {str(getattr(module, "quant_format", "")) for module in modules.values()}
+    from ..quant.exact import with_exact_answers
     from ..quant.fuse import ROW_SHARDS
+
+    operations = with_exact_answers(operations)
 
     if ROW_SHARDS in formats:
         from ..quant.ops import with_row_shards
@@ -210,9 +213,9 @@ def _operations(operations: Any, modules: dict[str, Any], run: str) -> Any:
         layouts = {module.layout_type for module in modules.values()
                    if getattr(module, "quant_format", "") == ROW_SHARDS} - {FP8_NAME}
         operations = with_row_shards(operations, *layouts)
-    from ..quant.ascend.kinds import MARKER
+    from ..quant.ascend.kinds import HOST_FORMAT, MARKER
 
-    if run != "comfy_kitchen" or any(name.startswith(MARKER) for name in formats):
+    if run != "comfy_kitchen" or any(name.startswith(MARKER) or name in HOST_FORMAT.values() for name in formats):
         from ..quant.ascend.ops import with_ascend
 
         operations = with_ascend(operations, run)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from comfy_kitchen.tensor import QuantizedTensor
+from comfy_kitchen.tensor import QuantizedTensor, dequantize_args
 
 REFUSALS = (RuntimeError, TypeError, ValueError)
 logger = logging.getLogger(__name__)
@@ -46,8 +46,11 @@ def or_exact(native: Callable[[], torch.Tensor], exact: Callable[[], torch.Tenso
 def with_exact_answers(operations: Any) -> Any:
     """Subclass the host's mixed-precision `operations` (a class) with a Linear whose quantized weights always multiply.
 
-    Nothing but the answer to a refusal is new: loading, forward, LoRA, offload and save are the host's.
+    Nothing but the answer to a refusal is new: loading, forward, LoRA, offload and save are the host's. Every other
+    Linear of this pack is made on top of this one; operations that have it already are given back.
     """
+    if getattr(operations, "answers_refusals", False):
+        return operations
 
     class Linear(operations.Linear):
         def forward(self, input, *args, **kwargs):
@@ -63,11 +66,10 @@ def with_exact_answers(operations: Any) -> Any:
             native = super()._forward
             if not isinstance(weight, QuantizedTensor):
                 return native(input, weight, bias)
-            plain = (t.dequantize() if isinstance(t, QuantizedTensor) else t for t in (input, weight))
             return or_exact(lambda: native(input, weight, bias),
-                            lambda: torch.nn.functional.linear(*plain, bias), self._what())
+                            lambda: torch.nn.functional.linear(*dequantize_args((input, weight, bias))), self._what())
 
         def _what(self) -> str:
             return str(getattr(self, "quant_format", None) or type(self.weight).__name__)
 
-    return type("ExactOperations", (operations,), {"Linear": Linear})
+    return type("ExactOperations", (operations,), {"Linear": Linear, "answers_refusals": True})

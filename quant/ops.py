@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
 
+from .exact import with_exact_answers
 from .fuse import BLOCK_LEAVES, ROW_SHARDS, SHARD_LEAVES
 from .row_shards import FP8_NAME, NVFP4_NAME, RowShardsLayout, shard_fields
 
@@ -23,6 +24,7 @@ def with_row_shards(operations: Any, nvfp4_layout: str = NVFP4_NAME) -> Any:
     Keys of such a layer: weight and weight_shard_1.. (rows in order), weight_scale F32 [shards], weight_block_0.. for
     NVFP4 shards, comfy_quant with format "qt.row_shards", optional input_scale and bias.
     """
+    operations = with_exact_answers(operations)
 
     class Linear(operations.Linear):
         def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,

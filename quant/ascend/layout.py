@@ -14,6 +14,7 @@ from comfy_kitchen.float_utils import from_blocked
 from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout, QuantizedTensor, register_layout_class
 
 from . import integers, mx
+from .int8 import is_int8
 from .kinds import BLOCK, KINDS, LEVELS
 
 NAME = "QTAscendLayout"
@@ -145,7 +146,7 @@ def as_ascend(weight: object) -> tuple[torch.Tensor, AscendLayout.Params] | None
     common: dict[str, Any] = {"orig_dtype": p.orig_dtype, "orig_shape": p.orig_shape}
     if weight._layout_cls == NAME:
         return data, p
-    if weight._layout_cls == "TensorWiseINT8Layout" and not p.convrot:
+    if is_int8(weight) and not p.convrot:
         scale = p.scale.float().reshape(-1, 1).expand(rows, 1)
         return data, AscendLayout.Params(kind="w8a8_dynamic", scale=scale, **common)
     if weight._layout_cls == "TensorCoreMXFP8Layout":

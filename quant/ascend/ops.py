@@ -19,7 +19,8 @@ import torch
 from comfy_kitchen.tensor import QuantizedTensor
 
 from ..backends import Backend, get_backend
-from ..exact import or_exact
+from ..exact import or_exact, with_exact_answers
+from .int8 import renamed
 from .kinds import KINDS, MARKER
 from .layout import NAME, AscendLayout, as_ascend
 from .schemes import OWN_LEAVES
@@ -33,9 +34,13 @@ def with_ascend(operations: Any, backend: str | Backend = "comfy_kitchen") -> An
     Keys of such a layer: weight, weight_scale, optional weight_<field> of AscendLayout.Params, optional bias, and
     comfy_quant with format "qt.ascend.<kind>". `backend` is a name of backends.BACKENDS, or one of its objects.
     """
+    operations = with_exact_answers(operations)
     run = get_backend(backend) if isinstance(backend, str) else backend
 
     class Linear(operations.Linear):
+        weight: Any
+        _full_precision_mm_config: bool
+
         def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
                                   error_msgs):
             rest = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
@@ -44,6 +49,8 @@ def with_ascend(operations: Any, backend: str | Backend = "comfy_kitchen") -> An
             kind = str(conf.get("format")).removeprefix(MARKER)
             if not str(conf.get("format")).startswith(MARKER):
                 super()._load_from_state_dict(state_dict, prefix, *rest)
+                if run.takes_host_layouts or self._full_precision_mm or self._full_precision_mm_config:
+                    self.weight = renamed(self.weight)  # or the host may multiply it past this Linear
                 return
             if kind not in KINDS:
                 error_msgs.append(f"{prefix}comfy_quant says {conf['format']!r}, which this version does not know")
@@ -84,8 +91,6 @@ def with_ascend(operations: Any, backend: str | Backend = "comfy_kitchen") -> An
 
         def _forward(self, input, weight, bias):
             found = as_ascend(weight)
-            if found is not None and self._full_precision_mm_config:  # the host's INT8 does not honour it
-                return super()._forward(input, weight.dequantize(), bias)
             if found is None or not self._takes(input):
                 return super()._forward(input, weight, bias)
             native = super()._forward

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear as matmul
 
+from ..exact import with_exact_answers
 from . import lora, run  # noqa: F401  (run registers the layout's matmuls)
 from .layout import (
     Held,
@@ -37,6 +38,7 @@ def with_svdquant(operations: Any, backend: str, loaded: Callable[[], None] = la
     """
     if backend not in BACKENDS:
         raise ValueError(f"{backend!r} is no SVDQuant back end, expected one of {', '.join(BACKENDS)}")
+    operations = with_exact_answers(operations)
 
     class Linear(operations.Linear):
         awaits_patches = False  # the host has patched the weight, and lora.on_load is to put the patches in

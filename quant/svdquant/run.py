@@ -10,6 +10,7 @@ ROUNDED scale, which is the host kernel's rule; nunchaku's kernel takes them fro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -45,11 +46,12 @@ def linear(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
 def multiply(x: Tensor, held: Held, params: SVDQuantLayout.Params, bias: Tensor | None) -> Tensor:
     """x [M, K] times one part, by the weight's back end."""
     kind = held.place.kind
-    native, who = None, "comfy-kitchen"
+    native: Callable[..., Tensor] | None = None
+    who = "comfy-kitchen"
     if held.place.packed:
-        from .nunchaku_ops import multiply as native
+        from . import nunchaku_ops
 
-        who = "nunchaku"
+        native, who = nunchaku_ops.multiply, "nunchaku"
     elif params.backend != "dequantize":
         if kind == "int4" and _int4_runs(x):
             native = _int4

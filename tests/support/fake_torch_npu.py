@@ -41,8 +41,9 @@ BY_GENERATION = {"npu_convert_weight_to_int4pack": ("A2", "A3"), "npu_dynamic_mx
                  "npu_dynamic_dual_level_mx_quant": ("A5",), "npu_dual_level_quant_matmul": ("A5",)}
 
 
-class NPUError(RuntimeError):
-    """What the real operator answers to arguments it does not take."""
+class NPUError(AssertionError):
+    """Arguments that the real operator does not take. No RuntimeError as the real one's, which would be answered by
+    the exact path (quant/exact.py) and not be seen."""
 
 
 def check(condition: bool, text: str) -> None:

@@ -225,6 +225,8 @@ def layers(export: Copied) -> dict[str, tuple[str, dict[str, torch.Tensor]]]:
 class Emulated(torch.nn.Module):
     """A quantized Linear in the arithmetic of ascend.forward, which knows nothing of this pack."""
 
+    weight = None  # newer hosts look at it before they call a layer behind an activation
+
     def __init__(self, kind: str, part: dict[str, torch.Tensor], **rule: bool):
         super().__init__()
         self.kind, self.part, self.rule = kind, part, rule
