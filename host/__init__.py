@@ -45,6 +45,7 @@ from .models import (
     patched_tensors,
     quantized_formats,
     refuse_to_run,
+    takes_attention_preferences,
     tensors_for_saving,
     unpatched_tensors,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
 
 ATTACHMENT = "quantized_transformers"
+ATTENTION = ".comfy_attention"  # a module beside whose name a file can say which attention kernel it prefers
+READ_AT_LOAD = (".comfy_quant", f"{ATTENTION}.config")  # JSON, which cannot be read of a meta tensor
 
 
 def load_file(path: str) -> dict[str, torch.Tensor]:
@@ -70,12 +72,18 @@ def load_without_memory(tensors: dict[str, torch.Tensor], *, options: dict[str, 
     import torch
 
     options = {**options, "offload_device": torch.device("cpu")}  # meta tensors cannot move to another
+    tensors = {name: tensor for name, tensor in tensors.items() if not (tensor.is_meta and name.endswith(READ_AT_LOAD))}
     with torch.device("meta"):
         patcher = load_state_dict(tensors, options=options, disable_dynamic=disable_dynamic)
     if patcher is not None:  # the noise schedule is real: nodes read sigmas from a MODEL before it runs
         model = patcher.model
         model.model_sampling = comfy.model_base.model_sampling(model.model_config, model.model_type)
     return patcher
+
+
+def takes_attention_preferences(patcher: Any, names: Iterable[str]) -> bool:
+    """Whether the model of this host holds all these `<module>.comfy_attention.config`; hosts before 0.38 know none."""
+    return set(names) <= patcher.model.diffusion_model.state_dict().keys()
 
 
 class _Refusal:
@@ -122,7 +130,8 @@ def bound_to_weights(patcher: Any) -> str:
     """What on a patcher holds on to its present weights and could not follow to others; empty when nothing does."""
     if "torch_compile_kwargs" in patcher.model_options:
         return "a compiled model (torch.compile)"
-    modules = [key for key in patcher.object_patches if key.startswith("diffusion_model.")]
+    modules = [key for key in patcher.object_patches  # an attention preference of a LoRA file holds no weights
+               if key.startswith("diffusion_model.") and not key.endswith(ATTENTION)]
     if modules:
         return f"patched modules ({', '.join(modules[:3])})"
     if patcher.injections:

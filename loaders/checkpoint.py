@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import host
+from .attention import SUFFIX
 from .errors import CheckpointError, first_ten
 from .headers import Header, TensorInfo, read_header
 from .sources import Source, read_json
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 class Checkpoint:
     """The files of one transformer, opened as far as their headers.
 
-    Attributes: `source`, `headers` (one a file), `tensors` (name -> TensorInfo, all files), `config` (config.json of
-    the component, or None).
+    Attributes: `source`, `headers` (one a file), `tensors` (name -> TensorInfo, all files), `preferences` (those of
+    attention.py, which are no weights and not among `tensors`), `config` (config.json of the component, or None).
     """
 
     def __init__(self, source: Source) -> None:
@@ -30,6 +31,9 @@ class Checkpoint:
             self._merge_shards()
         if source.index:
             self._check_index(source.index)
+        self.preferences = {name: info for name, info in self.tensors.items() if name.endswith(SUFFIX)}
+        if self.preferences:
+            self.tensors = {name: info for name, info in self.tensors.items() if name not in self.preferences}
 
     def _merge_shards(self) -> None:
         for header in self.headers:
@@ -52,8 +56,14 @@ class Checkpoint:
         return sum(header.size for header in self.headers)
 
     def load_tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors by stored name, memory-mapped by the host's own reader (bytes come in when they are used)."""
+        """All `tensors` by stored name, memory-mapped by the host's own reader (bytes come in when they are used)."""
         tensors: dict[str, torch.Tensor] = {}
         for header in self.headers:
             tensors.update(host.load_file(header.path))
+        for name in self.preferences:
+            del tensors[name]
         return tensors
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one small tensor, by its stored name."""
+        return next(header for header in self.headers if name in header.tensors).read(name)

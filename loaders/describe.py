@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..quant.formats import PLAIN, PLAIN_DTYPES, ByteOrder, StoredFormat, formats, identify, name_unsupported
+from . import attention
 from .architectures import ARCHITECTURES, Architecture, Dims, Module, Naming, by_class_name, name_other, supported
 from .architectures.base import tensor_name
 from .checkpoint import Checkpoint
@@ -87,12 +88,18 @@ def architecture_of(checkpoint: Checkpoint) -> tuple[Architecture, Naming]:
 
 
 def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = None) -> CheckpointDescription:
-    """Describe an opened checkpoint.
+    """Describe an opened checkpoint, of whichever family.
 
     `base` is the architecture and the sizes it must fit (an override's base model); where it is given, a config.json
     beside the weights is read for its quantization only. Raises CheckpointError when the files cannot be interpreted
     at all; everything else that forbids loading is listed in `problems`.
     """
+    description = _describe(checkpoint, base)
+    attention.note(description, checkpoint)
+    return description
+
+
+def _describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> CheckpointDescription:
     if is_svdquant(checkpoint.tensors):
         from .svdquant.describe import describe_svdquant
 

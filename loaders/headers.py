@@ -50,12 +50,26 @@ class TensorInfo(NamedTuple):
 
 
 class Header(NamedTuple):
-    """One validated safetensors header. `size` is the file's size in bytes."""
+    """One validated safetensors header. `size` is the file's size in bytes, `data_start` where the tensors begin."""
 
     path: str
     size: int
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
+    data_start: int
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one tensor, for those that are small. Raises CheckpointError for a file that has changed."""
+        info = self.tensors[name]
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.data_start + info.start)
+                raw = file.read(info.end - info.start)
+        except OSError as error:
+            raise CheckpointError(f"cannot read the file: {error.strerror}", self.path, AGAIN) from error
+        if len(raw) != info.end - info.start:
+            raise CheckpointError(f"{name} ends before its last byte", self.path, AGAIN)
+        return raw
 
 
 def _not_safetensors(start: bytes) -> str:
@@ -123,7 +137,7 @@ def read_header(path: str) -> Header:
         _check_ranges(entries, size - 8 - length)
     except (_Malformed, ValueError, RecursionError) as error:
         raise CheckpointError(f"the safetensors header is invalid: {error}", path, AGAIN) from error
-    return Header(path, size, entries, metadata)
+    return Header(path, size, entries, metadata, 8 + length)
 
 
 def _check_ranges(entries: dict[str, TensorInfo], data_bytes: int) -> None:

@@ -14,6 +14,7 @@ from .. import host
 from ..quant.ascend.schemes import OWN_LEAVES
 from ..quant.fuse import BLOCK_LEAVES, SHARD_LEAVES
 from ..quant.svdquant.saved import PART_LEAVES, SAVED_PARTS
+from . import attention
 from .architectures import ARCHITECTURES, Architecture, Dims, Naming
 from .architectures.base import tensor_name
 from .assemble import NativeStateDict, assemble
@@ -101,7 +102,12 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
         operations = None if native.part_kinds else _operations(native, compute, fp4_backend)
     if native.part_kinds:
         operations = part_operations(native, backend, request.reference)
+    preferences = attention.tensors(checkpoint, description.naming)
+    native.tensors.update(preferences)
     patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic)
+    if preferences and not host.takes_attention_preferences(patcher, preferences):
+        native.notes.append("this ComfyUI takes no attention preferences of model files, or not these: its own choice "
+                            "of attention runs, and they are not saved with the MODEL")
     _attach_lora(patcher, description)
     patcher.cached_patcher_init = (rebuild, (request,))
     patcher.set_attachments(host.ATTACHMENT, request)
@@ -280,7 +286,7 @@ def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disa
 
 def _check_names(patcher: Any, given: list[str]) -> None:
     """The host only logs missing and unexpected tensors; here they are errors."""
-    inner = (".comfy_quant", ".weight_scale", ".weight_scale_2",
+    inner = (attention.SUFFIX, ".comfy_quant", ".weight_scale", ".weight_scale_2",
              *(f".{leaf}" for leaf in SHARD_LEAVES + BLOCK_LEAVES + PART_LEAVES),
              *(f".weight_{leaf}" for leaf in OWN_LEAVES))
     wanted = host.native_names(patcher.model, [name for name in given if not name.endswith(inner)])

@@ -50,7 +50,7 @@ class Component:
         self.paths = [Path(path) for path in source.paths]
         self._places: dict[str, tuple[str, int]] = {}
         for header in self.checkpoint.headers:
-            data = header.size - max((info.end for info in header.tensors.values()), default=0)
+            data = header.data_start
             self._places |= {name: (header.path, data + info.start) for name, info in header.tensors.items()}
 
     @property

@@ -78,9 +78,9 @@ def _kinds(checkpoint: Checkpoint) -> dict[str, str]:
     """Layer -> kind of quant/ascend/kinds.py, by the markers, which are read from the files: a few bytes each."""
     kinds = {}
     for header in checkpoint.headers:
-        for name, info in header.tensors.items():
+        for name in header.tensors:
             if name.endswith(".comfy_quant"):
-                word = str(_marker(header, name, info).get("format"))
+                word = str(_marker(header, name).get("format"))
                 kind = _OF_HOST.get(word, word.removeprefix(MARKER))
                 if kind not in KINDS:
                     raise CheckpointError(f"{name} says {word!r}, which this version does not load beside "
@@ -89,13 +89,9 @@ def _kinds(checkpoint: Checkpoint) -> dict[str, str]:
     return kinds
 
 
-def _marker(header: Header, name: str, info: TensorInfo) -> dict[str, Any]:
-    begin = header.size - max(tensor.end for tensor in header.tensors.values())  # where the header ends
-    with open(header.path, "rb") as file:
-        file.seek(begin + info.start)
-        text = file.read(info.end - info.start)
+def _marker(header: Header, name: str) -> dict[str, Any]:
     try:
-        conf = json.loads(text)
+        conf = json.loads(header.read(name))
         assert isinstance(conf, dict)
     except (ValueError, AssertionError) as error:
         raise CheckpointError(f"{name} is no JSON object", header.path, "save the model again") from error

@@ -155,8 +155,7 @@ class _Reader:
     def __enter__(self) -> _Reader:
         for header in self._headers:
             file = self._files.enter_context(open(header.path, "rb"))
-            data = header.size - max((info.end for info in header.tensors.values()), default=0)
-            self._places |= {name: (file, data) for name in header.tensors}
+            self._places |= {name: (file, header.data_start) for name in header.tensors}
         return self
 
     def __exit__(self, *error: object) -> None:

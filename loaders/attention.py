@@ -1,0 +1,56 @@
+"""Attention preferences: which attention kernel a module of the model asks for.
+
+`<module>.comfy_attention.config` is U8 JSON, {"attention": "comfy_kitchen_int8"} or a list of such in order of
+preference; ComfyUI takes it since about 0.38 (QUANTIZATION.md, "Diffusion attention preferences"). Like `comfy_quant`
+it is no weight. Its module path is ComfyUI's own, so it can be placed in natively named files only.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from .errors import first_ten
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .architectures import Naming
+    from .checkpoint import Checkpoint
+    from .describe import CheckpointDescription
+
+SUFFIX = ".comfy_attention.config"
+
+
+def note(description: CheckpointDescription, checkpoint: Checkpoint) -> None:
+    """Say which kernels are asked for; what is no such preference becomes a problem, for ComfyUI stumbles on it."""
+    asked: dict[str, list[str]] = {}
+    for name, info in checkpoint.preferences.items():
+        try:
+            kernels = _kernels(json.loads(checkpoint.read(name))) if info.dtype == "U8" else ""
+        except ValueError:
+            kernels = ""
+        if kernels:
+            asked.setdefault(kernels, []).append(name.removesuffix(SUFFIX))
+        else:
+            description.problems.append(f"{name} is no attention preference (U8 with a JSON object)")
+    placed = "" if description.naming.style == "native" else \
+        f"; left out, because in {description.naming.style} names modules are called otherwise"
+    description.notes += [f"attention preferences: {kernels} in {len(modules)} modules ({first_ten(modules)}){placed}"
+                          for kernels, modules in asked.items()]
+
+
+def tensors(checkpoint: Checkpoint, naming: Naming) -> dict[str, Tensor]:
+    """The preferences under native names, with their bytes; none where they cannot be placed."""
+    import torch
+
+    return {name.removeprefix(naming.prefix): torch.frombuffer(bytearray(checkpoint.read(name)), dtype=torch.uint8)
+            for name in (checkpoint.preferences if naming.style == "native" else ())}
+
+
+def _kernels(conf: Any) -> str:
+    """The kernels that a preference names, in words; empty for what is none."""
+    wanted = conf if isinstance(conf, list) else [conf]
+    if not wanted or not all(isinstance(one, dict) for one in wanted):
+        return ""
+    return " or ".join(str(one.get("attention", "none named")) for one in wanted)
