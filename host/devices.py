@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -39,11 +39,16 @@ def is_cpu() -> bool:
 
 
 def has_matmul(kind: str) -> bool:
-    """Whether the host multiplies "FP8" (NVIDIA SM 8.9+), "NVFP4" or "MXFP8" (SM 10.0+) natively on its device."""
+    """Whether the host multiplies "FP8" (NVIDIA SM 8.9+), "NVFP4", "MXFP8" (SM 10.0+) or "INT8" natively on its device.
+
+    Newer hosts have INT8 off on some devices (MPS, XPU, DirectML) and dequantize it at every call; older ones have no
+    such switch and multiply it anywhere.
+    """
     import comfy.model_management as management
 
     supports = {"FP8": management.supports_fp8_compute, "NVFP4": management.supports_nvfp4_compute,
-                "MXFP8": management.supports_mxfp8_compute}[kind]
+                "MXFP8": management.supports_mxfp8_compute,
+                "INT8": getattr(management, "supports_int8_compute", lambda device: True)}[kind]
     return bool(supports(management.get_torch_device()))
 
 
@@ -106,11 +111,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return bool(comfy.model_management.is_oom(error))
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that the host can give to a computation on a device now."""
-    import comfy.model_management
-
-    return int(comfy.model_management.get_free_memory(device))
+def free_memory(device: torch.device, patcher: Any) -> int:
+    """Bytes that the host can give to a computation of a model on a device now, with the weights that it can evict."""
+    return int(patcher.get_free_memory(device))
 
 
 def progress(total: int) -> Callable[..., None]:

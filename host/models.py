@@ -122,6 +122,8 @@ def carry_over(patcher: Any, fresh: Any) -> Any:
     clone.hook_backup, clone.cached_hook_patches = {}, {}
     clone.cached_patcher_init = fresh.cached_patcher_init
     clone.attachments[ATTACHMENT] = fresh.attachments[ATTACHMENT]
+    if hasattr(fresh, "fast_disk"):  # of newer hosts: how the file of these weights lies
+        clone.fast_disk = fresh.fast_disk
     clone.object_patches = {**fresh.object_patches, **clone.object_patches}  # what a user set on the base wins
     return clone
 

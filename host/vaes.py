@@ -84,6 +84,8 @@ def load_vae_sized(tensors: dict[str, torch.Tensor], kind: str, sizes: dict[str,
     patcher = comfy.model_patcher.CoreModelPatcher(module, load_device=vae.patcher.load_device,
                                                    offload_device=vae.patcher.offload_device)
     module.load_state_dict(tensors, strict=False, assign=patcher.is_dynamic())
+    if not patcher.is_dynamic():
+        module.to(vae.vae_dtype)  # layers that newer hosts make while they load have the file's dtype
     vae.first_stage_model, vae.patcher, vae.size = module, patcher, None
     vae.model_size()
     return vae

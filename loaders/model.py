@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import host
+from ..quant import host_formats
 from ..quant.ascend.schemes import OWN_LEAVES
 from ..quant.fuse import BLOCK_LEAVES, SHARD_LEAVES
 from ..quant.svdquant.saved import PART_LEAVES, SAVED_PARTS
@@ -288,7 +289,7 @@ def _check_names(patcher: Any, given: list[str]) -> None:
     """The host only logs missing and unexpected tensors; here they are errors."""
     inner = (attention.SUFFIX, ".comfy_quant", ".weight_scale", ".weight_scale_2",
              *(f".{leaf}" for leaf in SHARD_LEAVES + BLOCK_LEAVES + PART_LEAVES),
-             *(f".weight_{leaf}" for leaf in OWN_LEAVES))
+             *(f".weight_{leaf}" for leaf in OWN_LEAVES), *(f".{leaf}" for leaf in host_formats.LEAVES))
     wanted = host.native_names(patcher.model, [name for name in given if not name.endswith(inner)])
     there = {name for name, _ in patcher.model.diffusion_model.named_parameters()}
     marks = {name for name, _ in patcher.model.diffusion_model.named_buffers()}

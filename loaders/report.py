@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import host
+from ..quant import host_formats
 from ..quant.formats import formats
 from . import modelslim
 from .describe import CheckpointDescription
@@ -95,7 +96,8 @@ def panels_of(description: CheckpointDescription) -> dict[str, dict[str, dict[st
 
 def format_colours() -> dict[str, tuple[int, int, int]]:
     """The colour (RGB) of every stored format in the layer map."""
-    return {fmt.name: fmt.colour for fmt in formats()} | COLOURS | modelslim.COLOURS
+    return {fmt.name: fmt.colour for fmt in formats()} | COLOURS | modelslim.COLOURS \
+        | host_formats.COLOURS
 
 
 def layer_map(description: CheckpointDescription) -> Any:

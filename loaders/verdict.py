@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from .. import host
+from ..quant import host_formats
 from .errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def of_formats(formats: Collection[str]) -> Verdict:
         verdicts.append(worst(map(_of_host, HOST_KINDS)))
     verdicts += [_of_host(kind) for kind in HOST_KINDS if kind in formats]
     verdicts += [of_ascend(kind.lower()) for kind in sorted(formats) if kind.lower() in KINDS]
+    verdicts += [_of_handed(name) for name in sorted(formats) if name in host_formats.NAMES]
     return worst(verdicts) if verdicts else Verdict(GREEN, "not quantized: runs as ComfyUI runs it")
 
 
@@ -57,6 +59,14 @@ def _of_host(kind: str) -> Verdict:
     from .report import how_it_runs
 
     return Verdict(GREEN if host.has_matmul(kind) else AMBER, how_it_runs(kind, "auto"))
+
+
+def _of_handed(name: str) -> Verdict:
+    """How a format that only the host makes sense of runs here."""
+    word = host_formats.NAMES[name]
+    if word not in host.quantized_formats():
+        return Verdict(RED, f"ComfyUI {host.version()} does not have the format {word!r} ({name}): update ComfyUI")
+    return Verdict(AMBER if host.is_cpu() else GREEN, f"{name} is multiplied by ComfyUI itself on {host.device_name()}")
 
 
 @lru_cache
@@ -85,9 +95,10 @@ def of_ascend(kind: str) -> Verdict:
         return Verdict(AMBER, f"{name}: {words}")
     how = KINDS[kind]
     if HOST_FORMAT.get(kind) == "mxfp8" and host.has_matmul("MXFP8") or how.codec == "int8" and how.integer \
-            and not host.is_cpu():
+            and not host.is_cpu() and host.has_matmul("INT8"):
         return Verdict(GREEN, f"{name} native on {host.device_name()}: {words}")
-    runs = "in INT8 arithmetic without fast kernels" if how.integer else "emulated (weights dequantized)"
+    off = HOST_FORMAT.get(kind) == "int8_tensorwise" and not host.has_matmul("INT8")
+    runs = "in INT8 arithmetic without fast kernels" if how.integer and not off else "emulated (weights dequantized)"
     return Verdict(AMBER, f"{name} {runs} on {host.device_name()}: {words}")
 
 

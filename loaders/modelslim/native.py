@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ... import host
+from ...quant import host_formats
 from ...quant.ascend.kinds import HOST_FORMAT, KINDS, MARKER
 from ...quant.ascend.schemes import SCHEMES
 from ...quant.formats import MODELOPT_ORDER, PLAIN
+from ...quant.host_formats import HOST_FORMATS
 from ..architectures import ARCHITECTURES, Module
 from ..architectures.base import tensor_name
 from ..assemble import NativeStateDict, add_module, take
@@ -28,8 +30,10 @@ def prepare(checkpoint: Checkpoint, description: CheckpointDescription, compute:
     """Native tensors of a checkpoint that `describe` found loadable, and the host's operations for them.
 
     `compute` is "auto", "native" or "dequantize"; `quiet` leaves the progress bar alone.
-    Raises CheckpointError for scales that mean nothing and for tensors that nothing used.
+    Raises CheckpointError for a format that this host does not have, for scales that mean nothing and for tensors that
+    nothing used.
     """
+    _check_host(description)
     import torch
 
     from ...quant.ascend.ops import with_ascend
@@ -40,7 +44,7 @@ def prepare(checkpoint: Checkpoint, description: CheckpointDescription, compute:
     native = NativeStateDict()
     modules = list(architecture.modules(description.dims, description.naming))
     step: Callable[[], None] = (lambda: None) if quiet else host.progress(len(modules))
-    add = _add_saved if description.family == saved.FAMILY else _add
+    add = _add_saved if description.family in (saved.FAMILY, saved.HANDED) else _add
     layouts: set[str] = set()
     for module in modules:
         try:
@@ -57,9 +61,26 @@ def prepare(checkpoint: Checkpoint, description: CheckpointDescription, compute:
     layouts.discard("")
     if not layouts:
         return native, None
-    backend, why = _backend(layouts, compute)
-    native.notes = [*_summary(native.notes), why]
+    ours = layouts - HOST_FORMATS.keys()
+    backend, why = _backend(ours, compute) if ours else ("comfy_kitchen", "")
+    native.notes = [*_summary(native.notes), *([why] if why else []), *_handed(description, compute)]
     return native, with_ascend(host.mixed_operations(native.tensors, native=compute == "native"), backend)
+
+
+def _check_host(description: CheckpointDescription) -> None:
+    """Raise CheckpointError for layers in a format that the host is to make sense of, and does not have."""
+    for name in description.formats.keys() & host_formats.NAMES.keys():
+        word = host_formats.NAMES[name]
+        if word not in host.quantized_formats():
+            raise CheckpointError(f"ComfyUI {host.version()} does not have the format {word!r}, which "
+                                  f"{description.formats[name]} layers are in ({name})", description.reference,
+                                  "update ComfyUI and its comfy-kitchen")
+
+
+def _handed(description: CheckpointDescription, compute: str) -> list[str]:
+    names = [name for name in description.formats if name in host_formats.NAMES]
+    how = "dequantized for every matmul, as chosen" if compute == "dequantize" else "multiplied by ComfyUI itself"
+    return [f"{' and '.join(names)}: {how}, on {host.device_name()}"] if names else []
 
 
 def _add(native: NativeStateDict, module: Module, stored: dict[str, Tensor], description: CheckpointDescription,
@@ -168,4 +189,8 @@ def _backend(layouts: set[str], compute: str) -> tuple[str, str]:
         raise CheckpointError(str(error)) from error
     if compute == "dequantize":
         return backend, "dequantized for every matmul, as chosen: weights stay quantized in memory"
+    if backend == "comfy_kitchen" and compute == "auto" and not host.has_matmul("INT8"):
+        off = [kind.upper() for kind in kinds if HOST_FORMAT.get(kind) == "int8_tensorwise"]
+        why += "".join(f"; {kind} is dequantized for every matmul, because ComfyUI has INT8 off for this device"
+                       for kind in off)
     return backend, f"backend {backend} on {host.device_name()}: {why}"

@@ -1,5 +1,6 @@
 """ModelSlim models as ComfyUI's save nodes write them: native names, and a `comfy_quant` marker in every quantized
-layer that names the host's format or this pack's (quant/ascend/kinds.py).
+layer that names the host's format or this pack's (quant/ascend/kinds.py). And models in the host's formats that this
+pack only hands on (quant/host_formats.py).
 
 Nothing is converted: what the host saved, it loads. Only the host knows its padding, so a weight may have up to 31 more
 rows and columns than the model's layer.
@@ -12,9 +13,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ...quant import host_formats
 from ...quant.ascend.kinds import BLOCK, HOST_FORMAT, KINDS, MARKER
 from ...quant.ascend.schemes import OWN_LEAVES
 from ...quant.formats import PLAIN, PLAIN_DTYPES
+from ...quant.host_formats import HOST_FORMATS
 from ..architectures import Architecture, Dims, Module
 from ..architectures.base import tensor_name
 from ..checkpoint import Checkpoint
@@ -29,19 +32,22 @@ from ..describe import (
 from ..errors import CheckpointError, first_ten
 from ..headers import Header, TensorInfo
 
-FAMILY = "modelslim (saved)"
-LEAVES = frozenset({"comfy_quant", *(f"weight_{leaf}" for leaf in OWN_LEAVES)})
+FAMILY, HANDED = "modelslim (saved)", "comfy"  # HANDED: no layer is of ModelSlim's kinds
+LEAVES = frozenset({"comfy_quant", *(f"weight_{leaf}" for leaf in OWN_LEAVES), *host_formats.LEAVES})
 _OF_HOST = {host: kind for kind, host in HOST_FORMAT.items()}
 _WEIGHTS = {"int8": ("I8",), "int4": ("U8",), "e4m3": ("F8_E4M3",), "mxfp8": ("F8_E4M3",), "mxfp4": ("U8",),
             "mxfp4_dual": ("U8",)}
 
 
 def is_saved(tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether a layer with a marker is stored as only these formats are: INT8, or scales in E8M0 or for every row."""
+    """Whether a layer with a marker is stored as only these formats are: integers, or scales in E8M0 or for every row.
+    """
     for name in tensors:
         if name.endswith(".comfy_quant"):
             layer = name.removesuffix("comfy_quant")
             weight, scale = tensors.get(f"{layer}weight"), tensors.get(f"{layer}weight_scale")
+            if weight and not scale and weight.dtype == "I8":
+                return True
             if weight and scale and f"{layer}weight_shard_1" not in tensors and (
                     weight.dtype == "I8" or scale.dtype in ("U8", "F8_E8M0")
                     or scale.dtype == "F32" and len(scale.shape) == 2 and f"{layer}weight_scale_2" not in tensors):
@@ -62,6 +68,8 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> 
     if base is not None:
         check_dims(description, *base)
     kinds = _kinds(checkpoint)
+    if kinds and not KINDS.keys() & kinds.values():
+        description.family = HANDED
     groups = by_layer(checkpoint.tensors)
     for module in architecture.modules(dims, naming):
         stored = module.stored[0]
@@ -75,16 +83,18 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> 
 
 
 def _kinds(checkpoint: Checkpoint) -> dict[str, str]:
-    """Layer -> kind of quant/ascend/kinds.py, by the markers, which are read from the files: a few bytes each."""
+    """Layer -> kind of quant/ascend/kinds.py or word of quant/host_formats.py, by the markers, which are read from the
+    files: a few bytes each."""
     kinds = {}
     for header in checkpoint.headers:
         for name in header.tensors:
             if name.endswith(".comfy_quant"):
                 word = str(_marker(header, name).get("format"))
                 kind = _OF_HOST.get(word, word.removeprefix(MARKER))
-                if kind not in KINDS:
-                    raise CheckpointError(f"{name} says {word!r}, which this version does not load beside "
-                                          "ModelSlim's formats", header.path, "update this pack, or load the original")
+                if kind not in KINDS and kind not in HOST_FORMATS:
+                    raise CheckpointError(f"{name} says {word!r}, which this version does not load beside ModelSlim's "
+                                          "and ComfyUI's integer formats", header.path,
+                                          "update this pack, or load the original")
                 kinds[name.removesuffix(".comfy_quant")] = kind
     return kinds
 
@@ -120,15 +130,18 @@ def _check_layer(description: CheckpointDescription, module: Module, stored: str
         for leaf in LEAVES & group.keys():
             del group[leaf]
     if module.linear:
-        name = kind.upper() or PLAIN.name
+        handed = HOST_FORMATS.get(kind)
+        name = handed.name({"weight": weight}, module.inner[0]) if handed else kind.upper() or PLAIN.name
         description.layers[stored] = name
         description.formats[name] = description.formats.get(name, 0) + 1
 
 
 def _problem(module: Module, weight: TensorInfo, group: Mapping[str, TensorInfo], rows: int, kind: str) -> str:
-    codec = KINDS[kind].codec
     if not module.linear:
         return "it is no Linear layer"
+    if kind in HOST_FORMATS:
+        return HOST_FORMATS[kind].problem({**group, "weight": weight}, rows, module.inner[0])
+    codec = KINDS[kind].codec
     columns = module.inner[0] // 2 if weight.dtype == "U8" else module.inner[0]
     if weight.dtype not in _WEIGHTS[codec]:
         return f"weight is {weight.dtype}, expected {' or '.join(_WEIGHTS[codec])}"

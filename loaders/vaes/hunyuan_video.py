@@ -34,8 +34,8 @@ def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return torch.cat(frames, 1).transpose(1, 2).reshape(q.shape)
 
 
-def whole(half: Any, values: int) -> type:
-    """The host's encoder or decoder (class `half`), which takes a video whole where the memory is there.
+def whole(half: Any, values: int, vae: Any) -> type:
+    """The encoder or decoder (class `half`) of the host's `vae`, which takes a video whole where the memory is there.
 
     ComfyUI works through videos in pieces with group norms of each piece; diffusers' (and the model's training) are
     over the whole video. `values` are held for each of its pixels.
@@ -46,7 +46,7 @@ def whole(half: Any, values: int) -> type:
             if values == DECODING:
                 frames, area = (frames - 1) * TEMPORAL + 1, area * SPATIAL * SPATIAL
             needed = values * frames * area * x.shape[0] * x.element_size()
-            self.carried = needed > host.free_memory(x.device)
+            self.carried = needed > host.free_memory(x.device, vae.patcher)
             if self.carried:
                 logger.warning("HunyuanVideo's VAE takes this video in pieces: whole it needs about %.0f GB. Values "
                                "differ a little from diffusers'.", needed / 1e9)
@@ -57,7 +57,7 @@ def whole(half: Any, values: int) -> type:
 
 def _finish(vae: Any) -> None:
     for half, values in ((vae.first_stage_model.encoder, ENCODING), (vae.first_stage_model.decoder, DECODING)):
-        half.__class__ = whole(type(half), values)
+        half.__class__ = whole(type(half), values, vae)
         half.mid.attn_1.optimized_attention = causal
 
 

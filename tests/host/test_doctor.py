@@ -42,13 +42,16 @@ def test_an_impostor_and_a_line_for_each_family(tmp_path):
 GREEN, AMBER = "green", "amber"
 MACHINES = {
     # SM, kinds with a native matmul of the host, NPU -> family: (colour, words)
-    "RTX 4090": ((8, 9), {"FP8"}, None, {
+    "RTX 4090": ((8, 9), {"FP8", "INT8"}, None, {
         "FP8": (GREEN, "native FP8"), "NVFP4": (AMBER, "emulated"), "SVDQuant int4": (GREEN, "fast on SM 8.9"),
         "SVDQuant nvfp4": (AMBER, "dequantize"), "ModelSlim W8A8_DYNAMIC": (GREEN, "native"),
         "ModelSlim W4A4_DYNAMIC": (AMBER, "INT8 arithmetic"), "MXFP8 (online)": (AMBER, "emulated")}),
-    "B200": ((10, 0), {"FP8", "NVFP4", "MXFP8"}, None, {
+    "B200": ((10, 0), {"FP8", "NVFP4", "MXFP8", "INT8"}, None, {
         "FP8": (GREEN, "native"), "NVFP4": (GREEN, "native"), "SVDQuant nvfp4": (GREEN, "fast on SM 10.0"),
         "ModelSlim W8A8_MXFP8": (GREEN, "native"), "ModelSlim W4A4_MXFP4": (AMBER, "emulated")}),
+    "Apple M4": (None, set(), None, {  # newer hosts have INT8 off there
+        "ModelSlim W8A8_DYNAMIC": (AMBER, "emulated (weights dequantized)"),
+        "ModelSlim W8A8": (AMBER, "in INT8 arithmetic without fast kernels")}),
     "Ascend A5": (None, set(), DeviceFacts(True, "A5", "8.5.0", "2.14", "", NPU), {
         "FP8": (AMBER, "emulated"), "ModelSlim W8A8_MXFP8": (GREEN, "torch_npu 2.14 on Ascend A5"),
         "ModelSlim W4A4_DYNAMIC": (AMBER, "plain torch"), "MXFP8 (online)": (GREEN, "torch_npu")}),

@@ -47,6 +47,17 @@ def test_report(exports):
     assert "1 layers (blocks.0.cross_attn.o)" in ms.load(exports["w8a8_fp16"].folder).report.partition("overflowed")[2]
 
 
+def test_int8_that_the_host_has_switched_off_is_said(exports, monkeypatch):
+    """Newer hosts do so for some devices and then dequantize at every call; this one has no such switch yet."""
+    import comfy.model_management
+
+    words = "W8A8_DYNAMIC is dequantized for every matmul, because ComfyUI has INT8 off for this device"
+    assert words not in ms.load(exports["w8a8_dynamic"].folder).report
+    monkeypatch.setattr(comfy.model_management, "supports_int8_compute", lambda device: False, raising=False)
+    assert words in ms.load(exports["w8a8_dynamic"].folder).report
+    assert words not in ms.load(exports["mxfp8"].folder).report
+
+
 def test_inspect(exports):
     """Headers and the description are enough; every type has a colour of its own in the layer map."""
     for name, counts in ms.COUNTS.items():

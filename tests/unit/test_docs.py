@@ -49,10 +49,12 @@ def test_quoted_messages_are_the_programs():
 def test_every_format_has_a_page():
     from quantized_transformers.quant.ascend.schemes import SCHEMES
     from quantized_transformers.quant.formats import formats
+    from quantized_transformers.quant.host_formats import NAMES
 
     pages = " ".join(path.read_text(encoding="utf-8") for path in (PACK / "docs" / "formats").glob("*.md")).lower()
     own = {"SVDQuant parts": "qt.svdquant", "BF16": "bf16"}
-    for name in [own.get(fmt.name, fmt.name) for fmt in formats()] + [name for name in SCHEMES if name != "FLOAT"]:
+    for name in [own.get(fmt.name, fmt.name) for fmt in formats()] + [name for name in SCHEMES if name != "FLOAT"] \
+            + list(NAMES):
         assert name.lower() in pages, name
 
 

@@ -1,0 +1,87 @@
+"""Formats of ComfyUI's own `comfy_quant` markers that this pack hands to the host as they are: named, checked, kept.
+
+Who makes sense of the bytes is the host (its QUANT_ALGOS) with comfy-kitchen's layouts, which say what the tensors of a
+layer are: tensor/convrot_w4a4.py, w4a8_int8.py, awq_w4a16.py of comfy-kitchen 0.2.40, and for int4_tensorwise
+comfy-quants' page of the format. On a host without the format the load is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from .formats import Stored
+
+F32, HALF = frozenset({"F32"}), frozenset({"F32", "BF16", "F16"})
+Shape = tuple[int, ...]
+
+
+class Field(NamedTuple):
+    """A tensor of a layer: its dtypes, whether its shape fits a [rows, columns] weight, and that shape in words."""
+
+    dtypes: frozenset[str]
+    fits: Callable[[Shape, int, int], bool]
+    words: str
+    optional: bool = False
+
+
+class HostFormat(NamedTuple):
+    """`name` (of a layer with these leaves) and `colour` appear in reports; `fields` are by leaf."""
+
+    names: tuple[str, ...]
+    colour: tuple[int, int, int]
+    fields: Mapping[str, Field]
+
+    def name(self, leaves: Mapping[str, Stored], columns: int) -> str:
+        """What a layer is called: several bit widths may go by one marker, and the packed row tells which."""
+        wider = leaves["weight"].shape[-1] * 2 > columns
+        return self.names[-1 if wider else 0]
+
+    def problem(self, leaves: Mapping[str, Stored], rows: int, columns: int) -> str:
+        """What is wrong with the stored dtypes and shapes of a [rows, columns] weight; empty when nothing is."""
+        for leaf, field in self.fields.items():
+            stored = leaves.get(leaf)
+            if stored is None and not field.optional:
+                return f"{leaf} is missing"
+            if stored is not None and stored.dtype not in field.dtypes:
+                return f"{leaf} is {stored.dtype}, expected {' or '.join(sorted(field.dtypes))}"
+            if stored is not None and not field.fits(tuple(stored.shape), rows, columns):
+                return f"{leaf} is {list(stored.shape)}, expected {field.words} for {[rows, columns]}"
+        return ""
+
+
+def _row(shape: Shape, rows: int, columns: int) -> bool:
+    return shape in ((rows,), (rows, 1))
+
+
+def _groups(shape: Shape, rows: int, columns: int) -> bool:
+    return len(shape) == 2 and shape[0] == rows and bool(shape[1]) and columns % shape[1] == 0
+
+
+def _columns_first(shape: Shape, rows: int, columns: int) -> bool:
+    return _groups(shape[::-1], rows, columns)
+
+
+def _packed(*eighths: int) -> Field:
+    """Codes of one or more widths, in eighths of a byte."""
+    return Field(frozenset({"I8"}), lambda shape, rows, columns: shape in [(rows, columns * n // 8) for n in eighths],
+                 " or ".join(f"rows x {n}/8 of the columns" for n in eighths))
+
+
+HOST_FORMATS = {
+    "convrot_w4a4": HostFormat(("ConvRot W4A4",), (60, 150, 110), {
+        "weight": _packed(4), "weight_scale": Field(F32, _row, "one value a row")}),
+    "asym_w4a8_int8": HostFormat(("W4A8 (INT8)", "W6A8 (INT8)"), (120, 175, 90), {
+        "weight": _packed(4, 6),
+        "weight_s_rel": Field(frozenset({"F8_E4M3", "U8", "F32"}), _groups, "rows x groups"),
+        "weight_s_channel": Field(F32, lambda shape, rows, columns: shape == (rows,), "one value a row"),
+        "weight_codebook": Field(F32, lambda shape, rows, columns: shape == (16,), "16 values", optional=True)}),
+    "awq_w4a16": HostFormat(("AWQ W4A16",), (150, 190, 120), {
+        "weight": _packed(4), "weight_scale": Field(HALF, _columns_first, "groups x rows"),
+        "weight_zeros": Field(HALF, _columns_first, "groups x rows")}),
+    "int4_tensorwise": HostFormat(("INT4",), (95, 185, 105), {
+        "weight": _packed(4), "weight_scale": Field(F32, _row, "one value a row")}),
+}
+LEAVES = frozenset(leaf for fmt in HOST_FORMATS.values() for leaf in fmt.fields) - {"weight"}
+COLOURS = {name: fmt.colour for fmt in HOST_FORMATS.values() for name in fmt.names}
+NAMES = {name: word for word, fmt in HOST_FORMATS.items() for name in fmt.names}  # in reports -> in markers
