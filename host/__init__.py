@@ -1,9 +1,11 @@
 """The one seam to ComfyUI: everything this pack uses of the host comes through here, public entry points only.
 
 Imports happen inside the functions, so that headers can be read and described without torch or ComfyUI.
-Where hosts differ, ask for the capability, not the version.
+Where hosts differ, ask for the capability, not the version. contract.py lists what is leaned on, check.py asks for it.
 """
 
+from .check import all_lacks, lacking, require, version
+from .check import found as found_lacks
 from .devices import (
     amd_architecture,
     capability,
@@ -20,6 +22,7 @@ from .devices import (
     torch_builds,
 )
 from .elsewhere import act_for
+from .errors import HostChanged
 from .folders import (
     MODEL_FOLDER_KEYS,
     OWN_FOLDER_KEY,
@@ -29,7 +32,6 @@ from .folders import (
     output_folder,
     ready,
     register_model_folder,
-    version,
 )
 from .models import (
     ATTACHMENT,

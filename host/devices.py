@@ -6,10 +6,13 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .check import lacking, needs
+
 if TYPE_CHECKING:
     import torch
 
 
+@needs("devices")
 def device_name() -> str:
     """The device the host runs models on, in words."""
     import comfy.model_management
@@ -17,6 +20,7 @@ def device_name() -> str:
     return comfy.model_management.get_torch_device_name(comfy.model_management.get_torch_device())
 
 
+@needs("devices")
 def compute_device() -> torch.device:
     """The device the host runs models on."""
     import comfy.model_management
@@ -24,6 +28,7 @@ def compute_device() -> torch.device:
     return comfy.model_management.get_torch_device()
 
 
+@needs("devices")
 def device_type() -> str:
     """The type of the device the host runs models on: "cuda", "npu", "cpu", ..."""
     import comfy.model_management
@@ -31,6 +36,7 @@ def device_type() -> str:
     return str(comfy.model_management.get_torch_device().type)
 
 
+@needs("devices")
 def is_cpu() -> bool:
     """Whether the host runs models on the CPU."""
     import comfy.model_management
@@ -46,12 +52,14 @@ def has_matmul(kind: str) -> bool:
     """
     import comfy.model_management as management
 
-    supports = {"FP8": management.supports_fp8_compute, "NVFP4": management.supports_nvfp4_compute,
-                "MXFP8": management.supports_mxfp8_compute,
-                "INT8": getattr(management, "supports_int8_compute", lambda device: True)}[kind]
+    supports = getattr(management, f"supports_{kind.lower()}_compute", None)
+    if supports is None:
+        lacking("matmuls")  # says so where it is not INT8, which older hosts have no switch for
+        return kind == "INT8"
     return bool(supports(management.get_torch_device()))
 
 
+@needs("devices")
 def capability() -> tuple[int, int] | None:
     """The CUDA compute capability of the host's device, or None."""
     import comfy.model_management
@@ -61,6 +69,7 @@ def capability() -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" and torch.version.cuda else None
 
 
+@needs("devices")
 def amd_architecture() -> str:
     """The architecture of an AMD GPU that the host runs models on ("gfx1100"); empty for any other device."""
     import comfy.model_management
@@ -72,6 +81,7 @@ def amd_architecture() -> str:
     return str(torch.cuda.get_device_properties(device).gcnArchName).partition(":")[0]
 
 
+@needs("devices")
 def float_bytes(count: int, stored: str) -> int:
     """Bytes an element in which the host keeps this many unquantized weights; `stored` as safetensors calls it."""
     import comfy.model_management
@@ -104,6 +114,7 @@ def kitchen_backends() -> dict[str, str]:
     return {name: words(state) for name, state in list_backends().items()}
 
 
+@needs("devices")
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, which the host answers itself: it makes room and tries again."""
     import comfy.model_management
@@ -121,7 +132,7 @@ def progress(total: int) -> Callable[..., None]:
 
     It does nothing outside of ComfyUI.
     """
-    if "comfy" not in sys.modules:
+    if "comfy" not in sys.modules or lacking("progress"):
         return lambda amount=1: None
     import comfy.model_management
     import comfy.utils

@@ -1,20 +1,13 @@
-"""Where the host keeps models, and which host this is."""
+"""Where the host keeps models."""
 
 from __future__ import annotations
 
 import os
 
+from .check import lacking, needs
+
 OWN_FOLDER_KEY = "diffusers_components"
 MODEL_FOLDER_KEYS = (OWN_FOLDER_KEY, "diffusers", "diffusion_models")
-
-
-def version() -> str:
-    """ComfyUI's version, or "not found" outside of it."""
-    try:
-        import comfyui_version
-        return comfyui_version.__version__
-    except ImportError:
-        return "not found"
 
 
 def ready() -> None:
@@ -24,6 +17,8 @@ def ready() -> None:
 
 def register_model_folder() -> None:
     """Add models/diffusers_components to ComfyUI's folders, beside what extra_model_paths.yaml says of that key."""
+    if lacking("folders"):
+        return
     import folder_paths
 
     folder_paths.add_model_folder_path(OWN_FOLDER_KEY, os.path.join(folder_paths.models_dir, OWN_FOLDER_KEY))
@@ -35,6 +30,8 @@ def model_folders() -> list[str]:
         import folder_paths
     except ImportError:
         return []
+    if lacking("folders"):
+        return []
     folders: list[str] = []
     for key in MODEL_FOLDER_KEYS:
         paths = folder_paths.folder_names_and_paths.get(key, ([], set()))[0]
@@ -42,6 +39,7 @@ def model_folders() -> list[str]:
     return folders
 
 
+@needs("output folder")
 def output_folder() -> str:
     """The folder that ComfyUI's save nodes write to."""
     import folder_paths

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from .check import needs
 from .devices import compute_device
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ ATTENTION = ".comfy_attention"  # a module beside whose name a file can say whic
 READ_AT_LOAD = (".comfy_quant", f"{ATTENTION}.config")  # JSON, which cannot be read of a meta tensor
 
 
+@needs("transformers")
 def load_file(path: str) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file, memory-mapped the way this host streams them."""
     import comfy.utils
@@ -23,6 +25,7 @@ def load_file(path: str) -> dict[str, torch.Tensor]:
     return comfy.utils.load_torch_file(path)
 
 
+@needs("transformers")
 def load_state_dict(tensors: dict[str, torch.Tensor], *, options: dict[str, Any] | None = None,
                     disable_dynamic: bool = False) -> Any:
     """Native tensors -> the host's ModelPatcher, or None when the host does not know the architecture."""
@@ -32,6 +35,7 @@ def load_state_dict(tensors: dict[str, torch.Tensor], *, options: dict[str, Any]
                                                     disable_dynamic=disable_dynamic)
 
 
+@needs("quantized layers")
 def mixed_operations(tensors: dict[str, torch.Tensor], native: bool = False) -> Any:
     """The mixed-precision operations that the host would pick for these native tensors on its device.
 
@@ -50,6 +54,7 @@ def mixed_operations(tensors: dict[str, torch.Tensor], native: bool = False) -> 
                                      model_config=SimpleNamespace(quant_config={"mixed_ops": True}))
 
 
+@needs("quantized layers")
 def mixed_operations_in(dtype: torch.dtype, native: bool = False) -> Any:
     """As mixed_operations, for a model that computes in `dtype`; layers that are not quantized are kept in it."""
     import comfy.ops
@@ -60,11 +65,13 @@ def mixed_operations_in(dtype: torch.dtype, native: bool = False) -> Any:
                                      model_config=SimpleNamespace(quant_config={"mixed_ops": True}))
 
 
+@needs("transformers")
 def native_names(model: Any, names: list[str]) -> set[str]:
     """The names that the host's architecture gives these native tensor names (it renames a few while loading)."""
     return set(model.model_config.process_unet_state_dict(dict.fromkeys(names)))
 
 
+@needs("deferred transformers")
 def load_without_memory(tensors: dict[str, torch.Tensor], *, options: dict[str, Any],
                         disable_dynamic: bool = False) -> Any:
     """As load_state_dict, for meta tensors: a model whose weights have shapes and dtypes but no memory."""
@@ -103,11 +110,13 @@ class _Refusal:
         return self
 
 
+@needs("deferred transformers")
 def refuse_to_run(patcher: Any, error: Callable[[], Exception]) -> None:
     """Make every use of the model's weights (sampling, saving) raise what `error` returns, before anything is moved."""
     patcher.set_model_patch(_Refusal(error), ATTACHMENT)
 
 
+@needs("overrides")
 def carry_over(patcher: Any, fresh: Any) -> Any:
     """A clone of `patcher` (patches, options, hooks, wrappers) around the model of `fresh`; neither is changed.
 
@@ -128,6 +137,7 @@ def carry_over(patcher: Any, fresh: Any) -> Any:
     return clone
 
 
+@needs("overrides")
 def bound_to_weights(patcher: Any) -> str:
     """What on a patcher holds on to its present weights and could not follow to others; empty when nothing does."""
     if "torch_compile_kwargs" in patcher.model_options:
@@ -141,6 +151,7 @@ def bound_to_weights(patcher: Any) -> str:
     return ""
 
 
+@needs("overrides")
 def unpatched_tensors(patcher: Any) -> dict[str, torch.Tensor]:
     """The tensors of a MODEL's diffusion model under its own names, without what is patched into it at present.
 
@@ -162,6 +173,7 @@ def unpatched_tensors(patcher: Any) -> dict[str, torch.Tensor]:
     return tensors
 
 
+@needs("saving")
 def tensors_for_saving(patcher: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """(the tensors of a MODEL's diffusion model under its own names with what is patched into it, as the host's save
     nodes write them; those of them that have no values yet -> the weight whose `patched_tensors` has them).
@@ -195,6 +207,7 @@ def tensors_for_saving(patcher: Any) -> tuple[dict[str, torch.Tensor], dict[str,
     return tensors, pending
 
 
+@needs("saving")
 def patched_tensors(patcher: Any, name: str) -> dict[str, torch.Tensor]:
     """The tensors of one weight of a MODEL's diffusion model with its patches in it, on the CPU; the patched weight is
     made for this and let go. Raises NotImplementedError where a weight cannot take the patches."""
@@ -203,6 +216,7 @@ def patched_tensors(patcher: Any, name: str) -> dict[str, torch.Tensor]:
     return weight.state_dict(name) if hasattr(weight, "_qdata") else {name: weight}
 
 
+@needs("quantized layers")
 def quantized_formats() -> set[str]:
     """The formats of `comfy_quant` markers that this host loads by itself."""
     from comfy.quant_ops import QUANT_ALGOS

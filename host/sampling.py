@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .check import needs
+
 if TYPE_CHECKING:
     import torch
 
 
+@needs("comparing")
 def sampler_names() -> list[str]:
     """The samplers of the host's KSampler node."""
     import comfy.samplers
@@ -16,6 +19,7 @@ def sampler_names() -> list[str]:
     return list(comfy.samplers.KSampler.SAMPLERS)
 
 
+@needs("comparing")
 def scheduler_names() -> list[str]:
     """The schedulers of the host's KSampler node."""
     import comfy.samplers
@@ -23,6 +27,7 @@ def scheduler_names() -> list[str]:
     return list(comfy.samplers.KSampler.SCHEDULERS)
 
 
+@needs("comparing")
 def start_of(patcher: Any, latent: dict[str, Any], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(latent, noise) that sampling of a LATENT begins with: an empty one with the channels of the MODEL's latents, and
     the noise of `seed`. F32 [B, C, H, W] or [B, C, T, H, W]; raises TypeError for latents in several parts."""
@@ -36,6 +41,7 @@ def start_of(patcher: Any, latent: dict[str, Any], seed: int) -> tuple[torch.Ten
     return samples, comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
 
 
+@needs("comparing")
 def sample(patcher: Any, start: tuple[torch.Tensor, torch.Tensor], on_step: Callable[[int, torch.Tensor], None], *,
            mask: Any = None, steps: int, **options: Any) -> torch.Tensor:
     """Sample from (latent, noise); the result on the CPU.

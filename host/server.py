@@ -19,4 +19,4 @@ def other_origins_allowed() -> bool:
     """Whether the user lets pages of other origins read this server (--enable-cors-header)."""
     from comfy.cli_args import args
 
-    return bool(args.enable_cors_header)
+    return bool(getattr(args, "enable_cors_header", False))

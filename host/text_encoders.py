@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .check import needs
+
 if TYPE_CHECKING:
     import torch
 
 
+@needs("text encoders")
 def load_text_encoders(state_dicts: list[dict[str, torch.Tensor]], clip_type: str, configs: dict[str, dict[str, Any]],
                        dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> Any:
     """Text encoders in the host's names -> its CLIP.
@@ -32,6 +35,7 @@ def load_text_encoders(state_dicts: list[dict[str, torch.Tensor]], clip_type: st
         clip_type=comfy.sd.CLIPType[clip_type], model_options=options, disable_dynamic=disable_dynamic)
 
 
+@needs("text encoders")
 def text_encoder_shapes(clip: Any, name: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that the encoder `name` of a CLIP is made of.
 
@@ -47,6 +51,7 @@ def text_encoder_shapes(clip: Any, name: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+@needs("text encoders")
 def text_encoder_dtype(clip: Any, name: str) -> str:
     """The dtype in which the encoder `name` of a CLIP is kept (it computes in F32), as "bfloat16"."""
     return str(getattr(clip.cond_stage_model, name).transformer.dtype).removeprefix("torch.")
@@ -57,6 +62,7 @@ def is_instance_of(value: Any, class_name: str) -> bool:
     return any(cls.__name__ == class_name for cls in type(value).__mro__)
 
 
+@needs("text encoders")
 def tokenizer_of(clip: Any, name: str) -> Any:
     """The host's tokenizer (an SDTokenizer) of the encoder `name` of a CLIP."""
     tokenizer = clip.tokenizer
@@ -96,6 +102,7 @@ def _hands_over(slot: Any) -> bool:
         return False
 
 
+@needs("FLUX.2's tokenizer")
 @contextmanager
 def tekken_read_by(read: Callable[[dict[str, Any]], str | None]) -> Iterator[None]:
     """While a CLIP is made, let `read` turn its `tekken_model` (parsed tekken.json) into the text of a tokenizer.json.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .check import needs
+
 if TYPE_CHECKING:
     import torch
 
 
+@needs("VAEs")
 def diffusers_vae_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors of an AutoencoderKL under diffusers' names -> the host's names, in the same order, as its loader does it.
 
@@ -18,6 +21,7 @@ def diffusers_vae_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return comfy.diffusers_convert.convert_vae_state_dict(tensors)
 
 
+@needs("VAEs")
 def latent_map(name: str, channels: int) -> tuple[list[float], list[float]]:
     """Slope and offset of each channel from a sampler's latent to a VAE's, by the host's latent format `name`."""
     import comfy.latent_formats
@@ -28,6 +32,7 @@ def latent_map(name: str, channels: int) -> tuple[list[float], list[float]]:
     return (one - zero).tolist(), zero.tolist()
 
 
+@needs("VAEs")
 def vae_module(kind: str, sizes: dict[str, Any]) -> Any:
     """One of the host's VAE networks: "kl" (AutoencoderKL: images, HunyuanVideo), "wan21" or "wan22".
 
@@ -57,6 +62,7 @@ def vae_tensors(kind: str, sizes: dict[str, Any]) -> dict[str, torch.Tensor]:
         return vae_module(kind, sizes).state_dict()
 
 
+@needs("VAEs")
 def load_vae(tensors: dict[str, torch.Tensor], dtype: str | None = None,
              metadata: dict[str, str] | None = None) -> Any:
     """Native tensors -> the host's VAE; its `first_stage_model` is None when the host does not know them."""
@@ -66,6 +72,7 @@ def load_vae(tensors: dict[str, torch.Tensor], dtype: str | None = None,
     return comfy.sd.VAE(sd=tensors, dtype=getattr(torch, dtype) if dtype else None, metadata=metadata)
 
 
+@needs("VAEs")
 def load_vae_sized(tensors: dict[str, torch.Tensor], kind: str, sizes: dict[str, Any], published: dict[str, Any],
                    dtype: str | None = None) -> Any:
     """As load_vae, for a network of other sizes than the `published` ones that the host's constructor has fixed.

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .check import needs
+
 if TYPE_CHECKING:
     import torch
 
 
+@needs("LoRA beside SVDQuant")
 def calculate_weight(patches: list[tuple], weight: torch.Tensor, key: str) -> torch.Tensor:
     """A weight with the host's patches applied, in place where the host does so."""
     import comfy.lora
@@ -16,6 +19,7 @@ def calculate_weight(patches: list[tuple], weight: torch.Tensor, key: str) -> to
     return comfy.lora.calculate_weight(patches, weight, key)
 
 
+@needs("LoRA beside SVDQuant")
 def call_on_load(patcher: Any, key: str, callback: Callable[..., None]) -> None:
     """Call back (patcher, device, ...) whenever this patcher or a clone of it has loaded its model."""
     from comfy.patcher_extension import CallbacksMP
@@ -24,6 +28,7 @@ def call_on_load(patcher: Any, key: str, callback: Callable[..., None]) -> None:
     patcher.add_callback_with_key(CallbacksMP.ON_LOAD, key, callback)
 
 
+@needs("LoRA beside SVDQuant")
 def is_patching(code: Any) -> bool:
     """Whether a caller (its code object) is the host writing patches into a weight."""
     from comfy.model_patcher import ModelPatcher
@@ -31,6 +36,7 @@ def is_patching(code: Any) -> bool:
     return code is ModelPatcher.patch_weight_to_device.__code__
 
 
+@needs("SVDQuant")
 def fetch_weight(module: Any, x: torch.Tensor) -> tuple[Any, Any, Callable[[Any, Any], None]]:
     """Weight (quantized as it is) and bias (in x's dtype) of a module on x's device, and what to call after use."""
     import comfy.model_management

@@ -77,6 +77,7 @@ def _device() -> dict[str, Any]:
     out |= {f"{kind} matmul": "native" if host.has_matmul(kind) else f"emulated (needs NVIDIA {needs} or newer)"
             for kind, needs in (("FP8", "SM 8.9"), ("NVFP4", "SM 10.0"), ("MXFP8", "SM 10.0"))}
     out["INT8 matmul"] = "native" if host.has_matmul("INT8") else "off: ComfyUI dequantizes INT8 on this device"
+    out["ComfyUI's parts"] = list(host.all_lacks().values()) or "all that this pack uses are there"
     out["families"] = [{"family": name, "verdict": judged.level, "text": judged.text} for name, judged in families()]
     return out | {"model folders": host.model_folders(), "download folder": _download_folder()}
 

@@ -1,24 +1,12 @@
-"""The one error a user of this pack meets."""
+"""The one error a user of this pack meets (host/errors.py), its kinds, and how lists of names are shown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..host.errors import CheckpointError
 
-class CheckpointError(ValueError):
-    """Something about a checkpoint or a request that this pack refuses.
-
-    ComfyUI shows the text of an exception as it is, so it answers three questions: what is wrong, where, what to do.
-    """
-
-    def __init__(self, what: str, where: object = "", do: str = "") -> None:
-        text = what
-        if where:
-            text += f"\n  where: {where}"
-        if do:
-            text += f"\n  what to do: {do}"
-        super().__init__(text)
-        self.what, self.where, self.do = what, where, do
+__all__ = ["CheckpointError", "MissingFiles", "first_ten"]
 
 
 class MissingFiles(CheckpointError):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .. import host
 from ..quant import host_formats
 from ..quant.ascend.schemes import OWN_LEAVES
+from ..quant.formats import PLAIN
 from ..quant.fuse import BLOCK_LEAVES, SHARD_LEAVES
 from ..quant.svdquant.saved import PART_LEAVES, SAVED_PARTS
 from . import attention
@@ -82,6 +83,8 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     description.require_loadable()
     if must_be:
         refuse_other_model(description, *must_be)
+    if description.formats.keys() - {PLAIN.name}:
+        host.require("quantized layers")  # before any code that imports comfy-kitchen
     compute = _compute(request.compute, description)
     fp4_backend, fp4_note = _fp4_backend(request.fp4_backend, description, compute)
     from . import modelslim
@@ -210,7 +213,7 @@ def _locate(request: Request) -> Source:
 
 def _attach_lora(patcher: Any, description: CheckpointDescription) -> None:
     """LoRAs of the host's nodes go beside SVDQuant weights, which cannot be requantized."""
-    if description.ranks or SAVED_PARTS.name in description.formats:
+    if (description.ranks or SAVED_PARTS.name in description.formats) and not host.lacking("LoRA beside SVDQuant"):
         from ..quant.svdquant.lora import attach_lora
 
         attach_lora(patcher)

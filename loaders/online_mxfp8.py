@@ -52,6 +52,7 @@ def quantize(model: Any, keep: str = "", backend: str = "auto", step: Callable[[
     Raises CheckpointError for a model without weights or without float Linears, one whose weights something else holds
     on to, a pattern that is no regex, infinite weights, and a backend that cannot run here.
     """
+    host.require("quantized layers", "Ascend")
     modules = _linears(model)
     choice, source = _choose(model, modules, keep)
     if not choice.quantize:

@@ -66,7 +66,7 @@ def load_report(description: CheckpointDescription, native: NativeStateDict | No
         lines += [f"{kind} runs: {how_it_runs(kind, compute)}" for kind in ("FP8", "NVFP4")
                   if kind in description.formats]
     lines += native.runs if native is not None else []
-    lines += [f"note: {note}" for note in (*description.notes, *(native.notes if native else ()))]
+    lines += [f"note: {note}" for note in (*description.notes, *(native.notes if native else ()), *host.found_lacks)]
     return "\n".join(lines)
 
 

@@ -33,6 +33,7 @@ def prepare(checkpoint: Checkpoint, description: CheckpointDescription, compute:
     Raises CheckpointError for a format that this host does not have, for scales that mean nothing and for tensors that
     nothing used.
     """
+    host.require("Ascend")
     _check_host(description)
     import torch
 

@@ -17,6 +17,7 @@ def choose(wanted: str, kinds: Collection[str], where: str) -> tuple[str, str]:
 
     Raises CheckpointError when that back end cannot run here; with what to do instead.
     """
+    host.require("SVDQuant")
     from ...quant.svdquant.backends import choose_backend
     from ...quant.svdquant.nunchaku_wheel import find
 

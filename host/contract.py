@@ -1,0 +1,211 @@
+"""Everything of ComfyUI that this pack leans on: names, how they are called, and what is expected of what they return.
+
+One `Feature` is one part of the pack that stops working when something of it is gone; the rest works on. Checked at
+first use by check.py, and of any ComfyUI tree without running it by `python3 dev.py drift`. A test holds this list
+against the code in this folder, so that nothing is leaned on that is not here.
+
+How a line is read:
+    comfy.sd:load_diffusion_model_state_dict(sd, model_options=, disable_dynamic=)   a call with these arguments binds
+    comfy.sd:VAE.decode(self, latent)                          so does this one of a method
+    comfy.model_patcher:ModelPatcher->backup                   what it makes has this attribute
+    comfy.ops:mixed_precision_ops()>Linear._forward(self, x, weight, bias)   of the class that this function returns
+    comfy.ops:linear_input_act ?                               wanted where it is there; nothing stops without it
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Feature(NamedTuple):
+    """A part of the pack: what does not work without it, and what of the host it needs."""
+
+    stops: str
+    touches: tuple[str, ...]
+
+
+_PATCHER = "comfy.model_patcher:ModelPatcher"
+_LINEAR = "comfy.ops:mixed_precision_ops()>Linear"
+
+FEATURES = {
+    "devices": Feature("this pack cannot tell which device ComfyUI runs models on, so nothing can be loaded", (
+        "comfy.model_management:get_torch_device()",
+        "comfy.model_management:get_torch_device_name(device)",
+        "comfy.model_management:is_device_cpu(device)",
+        "comfy.model_management:is_oom(error)",
+        "comfy.model_management:unet_dtype(model_params=, weight_dtype=)",
+    )),
+    "matmuls": Feature("native FP8, NVFP4 and MXFP8 matmuls are taken as missing, so those layers count as emulated", (
+        "comfy.model_management:supports_fp8_compute(device)",
+        "comfy.model_management:supports_nvfp4_compute(device)",
+        "comfy.model_management:supports_mxfp8_compute(device)",
+        "comfy.model_management:supports_int8_compute(device) ?",
+    )),
+    "progress": Feature("progress bars of this pack's nodes stand still, and Cancel waits until a node is done", (
+        "comfy.utils:ProgressBar(total)",
+        "comfy.utils:ProgressBar.update(self, amount)",
+        "comfy.model_management:throw_exception_if_processing_interrupted()",
+    )),
+    "folders": Feature("models are found only by their full paths, not in ComfyUI's model folders", (
+        "folder_paths:add_model_folder_path(key, path)",
+        "folder_paths:models_dir",
+        "folder_paths:folder_names_and_paths",
+    )),
+    "output folder": Feature("this pack's save and build nodes cannot tell where to write", (
+        "folder_paths:get_output_directory()",
+    )),
+    "transformers": Feature("transformers cannot be loaded", (
+        "comfy.utils:load_torch_file(path)",
+        "comfy.sd:load_diffusion_model_state_dict(sd, model_options=, disable_dynamic=)",
+        f"{_PATCHER}->model",
+        f"{_PATCHER}->cached_patcher_init",
+        f"{_PATCHER}.set_attachments(self, key, value)",
+        f"{_PATCHER}.get_attachment(self, key)",
+        f"{_PATCHER}.set_model_compute_dtype(self, dtype)",
+        "comfy.supported_models_base:BASE.process_unet_state_dict(self, sd)",
+        "comfy.model_base:BaseModel->model_config",
+        "comfy.model_base:BaseModel->model_type",
+        "comfy.model_base:BaseModel->diffusion_model",
+        "comfy.model_base:BaseModel.get_dtype(self)",
+        "comfy.model_base:BaseModel.get_dtype_inference(self)",
+    )),
+    "deferred transformers": Feature("'weights: defer to override' does not work; set weights to 'load'", (
+        "comfy.model_base:model_sampling(config, kind)",
+        f"{_PATCHER}.set_model_patch(self, patch, name)",
+        f"{_PATCHER}.model_patches_to(self, device)",
+    )),
+    "quantized layers": Feature("quantized transformers cannot be loaded; plain ones can", (
+        "comfy.model_detection:model_config_from_unet(sd, prefix)",
+        "comfy.model_management:unet_manual_cast(weight_dtype, device, dtypes)",
+        "comfy.ops:mixed_precision_ops(config, dtype)",
+        "comfy.ops:pick_operations(weight_dtype, compute_dtype, load_device=, model_config=)",
+        f"{_LINEAR}._load_from_state_dict",
+        f"{_LINEAR}._forward(self, x, weight, bias)",
+        f"{_LINEAR}.forward(self, x)",
+        f"{_LINEAR}.forward_comfy_cast_weights(self, x, dtype, weight_only_quant=)",
+        f"{_LINEAR}.convert_weight(self, weight, inplace=)",
+        f"{_LINEAR}.set_weight(self, weight, inplace_update=, seed=, return_weight=)",
+        f"{_LINEAR}.state_dict",
+        f"{_LINEAR}->factory_kwargs",
+        f"{_LINEAR}->_orig_shape",
+        f"{_LINEAR}._disabled_formats",
+        f"{_LINEAR}->_full_precision_mm",
+        f"{_LINEAR}->_full_precision_mm_config",
+        "comfy.quant_ops:QUANT_ALGOS",
+        "comfy_kitchen.tensor:QuantizedTensor.from_float",
+        "comfy_kitchen.tensor:QuantizedTensor.dequantize(self)",
+        "comfy_kitchen.tensor:QuantizedTensor.state_dict",
+        "comfy_kitchen.tensor:QuantizedTensor.layout_cls",
+        "comfy_kitchen.tensor:dequantize_args(args)",
+        "comfy_kitchen.tensor:register_layout_class(name, layout)",
+        "comfy_kitchen.tensor:register_layout_op(operation, layout)",
+        "comfy_kitchen.tensor:get_layout_class(name)",
+        "comfy_kitchen.tensor:BaseLayoutParams",
+        "comfy_kitchen.tensor:QuantizedLayout",
+        "comfy_kitchen.float_utils:to_blocked",
+        "comfy_kitchen.float_utils:from_blocked",
+        "comfy_kitchen:dequantize_nvfp4",
+        "comfy_kitchen:dequantize_per_tensor_fp8",
+        "comfy_kitchen:quantize_per_tensor_fp8",
+        "comfy_kitchen:scaled_mm_nvfp4",
+        "comfy_kitchen.scaled_mm_v2:scaled_mm_v2",
+        "comfy_kitchen:list_backends",
+        "comfy.ops:linear_input_act ?",
+    )),
+    "SVDQuant": Feature("Nunchaku's SVDQuant transformers cannot be loaded", (
+        "comfy.ops:cast_bias_weight(module, dtype=, device=, bias_dtype=, offloadable=, compute_dtype=, want_requant=)",
+        "comfy.ops:uncast_bias_weight(module, weight, bias, stream)",
+        f"{_LINEAR}->weight_function ?",
+        "comfy_kitchen.tensor:TensorCoreSVDQuantW4A4Layout",
+        "comfy_kitchen.tensor:TensorCoreAWQW4A16Layout",
+    )),
+    "LoRA beside SVDQuant": Feature("LoRAs do not work on SVDQuant transformers", (
+        "comfy.lora:calculate_weight(patches, weight, key)",
+        "comfy.patcher_extension:CallbacksMP.ON_LOAD",
+        f"{_PATCHER}.add_callback_with_key(self, kind, key, callback)",
+        f"{_PATCHER}.remove_callbacks_with_key(self, kind, key)",
+        f"{_PATCHER}.patch_weight_to_device(self, key, device_to=, return_weight=)",
+    )),
+    "Ascend": Feature("ModelSlim transformers and Ascend MXFP8 Quantize do not work", (
+        "comfy_kitchen:mm_int8",
+        *(f"comfy_kitchen.tensor:TensorWiseINT8Layout.{name}" for name in (
+            "Params", "quantize", "dequantize", "get_plain_tensors", "state_dict_tensors", "requantize_kwargs")),
+        "comfy_kitchen.tensor:TensorCoreMXFP8Layout",
+    )),
+    "overrides": Feature("Apply Transformer Override and Ascend MXFP8 Quantize do not work", (
+        f"{_PATCHER}.clone(self, model_override=)",
+        f"{_PATCHER}.get_clone_model_override(self)",
+        f"{_PATCHER}.model_state_dict(self)",
+        f"{_PATCHER}.is_dynamic(self)",
+        *(f"{_PATCHER}->{name}" for name in (
+            "patches", "object_patches", "injections", "model_options", "attachments", "load_device", "offload_device",
+            "size", "parent", "clone_base_uuid", "hook_backup", "cached_hook_patches", "backup", "backup_buffers")),
+        f"{_PATCHER}.use_ejected(self)",
+        f"{_PATCHER}->fast_disk ?",
+        "comfy.quant_ops:QuantizedTensor",
+    )),
+    "saving": Feature("Save Quantized Model does not work; ComfyUI's own save nodes may", (
+        "comfy.model_management:load_models_gpu(models)",
+        f"{_PATCHER}.patch_weight_to_device(self, key, device_to=, return_weight=)",
+        f"{_PATCHER}.get_model_object(self, name)",
+        f"{_PATCHER}->backup",
+        f"{_PATCHER}->backup_buffers",
+        f"{_PATCHER}->patches",
+    )),
+    "comparing": Feature("Compare Models does not work", (
+        "comfy.samplers:KSampler.SAMPLERS",
+        "comfy.samplers:KSampler.SCHEDULERS",
+        "comfy.sample:fix_empty_latent_channels(model, latent, spacial, temporal)",
+        "comfy.sample:prepare_noise(latent, seed, indices)",
+        "comfy.sample:sample(model, noise, steps=, cfg=, sampler_name=, scheduler=, positive=, negative=, "
+        "latent_image=, noise_mask=, callback=, disable_pbar=, seed=)",
+        "comfy.utils:PROGRESS_BAR_ENABLED",
+        "latent_preview:prepare_callback(model, steps)",
+    )),
+    "text encoders": Feature("Load Base Text Encoder does not work; use ComfyUI's CLIP loaders", (
+        "comfy.sd:load_text_encoder_state_dicts(sds, embedding_directory=, clip_type=, model_options=, "
+        "disable_dynamic=)",
+        "comfy.sd:CLIPType",
+        "comfy.sd:CLIP->cond_stage_model",
+        "comfy.sd:CLIP->tokenizer",
+        "comfy.sd:CLIP->patcher",
+        "comfy.sd1_clip:SDTokenizer->tokenizer",
+        "folder_paths:get_folder_paths(key)",
+    )),
+    "FLUX.2's tokenizer": Feature("FLUX.2's text encoder cannot be loaded from a base; use ComfyUI's CLIP loader", (
+        "comfy.text_encoders.flux:load_mistral_tokenizer(data)",
+        "comfy.text_encoders.flux:MistralTokenizerClass.from_pretrained(path, tokenizer_object=)",
+        "comfy.text_encoders.flux:Mistral3Tokenizer",
+    )),
+    "VAEs": Feature("Load Base VAE does not work; use ComfyUI's VAE loader", (
+        "comfy.sd:VAE(sd=, dtype=, metadata=)",
+        *(f"comfy.sd:VAE->{name}" for name in ("first_stage_model", "patcher", "size", "vae_dtype", "working_dtypes",
+                                              "latent_channels")),
+        "comfy.sd:VAE.model_size(self)",
+        "comfy.sd:VAE.decode(self, latent)",
+        "comfy.diffusers_convert:convert_vae_state_dict(sd)",
+        "comfy.latent_formats:LatentFormat.process_out(self, latent)",
+        "comfy.ldm.wan.vae:WanVAE",
+        "comfy.ldm.wan.vae2_2:WanVAE",
+        "comfy.ldm.models.autoencoder:AutoencoderKL(ddconfig=, decoder_ddconfig=, embed_dim=)",
+        "comfy.ldm.models.autoencoder:AutoencodingEngine(regularizer_config=, encoder_config=, decoder_config=)",
+        "comfy.ldm.models.autoencoder:DiagonalGaussianRegularizer",
+        "comfy.model_management:archive_model_dtypes(model)",
+        "comfy.model_patcher:CoreModelPatcher(model, load_device=, offload_device=)",
+        f"{_PATCHER}.get_free_memory(self, device)",
+    )),
+    "nodes": Feature("this pack's nodes do not appear at all", (
+        "comfy_api.latest:ComfyExtension.get_node_list",
+        "comfy_api.latest:ComfyExtension.on_load",
+        *(f"comfy_api.latest:io.{name}" for name in (
+            "ComfyNode", "Schema", "NodeOutput", "Model", "Clip", "Vae", "Image", "Latent", "Conditioning", "String",
+            "Combo", "Int", "Float", "Boolean")),
+        "comfy_api.latest:ui.PreviewImage",
+        "comfy_api.latest:ui.PreviewText",
+    )),
+    "web routes": Feature("badges, the checkpoint browser and downloads in the browser do not work; the nodes do", (
+        "server:PromptServer.instance",
+        "server:PromptServer->routes",
+        "comfy.cli_args:args.enable_cors_header",
+    )),
+}

@@ -1,0 +1,23 @@
+"""The one error a user of this pack meets. It lives on the lowest floor, for the host can be what is wrong, too."""
+
+from __future__ import annotations
+
+
+class CheckpointError(ValueError):
+    """Something about a checkpoint, a request or this ComfyUI that this pack refuses.
+
+    ComfyUI shows the text of an exception as it is, so it answers three questions: what is wrong, where, what to do.
+    """
+
+    def __init__(self, what: str, where: object = "", do: str = "") -> None:
+        text = what
+        if where:
+            text += f"\n  where: {where}"
+        if do:
+            text += f"\n  what to do: {do}"
+        super().__init__(text)
+        self.what, self.where, self.do = what, where, do
+
+
+class HostChanged(CheckpointError):
+    """This ComfyUI lacks something that a part of this pack leans on; only that part does not work."""
