@@ -5,6 +5,7 @@
     python3 dev.py test     set up, then run the tests (arguments go on to pytest)
     python3 dev.py test newest    the same tests with the newest of everything the package index has
     python3 dev.py test oldest    the same with the lowest versions that ComfyUI and this pack say they work with
+    python3 dev.py drift PATH    what of this pack works on another ComfyUI, by its source, without running it
     python3 dev.py lint     ruff and the type checker
     python3 dev.py host     start ComfyUI with this pack for your browser (arguments go on to ComfyUI)
     python3 dev.py bench    timings, ratios and budgets; fails when a budget is broken
@@ -206,12 +207,14 @@ def host(python: Path, comfyui: Path, arguments: list[str]) -> int:
 
 
 def main() -> int:
-    commands = ("demo", "test", "lint", "host", "bench", "bench-gpu", "train-miniature")
+    commands = ("demo", "test", "drift", "lint", "host", "bench", "bench-gpu", "train-miniature")
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         print(__doc__)
         return 2
     command, arguments = sys.argv[1], sys.argv[2:]
     end = arguments.pop(0) if command == "test" and arguments[:1] and arguments[0] in ENDS else ""
+    if command == "drift":  # what runs below runs in the checkout's folder
+        arguments = [str(Path(argument).expanduser().resolve()) for argument in arguments]
     python, comfyui = setup(end)
     # Threads of OpenMP that wait must not spin: tests run servers and browsers beside themselves on few cores.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "COMFYUI_PATH": str(comfyui), "PYTHONUTF8": "1",
@@ -225,6 +228,12 @@ def main() -> int:
         # All of them: two files at a time, for tests of servers and browsers mostly wait (10 minutes instead of 16).
         chosen = arguments or ["-n", "2", "--dist", "loadfile", "tests"]
         script = ["-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", "tests", *chosen]
+        if end:
+            with tempfile.TemporaryDirectory() as temp:
+                junit = Path(temp) / "results.xml"
+                code = subprocess.call([str(python), *script, f"--junitxml={junit}"], cwd=PACK, env=environment)
+                table = [str(python), "tests/compatibility.py", end, str(junit)]
+                return subprocess.call(table, cwd=PACK, env=environment) or code
     else:
         script = [f"tests/{command.replace('-', '_')}.py", *arguments]
     return subprocess.call([str(python), *script], cwd=PACK, env=environment)

@@ -204,7 +204,7 @@ FEATURES = {
         "comfy_api.latest:ui.PreviewText",
     )),
     "web routes": Feature("badges, the checkpoint browser and downloads in the browser do not work; the nodes do", (
-        "server:PromptServer.instance",
+        "server:PromptServer->instance",
         "server:PromptServer->routes",
         "comfy.cli_args:args.enable_cors_header",
     )),
