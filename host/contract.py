@@ -32,7 +32,9 @@ FEATURES = {
         "comfy.model_management:get_torch_device()",
         "comfy.model_management:get_torch_device_name(device)",
         "comfy.model_management:is_device_cpu(device)",
-        "comfy.model_management:is_oom(error)",
+        "comfy.model_management:is_oom(error) ?",
+    )),
+    "memory estimates": Feature("nodes do not say how much memory a model is going to take", (
         "comfy.model_management:unet_dtype(model_params=, weight_dtype=)",
     )),
     "matmuls": Feature("native FP8, NVFP4 and MXFP8 matmuls are taken as missing, so those layers count as emulated", (
@@ -139,9 +141,9 @@ FEATURES = {
         f"{_PATCHER}.is_dynamic(self)",
         *(f"{_PATCHER}->{name}" for name in (
             "patches", "object_patches", "injections", "model_options", "attachments", "load_device", "offload_device",
-            "size", "parent", "clone_base_uuid", "hook_backup", "cached_hook_patches", "backup", "backup_buffers")),
+            "clone_base_uuid", "hook_backup", "backup", "backup_buffers")),
+        *(f"{_PATCHER}->{name} ?" for name in ("size", "parent", "cached_hook_patches", "fast_disk")),  # only set
         f"{_PATCHER}.use_ejected(self)",
-        f"{_PATCHER}->fast_disk ?",
         "comfy.quant_ops:QuantizedTensor",
     )),
     "saving": Feature("Save Quantized Model does not work; ComfyUI's own save nodes may", (

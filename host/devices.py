@@ -81,7 +81,7 @@ def amd_architecture() -> str:
     return str(torch.cuda.get_device_properties(device).gcnArchName).partition(":")[0]
 
 
-@needs("devices")
+@needs("memory estimates")
 def float_bytes(count: int, stored: str) -> int:
     """Bytes an element in which the host keeps this many unquantized weights; `stored` as safetensors calls it."""
     import comfy.model_management
@@ -114,12 +114,13 @@ def kitchen_backends() -> dict[str, str]:
     return {name: words(state) for name, state in list_backends().items()}
 
 
-@needs("devices")
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, which the host answers itself: it makes room and tries again."""
     import comfy.model_management
+    import torch
 
-    return bool(comfy.model_management.is_oom(error))
+    is_oom = getattr(comfy.model_management, "is_oom", None)
+    return bool(is_oom(error)) if is_oom else isinstance(error, torch.OutOfMemoryError)
 
 
 def free_memory(device: torch.device, patcher: Any) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .. import host
 from . import verdict
 from .architectures import ARCHITECTURES, Dims
 from .architectures.base import tensor_name
@@ -25,7 +26,8 @@ from .selection import COMPONENTS
 from .sources import Fetch, Source, download_command, is_repo, locate
 
 FAMILIES = {"modelopt-fp8": "ModelOpt FP8", "modelopt-nvfp4": "ModelOpt NVFP4", "fp8": "FP8", "nvfp4": "NVFP4",
-            "svdquant-int4": "SVDQuant INT4", "svdquant-nvfp4": "SVDQuant NVFP4", "modelslim": "ModelSlim"}
+            "svdquant-int4": "SVDQuant INT4", "svdquant-nvfp4": "SVDQuant NVFP4", "modelslim": "ModelSlim",
+            "comfy": "ComfyUI"}
 DEFERRED = "deferred"  # the badge of a base without weights
 SHOWN = 20  # problems and notes
 TEXT_ENCODER, VAE = "QT_LoadBaseTextEncoder", "QT_LoadBaseVAE"
@@ -136,7 +138,7 @@ def family_words(description: CheckpointDescription, checkpoint: Checkpoint) -> 
     if description.family == "none":
         return most_common_dtype(checkpoint.tensors)
     words = FAMILIES.get(description.family, description.family)
-    if description.family.startswith("modelslim"):
+    if description.family.startswith(("modelslim", "comfy")):  # what has no name but its layers' format
         kinds = {name: count for name, count in description.formats.items() if name != "BF16"}
         words += f" {max(kinds, key=lambda name: kinds[name])}" if kinds else ""
     return words
@@ -145,7 +147,8 @@ def family_words(description: CheckpointDescription, checkpoint: Checkpoint) -> 
 def judged(card: dict[str, Any]) -> dict[str, Any]:
     """A card with what depends on this machine: "vram", "verdict" and "verdict_text" instead of "weights"."""
     out = dict(card)
-    out["vram"] = expected_bytes(out.pop("weights"))
+    weights = out.pop("weights")
+    out["vram"] = 0 if host.lacking("memory estimates") else expected_bytes(weights)
     out["verdict"], out["verdict_text"] = _verdict(card)
     return out
 

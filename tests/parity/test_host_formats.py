@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from quantized_transformers import host
 from quantized_transformers.loaders import model, verdict
+from quantized_transformers.loaders.card import Query, card
 from quantized_transformers.loaders.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
@@ -116,6 +117,7 @@ def test_inspect_names_it(case):
     description = describe(Checkpoint(locate(str(path))))
     assert not description.problems and description.formats[name] == 3 and description.family == "comfy"
     assert f"3 {name}" in describe_report(description)
+    assert card(Query(str(path)))["family"] == f"ComfyUI {name}"
 
 
 def test_it_is_what_stock_comfyui_loads(case, output):

@@ -158,6 +158,17 @@ def test_the_rest_of_the_pack_works(feature, tiny, monkeypatch):
     assert FEATURES[feature].stops in model.load(request, quiet=True).report
 
 
+def test_without_memory_estimates_badges_say_the_rest(tiny, monkeypatch):
+    import comfy.model_management
+
+    from quantized_transformers.loaders.card import Query, card, judged
+
+    before = judged(card(Query(str(tiny.fp8))))
+    monkeypatch.delattr(comfy.model_management, "unet_dtype")
+    check.lacking.cache_clear()
+    assert judged(card(Query(str(tiny.fp8)))) == {**before, "vram": 0} and before["vram"] > 0
+
+
 def test_without_matmul_switches_layers_count_as_emulated(monkeypatch):
     import comfy.model_management
 
