@@ -7,7 +7,7 @@ it, with one sentence that says what is missing, what does not work without it, 
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import inspect
 import logging
 import re
@@ -112,9 +112,18 @@ def _used(cls: Any, name: str) -> bool:
         if (code := getattr(getattr(method, "fget", method), "__code__", None)) is not None)
 
 
-@functools.cache
 def lacking(feature: str) -> str:
-    """One sentence when this ComfyUI lacks something that a feature needs, which is then logged; else empty."""
+    """One sentence when this ComfyUI lacks something that a feature needs, which is logged the first time; else empty.
+
+    Where there is no ComfyUI there is nothing to ask: what needs it raises ImportError.
+    """
+    if "comfy" not in sys.modules and importlib.util.find_spec("comfy") is None:
+        return ""
+    return _lacking(feature)
+
+
+@functools.cache
+def _lacking(feature: str) -> str:
     touches = map(parse, FEATURES[feature].touches)
     missing = [what for touch in touches if not touch.optional and (what := problem(touch))]
     if not missing:

@@ -187,6 +187,24 @@ def importing() -> None:
     budget("modules of other packages", max(len(f["new"]) for f in found), 20, "")
 
 
+ASK = r"""
+import os, sys, time
+sys.path.insert(0, os.path.join(os.environ["PACK"], "tests"))
+from support.pack import start_comfy
+start_comfy()
+import comfy.sample, comfy.samplers, comfy.sd, latent_preview
+from quantized_transformers import host
+start = time.perf_counter()
+assert host.all_lacks() == {}
+print((time.perf_counter() - start) * 1e3)
+"""
+
+
+def asking() -> None:
+    print("asking ComfyUI for all that this pack leans on (host/contract.py), each part once")
+    budget("all parts, median of 5", median(float(run(ASK).splitlines()[-1]) for _ in range(5)), 20, "ms")
+
+
 def loading(folder: Path, rounds: int = 7) -> None:
     from support.synthetic import fp8_flux_twins
 
@@ -259,6 +277,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="qt-bench-") as temp:
         describing(Path(temp))
         importing()
+        asking()
         if sys.platform == "linux":  # reads /proc
             loading(Path(temp))
             for precision in ("int4", "nvfp4"):

@@ -27,9 +27,9 @@ AROUND = {"comfyui_version.__version__", "comfy.options", "comfy.options.enable_
 @pytest.fixture(autouse=True)
 def asked_anew():
     """Sentences of the host as it is here do not outlive a test that took something of it away."""
-    check.lacking.cache_clear()
+    check._lacking.cache_clear()
     yield
-    check.lacking.cache_clear()
+    check._lacking.cache_clear()
     check.found.clear()
 
 
@@ -165,7 +165,7 @@ def test_without_memory_estimates_badges_say_the_rest(tiny, monkeypatch):
 
     before = judged(card(Query(str(tiny.fp8))))
     monkeypatch.delattr(comfy.model_management, "unet_dtype")
-    check.lacking.cache_clear()
+    check._lacking.cache_clear()
     assert judged(card(Query(str(tiny.fp8)))) == {**before, "vram": 0} and before["vram"] > 0
 
 
