@@ -74,6 +74,8 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> 
     for module in architecture.modules(dims, naming):
         stored = module.stored[0]
         _check_layer(description, module, stored, groups.setdefault(stored, {}), kinds.get(stored, ""))
+    description.notes += [f"{name} is ComfyUI's own format {host_formats.NAMES[name]!r}, which loads where the "
+                          "installed ComfyUI has it" for name in description.formats if name in host_formats.NAMES]
     marks = {naming.prefix + mark for mark in architecture.marks(dims)}
     extra = [name for layer, leaves in groups.items() for leaf in leaves
              if (name := tensor_name(layer, leaf)) not in marks]

@@ -1,6 +1,6 @@
 """The host's INT8 layout under a name of this pack's own.
 
-From 0.31 on the host sends a weight whose layout is called "TensorWiseINT8Layout" straight to comfy-kitchen where an
+Hosts after 0.30 send a weight whose layout is called "TensorWiseINT8Layout" straight to comfy-kitchen where an
 activation comes before the layer (comfy.ops.linear_input_act: the feed-forwards of Wan and LTX), past the Linear's
 forward. What is to be multiplied otherwise (dequantized, or by an Ascend backend) must not have that name. Bytes,
 markers and saved files are the host's all the same.

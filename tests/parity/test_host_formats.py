@@ -116,7 +116,8 @@ def test_inspect_names_it(case):
     name, path, _ = case
     description = describe(Checkpoint(locate(str(path))))
     assert not description.problems and description.formats[name] == 3 and description.family == "comfy"
-    assert f"3 {name}" in describe_report(description)
+    report = describe_report(description)
+    assert f"3 {name}" in report and f"{name} is ComfyUI's own format '{CASES[name][0]}'" in report
     assert card(Query(str(path)))["family"] == f"ComfyUI {name}"
 
 
