@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 
 import pytest
 from browser.definitions import place_models
+from filelock import FileLock
 
-from support.browser import Frontend, require
+from support.browser import Frontend, problems_of_the_host, require
 from support.pack import COMFYUI
 from support.server import Server
+
+
+@pytest.fixture(scope="session")
+def known(tmp_path_factory):
+    """What this host's page complains of without the pack: looked at once, for all processes of a run."""
+    require()
+    base = tmp_path_factory.getbasetemp()
+    file = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "problems_of_the_host.json"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            file.write_text(json.dumps(problems_of_the_host(tmp_path_factory.mktemp("host"))), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +39,6 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")  # a process has one Playwright at a time
-def frontend(server):
-    with Frontend(server.port) as running:
+def frontend(known, server):
+    with Frontend(server.port, known=known) as running:
         yield running

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from browser.definitions import WORKFLOWS, place_models
 from browser.graph import Workflow
 
-from support.browser import Frontend
+from support.browser import Frontend, problems_of_the_host
 from support.pack import COMFYUI, PACK
 from support.server import Server
 
@@ -54,7 +54,8 @@ def main() -> None:
         (Path(temp) / "input").mkdir()
         shutil.copy(COMFYUI / "input" / "example.png", Path(temp) / "input")
         place_models(Path(temp))
-        with Server(Path(temp)) as server, Frontend(server.port, PLAIN) as frontend:
+        known = problems_of_the_host(Path(temp) / "host")
+        with Server(Path(temp)) as server, Frontend(server.port, PLAIN, known) as frontend:
             for workflow in WORKFLOWS:
                 if not chosen or workflow.name in chosen:
                     ui, api = build(frontend, workflow, versions(server))

@@ -69,9 +69,9 @@ def server(tiny, hub, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def frontend(server):
+def frontend(known, server):
     OUT.mkdir(parents=True, exist_ok=True)
-    with Frontend(server.port, IMAGES) as running:
+    with Frontend(server.port, IMAGES, known) as running:
         running.at_start = list(running.problems)
         yield running
 
@@ -288,7 +288,8 @@ def test_a_gated_repo_asks_for_its_licence(classic, hub):
     assert start.is_disabled() and "huggingface.co/owner/gated" in classic.page.locator(".qt-licence").inner_text()
     classic.page.locator(".qt-licence input").check()
     start.click()
-    classic.page.locator(".p-toast-message", has_text="Download failed").wait_for()
+    page = classic.page
+    page.get_by_role("alert").filter(has=page.get_by_text("Download failed", exact=True)).wait_for()
     badge(classic, ids["q"], "missing")
 
 

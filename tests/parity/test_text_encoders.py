@@ -15,6 +15,7 @@ from quantized_transformers.loaders import text_encoder
 from quantized_transformers.loaders import text_encoders as registry
 from quantized_transformers.loaders.errors import CheckpointError
 from support import text_encoders as tiny
+from support import text_encoders_llm as llm
 from support.common import config_of, rel_l2, stored
 from support.common import save as write
 
@@ -130,6 +131,13 @@ def test_states_are_those_of_the_pipeline(family, bases):
     assert (states.shape[-1], rest["pooled_output"].shape[-1] if widths[1] else None) == widths
     for name in ("text_encoder", "model.safetensors", "float32", "tokenizer"):
         assert name in loaded.report
+
+
+def test_every_family_is_called_with_a_prompt():
+    """Here or beside: a family whose tokenizer nobody calls would break unseen where the host calls it otherwise."""
+    called = [*tiny.PIPELINES.values(), *llm.PIPELINES.values()]
+    for family in registry.families():
+        assert any(pipeline.startswith(family.pipelines) for pipeline in called), family.name
 
 
 def copy_of(folder: Path, target: Path) -> Path:

@@ -28,8 +28,6 @@ PROMPTS = ("a photo of a cat, sitting on a mat", "", "Ünïcode — 猫が座る
 STRINGS = (*PROMPTS, " leading", "trailing \n\n", "\r\n\r\nDon't I'LL we'Ve", "CamelCaseWord HTTPServer", "½ ³ 𝟘 ١٢٣ 2024/05/06",
            "한국어 русский العربية עברית", "é é ﬁ", "👩‍👩‍👧 🇩🇪", "a\u00a0b\u2003c\u200bd", "\x00\x1f\x7f\ufffd",
            "<s>[INST] not control [/INST]</s> <unk> [SYSTEM_PROMPT]", "<|im_start|>user\nx<|im_end|>", "x" * 300)
-PIPELINES = {"flux2": "Flux2Pipeline", "qwen_image": "QwenImagePipeline", "z_image": "ZImagePipeline",
-             "qwen_image_edit": "QwenImageEditPlusPipeline"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def base(tmp_path_factory):
         if family not in made:
             made[family] = tmp_path_factory.mktemp(family)
             entries = llm.save(family, made[family])
-            index = {"_class_name": PIPELINES[family], **entries}
+            index = {"_class_name": llm.PIPELINES[family], **entries}
             (made[family] / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
         return made[family]
     return make

@@ -11,19 +11,19 @@ import os
 import shutil
 import urllib.parse
 import urllib.request
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from .server import Server
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-# The frontend asks for these files of a user's, and takes 404 for "none yet"; so does this pack for a checkpoint.
-OPTIONAL = ("/api/userdata", "/user.css", "/api/quantized_transformers/describe")
-# What the frontend logs as an error on every start, without this pack too (1.47.12).
-KNOWN = ("ComfyApp graph accessed before initialization",)
-# It asks the Hub for the sizes of models that its start graph lacks, and the server's policy forbids it.
-ASKS_THE_HUB = "/assets/missingModelDownload"
-READY = "() => 'QT_LoadBaseModel' in (window.LiteGraph?.registered_node_types ?? {}) && window.app?.vueAppReady === true"
+# This pack answers 404 for a checkpoint that is not there, and its pages take it for that.
+OPTIONAL = "/api/quantized_transformers/describe"
+READY = "(node) => node in (window.LiteGraph?.registered_node_types ?? {}) && window.app?.vueAppReady === true"
+QUIET = 2  # seconds
 
 
 def chromium() -> str | None:
@@ -61,11 +61,13 @@ def require() -> None:
 class Frontend:
     """`with Frontend(port) as frontend:` opens ComfyUI's page and waits until it has registered this pack's nodes.
 
-    `problems` collects console errors, uncaught exceptions and failed requests. Nothing but the server is reachable.
+    `problems` collects console errors, uncaught exceptions and failed requests, but for those that are `known`. Nothing
+    but the server is reachable. `node` is another one to wait for.
     """
 
-    def __init__(self, port: int, settings: dict[str, Any] | None = None) -> None:
-        self.port = port
+    def __init__(self, port: int, settings: dict[str, Any] | None = None, known: Collection[str] = (),
+                 node: str = "QT_LoadBaseModel") -> None:
+        self.port, self.known, self.node = port, known, node
         # without the first, a new user sees the template browser over the graph
         self.settings = {"Comfy.TutorialCompleted": True, **(settings or {})}
         self.problems: list[str] = []
@@ -106,9 +108,9 @@ class Frontend:
 
         self.page.route("**/*", lambda route: route.continue_() if allowed(route.request.url) else route.abort())
         self.page.on("console", self._console)
-        self.page.on("pageerror", lambda error: self.problems.append(f"uncaught: {error}"))
+        self.page.on("pageerror", lambda error: self._problem(f"uncaught: {error}"))
         self.page.goto(f"http://127.0.0.1:{self.port}/")
-        self.page.wait_for_function(READY, timeout=90_000)
+        self.page.wait_for_function(READY, arg=self.node, timeout=90_000)
 
     def _set(self, settings: dict[str, Any]) -> None:
         """Store user settings on the server."""
@@ -125,9 +127,12 @@ class Frontend:
         if message.type != "error" or not self._own(url):
             return
         path = urllib.parse.urlsplit(url).path
-        if "404" in message.text and path.startswith(OPTIONAL) or message.text in KNOWN or path.startswith(ASKS_THE_HUB):
-            return
-        self.problems.append(f"{message.text} ({path})")
+        if not ("404" in message.text and path.startswith(OPTIONAL)):
+            self._problem(f"{message.text} ({path})")
+
+    def _problem(self, text: str) -> None:
+        if text not in self.known:
+            self.problems.append(text)
 
     def run(self, script: str, argument: Any = None) -> Any:
         """The value of a JavaScript function called in the page."""
@@ -136,3 +141,14 @@ class Frontend:
     def screenshot(self, path: Path) -> None:
         """The page as it is, as PNG."""
         self.page.screenshot(path=str(path))
+
+
+def problems_of_the_host(base: Path) -> list[str]:
+    """What the page of a ComfyUI without this pack complains of: files of a user who has none yet, models of its start
+    graph that the server's policy keeps it from asking the Hub for, and whatever its next version will."""
+    with Server(base, pack=False) as server, Frontend(server.port, node="KSampler") as frontend:
+        before = -1
+        while before != len(frontend.problems):
+            before = len(frontend.problems)
+            frontend.page.wait_for_timeout(1000 * QUIET)
+        return frontend.problems

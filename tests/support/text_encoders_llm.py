@@ -18,6 +18,8 @@ import torch
 
 # Width of the conditioning that each gives (joint_attention_dim or cap_feat_dim of its transformer).
 WIDTHS = {"flux2": 3 * 5120, "qwen_image": 512, "qwen_image_edit": 512, "z_image": 2560}
+PIPELINES = {"flux2": "Flux2Pipeline", "qwen_image": "QwenImagePipeline", "z_image": "ZImagePipeline",
+             "qwen_image_edit": "QwenImageEditPlusPipeline"}
 
 HEAD = 128  # the host's head size
 VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 512,

@@ -1,0 +1,65 @@
+"""What two graphs or prompts differ in by meaning: whatever another frontend or host writes otherwise does not count.
+
+A newer frontend orders links anew, leaves empty lists out and adds fields; a newer host adds inputs to its own nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+OURS = "QT_"
+NOTE = "MarkdownNote"
+
+
+def graph_differences(wanted: dict[str, Any], seen: dict[str, Any]) -> list[str]:
+    """What a saved graph lacks, has too much or has otherwise: nodes with their values, links, groups."""
+    before, after = ({node["id"]: node for node in graph["nodes"]} for graph in (wanted, seen))
+    found = [*_only("node", before, after), *_only("link", _links(wanted), _links(seen))]
+    for key in before.keys() & after.keys():
+        a, b = before[key], after[key]
+        values, length = _values(b), len(_values(a))
+        own = a["type"].startswith(OURS) or a["type"] == NOTE
+        found += _otherwise(f"node {key}", [
+            ("type", a["type"], b["type"]), ("title", a.get("title"), b.get("title")), ("mode", a["mode"], b["mode"]),
+            ("values", _values(a), values if own else values[:length])])
+    groups = (sorted(group["title"] for group in graph["groups"]) for graph in (wanted, seen))
+    return found + _otherwise("graph", [("groups", *groups)])
+
+
+def prompt_differences(wanted: dict[str, Any], seen: dict[str, Any]) -> list[str]:
+    """What an API prompt lacks, has too much or has otherwise: nodes by id, their titles, their inputs by name."""
+    found = _only("node", wanted, seen)
+    for key in wanted.keys() & seen.keys():
+        a, b = wanted[key], seen[key]
+        host = not a["class_type"].startswith(OURS)
+        added = {name for name, value in b["inputs"].items()
+                 if host and name not in a["inputs"] and not isinstance(value, list)}  # a list is a link
+        names = (a["inputs"].keys() | b["inputs"].keys()) - added
+        found += _otherwise(f"node {key}", [
+            ("type", a["class_type"], b["class_type"]), ("title", a["_meta"]["title"], b["_meta"]["title"]),
+            *((name, a["inputs"].get(name), b["inputs"].get(name)) for name in names)])
+    return found
+
+
+def _values(node: dict[str, Any]) -> list[Any]:
+    """Widget values in the order of the widgets; a file keeps them as a list or by name."""
+    values = node.get("widgets_values") or []
+    return list(values.values()) if isinstance(values, dict) else values
+
+
+def _links(graph: dict[str, Any]) -> set[str]:
+    """Where each link begins and ends: ids of nodes, the number of the output, the name of the input."""
+    inputs = {node["id"]: node.get("inputs") for node in graph["nodes"]}
+    return {f"{origin}.{output} → {target}.{inputs[target][slot]['name']}"
+            for _, origin, output, target, slot, _ in graph["links"]}
+
+
+def _only(what: str, wanted: Iterable[Hashable], seen: Iterable[Hashable]) -> list[str]:
+    wanted, seen = set(wanted), set(seen)
+    return [*(f"{what} {one} is missing" for one in wanted - seen),
+            *(f"{what} {one} is too much" for one in seen - wanted)]
+
+
+def _otherwise(where: str, pairs: Iterable[tuple[str, Any, Any]]) -> list[str]:
+    return [f"{where}: {what} is {b!r}, not {a!r}" for what, a, b in pairs if a != b]
