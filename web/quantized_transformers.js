@@ -3,7 +3,7 @@
 // every .js file of a pack by itself. (They are not .mjs: the host lets a browser cache those, and would mix versions.)
 
 import { app } from '../../scripts/app.js'
-import { attach, refresh } from './src/badges.js'
+import { attach, listen, refresh } from './src/badges.js'
 import { sidebarTab } from './src/browser.js'
 import { commands } from './src/commands.js'
 import { loadTexts } from './src/i18n.js'
@@ -25,6 +25,7 @@ app.registerExtension({
   }],
   init: loadTexts,
   setup() {
+    listen()
     app.extensionManager.registerSidebarTab(sidebarTab())
   },
   nodeCreated(node) {

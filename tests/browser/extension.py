@@ -84,6 +84,21 @@ TIMED = """async ([id, name, value]) => {
   widget.callback(value)
   return await shown - start
 }"""
+# (a graph of one subgraph's node) -> the ids of that node and of Apply Transformer Override inside
+LOAD_SUBGRAPH = """async (graph) => {
+  await app.loadGraphData(graph)
+  app.canvas.ds.scale = 1
+  const [holder] = app.graph.nodes
+  app.canvas.ds.offset = [500 - holder.pos[0], 200 - holder.pos[1]]
+  app.canvas.setDirty(true, true)
+  await new Promise((done) => setTimeout(done, 300))
+  return [holder.id, holder.subgraph.nodes.find((node) => node.type === 'QT_ApplyTransformerOverride').id]
+}"""
+# ([node id, widget]) -> where the page shows the arrow at the widget's right end, which takes the next choice
+ARROW = """([id, name]) => {
+  const node = app.graph.getNodeById(id), widget = node.widgets.find((w) => w.name === name)
+  return app.canvasPosToClientPos([node.pos[0] + node.size[0] - 25, node.pos[1] + widget.y + 10])
+}"""
 COLOURS = {"FP8": (86, 178, 92), "BF16": (140, 146, 158)}  # what Inspect Checkpoint paints
 
 
@@ -155,6 +170,22 @@ def wait_for(frontend: Frontend, node: int, **wanted: str) -> None:
     frontend.page.wait_for_function(
         f"([id, wanted]) => {{ const b = ({BADGE})(id); return b && Object.entries(wanted).every(([k, v]) => b[k] === v) }}",
         arg=[node, wanted], timeout=20_000)
+
+
+def wait_inside(frontend: Frontend, node: int, reference: str, mark: str | None = None) -> None:
+    """Wait until the badge of a node in the first subgraph is about `reference`, and has this mark."""
+    frontend.page.wait_for_function("""([id, title, mark]) => {
+      const [subgraph] = app.rootGraph.subgraphs.values()
+      const { element } = subgraph.getNodeById(id).widgets.find((w) => w.name === 'checkpoint_info')
+      return element.title.startsWith(title) && (mark === null || element.dataset.mark === mark)
+    }""", arg=[node, reference.rpartition("/")[2], mark], timeout=10_000)
+
+
+def next_choice(frontend: Frontend, node: int, widget: str) -> None:
+    """Click on a widget's arrow on the classic canvas, which wants to have seen the pointer come."""
+    x, y = frontend.run(ARROW, [node, widget])
+    frontend.page.mouse.move(x - 5, y)
+    frontend.page.mouse.click(x, y)
 
 
 def stored_formats(path: Path) -> Counter[str]:

@@ -16,6 +16,7 @@ from browser.extension import (
     CHOOSE,
     FLUX,
     FP8,
+    LOAD_SUBGRAPH,
     QWEN,
     SVDQ,
     TIMED,
@@ -24,12 +25,14 @@ from browser.extension import (
     build,
     colour_of,
     full_size,
+    next_choice,
     picture,
     run_in_page,
     shown,
     sidebar,
     stored_formats,
     wait_for,
+    wait_inside,
 )
 
 from support.browser import Frontend, require
@@ -38,6 +41,7 @@ from support.pack import PACK
 from support.server import Server
 
 OUT = PACK / "output" / "browser"
+BLUEPRINT = PACK / "subgraphs" / "FLUX.1 ModelOpt FP8 text to image.json"
 HOSTILE = "<img src=x onerror=window.hit=1>"
 IMAGES = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en"}
 
@@ -156,11 +160,7 @@ def test_precision_and_rank_are_filled_in(classic):
 def test_a_click_on_the_canvas_changes_the_badge(classic):
     ids = build(classic, ("base", "QT_LoadBaseModel", {"base_model": "tiny-flux"}))
     assert badge(classic, ids["base"])["text"][0] == "BF16"
-    x, y = classic.run("""(id) => {  // the arrow at the right end of `weights`
-      const node = app.graph.getNodeById(id), widget = node.widgets.find((w) => w.name === 'weights')
-      return app.canvasPosToClientPos([node.pos[0] + node.size[0] - 25, node.pos[1] + widget.y + 10])
-    }""", ids["base"])
-    classic.page.mouse.click(x, y)
+    next_choice(classic, ids["base"], "weights")
     classic.page.wait_for_function(f"({BADGE})({json.dumps(ids['base'])}).text[0] === 'deferred'")
 
 
@@ -217,6 +217,42 @@ def test_the_base_is_found_upstream(between, classic):
     else:
         classic.run("(id) => app.graph.getNodeById(id).disconnectInput(0)", ids["m"])
     wait_for(classic, ids["q"], mark="")
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
+def test_a_widget_that_a_subgraph_shows_changes_the_badge_inside(vue, another):
+    """The frontend sets it on the subgraph's node and tells nobody inside; badge, mark and details follow its value."""
+    another.open(IMAGES | {"Comfy.VueNodes.Enabled": vue})
+    holder, inner = another.run(LOAD_SUBGRAPH, json.loads(BLUEPRINT.read_text(encoding="utf-8")))
+    wait_inside(another, inner, FP8)
+    value = "([id]) => app.graph.getNodeById(id).widgets.find((w) => w.name === 'override').value"
+    another.run(f"([id, name]) => {{ {value.partition('=> ')[2]} = name }}", [holder, QWEN])
+    wait_inside(another, inner, QWEN, "mismatch")
+    page = another.page
+    if vue:
+        page.locator(f'[data-node-id="{holder}"]').get_by_role("combobox").click()
+        page.get_by_role("option", selected=False).first.click()
+    else:
+        next_choice(another, holder, "override")
+    chosen = another.run(value, [holder])
+    assert chosen != QWEN
+    wait_inside(another, inner, chosen)
+    another.run(f"([id, name]) => {{ {value.partition('=> ')[2]} = name }}", [holder, "tiny-mixed"])
+    another.run("(id) => app.canvas.setGraph(app.graph.getNodeById(id).subgraph)", holder)
+    page.locator('.qt-badge[title^="tiny-mixed"] .qt-bar').click()
+    details = page.locator(".qt-dialog")
+    details.locator(".qt-map").wait_for()
+    assert "tiny-mixed" in details.inner_text()
+    page.keyboard.press("Escape")
+    if vue:
+        return
+    # what is dropped on the node inside wins over what the subgraph's node says
+    sidebar(another)
+    x, y = another.run("""(id) => { const node = app.canvas.graph.getNodeById(id)
+      app.canvas.ds.offset = [700 - node.pos[0], 300 - node.pos[1]]
+      return app.canvas.ds.convertOffsetToCanvas([node.pos[0] + 60, node.pos[1] - 10]) }""", inner)
+    page.drag_and_drop('.qt-item[data-reference="tiny-sharded"]', "#graph-canvas", target_position={"x": x, "y": y})
+    wait_inside(another, inner, "tiny-sharded")
 
 
 def test_saved_workflows_and_prompts_know_nothing_of_badges(classic, server):

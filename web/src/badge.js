@@ -7,7 +7,7 @@ import { el, size } from './dom.js'
 import { confirmDownload, follow, start } from './downloads.js'
 import { colour } from './formats.js'
 import { t } from './i18n.js'
-import { question, referenceOf, widgetOf } from './nodes.js'
+import { question, referenceOf, valueOf } from './nodes.js'
 import { call, RouteError } from './server.js'
 
 const HEIGHT = 66 // of the widget on the classic canvas, with its margins
@@ -82,7 +82,7 @@ export class Badge {
     const shown = JSON.stringify([asked, known])
     if (shown === this.#shown) return
     const formats = known.formats.toSorted((a, b) => b.layers - a.layers)
-    const auto = widgetOf(this.node, 'precision')?.value === 'auto' || widgetOf(this.node, 'rank')?.value === 0
+    const auto = valueOf(this.node, 'precision') === 'auto' || valueOf(this.node, 'rank') === 0
     const wrong = known.mismatch ?? known.problems?.[0]
     const memory = known.vram && t('needs', { size: size(known.vram) })
     const facts = [formats.length && size(known.size), memory, chosen(known, auto)].filter(Boolean).join(' · ')

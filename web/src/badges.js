@@ -5,10 +5,19 @@ import { Badge } from './badge.js'
 import { REFERRING, widgetOf } from './nodes.js'
 
 const TYPING = 150 // milliseconds to wait while a name is being typed
+const LOOKING = 500 // milliseconds between two looks at what changes without a word
 const badges = new Set() // those of nodes in a graph
 let timer = 0
 let forced = false
-let listening = false
+
+/**
+ * Look where no node is told: at a link or a bypass further up, and at a widget that a subgraph's node shows, which is
+ * set without a call of the node inside and, in Vue nodes, without an event after it. A look compares a few values.
+ */
+export function listen() {
+  api.addEventListener('graphChanged', () => refresh())
+  setInterval(() => timer || refresh(), LOOKING)
+}
 
 /** Give a new node its badge, and look when its widgets or links change. Nodes of other packs are left alone. */
 export function attach(node) {
@@ -29,8 +38,6 @@ export function attach(node) {
     badge.remove()
   })
   if (node.graph) badges.add(badge)
-  if (!listening) api.addEventListener('graphChanged', () => refresh()) // a link or a bypass further up
-  listening = true
 }
 
 /** Have every badge check whether its node refers to something else now; `force` asks the server in any case. */
@@ -38,6 +45,7 @@ export function refresh({ wait = 0, force = false } = {}) {
   forced ||= force
   clearTimeout(timer)
   timer = setTimeout(() => {
+    timer = 0
     for (const badge of badges) badge.update(forced)
     forced = false
   }, wait)

@@ -14,15 +14,27 @@ const MUTED = 2
 const BYPASSED = 4
 
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name)
-const isLinked = (node, name) => node.inputs?.some((input) => input.name === name && input.link != null)
+
+/**
+ * What an input of a node will be when the workflow runs: its widget's value, undefined without a widget, null where it
+ * comes in by a link. Inside a subgraph a widget that the subgraph's node shows too is only linked to that one, which
+ * has the value; null where several nodes of one subgraph differ.
+ */
+export function valueOf(node, name) {
+  const id = node.inputs?.find((input) => input.name === name)?.link
+  if (id == null) return widgetOf(node, name)?.value
+  const link = node.graph?.getLink(id)
+  if (!link || node.graph.getNodeById(link.origin_id)) return null
+  const [value, ...others] = holdersOf(node.graph).map((holder) => valueOf(holder, holder.inputs[link.origin_slot]?.name))
+  return others.every((other) => other === value) ? value : null
+}
 
 /** The reference that a node will load, or null where it comes in by a link and is not known before the run. */
 export function referenceOf(node) {
-  const { input } = REFERRING[node.type]
-  if (isLinked(node, 'reference')) return null
-  const free = String(widgetOf(node, 'reference')?.value ?? '').trim()
-  if (free) return free
-  return isLinked(node, input) ? null : String(widgetOf(node, input)?.value ?? '')
+  const free = valueOf(node, 'reference')
+  if (free === null) return null
+  const chosen = String(free ?? '').trim() || valueOf(node, REFERRING[node.type].input)
+  return chosen === null ? null : String(chosen ?? '')
 }
 
 /** What `describe` is asked for a node, or null where its reference is not known. */
@@ -31,8 +43,8 @@ export function question(node) {
   if (!reference) return null
   const asked = { reference, node: node.type }
   for (const name of REFERRING[node.type].others) {
-    const value = widgetOf(node, name)?.value
-    if (value != null && value !== '' && !isLinked(node, name)) asked[name] = value
+    const value = valueOf(node, name)
+    if (value != null && value !== '') asked[name] = value
   }
   const base = node.type === 'QT_ApplyTransformerOverride' && baseOf(node)
   if (base) Object.assign(asked, { base: base.reference, base_component: base.component })
@@ -43,7 +55,7 @@ export function question(node) {
 export function baseOf(node) {
   const found = upstream(node, (other) => other.type === 'QT_LoadBaseModel')
   const reference = found && referenceOf(found)
-  return reference ? { reference, component: widgetOf(found, 'component')?.value ?? 'transformer' } : null
+  return reference ? { reference, component: valueOf(found, 'component') ?? 'transformer' } : null
 }
 
 /**
@@ -75,14 +87,14 @@ function source(node, slot) {
   if (!link) return null
   const origin = graph.getNodeById(link.origin_id)
   if (origin) return { node: origin, slot: link.origin_slot }
-  const holder = graph.isRootGraph ? null : holderOf(graph)
+  const [holder] = holdersOf(graph) // of several the first: they share what is inside
   return holder ? source(holder, link.origin_slot) : null
 }
 
-/** The node that stands for a subgraph (the first of several: they share what is inside). */
-function holderOf(subgraph) {
+/** The nodes that stand for a subgraph; none for the whole graph. */
+function holdersOf(subgraph) {
   const graphs = [subgraph.rootGraph, ...subgraph.rootGraph.subgraphs.values()]
-  return graphs.flatMap((graph) => graph.nodes).find((node) => node.isSubgraphNode?.() && node.subgraph === subgraph)
+  return graphs.flatMap((graph) => graph.nodes).filter((node) => node.isSubgraphNode?.() && node.subgraph === subgraph)
 }
 
 /** {node, slot} of what leaves a subgraph by an output, or null. */

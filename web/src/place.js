@@ -2,7 +2,7 @@
 
 import { app } from '../../../scripts/app.js'
 import { refresh } from './badges.js'
-import { widgetOf } from './nodes.js'
+import { referenceOf, widgetOf } from './nodes.js'
 
 const GAP = 40
 
@@ -38,6 +38,7 @@ function refer(node, { input, reference }) {
   const listed = chosen?.options?.values?.includes?.(reference)
   set(widgetOf(node, 'reference'), listed ? '' : reference)
   if (listed) set(chosen, reference)
+  if (referenceOf(node) !== reference) set(widgetOf(node, 'reference'), reference) // a link decides about the list
 }
 
 function set(widget, value) {
