@@ -219,40 +219,43 @@ def test_the_base_is_found_upstream(between, classic):
     wait_for(classic, ids["q"], mark="")
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
-def test_a_widget_that_a_subgraph_shows_changes_the_badge_inside(vue, another):
-    """The frontend sets it on the subgraph's node and tells nobody inside; badge, mark and details follow its value."""
-    another.open(IMAGES | {"Comfy.VueNodes.Enabled": vue})
-    holder, inner = another.run(LOAD_SUBGRAPH, json.loads(BLUEPRINT.read_text(encoding="utf-8")))
-    wait_inside(another, inner, FP8)
-    value = "([id]) => app.graph.getNodeById(id).widgets.find((w) => w.name === 'override').value"
-    another.run(f"([id, name]) => {{ {value.partition('=> ')[2]} = name }}", [holder, QWEN])
-    wait_inside(another, inner, QWEN, "mismatch")
-    page = another.page
-    if vue:
-        page.locator(f'[data-node-id="{holder}"]').get_by_role("combobox").click()
-        page.get_by_role("option", selected=False).first.click()
-    else:
-        next_choice(another, holder, "override")
-    chosen = another.run(value, [holder])
-    assert chosen != QWEN
-    wait_inside(another, inner, chosen)
-    another.run(f"([id, name]) => {{ {value.partition('=> ')[2]} = name }}", [holder, "tiny-mixed"])
-    another.run("(id) => app.canvas.setGraph(app.graph.getNodeById(id).subgraph)", holder)
-    page.locator('.qt-badge[title^="tiny-mixed"] .qt-bar').click()
-    details = page.locator(".qt-dialog")
-    details.locator(".qt-map").wait_for()
-    assert "tiny-mixed" in details.inner_text()
-    page.keyboard.press("Escape")
-    if vue:
-        return
+def test_a_widget_that_a_subgraph_shows(classic):
+    inner = follows_the_subgraph(classic, lambda holder: next_choice(classic, holder, "override"))
     # what is dropped on the node inside wins over what the subgraph's node says
-    sidebar(another)
-    x, y = another.run("""(id) => { const node = app.canvas.graph.getNodeById(id)
+    sidebar(classic)
+    x, y = classic.run("""(id) => { const node = app.canvas.graph.getNodeById(id)
       app.canvas.ds.offset = [700 - node.pos[0], 300 - node.pos[1]]
       return app.canvas.ds.convertOffsetToCanvas([node.pos[0] + 60, node.pos[1] - 10]) }""", inner)
-    page.drag_and_drop('.qt-item[data-reference="tiny-sharded"]', "#graph-canvas", target_position={"x": x, "y": y})
-    wait_inside(another, inner, "tiny-sharded")
+    classic.page.drag_and_drop('.qt-item[data-reference="tiny-sharded"]', "#graph-canvas", target_position={"x": x, "y": y})
+    wait_inside(classic, inner, "tiny-sharded")
+    ids = build(classic, ("base", "QT_LoadBaseModel", {"base_model": "tiny-flux"}))
+    badge(classic, ids["base"])
+    classic.problems.clear()
+    classic.run("() => app.refreshComboInNodes()")
+    classic.page.wait_for_timeout(500)
+    assert not classic.problems, "nodes of a graph that is gone ask for what their base does not have"
+
+
+def follows_the_subgraph(frontend, choose):
+    """Badge, mark and details of a node inside follow a widget of the subgraph's node, which the frontend sets without
+    telling anybody inside. `choose` takes another choice there by hand. Returns the id of the node inside."""
+    holder, inner = frontend.run(LOAD_SUBGRAPH, json.loads(BLUEPRINT.read_text(encoding="utf-8")))
+    wait_inside(frontend, inner, FP8)
+    value = "app.graph.getNodeById(id).widgets.find((w) => w.name === 'override').value"
+    frontend.run(f"([id, name]) => {{ {value} = name }}", [holder, QWEN])
+    wait_inside(frontend, inner, QWEN, "mismatch")
+    choose(holder)
+    chosen = frontend.run(f"(id) => {value}", holder)
+    assert chosen != QWEN
+    wait_inside(frontend, inner, chosen)
+    frontend.run(f"([id, name]) => {{ {value} = name }}", [holder, "tiny-mixed"])
+    frontend.run("(id) => app.canvas.setGraph(app.graph.getNodeById(id).subgraph)", holder)
+    frontend.page.locator('.qt-badge[title^="tiny-mixed"] .qt-bar').click()
+    details = frontend.page.locator(".qt-dialog")
+    details.locator(".qt-map").wait_for()
+    assert "tiny-mixed" in details.inner_text()
+    frontend.page.keyboard.press("Escape")
+    return inner
 
 
 def test_saved_workflows_and_prompts_know_nothing_of_badges(classic, server):
@@ -498,3 +501,13 @@ def test_vue_nodes_in_chinese(another):
     node.locator(".qt-badge[data-mark=mismatch]").wait_for()
     another.screenshot(OUT / "vue_nodes.png")
     assert another.problems == []
+
+
+def test_a_widget_that_a_subgraph_shows_in_vue_nodes(another):
+    another.open(IMAGES | {"Comfy.VueNodes.Enabled": True})
+
+    def choose(holder):
+        another.page.locator(f'[data-node-id="{holder}"]').get_by_role("combobox").click()
+        another.page.get_by_role("option", selected=False).first.click()
+
+    follows_the_subgraph(another, choose)

@@ -1,6 +1,7 @@
 // Which nodes carry a badge, and when they look again.
 
 import { api } from '../../../scripts/api.js'
+import { app } from '../../../scripts/app.js'
 import { Badge } from './badge.js'
 import { REFERRING, widgetOf } from './nodes.js'
 
@@ -33,10 +34,7 @@ export function attach(node) {
     badges.add(badge)
     refresh()
   })
-  after(node, 'onRemoved', () => {
-    badges.delete(badge)
-    badge.remove()
-  })
+  after(node, 'onRemoved', () => leave(badge))
   if (node.graph) badges.add(badge)
 }
 
@@ -46,9 +44,20 @@ export function refresh({ wait = 0, force = false } = {}) {
   clearTimeout(timer)
   timer = setTimeout(() => {
     timer = 0
-    for (const badge of badges) badge.update(forced)
+    for (const badge of badges) {
+      if (isThere(badge.node)) badge.update(forced)
+      else leave(badge)
+    }
     forced = false
   }, wait)
+}
+
+/** Whether a node belongs to the graph that is open: those inside a subgraph that is gone are not told so. */
+const isThere = ({ graph }) => graph?.isRootGraph || (graph && app.rootGraph.subgraphs.get(graph.id) === graph)
+
+function leave(badge) {
+  badges.delete(badge)
+  badge.remove()
 }
 
 /** Call `then` after a callback of one object; nothing shared by others is touched. */
