@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from support import flux, qwen_image, svdquant, z_image
-from support.common import E2M1, save
+from support.common import E2M1, rel_l2, save
 
 SHIFT = 0.171875  # specs/nunchaku.md section 5
 
@@ -178,15 +178,22 @@ class Made:
                     module.bias.copy_(self.bias(name))
         return model
 
-    def emulated(self) -> Any:
-        """The same with the exact int4 activation rule in every quantized Linear."""
+    def emulated(self, seen: list[Tensor]) -> Any:
+        """The same with the exact int4 activation rule in every quantized Linear.
+
+        `seen`: what the layers of another implementation were given. Here each takes the rows that are its own input but
+        for rounding: a value on the other side of a step of the int4 grid would otherwise move all that follows.
+        """
         model = self.dequantized()
         for name in self.linears:
             module = model.get_submodule(name)
             parts = self.numbers(name)
 
             def forward(_module: Any, x: Tensor, parts: list[Natural] = parts) -> Tensor:
-                split = x.split([part.residual.shape[1] for part in parts], dim=-1)
+                rows = torch.cat([y.flatten(0, -2) for y in seen if y.shape[-1] == x.shape[-1]])
+                nearest = rows[torch.cdist(x.flatten(0, -2), rows).argmin(-1)].view_as(x)
+                assert rel_l2(nearest, x) < 1e-4
+                split = nearest.split([part.residual.shape[1] for part in parts], dim=-1)
                 return torch.stack([part.forward(columns) for part, columns in zip(parts, split, strict=True)]).sum(0)
 
             module.forward = types.MethodType(forward, module)
@@ -199,6 +206,15 @@ class Made:
         save(folder, self.tensors if tensors is None else tensors, None,
              self.metadata if metadata is None else metadata, name=name)
         return folder / name
+
+
+def given(patcher: Any) -> list[Tensor]:
+    """What the quantized layers of a host's model are given, from now on; grows while it runs."""
+    seen: list[Tensor] = []
+    for module in patcher.model.diffusion_model.modules():
+        if hasattr(getattr(module, "weight", None), "_layout_cls"):
+            module.register_forward_pre_hook(lambda _module, args: seen.append(args[0].clone()))
+    return seen
 
 
 _LEGACY = (("proj_down", "lora_down"), ("proj_up", "lora_up"), ("smooth_factor_orig", "smooth_orig"),
