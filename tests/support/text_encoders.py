@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -85,9 +86,9 @@ def seeded(kind: Any, config: Any) -> Any:
 
 def tokenizer_clip(folder: Path) -> str:
     """CLIP's tokenizer by transformers, from the host's copy of it. Returns its class name."""
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTokenizerFast
 
-    return saved(CLIPTokenizer.from_pretrained(BUNDLED / "sd1_tokenizer", model_max_length=77), folder)
+    return saved(CLIPTokenizerFast.from_pretrained(BUNDLED / "sd1_tokenizer", model_max_length=77), folder)
 
 
 def tokenizer_t5(folder: Path) -> str:
@@ -119,6 +120,8 @@ def tokenizer_umt5(folder: Path) -> str:
         pad_piece="<pad>", eos_piece="</s>", unk_piece="<unk>", hard_vocab_limit=False, minloglevel=2, normalization_rule_name="identity")
     corpus.unlink()
     (folder / "spiece.vocab").unlink()
+    if "vocab_file" in inspect.signature(T5TokenizerFast).parameters:  # transformers 4
+        return saved(T5TokenizerFast(str(folder / "spiece.model"), extra_ids=0, add_prefix_space=True), folder)
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
     pieces = [(model.id_to_piece(i), model.get_score(i)) for i in range(model.get_piece_size())]
     return saved(T5TokenizerFast(vocab=pieces, extra_ids=0), folder)

@@ -77,19 +77,23 @@ def _qwen_image(folder: Path) -> dict[str, list[str]]:
             "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 151680, "rms_norm_eps": 1e-6,
             "rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
     write("Qwen2_5_VLForConditionalGeneration", Qwen2_5_VLConfig(
-        text_config=text, vision_config=VISION, tie_word_embeddings=True), folder / "text_encoder")
+        **text, vision_config=VISION, tie_word_embeddings=True, image_token_id=151655, video_token_id=151656,
+        vision_start_token_id=151652), folder / "text_encoder")
     qwen_tokenizer().save_pretrained(folder / "tokenizer")
     return {"text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
             "tokenizer": ["transformers", "Qwen2Tokenizer"]}
 
 
 def _qwen_image_edit(folder: Path) -> dict[str, list[str]]:
-    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+    import transformers
 
     entries = _qwen_image(folder)
     limits = {"min_pixels": 3136, "max_pixels": 12845056}
-    Qwen2VLProcessor(Qwen2VLImageProcessor(**limits), qwen_tokenizer(), Qwen2VLVideoProcessor(**limits),
-                     chat_template=CHAT_QWEN3).save_pretrained(folder / "processor")
+    # before 4.52 the images' one takes videos, too
+    video = getattr(transformers, "Qwen2VLVideoProcessor", None)
+    transformers.Qwen2VLProcessor(
+        transformers.Qwen2VLImageProcessor(**limits), qwen_tokenizer(), chat_template=CHAT_QWEN3,
+        **{"video_processor": video(**limits)} if video else {}).save_pretrained(folder / "processor")
     return entries | {"processor": ["transformers", "Qwen2VLProcessor"]}
 
 
@@ -108,9 +112,9 @@ def _z_image(folder: Path) -> dict[str, list[str]]:
 def qwen_tokenizer(chat_template: str | None = None) -> Any:
     """transformers' tokenizer from the vocabulary that ComfyUI bundles: that of Qwen2.5 and Qwen3."""
     import comfy.sd1_clip
-    from transformers import Qwen2Tokenizer
+    from transformers import Qwen2TokenizerFast
 
-    tokenizer = Qwen2Tokenizer.from_pretrained(
+    tokenizer = Qwen2TokenizerFast.from_pretrained(
         Path(inspect.getfile(comfy.sd1_clip)).parent / "text_encoders" / "qwen25_tokenizer")
     if chat_template:
         tokenizer.chat_template = chat_template
@@ -144,15 +148,22 @@ def tekken(words: str = "", pattern: str = MISTRAL_PATTERN) -> dict[str, Any]:
 
 def mistral_tokenizer(content: dict[str, Any], folder: Path) -> Any:
     """transformers' own conversion of a tekken.json, written to `folder`/tekken.json on the way."""
-    from transformers import TokenizersBackend
+    from transformers import PreTrainedTokenizerFast
     from transformers.integrations.mistral import MistralConverter
 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "tekken.json"
     file.write_text(json.dumps(content), encoding="utf-8")
-    return TokenizersBackend(tokenizer_object=MistralConverter(str(file)).converted(), bos_token="<s>", eos_token="</s>",
-                             pad_token="<pad>", unk_token="<unk>", padding_side="left", chat_template=CHAT_MISTRAL,
-                             clean_up_tokenization_spaces=False)
+    if "vocab" in inspect.signature(MistralConverter).parameters:  # transformers 4 leaves reading to mistral_common
+        specials = [token["token_str"] for token in content["special_tokens"]]
+        names = [*specials, *(base64.b64decode(piece["token_bytes"]) for piece in content["vocab"])]
+        converter = MistralConverter({name: rank for rank, name in enumerate(names)}, content["config"]["pattern"],
+                                     additional_special_tokens=specials)
+    else:
+        converter = MistralConverter(str(file))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=converter.converted(), bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        unk_token="<unk>", padding_side="left", chat_template=CHAT_MISTRAL, clean_up_tokenization_spaces=False)
 
 
 def save_mistral_processor(folder: Path, content: dict[str, Any] | None = None) -> int:
@@ -176,7 +187,6 @@ def write(class_name: str, config: Any, folder: Path) -> None:
         module, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(module), leaf, torch.nn.Parameter(_weight(name, parameter.shape), False))
     model.tie_weights()
-    model.config.dtype = torch.bfloat16
     written, transformers.modeling_utils.safe_save_file = transformers.modeling_utils.safe_save_file, save_with_holes
     try:
         model.save_pretrained(folder, max_shard_size="20GB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,16 @@ def empty(family: str, **config: Any) -> Any:
     import diffusers
 
     class_name, defaults = FAMILIES[family]
-    return getattr(diffusers, class_name)(**{**defaults, **config})
+    kind, sizes = getattr(diffusers, class_name), {**defaults, **config}
+    own = "decoder_block_out_channels"
+    if own not in sizes or own in inspect.signature(kind.__init__).parameters:
+        return kind(**sizes)
+    decoder = sizes.pop(own)  # diffusers before 0.38: its decoder of these widths, put in by hand
+    model = kind(**sizes)
+    if decoder:
+        model.decoder = kind(**{**sizes, "block_out_channels": decoder}).decoder
+    model.register_to_config(**{own: decoder})
+    return model
 
 
 def make(family: str, seed: int = 7, **config: Any) -> Any:
