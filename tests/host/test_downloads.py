@@ -148,7 +148,7 @@ import os, sys
 sys.argv = ["x"]; sys.path.insert(0, os.environ["TESTS"])
 from support.pack import start_comfy; start_comfy()
 import asyncio
-import huggingface_hub
+import huggingface_hub.file_download  # with its HTTP library, which may try for IPv6 when it is imported
 from quantized_transformers.nodes import node_classes
 nodes = {node.__name__: node for node in node_classes()}
 
