@@ -182,7 +182,7 @@ def importing() -> None:
     from host.test_import import measure
 
     print("importing the pack into ComfyUI")
-    found = [measure() for _ in range(5)]
+    found = [measure.__wrapped__() for _ in range(5)]
     budget("import, median of 5", median(f["ms"] for f in found), 30, "ms")
     budget("modules of other packages", max(len(f["new"]) for f in found), 20, "")
 
