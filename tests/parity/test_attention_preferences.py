@@ -60,16 +60,6 @@ def knowing_host(monkeypatch):
     monkeypatch.setattr(SingleStreamBlock, "__init__", made)
 
 
-@pytest.fixture(scope="module")
-def output(tmp_path_factory):
-    import folder_paths
-
-    before, folder = folder_paths.get_output_directory(), tmp_path_factory.mktemp("output")
-    folder_paths.set_output_directory(str(folder))
-    yield folder
-    folder_paths.set_output_directory(before)
-
-
 def load(reference, **request):
     return model.load(model.Request(str(reference), **request), quiet=True)
 

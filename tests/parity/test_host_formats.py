@@ -65,16 +65,6 @@ def quantized(name: str, weight: torch.Tensor) -> tuple[dict[str, torch.Tensor],
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory):
-    import folder_paths
-
-    before, folder = folder_paths.get_output_directory(), tmp_path_factory.mktemp("output")
-    folder_paths.set_output_directory(str(folder))
-    yield folder
-    folder_paths.set_output_directory(before)
-
-
-@pytest.fixture(scope="module")
 def plain(tiny, output):
     """A natively named FLUX.1 without quantized layers."""
     path, _ = save(load(tiny.bf16).patcher, "plain", "exact", step=lambda n: None)

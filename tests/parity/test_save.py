@@ -78,17 +78,6 @@ def dynamic(folder: Path, to: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory):
-    """ComfyUI's output folder for the time of these tests."""
-    import folder_paths
-
-    before, folder = folder_paths.get_output_directory(), tmp_path_factory.mktemp("output")
-    folder_paths.set_output_directory(str(folder))
-    yield folder
-    folder_paths.set_output_directory(before)
-
-
-@pytest.fixture(scope="module")
 def saved(tiny, output, tmp_path_factory) -> dict[str, Saved]:
     root = tmp_path_factory.mktemp("exports")
     made = wan.make()
