@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from .contract import FEATURES
 from .errors import HostChanged
 
 DO = "update this pack; if it is the newest, report this with what `doctor` says"
@@ -124,6 +123,8 @@ def lacking(feature: str) -> str:
 
 @functools.cache
 def _lacking(feature: str) -> str:
+    from .contract import FEATURES  # when it is first needed: ComfyUI's start does without
+
     touches = map(parse, FEATURES[feature].touches)
     missing = [what for touch in touches if not touch.optional and (what := problem(touch))]
     if not missing:
@@ -160,4 +161,6 @@ def needs(*features: str) -> Callable[[Function], Function]:
 
 def all_lacks() -> dict[str, str]:
     """Feature -> sentence, for every feature of the contract that this ComfyUI cuts short."""
+    from .contract import FEATURES
+
     return {feature: sentence for feature in FEATURES if (sentence := lacking(feature))}

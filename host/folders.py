@@ -17,11 +17,13 @@ def ready() -> None:
 
 def register_model_folder() -> None:
     """Add models/diffusers_components to ComfyUI's folders, beside what extra_model_paths.yaml says of that key."""
-    if lacking("folders"):
-        return
     import folder_paths
 
-    folder_paths.add_model_folder_path(OWN_FOLDER_KEY, os.path.join(folder_paths.models_dir, OWN_FOLDER_KEY))
+    try:  # ComfyUI is starting: nothing is asked of it that need not be
+        folder_paths.add_model_folder_path(OWN_FOLDER_KEY, os.path.join(folder_paths.models_dir, OWN_FOLDER_KEY))
+    except (AttributeError, TypeError):
+        if not lacking("folders"):  # which says so
+            raise
 
 
 def model_folders() -> list[str]:
@@ -30,11 +32,13 @@ def model_folders() -> list[str]:
         import folder_paths
     except ImportError:
         return []
-    if lacking("folders"):
+    known = getattr(folder_paths, "folder_names_and_paths", None)
+    if known is None:
+        lacking("folders")  # which says so
         return []
     folders: list[str] = []
     for key in MODEL_FOLDER_KEYS:
-        paths = folder_paths.folder_names_and_paths.get(key, ([], set()))[0]
+        paths = known.get(key, ([], set()))[0]
         folders += [path for path in paths if path not in folders]
     return folders
 
