@@ -35,6 +35,7 @@ from .folders import (
 )
 from .models import (
     ATTACHMENT,
+    PREFERENCE,
     bound_to_weights,
     carry_over,
     load_file,

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 ATTACHMENT = "quantized_transformers"
 ATTENTION = ".comfy_attention"  # a module beside whose name a file can say which attention kernel it prefers
-READ_AT_LOAD = (".comfy_quant", f"{ATTENTION}.config")  # JSON, which cannot be read of a meta tensor
+PREFERENCE = f"{ATTENTION}.config"
+READ_AT_LOAD = (".comfy_quant", PREFERENCE)  # JSON, which cannot be read of a meta tensor
 
 
 @needs("transformers")

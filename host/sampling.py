@@ -5,26 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .check import needs
+from .check import needs, require
 
 if TYPE_CHECKING:
     import torch
 
 
-@needs("comparing")
 def sampler_names() -> list[str]:
     """The samplers of the host's KSampler node."""
-    import comfy.samplers
-
-    return list(comfy.samplers.KSampler.SAMPLERS)
+    return _names("SAMPLERS")
 
 
-@needs("comparing")
 def scheduler_names() -> list[str]:
     """The schedulers of the host's KSampler node."""
-    import comfy.samplers
+    return _names("SCHEDULERS")
 
-    return list(comfy.samplers.KSampler.SCHEDULERS)
+
+def _names(kind: str) -> list[str]:
+    try:  # asked for while ComfyUI starts: only what is used
+        import comfy.samplers
+
+        return list(getattr(comfy.samplers.KSampler, kind))
+    except (ImportError, AttributeError):
+        require("comparing")  # says so
+        raise
 
 
 @needs("comparing")

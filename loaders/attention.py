@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from ..host import PREFERENCE
 from .errors import first_ten
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from .architectures import Naming
     from .checkpoint import Checkpoint
     from .describe import CheckpointDescription
-
-SUFFIX = ".comfy_attention.config"
 
 
 def note(description: CheckpointDescription, checkpoint: Checkpoint) -> None:
@@ -31,7 +30,7 @@ def note(description: CheckpointDescription, checkpoint: Checkpoint) -> None:
         except ValueError:
             kernels = ""
         if kernels:
-            asked.setdefault(kernels, []).append(name.removesuffix(SUFFIX))
+            asked.setdefault(kernels, []).append(name.removesuffix(PREFERENCE))
         else:
             description.problems.append(f"{name} is no attention preference (U8 with a JSON object)")
     placed = "" if description.naming.style == "native" else \

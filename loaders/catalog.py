@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ def entries() -> list[Entry]:
     for reference in local_references():
         pipeline = any(os.path.isfile(os.path.join(root, reference, PIPELINE)) for root in host.model_folders())
         if reference not in ascend:
-            kind = "base" if pipeline else "svdq" if NAME.search(reference) else "override"
+            kind = "base" if pipeline else "svdq" if re.search(NAME, reference) else "override"
             found.append(Entry(reference, kind, pipeline=pipeline))
     there = {entry.reference for entry in found}
     return [*found, *(Entry(name, known.kind, True) for name, known in KNOWN_CHECKPOINTS.items() if name not in there)]

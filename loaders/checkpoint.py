@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import host
-from .attention import SUFFIX
 from .errors import CheckpointError, first_ten
 from .headers import Header, TensorInfo, read_header
 from .sources import Source, read_json
@@ -31,7 +30,7 @@ class Checkpoint:
             self._merge_shards()
         if source.index:
             self._check_index(source.index)
-        self.preferences = {name: info for name, info in self.tensors.items() if name.endswith(SUFFIX)}
+        self.preferences = {name: info for name, info in self.tensors.items() if name.endswith(host.PREFERENCE)}
         if self.preferences:
             self.tensors = {name: info for name, info in self.tensors.items() if name not in self.preferences}
 

@@ -290,7 +290,7 @@ def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disa
 
 def _check_names(patcher: Any, given: list[str]) -> None:
     """The host only logs missing and unexpected tensors; here they are errors."""
-    inner = (attention.SUFFIX, ".comfy_quant", ".weight_scale", ".weight_scale_2",
+    inner = (host.PREFERENCE, ".comfy_quant", ".weight_scale", ".weight_scale_2",
              *(f".{leaf}" for leaf in SHARD_LEAVES + BLOCK_LEAVES + PART_LEAVES),
              *(f".weight_{leaf}" for leaf in OWN_LEAVES), *(f".{leaf}" for leaf in host_formats.LEAVES))
     wanted = host.native_names(patcher.model, [name for name in given if not name.endswith(inner)])

@@ -6,8 +6,8 @@ All work is in a hidden folder beside the target, `.<name>.unfinished`, one proc
     content/                             what becomes the target, with a marker of its own from the start
     previous/                            the old target while it is exchanged
 
-A folder with a marker, and everything below it, is refused by this pack (`refuse_unfinished`, called where references
-are resolved). The content becomes the target by one rename, still marked; taking the marker away is the commit. Weight
+A folder with a marker, and everything below it, is refused by this pack (unfinished.py, where references are
+resolved). The content becomes the target by one rename, still marked; taking the marker away is the commit. Weight
 files are called `.part` until all are whole, for programs that do not know the marker.
 """
 
@@ -22,24 +22,13 @@ from pathlib import Path
 
 from .. import host
 from .errors import CheckpointError
+from .unfinished import MARKER
 
-MARKER = ".quantized-transformers-unfinished"
 PART = ".part"
 Step = Callable[[int], None]
 _TEXT = ("This folder is unfinished: run the tool that writes it again, it goes on where it stopped.\n"
          "A folder called 'previous' in here is the one that was to be replaced: keep it, the tool puts it back.\n")
 _REMOVED = "removed"
-_ABOVE = 3  # how many folders above the one of a file are looked at
-
-
-def refuse_unfinished(path: Path) -> None:
-    """Raise CheckpointError when `path`, or what it is a link to, is in a folder that a tool has not finished."""
-    for place in dict.fromkeys((Path(os.path.realpath(path)), Path(os.path.abspath(path)))):
-        top = [place, *place.parents][1:] if place.is_file() else [place, *place.parents]
-        for folder in top[:1 + _ABOVE]:
-            if os.path.lexists(folder / MARKER):
-                raise CheckpointError("this folder is unfinished: the tool that writes it was stopped", folder,
-                                      "run the tool again: it goes on where it stopped; or delete the folder")
 
 
 def target_folder(output: str, inputs: Sequence[Path], overwrite: bool = False) -> Path:

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 from .. import host
 from .errors import CheckpointError, MissingFiles, first_ten
-from .publish import MARKER, refuse_unfinished
 from .selection import INDEX, PIPELINE, Folder, Selection, select_transformer, weight_file
 from .svdquant import files as svdquant
+from .unfinished import MARKER, refuse_unfinished
 
 # The bases and the nine validated overrides of the support matrix.
 KNOWN_BASES = (

@@ -7,6 +7,9 @@ from comfy_api.latest import io, ui
 from .. import host
 from . import inputs
 
+# Asked here, too: a ComfyUI without them costs this node, where a schema that raises costs all of the pack.
+host.sampler_names(), host.scheduler_names()
+
 
 class QT_CompareModels(io.ComfyNode):
     """What two versions of one model draw from the same noise, and how far they are apart."""

@@ -179,13 +179,13 @@ def problem(tree: Tree, touch: Any, binds: Any) -> str:
 
 def lacks(root: Path) -> dict[str, str]:
     """Feature -> one sentence, or "" where the tree has all that it needs."""
-    from quantized_transformers.host import check
+    from quantized_transformers.host import touches
     from quantized_transformers.host.contract import FEATURES
 
     tree, sentences = Tree(root), {}
     for feature, contract in FEATURES.items():
-        touches = [touch for touch in map(check.parse, contract.touches) if not touch.optional]
-        missing = [what for touch in touches if (what := problem(tree, touch, check.binds))]
+        needed = [touch for touch in map(touches.parse, contract.touches) if not touch.optional]
+        missing = [what for touch in needed if (what := problem(tree, touch, touches.binds))]
         sentences[feature] = f"lacks {', '.join(missing)}: {contract.stops}" if missing else ""
     return sentences
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import CheckpointError, first_ten
 
 
-@dataclass(frozen=True)
-class Preset:
+class Preset(NamedTuple):
     """Regular expressions (re.search) on module names. `deep` is added to `leave` where a model has 30 blocks or more:
     it names blocks by number."""
 

@@ -17,7 +17,8 @@ from typing import Any
 from ... import host
 from ..errors import CheckpointError, first_ten
 from ..layout import NotWritten, Piece, difference, write_at, write_piece
-from ..publish import MARKER, PART, Step, Work, target_folder, unwritable, work_folder
+from ..publish import PART, Step, Work, target_folder, unwritable, work_folder
+from ..unfinished import MARKER
 from .progress import terminal_progress
 from .shards import Shard, make_shards
 

@@ -24,7 +24,8 @@ _WEIGHTS = r"quant_model_weights?([^/]*)\.safetensors(\.index\.json)?"
 
 def is_description(path: str) -> bool:
     """Whether a file is called as msmodelslim calls its description."""
-    return re.fullmatch(_DESCRIPTION, PurePosixPath(path.replace("\\", "/")).name) is not None
+    return "quant_model_description" in path and re.fullmatch(
+        _DESCRIPTION, PurePosixPath(path.replace("\\", "/")).name) is not None  # not even compiled while ComfyUI starts
 
 
 def is_weights(path: str) -> bool:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from ... import host
 from ..errors import CheckpointError
-from ..publish import MARKER, PART, Step, Work, target_folder, work_folder
+from ..publish import PART, Step, Work, target_folder, work_folder
 from ..report import size
 from ..sources import find_path
+from ..unfinished import MARKER
 from .files import File, place_link, write
 from .names import DIRECTIONS
 from .plan import make_plan

@@ -21,7 +21,7 @@ from .recognise import Found
 if TYPE_CHECKING:
     from ..describe import CheckpointDescription
 
-LEGACY_NAME = re.compile(r"svdq-(int4|fp4)\b")  # folders of two files say no rank
+LEGACY_NAME = r"svdq-(int4|fp4)\b"  # folders of two files say no rank
 WORDS = {"int4": "int4", "fp4": "nvfp4", "fp4_e2m1_all": "nvfp4", "nvfp4": "nvfp4"}
 _SHOWN = {"int4": ("INT4", "bfloat16 or float16"), "nvfp4": ("NVFP4", "float8_e4m3fn")}
 
@@ -58,9 +58,9 @@ def claim_notes(checkpoint: Checkpoint, found: Found, plan: Plan, dims: Dims) ->
     files = [os.path.basename(header.path) for header in checkpoint.headers]
     # a legacy folder carries the name, its two files do not; a cache's folder is called by its commit
     named = [*files, os.path.basename(os.path.normpath(checkpoint.source.folder)), checkpoint.source.reference]
-    name = next((name for name in named if NAME.search(name) or LEGACY_NAME.search(name)), files[0])
+    name = next((name for name in named if re.search(NAME, name) or re.search(LEGACY_NAME, name)), files[0])
     yield from _name_notes(name, found)
-    steps = STEPS.search(name)
+    steps = re.search(STEPS, name)
     if steps:
         yield f"file name asks for {steps[1]} steps; set KSampler steps={steps[1]}, cfg=1.0"
     for header in checkpoint.headers:
@@ -73,11 +73,11 @@ def claim_notes(checkpoint: Checkpoint, found: Found, plan: Plan, dims: Dims) ->
 
 
 def _name_notes(name: str, found: Found) -> Iterator[str]:
-    claim = NAME.search(name) or LEGACY_NAME.search(name)
+    claim = re.search(NAME, name) or re.search(LEGACY_NAME, name)
     if claim and WORDS[claim[1]] != found.precision:
         yield f'"{name}" holds {_holds(found.precision)} but its name says {claim[1]}. Loading as ' \
               f"{_SHOWN[found.precision][0]}."
-    if claim and claim.re is NAME and int(claim[2]) not in found.ranks:
+    if claim and claim.lastindex == 2 and int(claim[2]) not in found.ranks:
         ranks = _text(found.ranks)
         yield f'"{name}" holds low-rank parts of rank {ranks} but its name says r{claim[2]}. Loading with rank {ranks}.'
 

@@ -12,8 +12,9 @@ KNOWN = tuple(f"nunchaku-tech/nunchaku-{name}" for name in (
     "flux.1-dev", "flux.1-schnell", "flux.1-fill-dev", "flux.1-canny-dev", "flux.1-depth-dev", "flux.1-kontext-dev",
     "flux.1-krea-dev", "qwen-image", "qwen-image-edit", "qwen-image-edit-2509", "z-image-turbo", "sdxl",
     "sdxl-turbo"))
-NAME = re.compile(r"svdq-(int4|fp4)_r(\d+)")
-STEPS = re.compile(r"(\d+)-?steps?(?![a-z])", re.IGNORECASE)
+# Patterns are compiled when they are first used: ComfyUI imports this module at every start.
+NAME = r"svdq-(int4|fp4)_r(\d+)"
+STEPS = r"(?i)(\d+)-?steps?(?![a-z])"
 PRECISION = {"int4": "int4", "fp4": "nvfp4"}  # of file names -> ours
 LEGACY = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")
 RANK = 32  # what is published for every model
@@ -32,7 +33,7 @@ def choose_file(inside: Sequence[str], where: str, precision: str = "auto", rank
         if len(legacy) < len(LEGACY):
             raise MissingFiles(f"this legacy folder lacks {LEGACY[1]}", where, "finish its download")
         return LEGACY, "a legacy folder of two files, read as one"
-    named = sorted(name for name in inside if NAME.search(name) and name.endswith(".safetensors"))
+    named = sorted(name for name in inside if re.search(NAME, name) and name.endswith(".safetensors"))
     if not named:
         return None
     left = named
@@ -57,17 +58,17 @@ def download_pattern(precision: str, rank: int) -> str:
 
 
 def _precision(name: str) -> str:
-    found = NAME.search(name)
+    found = re.search(NAME, name)
     return PRECISION[found[1]] if found else ""
 
 
 def _rank(name: str) -> int:
-    found = NAME.search(name)
+    found = re.search(NAME, name)
     return int(found[2]) if found else 0
 
 
 def _steps(name: str) -> str | None:
-    found = STEPS.search(name)
+    found = re.search(STEPS, name)
     return found[1] if found else None
 
 

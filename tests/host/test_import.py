@@ -39,9 +39,13 @@ HEAVY = ("diffusers", "transformers.models", "torchao", "peft", "flashinfer", "n
 
 
 @cache
-def measure(pack=PACK) -> dict:
-    """Import the pack in a fresh process with the host's imports in place: ms, node ids, new foreign modules."""
-    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=False,
+def measure(pack=PACK, without: str = "") -> dict:
+    """Import the pack in a fresh process with the host's imports in place: ms, node ids, new foreign modules.
+
+    `without`: a name of the host's that is deleted before.
+    """
+    code = MEASURE.replace("before = ", f"import comfy.samplers; del {without}\nbefore = ") if without else MEASURE
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
                           env={**os.environ, "PACK": str(pack), "COMFYUI_PATH": str(COMFYUI)}, cwd=COMFYUI)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr}
@@ -65,6 +69,12 @@ def test_a_broken_part_costs_only_its_own_nodes(tmp_path):
     assert found["nodes"] == [name for name in NODES if name != "QT_ApplyTransformerOverride"]
     assert "QT_ApplyTransformerOverride is not available" in found["log"]
     assert "a_package_that_is_not_there" in found["log"]
+
+
+def test_a_host_without_sampler_names_costs_one_node():
+    found = measure(without="comfy.samplers.KSampler.SAMPLERS")
+    assert found["nodes"] == [name for name in NODES if name != "QT_CompareModels"]
+    assert "lacks comfy.samplers.KSampler.SAMPLERS: Compare Models does not work" in found["log"]
 
 
 def test_no_optional_package_is_needed():

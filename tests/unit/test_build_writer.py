@@ -20,8 +20,8 @@ from quantized_transformers.loaders.build.writer import terminal_progress, write
 from quantized_transformers.loaders.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.layout import Declared, Piece, whole, write_at
-from quantized_transformers.loaders.publish import MARKER
 from quantized_transformers.loaders.sources import locate
+from quantized_transformers.loaders.unfinished import MARKER
 from support import bench_build, crash
 
 STEM = "diffusion_pytorch_model"

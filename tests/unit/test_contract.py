@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from quantized_transformers import host
-from quantized_transformers.host import check
+from quantized_transformers.host import check, touches
 from quantized_transformers.host.contract import FEATURES
 from quantized_transformers.loaders import doctor, model
 from quantized_transformers.loaders.errors import CheckpointError
@@ -58,8 +58,8 @@ def leaned_on() -> set[str]:
 
 
 def test_everything_that_is_leaned_on_is_declared():
-    declared = {check.parse(line).name for _, line in LINES}
-    packages = {name.rpartition(".")[0] for name in declared} | {check.parse(line).module for _, line in LINES}
+    declared = {touches.parse(line).name for _, line in LINES}
+    packages = {name.rpartition(".")[0] for name in declared} | {touches.parse(line).module for _, line in LINES}
     undeclared = sorted(
         name for name in leaned_on() - AROUND
         if name not in declared and not any(package == name or package.startswith(f"{name}.") for package in packages)
@@ -77,7 +77,7 @@ class Bare:
     """Stands where a class was, without what that had."""
 
 
-def take_away(touch: check.Touch, monkeypatch) -> None:
+def take_away(touch: touches.Touch, monkeypatch) -> None:
     held = importlib.import_module(touch.module)
     if touch.maker:
         monkeypatch.setattr(held, touch.maker, lambda: type("Operations", (), {"Linear": Bare}))
@@ -95,31 +95,31 @@ def take_away(touch: check.Touch, monkeypatch) -> None:
 @pytest.mark.parametrize("feature, line", [pair for pair in LINES if not pair[1].endswith(" ?")],
                          ids=lambda value: value.partition("(")[0])
 def test_each_taken_away(feature, line, monkeypatch, caplog):
-    touch = check.parse(line)
+    touch = touches.parse(line)
     if touch.module == "server":  # asked in a server only
-        assert check.problem(touch) == ""
+        assert touches.problem(touch) == ""
         monkeypatch.setitem(sys.modules, "server", type(sys)("server"))
-        assert check.problem(touch) == touch.name
+        assert touches.problem(touch) == touch.name
         return
-    assert check.problem(touch) == ""
+    assert touches.problem(touch) == ""
     take_away(touch, monkeypatch)
-    assert touch.name in check.problem(touch) or touch.module in check.problem(touch)
+    assert touch.name in touches.problem(touch) or touch.module in touches.problem(touch)
     with pytest.raises(host.HostChanged) as error:
         check.require(feature)
     assert error.value.what.startswith(f"ComfyUI {host.version()} lacks ")
     assert error.value.what.endswith(FEATURES[feature].stops) and "update this pack" in error.value.do
     assert sum(FEATURES[feature].stops in record.getMessage() for record in caplog.records) == 1
     for other, contract in FEATURES.items():  # and nothing else is turned off
-        if not any(check.problem(check.parse(one)) for one in contract.touches if not one.endswith(" ?")):
+        if not any(touches.problem(touches.parse(one)) for one in contract.touches if not one.endswith(" ?")):
             check.require(other)
 
 
 @pytest.mark.parametrize("line", [line for _, line in LINES if "(" in line.replace("()>", "") and "server" not in line],
                          ids=lambda line: line.partition("(")[0])
 def test_each_called_otherwise(line, monkeypatch):
-    touch = check.parse(line)
+    touch = touches.parse(line)
     assert touch.call is not None
-    if check.problem(touch) or touch.optional and not hasattr(importlib.import_module(touch.module), touch.path[0]):
+    if touches.problem(touch) or touch.optional and not hasattr(importlib.import_module(touch.module), touch.path[0]):
         return
 
     def other(*, an_argument_that_we_do_not_give):
@@ -133,7 +133,7 @@ def test_each_called_otherwise(line, monkeypatch):
         for owner in touch.path[:-1]:
             held = getattr(held, owner)
         monkeypatch.setattr(held, touch.path[-1], other)
-    assert check.problem(touch).startswith(f"{touch.name}(")
+    assert touches.problem(touch).startswith(f"{touch.name}(")
 
 
 # what a load of an FP8 transformer needs; without anything else it must work
@@ -142,10 +142,10 @@ NEEDED = {"devices", "transformers", "quantized layers"}
 
 @pytest.mark.parametrize("feature", FEATURES)
 def test_the_rest_of_the_pack_works(feature, tiny, monkeypatch):
-    real = check.problem
-    lines = {check.parse(line) for line in FEATURES[feature].touches}
-    shared = {check.parse(line) for other in NEEDED - {feature} for line in FEATURES[other].touches}
-    monkeypatch.setattr(check, "problem", lambda touch: touch.name if touch in lines - shared else real(touch))
+    real = touches.problem
+    lines = {touches.parse(line) for line in FEATURES[feature].touches}
+    shared = {touches.parse(line) for other in NEEDED - {feature} for line in FEATURES[other].touches}
+    monkeypatch.setattr(touches, "problem", lambda touch: touch.name if touch in lines - shared else real(touch))
     request = model.Request(str(tiny.fp8))
     if feature in NEEDED:
         with pytest.raises(CheckpointError, match="lacks .*: .*"):

@@ -10,7 +10,7 @@ import sys
 import drift
 import pytest
 
-from quantized_transformers.host import check
+from quantized_transformers.host import touches
 from quantized_transformers.host.contract import FEATURES
 from support.pack import COMFYUI, PACK
 
@@ -33,8 +33,8 @@ def copy(tmp_path_factory):
 def test_the_installed_tree_has_it_all():
     """Every line is found in the source, so none is passed over; but comfy-kitchen, which is no part of the tree."""
     tree = drift.Tree(COMFYUI)
-    assert not {line: what for line in LINES if (what := drift.problem(tree, check.parse(line), check.binds))}
-    passed_over = {check.parse(line).module.split(".")[0] for line in LINES if not tree.has_package(check.parse(line).module)}
+    assert not {line: what for line in LINES if (what := drift.problem(tree, touches.parse(line), touches.binds))}
+    passed_over = {touches.parse(line).module.split(".")[0] for line in LINES if not tree.has_package(touches.parse(line).module)}
     assert passed_over == {"comfy_kitchen"}
 
 

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from quantized_transformers.loaders import model, vae
 from quantized_transformers.loaders.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.publish import MARKER, refuse_unfinished, target_folder, work_folder
+from quantized_transformers.loaders.publish import target_folder, work_folder
 from quantized_transformers.loaders.sources import find_path, local_references, locate
+from quantized_transformers.loaders.unfinished import MARKER, refuse_unfinished
 from support.crash import in_child, tree
 
 
