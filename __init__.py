@@ -18,7 +18,7 @@ class QuantizedTransformers(ComfyExtension):
         if table is None:
             return
         try:
-            from .nodes.routes import add_routes
+            from .routes import add_routes
 
             add_routes(table)
         except Exception:  # costs the badges and the browser, not the nodes

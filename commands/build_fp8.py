@@ -11,7 +11,7 @@ NEEDS_HOST = "no"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from ..loaders.build.presets import MODEL_TYPES
+    from ..makers.builders.presets import MODEL_TYPES
 
     parser.add_argument("--modelopt-hf-dir", default="", help="nvidia-modelopt's diffusers export (--hf-ckpt-dir), or "
                         "its transformer folder; without it, the base is quantized")
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..loaders.build.fp8 import build_fp8
+    from ..makers.builders.fp8 import build_fp8
 
     return build_options.run(options, lambda common: build_fp8(
         modelopt_hf_dir=options.modelopt_hf_dir, modelopt_backbone_ckpt=options.modelopt_backbone_ckpt,

@@ -11,7 +11,7 @@ NEEDS_HOST = "no"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from ..loaders.build.presets import PATTERN_PRESETS
+    from ..makers.builders.presets import PATTERN_PRESETS
 
     parser.add_argument("--modelopt-hf-dir", default="", help="nvidia-modelopt's diffusers export (--hf-ckpt-dir), or "
                         "its transformer folder; without it, the base is quantized")
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..loaders.build.nvfp4 import build_nvfp4
+    from ..makers.builders.nvfp4 import build_nvfp4
 
     return build_options.run(options, lambda common: build_nvfp4(
         modelopt_hf_dir=options.modelopt_hf_dir, base_transformer_dir=options.base_transformer_dir,

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from . import options as shared
 
 if TYPE_CHECKING:
-    from ..loaders.build.output import Built
+    from ..makers.builders.output import Built
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Where the result goes, and how."""
-    from ..loaders.build.options import SHARD_SIZE
+    from ..makers.builders.options import SHARD_SIZE
 
     parser.add_argument("--output-dir", required=True, help="a new folder")
     parser.add_argument("--max-shard-size", default=SHARD_SIZE, metavar="SIZE", help="of a weight file, such as 500MB "
@@ -29,8 +29,8 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, build: Callable[[dict[str, Any]], Built]) -> int:
     """Build with a progress line on stderr, then print the report, or with --json the statistics."""
-    from ..loaders.build.options import shard_bytes
-    from ..loaders.build.progress import terminal_progress
+    from ..makers.builders.options import shard_bytes
+    from ..makers.builders.progress import terminal_progress
 
     try:
         # a relative output is below the folder this is run in, not below ComfyUI's

@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..loaders.compare.weights import compare_weights
     from ..loaders.errors import CheckpointError
-    from ..loaders.sources import locate
+    from ..loaders.files.places import locate
+    from ..makers.compare.weights import compare_weights
 
     if options.plot and not os.path.isdir(os.path.dirname(os.path.abspath(options.plot))):  # before minutes of work
         raise CheckpointError("the folder for the plot does not exist", options.plot, "make it, or give another path")
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
                        download=options.download)
     found = compare_weights(reference, candidate)
     if options.plot:
-        from ..loaders.compare.plot import weights_figure
+        from ..makers.compare.plot import weights_figure
 
         try:
             weights_figure(found).savefig(options.plot)

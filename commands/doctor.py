@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..loaders.doctor import facts, lines
+    from ..views.doctor import facts, lines
 
     found = facts()
     print(json.dumps(found, indent=1) if options.json else "\n".join(lines(found)))

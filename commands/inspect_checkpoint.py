@@ -17,10 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..loaders.checkpoint import Checkpoint
+    from ..loaders.containers.checkpoint import Checkpoint
     from ..loaders.describe import describe
+    from ..loaders.files.places import locate
     from ..loaders.report import describe_report
-    from ..loaders.sources import locate
 
     description = describe(Checkpoint(locate(options.reference, weights_name=options.weights_name,
                                              revision=options.revision, component=options.component,

@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..loaders.errors import CheckpointError
-    from ..loaders.migrate import migrate
-    from ..loaders.sources import read_json
+    from ..loaders.files.source import read_json
+    from ..makers.migrate import migrate
 
     source = Path(options.workflow)
     target = Path(options.output) if options.output else source.with_name(f"{source.stem}.migrated.json")

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..loaders.repack_wan import repack
+    from ..makers.repack_wan import repack
 
     # a relative output is below the folder this is run in, not below ComfyUI's
     output = os.path.abspath(options.output)

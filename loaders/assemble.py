@@ -12,12 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..quant import fuse, nvfp4
-from ..quant.formats import MODELOPT_ORDER, PLAIN, ByteOrder, StoredFormat, formats, identify
+from ..quant.formats import formats, identify
+from ..quant.stored import MODELOPT_ORDER, PLAIN, ByteOrder, StoredFormat
 from ..quant.svdquant.saved import SAVED_PARTS, kinds_of
 from .architectures import Architecture, Dims, Module, Naming
 from .architectures.base import tensor_name
-from .errors import CheckpointError, first_ten
-from .headers import dtype_name
+from .containers.safetensors import dtype_name
+from .errors import CheckpointError
+from .words import first_ten
 
 if TYPE_CHECKING:
     from torch import Tensor

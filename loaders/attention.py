@@ -11,13 +11,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ..host import PREFERENCE
-from .errors import first_ten
+from .words import first_ten
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .architectures import Naming
-    from .checkpoint import Checkpoint
+    from .containers.checkpoint import Checkpoint
     from .describe import CheckpointDescription
 
 

@@ -12,9 +12,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from .checkpoint import Checkpoint
+from .containers.checkpoint import Checkpoint
 from .errors import CheckpointError
-from .sources import read_json
+from .files.source import read_json
 
 METADATA_KEYS = ("_quantization_metadata", "quantization_config")
 SUPPORTED = "supported: modelopt FP8 and NVFP4, and fp8 with per-tensor scales"

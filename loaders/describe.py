@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..quant.formats import PLAIN, PLAIN_DTYPES, ByteOrder, StoredFormat, formats, identify, name_unsupported
+from ..quant.formats import formats, identify, name_unsupported
+from ..quant.stored import PLAIN, PLAIN_DTYPES, ByteOrder, StoredFormat
 from . import attention
 from .architectures import ARCHITECTURES, Architecture, Dims, Module, Naming, by_class_name, name_other, supported
 from .architectures.base import tensor_name
-from .checkpoint import Checkpoint
+from .containers.checkpoint import Checkpoint
+from .containers.safetensors import TensorInfo
 from .declarations import Declaration, read_declaration
-from .errors import CheckpointError, first_ten
-from .headers import TensorInfo
-from .svdquant.recognise import is_svdquant
+from .errors import CheckpointError
+from .families.nunchaku.recognise import is_svdquant
+from .words import first_ten
 
 
 @dataclass
@@ -101,10 +103,10 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = No
 
 def _describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> CheckpointDescription:
     if is_svdquant(checkpoint.tensors):
-        from .svdquant.describe import describe_svdquant
+        from .families.nunchaku.describe import describe_svdquant
 
         return describe_svdquant(checkpoint, base)
-    from . import modelslim
+    from .families import modelslim
 
     if modelslim.is_ours(checkpoint):
         return modelslim.describe(checkpoint, base)

@@ -12,23 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 from .. import host
 from ..quant import host_formats
-from ..quant.ascend.schemes import OWN_LEAVES
-from ..quant.formats import PLAIN
-from ..quant.fuse import BLOCK_LEAVES, SHARD_LEAVES
+from ..quant.ascend.native import OWN_LEAVES
+from ..quant.shards import BLOCK_LEAVES, SHARD_LEAVES
+from ..quant.stored import PLAIN
 from ..quant.svdquant.saved import PART_LEAVES, SAVED_PARTS
 from . import attention
 from .architectures import ARCHITECTURES, Architecture, Dims, Naming
 from .architectures.base import tensor_name
 from .assemble import NativeStateDict, assemble
-from .checkpoint import Checkpoint
+from .containers.checkpoint import Checkpoint
 from .describe import CheckpointDescription, describe, describe_config
-from .errors import CheckpointError, first_ten
+from .errors import CheckpointError
+from .families.nunchaku.claims import check_widgets
+from .families.nunchaku.convert import convert
+from .families.nunchaku.plan import part_kinds
+from .families.nunchaku.runtime import FROM_COMPUTE, choose, part_operations
+from .files.places import locate
+from .files.source import Source
 from .report import load_report
-from .sources import Source, locate
-from .svdquant.claims import check_widgets
-from .svdquant.convert import convert
-from .svdquant.plan import part_kinds
-from .svdquant.runtime import FROM_COMPUTE, choose, part_operations
+from .words import first_ten
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +89,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
         host.require("quantized layers")  # before any code that imports comfy-kitchen
     compute = _compute(request.compute, description)
     fp4_backend, fp4_note = _fp4_backend(request.fp4_backend, description, compute)
-    from . import modelslim
+    from .families import modelslim
 
     architecture = _architecture(description.architecture)
     modules = sum(1 for _ in architecture.modules(description.dims, description.naming))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..loaders.sources import KNOWN_OVERRIDES
-from ..loaders.svdquant.files import KNOWN
+from ..loaders.families.nunchaku.files import KNOWN
+from ..loaders.files.places import KNOWN_OVERRIDES
 from . import inputs
 
 

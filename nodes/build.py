@@ -43,7 +43,7 @@ class QT_RepackModelSlimWan(io.ComfyNode):
     @classmethod
     def execute(cls, source: str, base: str, output: str, direction: str = "to diffusers",
                 link: str = "link") -> io.NodeOutput:
-        from ..loaders.repack_wan import repack
+        from ..makers.repack_wan import repack
 
         report = repack(source, base, output, direction, link == "link")
         return io.NodeOutput(report, ui=ui.PreviewText(report))

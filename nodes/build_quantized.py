@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..loaders.build.options import SHARD_SIZE, one_a_line, shard_bytes
-from ..loaders.build.presets import MODEL_TYPES, PATTERN_PRESETS, compiled
 from ..loaders.errors import CheckpointError
+from ..makers.builders.options import SHARD_SIZE, one_a_line, shard_bytes
+from ..makers.builders.presets import MODEL_TYPES, PATTERN_PRESETS, compiled
 from . import inputs
 
 CATEGORY = f"{inputs.CATEGORY}/build"
@@ -86,7 +86,7 @@ class QT_BuildFP8Transformer(io.ComfyNode):
     def execute(cls, modelopt_export: str, backbone: str, base: str, output: str, model_type: str = "auto",
                 keep_bf16_patterns: str = "", maxbound: float = 448.0, max_shard_size: str = SHARD_SIZE,
                 overwrite: bool = False) -> io.NodeOutput:
-        from ..loaders.build.fp8 import build_fp8
+        from ..makers.builders.fp8 import build_fp8
 
         built = build_fp8(output_dir=output, modelopt_hf_dir=modelopt_export, modelopt_backbone_ckpt=backbone,
                           base_transformer_dir=base, model_type=model_type,
@@ -132,7 +132,7 @@ class QT_BuildNVFP4Transformer(io.ComfyNode):
     def execute(cls, modelopt_export: str, base: str, output: str, pattern_preset: str = "none",
                 keep_bf16_patterns: str = "", swap_weight_nibbles: bool = False, max_shard_size: str = SHARD_SIZE,
                 overwrite: bool = False) -> io.NodeOutput:
-        from ..loaders.build.nvfp4 import build_nvfp4
+        from ..makers.builders.nvfp4 import build_nvfp4
 
         built = build_nvfp4(output_dir=output, modelopt_hf_dir=modelopt_export, base_transformer_dir=base,
                             pattern_preset=pattern_preset, keep_bf16_patterns=one_a_line(keep_bf16_patterns),

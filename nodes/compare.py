@@ -48,7 +48,7 @@ class QT_CompareModels(io.ComfyNode):
     @classmethod
     def execute(cls, reference_model, model, positive, negative, latent_image, seed: int, steps: int, cfg: float,
                 sampler_name: str, scheduler: str, denoise: float = 1.0, vae=None) -> io.NodeOutput:
-        from ..loaders.compare.models import compare_models
+        from ..makers.compare.models import compare_models
 
         report, picture = compare_models(
             reference_model, model, latent_image, seed=seed, vae=vae, positive=positive, negative=negative, steps=steps,

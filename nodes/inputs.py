@@ -10,7 +10,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..loaders.errors import CheckpointError
-from ..loaders.sources import find_path, is_repo, local_references, locate
+from ..loaders.files.places import find_path, is_repo, local_references, locate
 
 CATEGORY = "loaders/quantized"
 REFERENCE_TIP = ("A path (folder, .safetensors file or index) or a repo id such as owner/name. "

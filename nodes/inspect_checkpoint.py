@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..loaders.sources import KNOWN_BASES, KNOWN_OVERRIDES
-from ..loaders.svdquant.files import KNOWN
+from ..loaders.families.nunchaku.files import KNOWN
+from ..loaders.files.places import KNOWN_BASES, KNOWN_OVERRIDES
 from . import inputs
 
 
@@ -44,10 +44,11 @@ class QT_InspectCheckpoint(io.ComfyNode):
         import numpy
         import torch
 
-        from ..loaders.checkpoint import Checkpoint
+        from ..loaders.containers.checkpoint import Checkpoint
         from ..loaders.describe import describe
-        from ..loaders.report import describe_report, layer_map
-        from ..loaders.sources import locate
+        from ..loaders.files.places import locate
+        from ..loaders.report import describe_report
+        from ..views.layer_map import layer_map
 
         description = describe(Checkpoint(locate(reference.strip() or checkpoint, weights_name=weights_name)))
         report = describe_report(description)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..loaders.sources import KNOWN_BASES
+from ..loaders.files.places import KNOWN_BASES
 from . import inputs
 
 
@@ -37,7 +37,7 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:
-        from ..loaders import text_encoder
+        from ..loaders.components import text_encoder
 
         request = text_encoder.Request(reference.strip() or base_model, kwargs.get("revision", ""))
         return inputs.stamp(lambda: text_encoder.locate_encoders(request).paths, base_model, reference,
@@ -46,7 +46,7 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, base_model: str, reference: str = "", dtype: str = "default", revision: str = "",
                 download_missing: bool = False) -> io.NodeOutput:
-        from ..loaders import text_encoder
+        from ..loaders.components import text_encoder
 
         loaded = text_encoder.load(text_encoder.Request(reference.strip() or base_model, revision, dtype,
                                                         download_missing))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..loaders.sources import KNOWN_BASES
+from ..loaders.files.places import KNOWN_BASES
 from . import inputs
 
 
@@ -37,7 +37,7 @@ class QT_LoadBaseVAE(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:
-        from ..loaders import vae
+        from ..loaders.components import vae
 
         request = vae.Request(reference.strip() or base_model, kwargs.get("revision", ""))
         return inputs.stamp(lambda: vae.source(request).paths, base_model, reference, sorted(kwargs.items(), key=str))
@@ -45,7 +45,7 @@ class QT_LoadBaseVAE(io.ComfyNode):
     @classmethod
     def execute(cls, base_model: str, reference: str = "", dtype: str = "default", revision: str = "",
                 download_missing: bool = False) -> io.NodeOutput:
-        from ..loaders import vae
+        from ..loaders.components import vae
 
         loaded = vae.load(vae.Request(reference.strip() or base_model, revision, dtype, download_missing))
         return io.NodeOutput(loaded.vae, loaded.report)

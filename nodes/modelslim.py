@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..loaders.modelslim.files import EXPERTS, KNOWN, local_folders
+from ..loaders.families.modelslim.files import EXPERTS, KNOWN, local_folders
 from . import inputs
 
 
@@ -44,7 +44,8 @@ class QT_ModelSlimLoader(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, component: str = "transformer", reference: str = "", compute: str = "auto",
                 revision: str = "", download_missing: bool = False) -> io.NodeOutput:
-        from ..loaders import model, modelslim
+        from ..loaders import model
+        from ..loaders.families import modelslim
 
         loaded = modelslim.load(model.Request(reference.strip() or folder, component, revision=revision,
                                               compute=compute, download=download_missing))

@@ -32,6 +32,6 @@ class QT_AscendMXFP8Quantize(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, keep_high_precision: str = "", backend: str = "auto") -> io.NodeOutput:
-        from ..loaders.online_mxfp8 import quantize
+        from ..makers.online_mxfp8 import quantize
 
         return io.NodeOutput(*quantize(model, keep_high_precision or "", backend))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..loaders.svdquant.files import KNOWN
+from ..loaders.families.nunchaku.files import KNOWN
 from . import inputs
 
 

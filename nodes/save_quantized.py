@@ -34,7 +34,7 @@ class QT_SaveQuantizedModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename: str | None = None) -> bool | str:
-        from ..loaders.save import target_file
+        from ..makers.save import target_file
 
         if filename is None:  # from another node: known when it runs
             return True
@@ -46,7 +46,7 @@ class QT_SaveQuantizedModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, filename: str, format: str = "exact", overwrite: bool = False) -> io.NodeOutput:
-        from ..loaders.save import save
+        from ..makers.save import save
 
         _, report = save(model, filename, format, overwrite)
         return io.NodeOutput(report, ui=ui.PreviewText(report))

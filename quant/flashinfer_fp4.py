@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from comfy_kitchen.tensor import QuantizedTensor, register_layout_class
 
-from .fuse import Shard
 from .nvfp4 import linear_blocks
 from .row_shards import NVFP4RowShardsLayout, RowShard
+from .shards import Shard
 
 VARIABLE = "SGLANG_DIFFUSION_FLASHINFER_FP4_GEMM_BACKEND"
 # Values that SGLang-Diffusion accepts for the variable, in any case -> mm_fp4's backend.

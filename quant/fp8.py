@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .formats import PLAIN_DTYPES, ByteOrder, Leaves, scalar_problem, wrong_shape
-from .fuse import HOST_FORMAT, ROW_SHARDS, Shard, full_precision_marker, read_scale
+from .shards import HOST_FORMAT, ROW_SHARDS, Shard, full_precision_marker, read_scale
+from .stored import PLAIN_DTYPES, ByteOrder, Leaves, scalar_problem, wrong_shape
 
 if TYPE_CHECKING:
     from torch import Tensor

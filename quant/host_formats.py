@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from .formats import Stored
+from .stored import Stored
 
 F32, HALF = frozenset({"F32"}), frozenset({"F32", "BF16", "F16"})
 Shape = tuple[int, ...]

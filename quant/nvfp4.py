@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .formats import ByteOrder, Leaves, scalar_problem
-from .fuse import HOST_FORMAT, Shard, full_precision_marker, read_scale
+from .shards import HOST_FORMAT, Shard, full_precision_marker, read_scale
+from .stored import ByteOrder, Leaves, scalar_problem
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,8 +13,8 @@ import torch
 from comfy_kitchen.tensor import QuantizedTensor
 
 from .exact import with_exact_answers
-from .fuse import BLOCK_LEAVES, ROW_SHARDS, SHARD_LEAVES
 from .row_shards import FP8_NAME, NVFP4_NAME, RowShardsLayout, shard_fields
+from .shards import BLOCK_LEAVES, ROW_SHARDS, SHARD_LEAVES
 
 
 def with_row_shards(operations: Any, nvfp4_layout: str = NVFP4_NAME) -> Any:

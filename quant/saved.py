@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .formats import PLAIN_DTYPES, ByteOrder, Leaves, scalar_problem
-from .fuse import BLOCK_LEAVES, ROW_SHARDS, SHARD_LEAVES, Shard, full_precision_marker, read_scale
+from .shards import BLOCK_LEAVES, ROW_SHARDS, SHARD_LEAVES, Shard, full_precision_marker, read_scale
+from .stored import PLAIN_DTYPES, ByteOrder, Leaves, scalar_problem
 
 if TYPE_CHECKING:
     from torch import Tensor

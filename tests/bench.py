@@ -43,9 +43,9 @@ def watch():
 
 relaid = 0
 if how == "ours":  # what could not stay a view of the file; counted outside of the timed load
-    from quantized_transformers.loaders.checkpoint import Checkpoint
+    from quantized_transformers.loaders.containers.checkpoint import Checkpoint
     from quantized_transformers.loaders.describe import describe
-    from quantized_transformers.loaders.sources import locate
+    from quantized_transformers.loaders.files.places import locate
     checkpoint = Checkpoint(locate(path))
     d = describe(checkpoint)
     stored = checkpoint.load_tensors()
@@ -86,7 +86,7 @@ from support.pack import start_comfy
 start_comfy()
 import comfy.ldm.flux.model, comfy.sd, comfy.utils, numpy, torch
 from quantized_transformers.loaders import model
-from quantized_transformers.loaders.svdquant import convert as converting
+from quantized_transformers.loaders.families.nunchaku import convert as converting
 import quantized_transformers.quant.svdquant.ops
 path = sys.argv[1]
 size = os.path.getsize(path)
@@ -155,9 +155,9 @@ def describing(folder: Path) -> None:
     from support.pack import import_pack
     sys.path.insert(0, str(COMFYUI))
     import_pack()
-    from quantized_transformers.loaders.checkpoint import Checkpoint
+    from quantized_transformers.loaders.containers.checkpoint import Checkpoint
     from quantized_transformers.loaders.describe import describe
-    from quantized_transformers.loaders.sources import locate
+    from quantized_transformers.loaders.files.places import locate
     from support.synthetic import flux_header
 
     print("describing from headers")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from ..headers import TensorInfo
+from ..containers.safetensors import TensorInfo
 
 Dims = dict[str, int]  # the sizes that tell two models of one architecture apart; keys are the architecture's own
 Size = str | int  # a number, or a name that the sizes of a model give a number

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ..headers import TensorInfo
+from ..containers.safetensors import TensorInfo
 from .base import Dims, Module, Naming, config_int, count_blocks, expand, fused, linear, norm, shape_of
 
 HEAD = 128  # fixed in ComfyUI: head size, rotary axes, MLP ratio 4, 256 timestep channels

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ..headers import TensorInfo
+from ..containers.safetensors import TensorInfo
 from .base import Dims, Module, Naming, check_fixed, config_int, count_blocks, expand, fused, linear, norm, shape_of
 
 HEAD, CHANNELS = 128, 128

@@ -14,7 +14,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ..headers import TensorInfo
+from ..containers.safetensors import TensorInfo
 from .base import (
     Dims,
     Module,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ..headers import TensorInfo
+from ..containers.safetensors import TensorInfo
 from .base import Dims, Entry, Module, Naming, Size, config_int, count_blocks, expand, linear, norm, shape_of
 
 HEAD = 128  # fixed in ComfyUI: head size, rotary axes, patches of 2x2, 16 channels out, MLP ratio 4

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ...quant.svdquant.parts import leaf_name
-from ..headers import TensorInfo
+from ..containers.safetensors import TensorInfo
 from .base import (
     Dims,
     Entry,

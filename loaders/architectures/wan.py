@@ -14,7 +14,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ..headers import TensorInfo
+from ..containers.safetensors import TensorInfo
 from .base import Dims, Module, Naming, config_int, conv, count_blocks, expand, linear, norm, parameter, shape_of
 
 # Fixed in ComfyUI: its detection (comfy/model_detection.py, "Wan 2.1") sets these or leaves WanModel's defaults.

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ..headers import TensorInfo
+from ..containers.safetensors import TensorInfo
 from .base import Dims, Module, Naming, config_int, count_blocks, expand, fused, linear, norm, parameter, shape_of
 
 # Fixed in ComfyUI (comfy/model_detection.py and ldm/lumina/model.py), by the names of diffusers' config.

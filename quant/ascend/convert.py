@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from ..fuse import marker
 from ..nvfp4 import swizzle
+from ..shards import marker
 from . import integers, mx
 from .kinds import BLOCK, HOST_FORMAT, KINDS, MARKER
 from .layout import AscendLayout, as_ascend, decode
-from .schemes import OWN_LEAVES, NativeLayer, _float_bias, _mul
+from .native import OWN_LEAVES, NativeLayer, float_bias, smoothing
 
 Part = dict[str, torch.Tensor]
 
@@ -19,10 +19,10 @@ Part = dict[str, torch.Tensor]
 def native_layer(kind: str, name: str, part: Part, bias: bool) -> NativeLayer:
     """Build the layer. Raises ValueError for scales and offsets that mean nothing; see schemes.Scheme.tensors."""
     codec = KINDS[kind].codec
-    mul, notes = _mul(name, part), []
+    mul, notes = smoothing(name, part), []
     data, own = _static(name, part) if kind == "w8a8" else _codes(kind, name, part)
     rows, columns = data.shape[0], data.shape[1] * (2 if codec in ("int4", "mxfp4", "mxfp4_dual") else 1)
-    floats = _bias_of_static(name, part, data, own, bias) if kind == "w8a8" else _float_bias(name, part, bias)
+    floats = _bias_of_static(name, part, data, own, bias) if kind == "w8a8" else float_bias(name, part, bias)
     if mul is not None:
         own["mul"] = mul
         notes.append(f"{name}: activations are multiplied by its smoothing vector")
@@ -95,7 +95,7 @@ def _bias_of_static(name: str, part: Part, codes: torch.Tensor, own: Part, wante
     """
     sums = own["input_offset"].double() * codes.sum(1, dtype=torch.int64)
     deq = own["scale"][:, 0].double()
-    floats = _float_bias(name, part, wanted)
+    floats = float_bias(name, part, wanted)
     stored = part.get("quant_bias")
     if stored is None:
         bias = floats["bias"].double() if floats else torch.zeros_like(deq)

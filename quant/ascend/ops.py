@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
 
-from ..backends import Backend, get_backend
 from ..exact import or_exact, with_exact_answers
+from .backends import Backend, get_backend
 from .int8 import renamed
 from .kinds import KINDS, MARKER
 from .layout import NAME, AscendLayout, as_ascend
-from .schemes import OWN_LEAVES
+from .native import OWN_LEAVES
 
 FOUR_BIT = ("int4", "mxfp4", "mxfp4_dual")
 

@@ -11,36 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from ..formats import PLAIN_DTYPES, Stored
-from .kinds import BLOCK, DUAL_BLOCK, KINDS, MARKER
+from ..stored import PLAIN_DTYPES, Stored
+from .kinds import BLOCK, DUAL_BLOCK, KINDS
+from .native import NativeLayer, float_bias, smoothing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FLOATS = PLAIN_DTYPES
-# Stored names -> suffixes of "weight" in this pack's layout; the layout's fields have the same names without "weight_".
-OWN_LEAVES = ("scale", "offset", "dual", "mul", "input_scale", "input_offset", "quant_bias", "bias")
 
 
-@dataclass(frozen=True)
-class NativeLayer:
-    """One layer as the host loads it.
-
-    `tensors`: leaf ("weight", "weight_scale", "comfy_quant", "bias", ...) -> tensor, to be put under the native layer's
-    name. `layout`: what `comfy_quant` says, or "" for an unquantized layer. `kind`: of kinds.KINDS, or "".
-    `needs_own_ops`: whether ops.with_ascend must load it. `notes`: lines for the report.
-    """
-
-    tensors: dict[str, Tensor]
-    rows: int
-    columns: int
-    kind: str = ""
-    layout: str = ""
-    notes: tuple[str, ...] = ()
-
-    @property
-    def needs_own_ops(self) -> bool:
-        return self.layout.startswith(MARKER)
 
 
 class Scheme(Protocol):
@@ -94,10 +74,10 @@ class FloatScheme:
         return _mismatch(leaves, {"weight": (FLOATS, ((rows, columns),)), **_common(rows, columns)}, {"weight"})
 
     def tensors(self, name: str, part: dict[str, Tensor], *, bias: bool = True) -> NativeLayer:
-        weight, mul = part["weight"], _mul(name, part)
+        weight, mul = part["weight"], smoothing(name, part)
         if mul is not None:
             weight = (weight.float() * mul).to(weight.dtype)
-        return NativeLayer({"weight": weight} | _float_bias(name, part, bias), *weight.shape)
+        return NativeLayer({"weight": weight} | float_bias(name, part, bias), *weight.shape)
 
 
 @dataclass(frozen=True)
@@ -256,18 +236,5 @@ def _mismatch(leaves: Mapping[str, Stored], specs: Mapping[str, _Spec], required
     return ""
 
 
-def _mul(name: str, part: dict[str, Tensor]) -> Tensor | None:
-    """The smoothing vector as F32 [columns], or None when there is none or it is all ones."""
-    mul = part.get("mul_scale")
-    if mul is None or bool((mul == 1).all()):
-        return None
-    if not bool(mul.isfinite().all()) or bool((mul == 0).any()):
-        raise ValueError(f"{name}.mul_scale has zeros, infinities or NaN")
-    return mul.float()
 
 
-def _float_bias(name: str, part: dict[str, Tensor], wanted: bool) -> dict[str, Tensor]:
-    stored = part.get("bias")
-    if not wanted and stored is not None and bool((stored != 0).any()):
-        raise ValueError(f"{name}.bias is stored but this layer of the model has none")
-    return {"bias": stored} if stored is not None and wanted else {}

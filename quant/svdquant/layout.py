@@ -7,40 +7,21 @@ the day the host takes SVDQuant weights of its own, with parts side by side and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from comfy_kitchen import dequantize_nvfp4
-from comfy_kitchen.float_utils import from_blocked
 from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout, QuantizedTensor, register_layout_class
 from torch import Tensor
 
 from ..nvfp4 import ceil_to
+from .held import Held, natural
 from .parts import FIELDS, GROUP, MAX_PARTS, SHIFT, Part, Place, leaf_name
 
 NAME = "QTSVDQuantLayout"
 
 
-class Held(NamedTuple):
-    """A part as the layout holds it: natural order, but NVFP4 in the host's (parts.stored_fields), or, where
-    `place.packed`, padded and in nunchaku's own order."""
-
-    place: Place
-    codes: Tensor
-    scale: Tensor
-    zeros: Tensor | None = None
-    tensor_scale: Tensor | None = None
-    channel_scale: Tensor | None = None
-    smooth: Tensor | None = None
-    down: Tensor | None = None
-    up: Tensor | None = None
-
-    def apply(self, change: Callable[[Tensor], Tensor]) -> Held:
-        """The same part with every tensor changed."""
-        rest = (t if t is None else change(t) for t in self[3:])
-        return Held(self.place, change(self.codes), change(self.scale), *rest)
 
 
 class SVDQuantLayout(QuantizedLayout):
@@ -162,20 +143,6 @@ def is_svdquant(weight: object) -> bool:
     return isinstance(weight, QuantizedTensor) and weight._layout_cls == NAME
 
 
-def natural(held: Held) -> Part:
-    """A held part in natural order; for NVFP4 the codes and scales are converted back (copies)."""
-    place, fields_ = held.place, {field: getattr(held, field) for field in FIELDS}
-    if place.packed:
-        from .nunchaku_ops import unpacked
-
-        fields_ = unpacked(held)
-    elif place.kind == "nvfp4":
-        from ..nvfp4 import swap_nibbles
-
-        fields_["codes"] = swap_nibbles(held.codes[:place.rows])
-        fields_["scale"] = from_blocked(held.scale.view(torch.uint8), place.rows, place.columns // 16) \
-            .contiguous().view(held.scale.dtype)
-    return Part(place.kind, **fields_, unsigned=place.unsigned, row=place.row, column=place.column)
 
 
 def residual(part: Part) -> Tensor:
@@ -216,7 +183,7 @@ def check_held(held: Held, name: str) -> None:
     have the same shapes as converted ones, so codes must be U8."""
     p = held.place
     if p.packed:
-        from .nunchaku_ops import padded_sizes
+        from .held import padded_sizes
 
         n, k = padded_sizes(p)
     else:

@@ -19,7 +19,8 @@ import torch
 from comfy_kitchen.tensor import QuantizedTensor
 from torch import Tensor
 
-from .layout import Held, held_parts, with_parts
+from .held import Held
+from .layout import held_parts, with_parts
 
 logger = logging.getLogger(__name__)
 CALLBACK = "qt.svdquant"
@@ -92,7 +93,7 @@ def _append(held: Held, found: list[Factor], dtype: torch.dtype) -> Held:
     if not downs:
         return held
     if p.packed:
-        from .nunchaku_ops import append as packed
+        from .held import append as packed
 
         return packed(held, downs, ups)
     assert held.down is not None and held.up is not None

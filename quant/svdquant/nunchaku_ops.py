@@ -14,84 +14,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..nvfp4 import ceil_to
-from . import packing
-from .layout import Held, natural
-from .parts import FIELDS, Place
+from .held import Held, padded_sizes
 
 AWQ_ROWS = 8  # gemv_awq aborts the process above (section 10)
 
 
-def padded_sizes(place: Place) -> tuple[int, int]:
-    """Rows and columns of the packed tensors."""
-    if place.kind == "awq":
-        return place.rows, place.columns
-    return ceil_to(place.rows, 128), ceil_to(place.columns, 128)
 
 
-def packed(held: Held) -> Held:
-    """A part in natural order -> packed, for the kernels. The inverse of `unpacked`, bit for bit."""
-    part = natural(held)
-    place = held.place._replace(packed=True)
-    if part.kind == "awq":
-        return held._replace(place=place, codes=packing.pack_awq(part.codes))
-    assert part.smooth is not None and part.down is not None and part.up is not None
-    n, k = padded_sizes(place)
-    rows, columns = n - part.rows, k - part.columns
-    fields = {"codes": packing.pack_qweight(pad(part.codes, (0, columns // 2, 0, rows))),
-              "smooth": packing.pack_vector(pad(part.smooth, (0, columns), value=1.0)),
-              # F32 in what a model computing in F32 has saved with a LoRA
-              **_packed_pair(part.down.to(part.smooth.dtype), part.up.to(part.smooth.dtype), place)}
-    if part.kind == "int4":
-        fields["scale"] = packing.pack_scales(pad(part.scale, (0, rows, 0, columns // 64)))
-    else:
-        scale = pad(part.scale.view(torch.uint8), (0, columns // 16, 0, rows)).view(part.scale.dtype)
-        fields["scale"] = packing.pack_micro_scales(scale)
-        ones = torch.ones(part.rows, dtype=part.smooth.dtype)
-        channel = ones if part.channel_scale is None else part.channel_scale
-        fields["channel_scale"] = packing.pack_vector(pad(channel, (0, rows)))
-        assert part.tensor_scale is not None
-        place = place._replace(alpha=float(part.tensor_scale))
-    return held._replace(place=place, **fields)
 
 
-def _packed_pair(down: Tensor, up: Tensor, place: Place) -> dict[str, Tensor]:
-    """A low-rank pair in natural order -> packed, padded to whole ranks of 16."""
-    n, k = padded_sizes(place)
-    rank = -down.shape[1] % 16
-    return {"down": packing.pack_down(pad(down, (0, rank, 0, k - place.columns))),
-            "up": packing.pack_up(pad(up, (0, rank, 0, n - place.rows)))}
 
 
-def unpacked(held: Held) -> dict[str, Tensor | None]:
-    """The fields of a packed part in natural order, cropped to its rows and columns."""
-    p = held.place
-    fields: dict[str, Tensor | None] = {field: getattr(held, field) for field in FIELDS}
-    if p.kind == "awq":
-        return fields | {"codes": packing.unpack_awq(held.codes)}
-    assert held.smooth is not None and held.down is not None and held.up is not None
-    fields |= {"codes": packing.unpack_qweight(held.codes)[:p.rows, :p.columns // 2].contiguous(),
-               "smooth": packing.unpack_vector(held.smooth)[:p.columns].contiguous(),
-               "down": packing.unpack_down(held.down)[:p.columns].contiguous(),
-               "up": packing.unpack_up(held.up)[:p.rows].contiguous()}
-    if p.kind == "int4":
-        return fields | {"scale": packing.unpack_scales(held.scale)[:p.columns // 64, :p.rows].contiguous()}
-    assert held.channel_scale is not None
-    scale = packing.unpack_micro_scales(held.scale).view(torch.uint8)[:p.rows, :p.columns // 16].contiguous()
-    return fields | {"scale": scale.view(held.scale.dtype),
-                     "channel_scale": packing.unpack_vector(held.channel_scale)[:p.rows].contiguous()}
 
 
-def append(held: Held, downs: list[Tensor], ups: list[Tensor]) -> Held:
-    """A packed part with further low-rank pairs (natural order) behind its own; in 16 bit, as the kernels need it."""
-    assert held.down is not None and held.up is not None
-    p, dtype = held.place, held.down.dtype
-    if p.kind == "awq":
-        return held._replace(down=torch.cat([held.down, *downs], 1), up=torch.cat([held.up, *ups], 1))
-    own = packing.unpack_down(held.down)[:p.columns], packing.unpack_up(held.up)[:p.rows]
-    down, up = (torch.cat([t, *(one.to(dtype) for one in more)], 1) for t, more in zip(own, (downs, ups), strict=True))
-    pair = _packed_pair(down, up, p)
-    return held._replace(down=pair["down"], up=pair["up"])
 
 
 def multiply(x: Tensor, held: Held, bias: Tensor | None) -> Tensor:

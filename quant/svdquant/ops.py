@@ -12,14 +12,13 @@ from torch.nn.functional import linear as matmul
 
 from ..exact import with_exact_answers
 from . import lora, run  # noqa: F401  (run registers the layout's matmuls)
+from .held import Held, natural
 from .layout import (
-    Held,
     SVDQuantLayout,
     check_held,
     codes_of,
     held_parts,
     is_svdquant,
-    natural,
     parameter,
     params_fields,
     plain_shift,
@@ -226,7 +225,7 @@ def read_parts(state_dict: dict[str, Any], prefix: str, places: list[Place], sha
             fields = {**dict.fromkeys(FIELDS), **stored_fields(part)}
             held = Held(place._replace(packed=False, alpha=1.0), **fields)
         elif packs and not place.packed:
-            from .nunchaku_ops import packed
+            from .held import packed
 
             held = packed(held)
         parts.append(held)

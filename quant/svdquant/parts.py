@@ -261,7 +261,7 @@ def leaf_name(field: str, index: int) -> str:
 
 def marker(places: Sequence[Place]) -> Tensor:
     """The `comfy_quant` tensor of a Linear with these parts."""
-    from ..fuse import marker as tensor
+    from ..shards import marker as tensor
 
     return tensor({"format": FORMAT, **marker_conf(places)})
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn.functional import linear as matmul
 
 from ..exact import or_exact
-from .layout import Held, SVDQuantLayout, held_parts, is_svdquant, natural, plain_shift, residual
+from .held import Held, natural
+from .layout import SVDQuantLayout, held_parts, is_svdquant, plain_shift, residual
 
 HALF = (torch.float16, torch.bfloat16)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
-from ..formats import ByteOrder, Leaves
+from ..stored import ByteOrder, Leaves
 from .parts import FIELDS, FORMAT, MAX_PARTS, leaf_name, read_marker
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..fuse import Shard
+    from ..shards import Shard
 
 PART_LEAVES = tuple(leaf_name(field, i) for i in range(MAX_PARTS) for field in FIELDS if (field, i) != ("codes", 0))
 _LOW_RANK = leaf_name("down", 0)  # which every part has, if with no columns

@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from quantized_transformers import host
-from quantized_transformers.loaders import verdict
-from quantized_transformers.loaders.doctor import lines
-from quantized_transformers.quant.backends import DeviceFacts
-from quantized_transformers.quant.backends.torch_npu import OPS
+from quantized_transformers.quant.ascend.backends import DeviceFacts
+from quantized_transformers.quant.ascend.backends.torch_npu import OPS
+from quantized_transformers.views import verdict
+from quantized_transformers.views.doctor import lines
 from support.pack import PACK
 
 NPU = frozenset(OPS)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from functools import cache
 
-from support.pack import COMFYUI, PACK
+from support.pack import COMFYUI, FOLDERS, PACK
 
 # The host's own imports at the time custom nodes load (main.py imports these first), then the pack as the host loads it.
 MEASURE = """
@@ -61,7 +61,7 @@ def test_import_is_light():
 def test_a_broken_part_costs_only_its_own_nodes(tmp_path):
     import shutil
 
-    for name in ("nodes", "loaders", "quant", "host"):
+    for name in FOLDERS:
         shutil.copytree(PACK / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(PACK / "__init__.py", tmp_path)
     (tmp_path / "nodes" / "apply_override.py").write_text("import a_package_that_is_not_there\n", encoding="utf-8")
@@ -85,7 +85,7 @@ def test_no_optional_package_is_needed():
     always = {"comfy_api", "__future__"} | set(sys.stdlib_module_names)
     prefix = str(PACK).replace(".", "_x_")
     started = {name.removeprefix(prefix).strip(".").replace(".", "/") for name in measure()["all"]}
-    for folder in ("nodes", "loaders", "quant", "host", "commands", "."):
+    for folder in (*FOLDERS, "."):
         for path in (PACK / folder).rglob("*.py") if folder != "." else (PACK / "__init__.py", PACK / "__main__.py"):
             module = path.relative_to(PACK).with_suffix("").as_posix().removesuffix("__init__").rstrip("/")
             allowed = always if module in started else always | {"torch", "numpy", "comfy_kitchen"}

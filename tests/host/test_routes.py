@@ -376,7 +376,7 @@ def test_cancel_and_continue(server, hub, method):
 
 def test_migration_knows_the_nodes_it_makes(server):
     """Widgets by position, sockets and outputs of every target are those of the real nodes."""
-    from quantized_transformers.loaders.migrate.rules import TARGETS
+    from quantized_transformers.makers.migrate.rules import TARGETS
 
     for kind, target in TARGETS.items():
         info = server.get(f"/object_info/{kind}")[kind]

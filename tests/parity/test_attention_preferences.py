@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from quantized_transformers import host
 from quantized_transformers.loaders import model
-from quantized_transformers.loaders.checkpoint import Checkpoint
+from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.loaders.files.places import locate
 from quantized_transformers.loaders.report import describe_report
-from quantized_transformers.loaders.save import save
-from quantized_transformers.loaders.sources import locate
+from quantized_transformers.makers.save import save
 from support import flux
 
 BLOCK = "single_blocks.1"

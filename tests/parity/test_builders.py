@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from quantized_transformers.loaders import model
-from quantized_transformers.loaders.build.fp8 import build_fp8
-from quantized_transformers.loaders.build.nvfp4 import build_nvfp4
+from quantized_transformers.makers.builders.fp8 import build_fp8
+from quantized_transformers.makers.builders.nvfp4 import build_nvfp4
 from support import bench_build, qwen_image
 from support.builders import MODELS, Case, Rules, export_fp8
 from support.common import config_of, dequantize, rel_l2, stored

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from quantized_transformers.commands import compare as command
-from quantized_transformers.loaders import model, vae
-from quantized_transformers.loaders.compare.models import compare_models
-from quantized_transformers.loaders.compare.plot import weights_figure
-from quantized_transformers.loaders.compare.weights import compare_weights
+from quantized_transformers.loaders import model
+from quantized_transformers.loaders.components import vae
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.save import save
-from quantized_transformers.loaders.sources import locate
+from quantized_transformers.loaders.files.places import locate
+from quantized_transformers.makers.compare.models import compare_models
+from quantized_transformers.makers.compare.plot import weights_figure
+from quantized_transformers.makers.compare.weights import compare_weights
+from quantized_transformers.makers.save import save
 from support import common, flux, svdquant_models, vaes, wan
 from support import modelslim as ms
 

@@ -213,9 +213,9 @@ def test_nvfp4_as_the_vendor_publishes_it(rows, tmp_path):
 @pytest.mark.parametrize("which", ["bf16", "fp8", "mixed"])
 def test_views_up_to_the_hosts_call(which, tiny):
     """Only BF16 q, k, v and the swapped modulation are copies; the rest is the mapped file."""
-    from quantized_transformers.loaders.checkpoint import Checkpoint
+    from quantized_transformers.loaders.containers.checkpoint import Checkpoint
     from quantized_transformers.loaders.describe import describe
-    from quantized_transformers.loaders.sources import locate
+    from quantized_transformers.loaders.files.places import locate
 
     checkpoint = Checkpoint(locate(str(getattr(tiny, which))))
     description = describe(checkpoint)

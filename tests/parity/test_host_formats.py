@@ -15,15 +15,17 @@ from comfy_kitchen import tensor as kitchen
 from safetensors.torch import load_file, save_file
 
 from quantized_transformers import host
-from quantized_transformers.loaders import model, verdict
-from quantized_transformers.loaders.card import Query, card
-from quantized_transformers.loaders.checkpoint import Checkpoint
+from quantized_transformers.loaders import model
+from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.report import describe_report, format_colours
-from quantized_transformers.loaders.save import save
-from quantized_transformers.loaders.sources import locate
+from quantized_transformers.loaders.files.places import locate
+from quantized_transformers.loaders.report import describe_report
+from quantized_transformers.makers.save import save
 from quantized_transformers.quant.host_formats import HOST_FORMATS
+from quantized_transformers.views import verdict
+from quantized_transformers.views.card import Query, card
+from quantized_transformers.views.layer_map import format_colours
 from support import flux
 from support.common import rel_l2
 from support.pack import PACK

@@ -227,9 +227,9 @@ FUSED = {"double": ["double_blocks.0.img_attn.qkv", "double_blocks.0.txt_attn.qk
                                               ("mixed", ["refiner"])])
 def test_views_up_to_the_hosts_call(which, plain, tiny):
     """Only BF16 tensors that the host fuses and the swapped modulation are copies; the rest is the mapped file."""
-    from quantized_transformers.loaders.checkpoint import Checkpoint
+    from quantized_transformers.loaders.containers.checkpoint import Checkpoint
     from quantized_transformers.loaders.describe import describe
-    from quantized_transformers.loaders.sources import locate
+    from quantized_transformers.loaders.files.places import locate
 
     checkpoint = Checkpoint(locate(str(getattr(tiny, which))))
     description = describe(checkpoint)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quantized_transformers.loaders import model, text_encoder, vae
+from quantized_transformers.loaders import model
+from quantized_transformers.loaders.components import text_encoder, vae
 from support import miniature
 from support.common import rel_l2, stored
 

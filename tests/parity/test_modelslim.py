@@ -10,12 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantized_transformers.loaders import model, modelslim
-from quantized_transformers.loaders.checkpoint import Checkpoint
+from quantized_transformers.loaders import model
+from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.report import describe_report, layer_map
-from quantized_transformers.loaders.sources import locate
+from quantized_transformers.loaders.families import modelslim
+from quantized_transformers.loaders.files.places import locate
+from quantized_transformers.loaders.report import describe_report
+from quantized_transformers.views.layer_map import layer_map
 from support import lora as lora_tools
 from support import modelslim as ms
 from support import wan

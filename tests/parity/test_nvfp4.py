@@ -9,7 +9,7 @@ import torch
 
 from quantized_transformers.loaders import model
 from quantized_transformers.quant import nvfp4, row_shards
-from quantized_transformers.quant.formats import ByteOrder
+from quantized_transformers.quant.stored import ByteOrder
 from support import flux
 from support.common import comfy_order, decode_nvfp4, fake_nvfp4, swizzle
 
@@ -219,9 +219,9 @@ def test_comfy_order_stays_a_view(tiny, tmp_path):
     """Bytes that are already the host's are not copied."""
     from quantized_transformers.loaders.architectures.flux1 import FLUX1
     from quantized_transformers.loaders.assemble import assemble
-    from quantized_transformers.loaders.checkpoint import Checkpoint
+    from quantized_transformers.loaders.containers.checkpoint import Checkpoint
     from quantized_transformers.loaders.describe import describe
-    from quantized_transformers.loaders.sources import locate
+    from quantized_transformers.loaders.files.places import locate
 
     folder = flux.save(tmp_path, packed_qkv(tiny), None, name="flux1-nvfp4.safetensors")
     checkpoint = Checkpoint(locate(str(folder / "flux1-nvfp4.safetensors")))

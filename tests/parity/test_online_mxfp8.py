@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from quantized_transformers.loaders import model, online_mxfp8
-from quantized_transformers.loaders.build.presets import PRESETS, variants
+from quantized_transformers.loaders import model
 from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.makers import online_mxfp8
+from quantized_transformers.makers.builders.presets import PRESETS, variants
 from support import families, flux, lora, wan
 
 FORWARD = 1e-5  # fp32 forwards of the same network in two implementations (test_flux1.py)

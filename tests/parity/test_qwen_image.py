@@ -164,9 +164,9 @@ def test_static_forward_equals_emulation(exported):
 def test_every_tensor_stays_the_mapped_file(exported):
     """Nothing is fused or swapped in Qwen-Image, so nothing is copied before the host's call."""
     from quantized_transformers.loaders.assemble import assemble
-    from quantized_transformers.loaders.checkpoint import Checkpoint
+    from quantized_transformers.loaders.containers.checkpoint import Checkpoint
     from quantized_transformers.loaders.describe import describe
-    from quantized_transformers.loaders.sources import locate
+    from quantized_transformers.loaders.files.places import locate
 
     checkpoint = Checkpoint(locate(str(exported)))
     description = describe(checkpoint)

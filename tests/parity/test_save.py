@@ -20,9 +20,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from quantized_transformers.loaders import model, online_mxfp8
+from quantized_transformers.loaders import model
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.save import save
+from quantized_transformers.makers import online_mxfp8
+from quantized_transformers.makers.save import save
 from support import common, flux, svdquant_models, wan
 from support import lora as lora_tools
 from support import modelslim as ms

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from quantized_transformers import host
+from quantized_transformers.loaders.containers.writing import Piece, declared, whole
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.layout import Piece, declared, whole
-from quantized_transformers.loaders.save import target_file
-from quantized_transformers.loaders.save import writer as module
-from quantized_transformers.loaders.save.writer import write
+from quantized_transformers.makers.save import target_file
+from quantized_transformers.makers.save import writer as module
+from quantized_transformers.makers.save.writer import write
 
 MB = 1 << 20
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and limits")

@@ -335,11 +335,12 @@ def test_dtype_and_other_nodes(tiny_flux):
 
 
 def test_nodes(tiny_flux, tmp_path):
-    from quantized_transformers.loaders.checkpoint import Checkpoint
+    from quantized_transformers.loaders.containers.checkpoint import Checkpoint
     from quantized_transformers.loaders.describe import describe
-    from quantized_transformers.loaders.report import describe_report, layer_map
-    from quantized_transformers.loaders.sources import locate
+    from quantized_transformers.loaders.files.places import locate
+    from quantized_transformers.loaders.report import describe_report
     from quantized_transformers.nodes.nunchaku import QT_NunchakuSVDQLoader as Node
+    from quantized_transformers.views.layer_map import layer_map
 
     schema = Node.define_schema()
     assert [entry.id for entry in schema.inputs] == ["weights", "precision", "rank", "reference", "weights_name", "backend",

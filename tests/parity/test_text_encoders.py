@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantized_transformers.loaders import text_encoder
-from quantized_transformers.loaders import text_encoders as registry
+from quantized_transformers.loaders.components import text_encoder
+from quantized_transformers.loaders.components import text_encoders as registry
 from quantized_transformers.loaders.errors import CheckpointError
 from support import text_encoders as tiny
 from support import text_encoders_llm as llm

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from quantized_transformers.loaders import text_encoder
+from quantized_transformers.loaders.components import text_encoder
+from quantized_transformers.loaders.components.text_encoders import mistral3, qwen3, qwen25_vl, qwen_tokenizer
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.sources import Source
-from quantized_transformers.loaders.text_encoders import mistral3, qwen3, qwen25_vl, qwen_tokenizer
+from quantized_transformers.loaders.files.source import Source
 from support import text_encoders_llm as llm
 from support.common import rel_l2
 

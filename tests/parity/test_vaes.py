@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quantized_transformers import host
-from quantized_transformers.loaders import vae
+from quantized_transformers.loaders.components import vae
+from quantized_transformers.loaders.components.vaes import by_class_name
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.vaes import by_class_name
 from quantized_transformers.nodes.load_vae import QT_LoadBaseVAE
 from support import common, vaes
 

@@ -14,11 +14,11 @@ from quantized_transformers.loaders import model
 from quantized_transformers.loaders.architectures.base import Naming
 from quantized_transformers.loaders.architectures.wan import WAN
 from quantized_transformers.loaders.assemble import assemble
-from quantized_transformers.loaders.checkpoint import Checkpoint
+from quantized_transformers.loaders.containers.checkpoint import Checkpoint
+from quantized_transformers.loaders.containers.safetensors import TensorInfo
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.headers import TensorInfo
-from quantized_transformers.loaders.sources import locate
+from quantized_transformers.loaders.files.places import locate
 from support import lora as lora_tools
 from support import wan
 from support.common import config_of, dequantize, rel_l2, save, stored

@@ -19,8 +19,8 @@ import json, os, runpy, sys
 from pathlib import Path
 runpy.run_path(os.path.join(os.environ["PACK"], "__main__.py"), run_name="qt")["import_pack"]()
 import torch
-from quantized_transformers.loaders.build.writer import write_model
-from quantized_transformers.loaders.layout import whole
+from quantized_transformers.makers.builders.writer import write_model
+from quantized_transformers.loaders.containers.writing import whole
 torch.set_num_threads(1)
 folder, count, cast, rows, columns = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "cast", 6144, 6144
 source = folder / "source.bin"
@@ -57,8 +57,8 @@ import json, os, runpy, sys, time
 from pathlib import Path
 runpy.run_path(os.path.join(os.environ["PACK"], "__main__.py"), run_name="qt")["import_pack"]()
 import torch
-from quantized_transformers.loaders.build.writer import write_model
-from quantized_transformers.loaders.layout import whole
+from quantized_transformers.makers.builders.writer import write_model
+from quantized_transformers.loaders.containers.writing import whole
 how, folder, count, size = sys.argv[1], Path(sys.argv[2]), 32, 32 << 20
 tensor = torch.randint(0, 256, (size,), dtype=torch.uint8)
 import safetensors.torch
@@ -117,7 +117,7 @@ import json, os, runpy, sys, time
 from pathlib import Path
 runpy.run_path(os.path.join(os.environ["PACK"], "__main__.py"), run_name="qt")["import_pack"]()
 import numpy, torch
-from quantized_transformers.loaders.build.fp8 import build_fp8
+from quantized_transformers.makers.builders.fp8 import build_fp8
 folder, base = Path(sys.argv[1]), sys.argv[2]
 
 def copying(how):

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from quantized_transformers.loaders.checkpoint import Checkpoint
+from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.sources import locate
+from quantized_transformers.loaders.files.places import locate
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.link"}  # os.rename is os.replace, too
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantized_transformers.loaders.repack_wan import repack
+from quantized_transformers.makers.repack_wan import repack
 from support.modelslim import EXPORTS, FFN, HIDDEN, HOST_TEXT, TEXT, Export
 from support.modelslim import folder as loadable
 

@@ -11,11 +11,11 @@ import time
 import pytest
 
 from quantized_transformers import host
-from quantized_transformers.loaders import downloads, model
-from quantized_transformers.loaders.card import Query, card, judged
-from quantized_transformers.loaders.confine import OutsideError, TooLargeError, check_headers, confined
+from quantized_transformers.loaders import model
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.nodes.routes import helper
+from quantized_transformers.routes import downloads, helper
+from quantized_transformers.views.card import Query, card, judged
+from quantized_transformers.views.confine import OutsideError, TooLargeError, check_headers, confined
 from support import svdquant_models
 from support.pack import PACK
 
@@ -68,7 +68,7 @@ def test_the_process_ends_with_its_server():
 
 
 def test_limits(monkeypatch, tmp_path):
-    from quantized_transformers.loaders import confine
+    from quantized_transformers.views import confine
 
     monkeypatch.setattr(host, "model_folders", lambda: [str(tmp_path)])
     (tmp_path / "many").mkdir()
@@ -132,7 +132,7 @@ def test_origins_elsewhere():
     """Away from loopback addresses, where the host's own middleware does not look, ours does."""
     from aiohttp.test_utils import make_mocked_request
 
-    from quantized_transformers.nodes.routes.requests import RefusedError, check_origin
+    from quantized_transformers.routes.requests import RefusedError, check_origin
 
     for own, origin, allowed in (
             ("comfy.lan:8188", "http://comfy.lan:8188", True), ("comfy.lan", "https://comfy.lan", True),

@@ -7,9 +7,7 @@ import sys
 import pytest
 import torch
 
-from quantized_transformers.quant.ascend.layout import AscendLayout, as_ascend
-from quantized_transformers.quant.ascend.schemes import SCHEMES
-from quantized_transformers.quant.backends import (
+from quantized_transformers.quant.ascend.backends import (
     BACKENDS,
     NEEDS,
     DeviceFacts,
@@ -18,6 +16,8 @@ from quantized_transformers.quant.backends import (
     get_backend,
     torch_npu,
 )
+from quantized_transformers.quant.ascend.layout import AscendLayout, as_ascend
+from quantized_transformers.quant.ascend.schemes import SCHEMES
 from support import ascend
 from support.fake_torch_npu import SCHEMAS, FakeTorchNPU, NPUError, bind
 

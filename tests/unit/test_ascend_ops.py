@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from quantized_transformers.quant.ascend import layout, mx
+from quantized_transformers.quant.ascend.backends import KITCHEN_RULES
 from quantized_transformers.quant.ascend.ops import with_ascend
 from quantized_transformers.quant.ascend.schemes import SCHEMES, dequantized, mxfp8_layer
-from quantized_transformers.quant.backends import KITCHEN_RULES
 from support import ascend
 
 KINDS = sorted(set(SCHEMES) - {"MXFP4", "FLOAT"})
@@ -179,7 +179,7 @@ def test_three_dimensions_and_outside_inference_mode(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_full_precision_asked_for_leaves_activations_alone(kind):
-    from quantized_transformers.quant.fuse import marker
+    from quantized_transformers.quant.shards import marker
 
     part = make(kind)
     module, layer = linear(kind, part)
@@ -350,7 +350,7 @@ def test_online_mxfp8_takes_the_hosts_layout_and_runs_everywhere():
 
 
 def test_an_unknown_kind_in_a_saved_model_is_an_error():
-    from quantized_transformers.quant.fuse import marker
+    from quantized_transformers.quant.shards import marker
 
     module, layer = linear("W8A8", make("W8A8"))
     with pytest.raises(RuntimeError, match=r"qt\.ascend\.w1a1"):

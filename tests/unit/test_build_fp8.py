@@ -19,11 +19,11 @@ from support.pack import start_comfy
 
 start_comfy()
 
-from quantized_transformers.loaders.build import backbone as backbones
-from quantized_transformers.loaders.build import component
-from quantized_transformers.loaders.build.fp8 import build_fp8
-from quantized_transformers.loaders.build.presets import MODEL_TYPES, preset_of, variants
 from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.makers.builders import backbone as backbones
+from quantized_transformers.makers.builders import component
+from quantized_transformers.makers.builders.fp8 import build_fp8
+from quantized_transformers.makers.builders.presets import MODEL_TYPES, preset_of, variants
 
 FLUX = "FluxTransformer2DModel"
 LAYERS = {"transformer_blocks.0.attn.to_q": (32, 32), "transformer_blocks.0.attn.to_k": (32, 32),

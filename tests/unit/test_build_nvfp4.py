@@ -12,10 +12,10 @@ from support.pack import start_comfy
 
 start_comfy()
 
-from quantized_transformers.loaders.build import component
-from quantized_transformers.loaders.build.nvfp4 import build_nvfp4
-from quantized_transformers.loaders.build.options import one_a_line, shard_bytes
 from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.makers.builders import component
+from quantized_transformers.makers.builders.nvfp4 import build_nvfp4
+from quantized_transformers.makers.builders.options import one_a_line, shard_bytes
 
 FLUX = "FluxTransformer2DModel"
 LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.ff.net.2", "single_transformer_blocks.0.proj_mlp",

@@ -8,8 +8,8 @@ import numpy
 import pytest
 import torch
 
-from quantized_transformers.loaders.compare import metrics, plot
-from quantized_transformers.loaders.compare.metrics import lpips, psnr, ssim, sums
+from quantized_transformers.makers.compare import metrics, plot
+from quantized_transformers.makers.compare.metrics import lpips, psnr, ssim, sums
 
 
 def pair(*shape: int, noise: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:

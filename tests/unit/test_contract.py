@@ -13,8 +13,9 @@ import torch
 from quantized_transformers import host
 from quantized_transformers.host import check, touches
 from quantized_transformers.host.contract import FEATURES
-from quantized_transformers.loaders import doctor, model
+from quantized_transformers.loaders import model
 from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.views import doctor
 from support import flux
 from support.pack import PACK
 
@@ -161,7 +162,7 @@ def test_the_rest_of_the_pack_works(feature, tiny, monkeypatch):
 def test_without_memory_estimates_badges_say_the_rest(tiny, monkeypatch):
     import comfy.model_management
 
-    from quantized_transformers.loaders.card import Query, card, judged
+    from quantized_transformers.views.card import Query, card, judged
 
     before = judged(card(Query(str(tiny.fp8))))
     monkeypatch.delattr(comfy.model_management, "unet_dtype")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from quantized_transformers.loaders.checkpoint import Checkpoint
+from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.declarations import read_declaration
 from quantized_transformers.loaders.describe import _matching, byte_order
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.sources import locate
+from quantized_transformers.loaders.files.places import locate
 
 
 def declare(folder, config=None, metadata=None):

@@ -6,14 +6,14 @@ import re
 
 import pytest
 
-from support.pack import PACK
+from support.pack import FOLDERS, PACK
 
 PAGES = [PACK / "README.md", PACK / "CONTRIBUTING.md", *sorted((PACK / "docs").rglob("*.md"))]
 
 
 def source() -> str:
     """All string literals of the pack's messages, adjacent ones joined and placeholders cut to one space."""
-    text = "\n".join(path.read_text(encoding="utf-8") for folder in ("loaders", "quant", "nodes", "host")
+    text = "\n".join(path.read_text(encoding="utf-8") for folder in FOLDERS
                      for path in sorted((PACK / folder).rglob("*.py")))
     joined = re.sub(r"""["']\s*\n\s*(?:\+ )?f?["']""", "", text)
     return re.sub(r"\{[^{}]*\}", " ", joined)
@@ -68,6 +68,6 @@ def test_every_node_has_help():
 
 def test_what_a_windows_console_cannot_print_is_in_no_python_file():
     """Reports go to consoles in code page 1252; comfy-test asks for the same."""
-    for folder in ("loaders", "quant", "nodes", "host", "commands", "."):
+    for folder in (*FOLDERS, "."):
         for path in (PACK / folder).rglob("*.py") if folder != "." else PACK.glob("*.py"):
             path.read_text(encoding="utf-8").encode("cp1252")

@@ -15,7 +15,7 @@ from comfy_kitchen.exceptions import NoCapableBackendError
 from comfy_kitchen.tensor import QuantizedTensor, base, get_layout_class
 
 from quantized_transformers.quant import exact
-from quantized_transformers.quant.fuse import marker
+from quantized_transformers.quant.shards import marker
 
 LINEAR = torch.ops.aten.linear.default
 HOST = {"float8_e4m3fn": "TensorCoreFP8E4M3Layout", "nvfp4": "TensorCoreNVFP4Layout", "mxfp8": "TensorCoreMXFP8Layout",
@@ -136,9 +136,9 @@ def test_svdquant_refuses(kind, kernel, monkeypatch, caplog):
 
 
 def test_an_ascend_backend_refuses(monkeypatch, caplog):
+    from quantized_transformers.quant.ascend.backends.reference import Reference
     from quantized_transformers.quant.ascend.ops import with_ascend
     from quantized_transformers.quant.ascend.schemes import SCHEMES
-    from quantized_transformers.quant.backends.reference import Reference
     from support import ascend
 
     class Refusing(Reference):

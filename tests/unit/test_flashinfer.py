@@ -14,8 +14,8 @@ import torch
 
 from quantized_transformers.quant import flashinfer_fp4, fuse, nvfp4
 from quantized_transformers.quant.flashinfer_fp4 import VARIABLE, choose
-from quantized_transformers.quant.formats import ByteOrder
 from quantized_transformers.quant.ops import with_row_shards
+from quantized_transformers.quant.stored import ByteOrder
 from support.common import E2M1, decode_nvfp4
 
 BLACKWELL = (10, 0)

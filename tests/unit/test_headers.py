@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from quantized_transformers.loaders.checkpoint import Checkpoint
+from quantized_transformers.loaders.containers.checkpoint import Checkpoint
+from quantized_transformers.loaders.containers.safetensors import read_header
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.headers import read_header
-from quantized_transformers.loaders.sources import locate
+from quantized_transformers.loaders.files.places import locate
 from support.synthetic import flux_header
 
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.migrate import migrate
+from quantized_transformers.makers.migrate import migrate
 from support.pack import PACK
 
 SVDQ = "svdq-int4_r32-flux.1-dev.safetensors"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from quantized_transformers.loaders import model
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.repack_wan import repack
+from quantized_transformers.makers.repack_wan import repack
 from support.crash import tree
 from support.modelslim import DATA, EXPORTS, FFN, HIDDEN, HOST_TEXT, TEXT, Export
 from support.modelslim import folder as loadable

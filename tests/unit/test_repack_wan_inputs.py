@@ -11,7 +11,7 @@ import pytest
 
 from quantized_transformers.loaders import model
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.repack_wan import repack
+from quantized_transformers.makers.repack_wan import repack
 from support.crash import tree
 from support.repack import DESCRIPTION, LOW, TO_ORIGINAL, WEIGHTS, edit, make_case, names, rename_tensor, run, sub
 

@@ -9,9 +9,9 @@ import pytest
 
 from quantized_transformers.loaders import model
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.repack_wan import files
-from quantized_transformers.loaders.report import size
-from quantized_transformers.loaders.unfinished import MARKER
+from quantized_transformers.loaders.files.unfinished import MARKER
+from quantized_transformers.loaders.words import size
+from quantized_transformers.makers.repack_wan import files
 from support import crash
 from support.crash import everything_in, refuse_to_load, tree
 from support.modelslim import DATA, EXPORTS

@@ -8,10 +8,10 @@ from comfy_kitchen.tensor import QuantizedTensor
 
 from quantized_transformers.quant import fuse as fusing
 from quantized_transformers.quant import row_shards
-from quantized_transformers.quant.formats import ByteOrder
-from quantized_transformers.quant.fuse import HOST_FORMAT
-from quantized_transformers.quant.fuse import ROW_SHARDS as SHARDS
 from quantized_transformers.quant.ops import with_row_shards
+from quantized_transformers.quant.shards import HOST_FORMAT
+from quantized_transformers.quant.shards import ROW_SHARDS as SHARDS
+from quantized_transformers.quant.stored import ByteOrder
 
 E4M3 = torch.float8_e4m3fn
 ROWS, COLUMNS = (32, 48, 16), 64

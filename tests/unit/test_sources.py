@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from quantized_transformers.loaders.checkpoint import Checkpoint
+from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.sources import INDEX, local_references, locate
+from quantized_transformers.loaders.files.places import INDEX, local_references, locate
 
 
 def names(source) -> list[str]:

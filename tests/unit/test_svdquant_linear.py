@@ -174,7 +174,7 @@ def test_unconverted_tensors_are_refused():
     raw = {"x.weight": layer.leaves["qweight"], "x.weight_scale": layer.leaves["wscales"]}
     with pytest.raises(ValueError, match="unconverted nunchaku tensors"):
         linear_of({**good, **raw}, shape)
-    from quantized_transformers.quant.fuse import marker
+    from quantized_transformers.quant.shards import marker
     with pytest.raises(ValueError, match="not converted by this pack"):
         linear_of({**good, "x.comfy_quant": marker({"format": "qt.svdquant"})}, shape)
     with pytest.raises(ValueError, match="weight is missing"):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from quantized_transformers import host
-from quantized_transformers.loaders.headers import read_header
-from quantized_transformers.loaders.svdquant.mapped import letting_go
+from quantized_transformers.loaders.containers.safetensors import read_header
+from quantized_transformers.loaders.families.nunchaku.mapped import letting_go
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pages are let go on Linux alone")
 

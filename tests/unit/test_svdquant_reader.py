@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from quantized_transformers.loaders.checkpoint import Checkpoint
+from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError, MissingFiles
-from quantized_transformers.loaders.report import describe_report, layer_map
-from quantized_transformers.loaders.sources import locate
-from quantized_transformers.loaders.svdquant.files import choose_file
+from quantized_transformers.loaders.families.nunchaku.files import choose_file
+from quantized_transformers.loaders.files.places import locate
+from quantized_transformers.loaders.report import describe_report
+from quantized_transformers.views.layer_map import layer_map
 from support import svdquant_models as models
 
 Shapes = dict[str, tuple[int, ...]]

@@ -1,4 +1,4 @@
-// The routes under /quantized_transformers (nodes/routes.py).
+// The routes under /quantized_transformers (routes.py).
 
 import { api } from '../../../scripts/api.js'
 import { t } from './i18n.js'

@@ -1,0 +1,1 @@
+"""Text encoders and VAEs of a diffusers pipeline."""

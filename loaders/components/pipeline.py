@@ -1,0 +1,73 @@
+"""The other components of a base: text encoders, tokenizers and VAE, each a folder of a diffusers pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, MissingFiles
+from ..files.places import Fetch, LocalFolder, base_of_quantized, candidates, resolve
+from ..files.selection import PIPELINE, Folder, Selection, select_component, select_texts
+from ..files.source import Source
+
+Wanted = Callable[[dict[str, Any]], Sequence[str]]
+TEXT_FOLDERS = ("tokenizer", "processor", "feature_extractor", "image_processor")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Local folders of the components that a load asked for.
+
+    `index` is model_index.json (component name -> [library, class]); `parts` has one Source a component. A Source
+    without weight files (`files` empty) is a tokenizer or processor folder.
+    """
+
+    reference: str
+    folder: str
+    index: dict[str, Any]
+    parts: dict[str, Source]
+
+    @property
+    def paths(self) -> list[str]:
+        """Every file the load depends on, for fingerprints."""
+        return [path for part in self.parts.values() for path in part.paths]
+
+
+def locate_parts(reference: str, wanted: Wanted, *, revision: str = "", download: bool | Fetch = False,
+                 patterns: Sequence[str] = ()) -> Pipeline:
+    """Resolve a base and the components of it that `wanted(model_index)` names.
+
+    `patterns` are globs of the components, for the download command in messages; `download` fetches what is missing of
+    a repo id. Raises CheckpointError when the base is no pipeline folder or a component is nowhere.
+    """
+    other = base_of_quantized(reference)
+    if other and not any((path / PIPELINE).is_file() for path in candidates(reference, revision)):
+        reference, revision = other, ""
+
+    def chosen(folder: Folder) -> list[Selection]:
+        if PIPELINE not in folder.names():
+            raise MissingFiles("this is no diffusers pipeline folder (it has no model_index.json)", folder.place,
+                               "give the base model's folder or repo id")
+        return [Selection("", texts=(PIPELINE,)),
+                *(_select(folder, name) for name in wanted(folder.read_json(PIPELINE)))]
+
+    def use(path: Path) -> Pipeline:
+        if path.is_file():
+            raise CheckpointError("this is a single file, not a diffusers pipeline folder", path,
+                                  "give the base model's folder or repo id")
+        folder = LocalFolder(path)
+        index, *parts = chosen(folder)
+        return Pipeline(reference, str(path), folder.read_json(index.texts[0]),
+                        {part.folder: folder.source(reference, part) for part in parts})
+
+    return resolve(reference, revision, use, chosen, (PIPELINE, *patterns), download)
+
+
+def _select(folder: Folder, name: str) -> Selection:
+    if name.startswith(TEXT_FOLDERS):
+        return select_texts(folder, name)
+    if not folder.names(name):
+        raise MissingFiles(f"the base has no {name} on disk", folder.place, "finish its download")
+    return select_component(folder, name)

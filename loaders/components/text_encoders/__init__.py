@@ -1,0 +1,46 @@
+"""The registry of text encoders: which families of bases there are, and which of them a model_index.json is."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ...errors import CheckpointError
+from .base import Family
+
+
+def families() -> tuple[Family, ...]:
+    """Every family, in the order in which they are tried."""
+    from . import clip_l, llama, mistral3, qwen3, qwen25_vl, t5, umt5
+
+    return (
+        Family("FLUX.1", "FLUX", (("text_encoder", "tokenizer", clip_l.CLIP_L),
+                                  ("text_encoder_2", "tokenizer_2", t5.T5_XXL)), "FluxClipModel", ("Flux",),
+               (("t5xxl_min_length", 512),), "T5 prompts are padded to 512 tokens as diffusers does (ComfyUI's own "
+               "loaders: 256); T5TokenizerOptions changes it"),
+        Family("Wan", "WAN", (("text_encoder", "tokenizer", umt5.UMT5_XXL),), "WanT5Model", ("Wan",)),
+        Family("HunyuanVideo", "HUNYUAN_VIDEO", (("text_encoder_2", "tokenizer_2", clip_l.CLIP_L),
+                                                 ("text_encoder", "tokenizer", llama.LLAMA)),
+               "HunyuanVideoClipModel", ("HunyuanVideo", "HunyuanSkyreels")),
+        *mistral3.FAMILIES, *qwen25_vl.FAMILIES, *qwen3.FAMILIES)
+
+
+def classes(index: dict[str, Any]) -> dict[str, str]:
+    """The text encoders that model_index.json names: component -> transformers class."""
+    return {name: entry[1] for name, entry in index.items()
+            if re.fullmatch(r"text_encoder(_\d+)?", name) and isinstance(entry, list) and len(entry) == 2 and entry[1]}
+
+
+def family_of(index: dict[str, Any]) -> Family:
+    """The family of a base, by the pipeline's class and those of all its text encoders.
+
+    Raises CheckpointError with the names of both when there is none.
+    """
+    pipeline, named = str(index.get("_class_name", "")), classes(index)
+    for family in families():
+        if (pipeline.startswith(family.pipelines) and named.keys() == {encoder for encoder, _, _ in family.encoders}
+                and all(named[folder] in encoder.classes for folder, _, encoder in family.encoders)):
+            return family
+    encoders = ", ".join(f"{name} {kind}" for name, kind in named.items()) or "no text encoder"
+    raise CheckpointError(f"the text encoders of {pipeline or 'this pipeline'} are not supported: {encoders}",
+                          "model_index.json", f"supported: {', '.join(family.name for family in families())}")

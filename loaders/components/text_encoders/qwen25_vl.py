@@ -1,0 +1,88 @@
+"""Qwen2.5-VL 7B with its vision tower, the text encoder of Qwen-Image and Qwen-Image-Edit.
+
+Both read the last hidden state behind the system prompt (34 tokens; 64 for Edit), of the same token ids as diffusers.
+The same pixels give the same hidden states. For Edit the host's node, not this loader, prepares pictures otherwise: it
+scales them to about 384 x 384 pixels by area where diffusers takes multiples of 32 by Lanczos, and the rounding to
+multiples of 28 is bilinear in the host, bicubic in transformers; so a picture of 500 x 300 is 198 tokens, not 170.
+diffusers 0.42 on transformers 5 hands on no mm_token_type_ids, so that pictures get the positions of text; transformers
+4, with which the models were published, and the host give them their places in the picture.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...errors import CheckpointError
+from .base import Encoder, Family, host_sizes
+from .llm import ORIGIN, Shapes, rename, shapes, sizes, text_part
+from .qwen_tokenizer import same_as_bundled
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# comfy/text_encoders/llama.py, Qwen25_7BVLI_Config; 4 x 128 keys is what the host knows the model by (comfy/sd.py)
+HOST = {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0}
+FIXED = {"num_key_value_heads": 4, "mrope_section": [16, 24, 24]}
+# comfy/text_encoders/qwen_vl.py, Qwen2VLVisionTransformer: nothing of it can be set but the width that it gives
+VISION: dict[str, Any] = {
+    "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "in_channels": 3, "in_chans": 3,
+    "patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2, "window_size": 112, "hidden_act": "silu",
+    "fullatt_block_indexes": [7, 15, 23, 31], "rope_theta": 10000.0}
+NAMED = ("depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size")
+IMAGE_TOKEN = 151655
+# in transformers 5's memory, in its files and those of 4, and Qwen2_5_VLModel alone
+PREFIXES = {"model.language_model.": "model.", "model.visual.": "visual.", "language_model.": "model.",
+            "visual.": "visual.", "model.": "model."}
+UNNEEDED = ("lm_head.",)  # the logits nobody reads
+
+
+def convert(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
+    """Every name that transformers has had for it -> model. ... and visual. ...; lm_head is unneeded."""
+    text = text_part(config)
+    there = shapes(text, bias=True) | vision_shapes(text["hidden_size"])
+    return rename(tensors, PREFIXES, UNNEEDED, there, "Qwen2.5-VL")
+
+
+def vision_shapes(width: int) -> Shapes:
+    """The host's names and shapes of the vision tower that feeds a language model of this width."""
+    inner, wide = 1280, 3420
+    block: Shapes = {"norm1.weight": (inner,), "norm2.weight": (inner,),
+                     "attn.qkv.weight": (3 * inner, inner), "attn.qkv.bias": (3 * inner,),
+                     "attn.proj.weight": (inner, inner), "attn.proj.bias": (inner,),
+                     "mlp.gate_proj.weight": (wide, inner), "mlp.gate_proj.bias": (wide,),
+                     "mlp.up_proj.weight": (wide, inner), "mlp.up_proj.bias": (wide,),
+                     "mlp.down_proj.weight": (inner, wide), "mlp.down_proj.bias": (inner,)}
+    out: Shapes = {"visual.patch_embed.proj.weight": (inner, 3, 2, 14, 14), "visual.merger.ln_q.weight": (inner,),
+                   "visual.merger.mlp.0.weight": (4 * inner, 4 * inner), "visual.merger.mlp.0.bias": (4 * inner,),
+                   "visual.merger.mlp.2.weight": (width, 4 * inner), "visual.merger.mlp.2.bias": (width,)}
+    for number in range(VISION["depth"]):
+        out |= {f"visual.blocks.{number}.{name}": shape for name, shape in block.items()}
+    return out
+
+
+def host_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Sizes that differ from Qwen2.5-VL 7B's. Raises CheckpointError for what the host's code fixes."""
+    text, vision = text_part(config), dict(config.get("vision_config") or {})
+    lacking = [name for name in NAMED if name not in vision]
+    if lacking:
+        raise CheckpointError(f"the vision_config does not say {', '.join(lacking)}", ORIGIN, "download it again")
+    vision |= vision.get("rope_parameters") or {}
+    for name in ("patch_size", "temporal_patch_size"):  # transformers allows a list: height, width
+        if isinstance(vision.get(name), list) and len(set(vision[name])) == 1:
+            vision[name] = vision[name][0]
+    if "fullatt_block_indexes" in vision:
+        vision["fullatt_block_indexes"] = list(vision["fullatt_block_indexes"])
+    vision["architectures"] = [f"{(config.get('architectures') or [''])[0]} (its vision_config)"]
+    host_sizes(vision, {}, {**VISION, "out_hidden_size": text["hidden_size"]})
+    if config.get("image_token_id", IMAGE_TOKEN) != IMAGE_TOKEN:
+        raise CheckpointError(f"image_token_id is {config['image_token_id']}, ComfyUI's is {IMAGE_TOKEN}", ORIGIN,
+                              "use the base's own text encoder")
+    text["head_dim"] = None  # Qwen2.5-VL always divides its width by its heads
+    return sizes(text, HOST, FIXED)
+
+
+QWEN25_VL = Encoder(("Qwen2_5_VLForConditionalGeneration",), "qwen25_7b", convert, host_config, same_as_bundled)
+FAMILY = Family("Qwen-Image", "QWEN_IMAGE", (("text_encoder", "tokenizer", QWEN25_VL),), "QwenImageTEModel",
+                ("QwenImage",))
+FAMILIES = (FAMILY,)

@@ -1,0 +1,37 @@
+"""UMT5-XXL's encoder: UMT5EncoderModel (text_encoder of Wan). T5 with position biases in every block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import CheckpointError
+from . import t5
+from .base import Encoder, host_sizes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...files.source import Source
+
+
+def host_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Sizes that differ from UMT5-XXL's. Raises CheckpointError as t5.host_config does."""
+    return host_sizes(config, {**t5.SIZES, "vocab_size": 256384}, t5.FIXED)
+
+
+def tokenizer(source: Source) -> dict[str, Tensor]:
+    """The folder's SentencePiece model, U8 [bytes]: the host takes its tokenizer from there.
+
+    Raises CheckpointError when there is none; tokenizer.json is not enough.
+    """
+    import torch
+
+    path = Path(source.folder, "spiece.model")
+    if not path.is_file():
+        raise CheckpointError("the tokenizer has no spiece.model, from which ComfyUI makes its own", source.folder,
+                              "finish the download of this folder; tokenizer.json alone is not enough")
+    return {"spiece_model": torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)}
+
+
+UMT5_XXL = Encoder(("UMT5EncoderModel",), "umt5xxl", t5.convert, host_config, tokenizer, marks=t5.marks)

@@ -1,0 +1,83 @@
+"""What a tokenizer folder holds, as far as it decides token ids: pieces, their numbers and their merges."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .... import host
+from ...errors import CheckpointError
+from ...files.source import Source, read_json
+from ...words import first_ten
+
+Merges = list[tuple[str, ...]]
+
+
+def refuse_another(source: Source, *bundled: str) -> None:
+    """Raises CheckpointError unless the folder's tokenizer has the pieces, numbers and merges of the host's.
+
+    `bundled` is the path of the host's tokenizer folder. Tokens that only the host's tokenizer has are no difference:
+    they are special ones, which the host's own prompts do not hold.
+    """
+    own, theirs = read(Path(source.folder)), read(Path(host.bundled_tokenizer(*bundled)))
+    if own is None or theirs is None:
+        raise CheckpointError("there is no tokenizer.json, vocab.json or spiece.model", source.folder,
+                              "finish the download of this folder")
+    (pieces, added, merges), (host_pieces, host_added, host_merges) = own, theirs
+    everything, host_everything = {**pieces, **added}, {**host_pieces, **host_added}
+    other = [piece for piece, number in everything.items() if host_everything.get(piece) != number]
+    lost = [piece for piece in host_pieces if piece not in everything and piece not in host_added]
+    reordered = [" ".join(a) for a, b in zip(merges, host_merges, strict=False) if a != b]
+    if other or lost or reordered or merges and host_merges and len(merges) != len(host_merges):
+        differences = [f"{len(names)} {what} ({first_ten(repr(name) for name in names)})" for names, what in
+                       ((other, "other pieces"), (lost, "missing pieces"), (reordered, "other merges")) if names]
+        raise CheckpointError("the base has another tokenizer than ComfyUI's text encoder: "
+                              f"{', '.join(differences) or 'another number of merges'}", source.folder,
+                              "use the base's own tokenizer; one of a finetune cannot be put into ComfyUI")
+
+
+def read(folder: Path) -> tuple[dict[str, int], dict[str, int], Merges] | None:
+    """Pieces, added tokens (both piece -> number) and merges of a tokenizer folder; None where it holds none of the
+    three forms: tokenizer.json, vocab.json with merges.txt, spiece.model. Raises CheckpointError for a damaged file."""
+    try:
+        if (folder / "tokenizer.json").is_file():
+            return _from_tokenizer_json(read_json(str(folder / "tokenizer.json")))
+        if (folder / "vocab.json").is_file():
+            return _from_vocab_json(folder)
+        if (folder / "spiece.model").is_file():
+            return _from_sentencepiece(folder / "spiece.model")
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"the tokenizer cannot be read: {error!r}", folder,
+                              "download this folder again") from error
+    return None
+
+
+def _from_tokenizer_json(content: dict[str, Any]) -> tuple[dict[str, int], dict[str, int], Merges]:
+    model = content["model"]
+    vocab = model["vocab"]
+    pieces = vocab if isinstance(vocab, dict) else {entry[0]: number for number, entry in enumerate(vocab)}
+    added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+    # written as "a b" by older versions of tokenizers, as ["a", "b"] by newer ones
+    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model.get("merges") or []]
+    return pieces, added, merges
+
+
+def _from_vocab_json(folder: Path) -> tuple[dict[str, int], dict[str, int], Merges]:
+    added: dict[str, int] = {}
+    if (folder / "tokenizer_config.json").is_file():
+        decoder = read_json(str(folder / "tokenizer_config.json")).get("added_tokens_decoder") or {}
+        added = {token["content"]: int(number) for number, token in decoder.items()}
+    file = folder / "merges.txt"
+    lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
+    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    return json.loads((folder / "vocab.json").read_text(encoding="utf-8")), added, merges
+
+
+def _from_sentencepiece(path: Path) -> tuple[dict[str, int], dict[str, int], Merges]:
+    import sentencepiece
+
+    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    return {model.id_to_piece(number): number for number in range(model.get_piece_size())}, {}, []

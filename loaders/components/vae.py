@@ -1,0 +1,216 @@
+"""A request -> the host's VAE, from the `vae` of a diffusers base, a VAE folder, or a native file.
+
+As with transformers, every stored tensor is used or the load fails; and what config.json says of latents must be what
+ComfyUI's models do, because there the latent format belongs to the MODEL (comfy/latent_formats.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ... import host
+from ..containers.checkpoint import Checkpoint
+from ..errors import CheckpointError, MissingFiles
+from ..files.places import Fetch, find_path, locate
+from ..files.selection import PIPELINE
+from ..files.source import Source, read_json
+from ..model import DTYPES
+from ..words import first_ten, size
+from .pipeline import locate_parts
+from .vaes import VAES, Plan, by_class_name
+
+if TYPE_CHECKING:
+    import torch
+
+STORED = ("F32", "F16", "BF16")
+COUNTER = ".num_batches_tracked"  # of a batch norm in training; without effect here, and often not stored
+TOLERANCE = 1e-5  # slopes and offsets went through F32 (6e-8) in three operations; published values have 4 to 6 digits
+UPDATE = "update this pack and ComfyUI, or report this"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to load and how; plain values, so that the host can keep it and load again."""
+
+    reference: str
+    revision: str = ""
+    dtype: str = "default"
+    download: bool | Fetch = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The host's VAE object (comfy.sd.VAE) and the report for the user."""
+
+    vae: Any
+    report: str
+
+
+def source(request: Request) -> Source:
+    """The files of the VAE. Raises CheckpointError when there are none, or a pipeline has no `vae`.
+
+    The reference is a diffusers base (its `vae` is taken), a VAE folder, an index or a single .safetensors file.
+    """
+    try:
+        path = find_path(request.reference, request.revision)
+    except MissingFiles:  # locate_parts downloads it, or says how
+        path = None
+    if path is not None and (path.is_file() or _is_vae_folder(path)):
+        return locate(str(path))
+    return locate_parts(request.reference, _wanted, revision=request.revision, download=request.download,
+                        patterns=("vae/*",)).parts["vae"]
+
+
+def load(request: Request, disable_dynamic: bool = False) -> Loaded:
+    """Load a VAE. Raises CheckpointError for anything that is not certain to be right.
+
+    `disable_dynamic` is there for the host, which passes it to every factory; its own VAE loader ignores it as well.
+    """
+    checkpoint = Checkpoint(source(request))
+    where = checkpoint.source.folder
+    if not checkpoint.headers:
+        raise CheckpointError("there is no .safetensors file of the VAE", where, "finish the download of this folder")
+    other = sorted(name for name, info in checkpoint.tensors.items()
+                   if info.dtype not in STORED and not name.endswith(COUNTER))
+    if other:
+        raise CheckpointError(f"stored as {checkpoint.tensors[other[0]].dtype}, which ComfyUI's VAEs do not read: "
+                              f"{first_ten(other)}", where, f"take the VAE in {', '.join(STORED)}")
+    if checkpoint.config is None:
+        vae, head = _native_file(checkpoint, request)
+    else:
+        vae, head = _component(checkpoint, checkpoint.config, request)
+    vae.patcher.cached_patcher_init = (rebuild, (request,))
+    return Loaded(vae, _report(head, checkpoint, vae))
+
+
+def rebuild(request: Request, disable_dynamic: bool = False) -> Any:
+    """Load `request` again and return the patcher; the factory behind `cached_patcher_init`."""
+    return load(request, disable_dynamic).vae.patcher
+
+
+def _is_vae_folder(folder: Path) -> bool:
+    """Whether a folder is a VAE component itself: a config.json of an Autoencoder class, and no pipeline around it."""
+    config = folder / "config.json"
+    return config.is_file() and not (folder / PIPELINE).is_file() \
+        and "Autoencoder" in str(read_json(str(config)).get("_class_name"))
+
+
+def _wanted(index: Mapping[str, Any]) -> tuple[str, ...]:
+    """The name of the VAE component. Raises CheckpointError for a pipeline that has none."""
+    if not any(index.get("vae") or ()):
+        raise CheckpointError(f"this pipeline ({index.get('_class_name', 'unnamed')}) has no vae", "",
+                              "give a base with one, or the folder of a VAE")
+    return ("vae",)
+
+
+def _component(checkpoint: Checkpoint, config: dict[str, Any], request: Request) -> tuple[Any, list[str]]:
+    """The VAE that config.json describes, and what to say of it."""
+    where = checkpoint.source.config
+    known = by_class_name(config.get("_class_name"))
+    if known is None:
+        raise CheckpointError(f"config.json is of {config.get('_class_name') or 'no named class'}, no VAE that this "
+                              "version loads", where, f"supported: {', '.join(vae.class_name for vae in VAES)}")
+    try:
+        plan = known.plan(config)
+    except ValueError as error:
+        raise CheckpointError(str(error), where, "use a VAE of the published kind") from error
+    _check_latents(plan, where)
+    tensors = _native(plan, checkpoint)
+    dtype = DTYPES[request.dtype]
+    vae = host.load_vae(tensors, dtype) if plan.inferred else \
+        host.load_vae_sized(tensors, plan.kind, plan.sizes, plan.published, dtype)
+    _check_taken(vae, tensors, checkpoint.source.folder)
+    plan.finish(vae)
+    return vae, [f"VAE of {plan.family} · {known.class_name}", f"sizes: {plan.summary}",
+                 f"latent format: {plan.latent_format}", *(f"note: {note}" for note in plan.notes)]
+
+
+def _native_file(checkpoint: Checkpoint, request: Request) -> tuple[Any, list[str]]:
+    """A file without config.json, as ComfyUI itself would load it; but every tensor must be used."""
+    tensors, where = checkpoint.load_tensors(), checkpoint.source.files[0]
+    try:
+        vae = host.load_vae(tensors, DTYPES[request.dtype], checkpoint.headers[0].metadata or None)
+    except (RuntimeError, LookupError, ValueError, TypeError) as error:  # its detection relies on names and shapes
+        raise CheckpointError(f"ComfyUI cannot load this file as a VAE: {error}", where,
+                              "give the folder with its config.json, or download the file again") from error
+    if vae.first_stage_model is None:
+        raise CheckpointError("ComfyUI does not recognise this file as a VAE", where,
+                              "give the folder with its config.json, or a native VAE file")
+    if "decoder.up_blocks.0.resnets.0.norm1.weight" in tensors:
+        tensors = host.diffusers_vae_names(tensors)
+    renamed = {"decoder.post_quant_conv.": "post_quant_conv.", "encoder.quant_conv.": "quant_conv."}
+    for old, new in renamed.items():  # what the constructor renames, too
+        tensors = {new + name.removeprefix(old) if name.startswith(old) else name: t for name, t in tensors.items()}
+    _check_taken(vae, tensors, where)
+    return vae, [f"native VAE · {type(vae.first_stage_model).__name__}"]
+
+
+def _check_latents(plan: Plan, where: object) -> None:
+    """Raise CheckpointError unless config.json and ComfyUI's latent format scale and shift latents alike."""
+    if plan.latents is None:
+        return
+    for word, said, done in zip(("scale", "shift"), plan.latents, host.latent_map(plan.latent_format, plan.channels),
+                                strict=True):
+        said = said * (plan.channels if len(said) == 1 else 1)
+        wrong = [i for i, (a, b) in enumerate(zip(said, done, strict=True))
+                 if not math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE)]
+        if wrong:
+            i = wrong[0]
+            raise CheckpointError(
+                f"this VAE does not belong to {plan.family}: by config.json a latent's {word} is {said[i]:.6g} in "
+                f"channel {i}, in ComfyUI's latent format {plan.latent_format} it is {done[i]:.6g}; pictures would be "
+                "wrong",
+                where, "use the VAE that was published with the model")
+
+
+def _native(plan: Plan, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The stored tensors under native names. Raises CheckpointError for missing, unknown and misshapen ones."""
+    stored = checkpoint.load_tensors()
+    native = plan.native(stored)
+    expected = host.vae_tensors(plan.kind, plan.sizes)
+    where, again = checkpoint.source.folder, "download the VAE again, with its config.json"
+    if len(native) != len(stored):
+        raise CheckpointError("two stored tensors have one name in ComfyUI", where, again)
+    names = dict(zip(native, stored, strict=True))
+    unused = [names[name] for name in native if name not in expected]
+    missing = [name for name in expected if name not in native and not name.endswith(COUNTER)]
+    if unused or missing:
+        raise CheckpointError(f"the tensors are not those of config.json: missing {first_ten(missing) or '-'} "
+                              f"(ComfyUI's names); unused {first_ten(unused) or '-'}", where, again)
+    wrong = [f"{names[name]} {list(tensor.shape)} (expected {list(expected[name].shape)})"
+             for name, tensor in native.items() if tensor.shape != expected[name].shape]
+    if wrong:
+        raise CheckpointError(f"tensors of another shape than config.json says: {first_ten(wrong)}", where, again)
+    return native
+
+
+def _check_taken(vae: Any, tensors: dict[str, torch.Tensor], where: object) -> None:
+    """The host only logs missing and unexpected tensors; here they are errors."""
+    if vae.first_stage_model is None:
+        raise CheckpointError("ComfyUI did not recognise the converted VAE", where, UPDATE)
+    there = {name for name in vae.first_stage_model.state_dict() if not name.endswith(COUNTER)}
+    given = {name for name in tensors if not name.endswith(COUNTER)}
+    if there != given:
+        raise CheckpointError(f"ComfyUI {host.version()} has other tensors in this VAE: missing "
+                              f"{first_ten(sorted(there - given)) or '-'}; unused "
+                              f"{first_ten(sorted(given - there)) or '-'}", where, UPDATE)
+
+
+def _report(head: list[str], checkpoint: Checkpoint, vae: Any) -> str:
+    """What the node says: the VAE, its files, and how ComfyUI runs it."""
+    names = [header.path for header in checkpoint.headers]
+    files = names[0].replace("\\", "/").rpartition("/")[2] if len(names) == 1 else f"{len(names)} shards"
+    stored = sorted({info.dtype for name, info in checkpoint.tensors.items() if not name.endswith(COUNTER)})
+    frames = vae.temporal_compression_decode() or 1
+    latents = f"{vae.latent_channels} channels, 1/{vae.spacial_compression_decode()} of width and height"
+    dtype = str(vae.vae_dtype).removeprefix("torch.")
+    lines = [head[0], f"source: {checkpoint.source.reference}",
+             f"files: {files}, {size(checkpoint.bytes_on_disk)}, stored as {', '.join(stored)}", *head[1:],
+             f"latents: {latents}" + (f", 1/{frames} of the frames" if frames > 1 else ""), f"runs in {dtype}"]
+    if vae.vae_dtype not in vae.working_dtypes:
+        lines.append(f"note: ComfyUI would not choose {dtype} for this VAE; values may overflow or lose precision")
+    return "\n".join(lines)

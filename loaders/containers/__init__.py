@@ -1,0 +1,1 @@
+"""Files as headers and bytes."""

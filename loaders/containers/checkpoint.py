@@ -1,0 +1,69 @@
+"""A checkpoint as headers: which tensors there are and what the files claim. No tensor bytes are read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ... import host
+from ..errors import CheckpointError
+from ..files.source import Source, read_json
+from ..words import first_ten
+from .safetensors import Header, TensorInfo, read_header
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Checkpoint:
+    """The files of one transformer, opened as far as their headers.
+
+    Attributes: `source`, `headers` (one a file), `tensors` (name -> TensorInfo, all files), `preferences` (those of
+    attention.py, which are no weights and not among `tensors`), `config` (config.json of the component, or None).
+    """
+
+    def __init__(self, source: Source) -> None:
+        """Read the headers. Raises CheckpointError for a damaged file or shards that contradict each other."""
+        self.source = source
+        self.headers: list[Header] = [read_header(path) for path in source.files]
+        self.config: dict[str, Any] | None = read_json(source.config) if source.config else None
+        self.tensors: dict[str, TensorInfo] = self.headers[0].tensors if len(self.headers) == 1 else {}
+        if len(self.headers) > 1:
+            self._merge_shards()
+        if source.index:
+            self._check_index(source.index)
+        self.preferences = {name: info for name, info in self.tensors.items() if name.endswith(host.PREFERENCE)}
+        if self.preferences:
+            self.tensors = {name: info for name, info in self.tensors.items() if name not in self.preferences}
+
+    def _merge_shards(self) -> None:
+        for header in self.headers:
+            twice = self.tensors.keys() & header.tensors.keys()
+            if twice:
+                raise CheckpointError(f"two shards hold the same tensors: {first_ten(sorted(twice))}", header.path,
+                                      "download the folder again; its shards do not belong together")
+            self.tensors.update(header.tensors)
+
+    def _check_index(self, index: str) -> None:
+        listed = read_json(index)["weight_map"]
+        lost = [name for name in listed if name not in self.tensors]
+        if lost:
+            raise CheckpointError(f"the index lists tensors that no shard holds: {first_ten(lost)}", index,
+                                  "download the folder again; its shards do not belong together")
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """Size of the weight files, in bytes."""
+        return sum(header.size for header in self.headers)
+
+    def load_tensors(self) -> dict[str, torch.Tensor]:
+        """All `tensors` by stored name, memory-mapped by the host's own reader (bytes come in when they are used)."""
+        tensors: dict[str, torch.Tensor] = {}
+        for header in self.headers:
+            tensors.update(host.load_file(header.path))
+        for name in self.preferences:
+            del tensors[name]
+        return tensors
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one small tensor, by its stored name."""
+        return next(header for header in self.headers if name in header.tensors).read(name)

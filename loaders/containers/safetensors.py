@@ -1,0 +1,168 @@
+"""Read and validate safetensors headers without touching tensor bytes.
+
+Layout of a file (https://github.com/huggingface/safetensors#format): 8 bytes little-endian header length N, N bytes
+of JSON, then the tensors, contiguous and without holes. The safetensors library validates most of this when it opens
+a file, but it accepts duplicate keys, needs the whole file mapped, and its messages do not name the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import CheckpointError
+from ..words import first_ten
+
+if TYPE_CHECKING:
+    import torch
+
+# Bits an element takes, by safetensors dtype name.
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+}
+# torch's names of those that torch has, in the order in which safetensors lays tensors out: wide elements first.
+TORCH_DTYPES = {
+    "I64": "int64", "F64": "float64", "F32": "float32", "I32": "int32", "BF16": "bfloat16", "F16": "float16",
+    "I16": "int16", "F8_E8M0": "float8_e8m0fnu", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8",
+    "U8": "uint8", "BOOL": "bool",
+}
+MAX_HEADER = 100_000_000  # the safetensors library's own limit
+AGAIN = "download the file again; this one is damaged"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """safetensors' name of a torch dtype; empty for one that it does not have."""
+    short = str(dtype).removeprefix("torch.")
+    return next((name for name, known in TORCH_DTYPES.items() if known == short), "")
+
+
+class TensorInfo(NamedTuple):
+    """What the header says of one tensor: dtype name, shape, and its byte range behind the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class Header(NamedTuple):
+    """One validated safetensors header. `size` is the file's size in bytes, `data_start` where the tensors begin."""
+
+    path: str
+    size: int
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    data_start: int
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one tensor, for those that are small. Raises CheckpointError for a file that has changed."""
+        info = self.tensors[name]
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.data_start + info.start)
+                raw = file.read(info.end - info.start)
+        except OSError as error:
+            raise CheckpointError(f"cannot read the file: {error.strerror}", self.path, AGAIN) from error
+        if len(raw) != info.end - info.start:
+            raise CheckpointError(f"{name} ends before its last byte", self.path, AGAIN)
+        return raw
+
+
+def _not_safetensors(start: bytes) -> str:
+    """Name what a file really is when its first bytes give it away."""
+    if start.startswith(b"version "):
+        return "a Git LFS pointer, not the weights themselves"
+    if start.startswith(b"PK\x03\x04") or start.startswith(b"\x80\x02"):
+        return "a pickle (.pt/.ckpt) file, which can run code and is never read"
+    if start.startswith(b"GGUF"):
+        return "a GGUF file"
+    if start.lstrip().startswith((b"<", b"{")):
+        return "a text file (a web page or JSON saved under this name)"
+    return ""
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> Any:
+    """Turn each tensor's entry into a TensorInfo while the JSON is parsed, and refuse duplicate keys."""
+    entry = dict(pairs)
+    if len(entry) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Malformed(f"duplicate keys: {first_ten(sorted({n for n in names if names.count(n) > 1}))}")
+    if len(entry) == 3 and isinstance(entry.get("data_offsets"), list):
+        dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry["data_offsets"]
+        if not isinstance(dtype, str) or not isinstance(shape, list) or len(offsets) != 2 \
+                or not all(type(n) is int and n >= 0 for n in (*shape, *offsets)):
+            raise _Malformed(f"a malformed tensor entry: {str(entry)[:200]}")
+        return TensorInfo(dtype, tuple(shape), *offsets)
+    return entry
+
+
+class _Malformed(Exception):
+    pass
+
+
+def read_header(path: str) -> Header:
+    """Read and validate the header of the safetensors file at `path`.
+
+    Reads 8 bytes plus the header, nothing else. Raises CheckpointError for a file that is not safetensors, is
+    truncated, or whose header is malformed: duplicate keys, unknown dtypes, byte ranges that overlap, leave holes, do
+    not match dtype x shape, or do not fill the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if len(start) < 8 or length > min(MAX_HEADER, size - 8):
+                kind = _not_safetensors(start)
+                if kind:
+                    raise CheckpointError(f"this is {kind}", path, "pick a .safetensors file with the weights")
+                raise CheckpointError(
+                    f"the header should be {length:,} bytes long but the file has only {size:,} bytes: it is truncated "
+                    "or no safetensors file", path, AGAIN)
+            text = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"cannot read the file: {error.strerror}", path,
+                              "check the path and its rights") from error
+    try:
+        entries = json.loads(text, object_pairs_hook=_pairs)
+        if not isinstance(entries, dict):
+            raise _Malformed("it is no JSON object")
+        metadata = entries.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+            raise _Malformed("__metadata__ is no map of strings")
+        _check_ranges(entries, size - 8 - length)
+    except (_Malformed, ValueError, RecursionError) as error:
+        raise CheckpointError(f"the safetensors header is invalid: {error}", path, AGAIN) from error
+    return Header(path, size, entries, metadata, 8 + length)
+
+
+def _check_ranges(entries: dict[str, TensorInfo], data_bytes: int) -> None:
+    """Every byte behind the header belongs to exactly one tensor of exactly the right size."""
+    ranges = []
+    for name, info in entries.items():
+        if type(info) is not TensorInfo:
+            raise _Malformed(f"a malformed entry for {name!r}")
+        bits = DTYPE_BITS.get(info.dtype)
+        if bits is None:
+            raise _Malformed(f"{name} has the unknown dtype {info.dtype!r}")
+        if prod(info.shape) * bits != (info.end - info.start) * 8:
+            raise _Malformed(f"{name} is {info.dtype} {list(info.shape)} but takes {info.end - info.start:,} bytes")
+        if info.end > info.start:
+            ranges.append((info.start, info.end, name))
+    ranges.sort()
+    at, before = 0, ""
+    for start, end, name in ranges:
+        if start < at:
+            raise _Malformed(f"{before} and {name} overlap")
+        if start > at:
+            raise _Malformed(f"there is a hole of {start - at:,} bytes before {name}")
+        at, before = end, name
+    if at > data_bytes:
+        raise _Malformed(f"the file is truncated: the tensors take {at:,} bytes, {data_bytes:,} are there")
+    if at < data_bytes:
+        raise _Malformed(f"{data_bytes - at:,} bytes behind the last tensor belong to nothing")

@@ -1,0 +1,1 @@
+"""Who wrote a file: one package for each publisher's way of storing a model."""

@@ -1,0 +1,64 @@
+"""An SVDQuant file as a CheckpointDescription, for reports, the Inspect node and the loader."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from ...architectures import Architecture, Dims, Naming
+from ...containers.checkpoint import Checkpoint
+from ...errors import CheckpointError
+from .claims import claim_notes, config_only
+from .files import LEGACY
+from .plan import AWQ, W4A4, Plan, make_plan
+from .recognise import Found, recognise
+
+if TYPE_CHECKING:
+    from ...describe import CheckpointDescription
+
+
+def read_plan(checkpoint: Checkpoint, description: CheckpointDescription) -> tuple[Found, Plan]:
+    """The plan of a load, for the sizes of a description made by `describe_svdquant`."""
+    found = recognise(checkpoint)
+    return found, make_plan(found, description.dims)
+
+
+def describe_svdquant(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = None) -> CheckpointDescription:
+    """Describe an opened file of SVDQuant layers.
+
+    `base` is the architecture and the sizes it must fit. Raises CheckpointError, naming what it is, for every file that
+    is not one of the families that load; what else forbids loading is in `problems`.
+    """
+    from ...describe import CheckpointDescription, check_dims
+
+    found = recognise(checkpoint)
+    architecture = found.family.architecture
+    try:
+        dims = architecture.dims_from_tensors(found.tensors, Naming("diffusers"))
+    except ValueError as error:
+        half = [header.path for header in checkpoint.headers if os.path.basename(header.path) in LEGACY]
+        do = f"give the folder, which holds {LEGACY[1]} as well" if len(half) == 1 else "download it again"
+        raise CheckpointError(str(error), checkpoint.source.reference, do) from error
+    told = config_only(checkpoint, found) if base is None else {}
+    untold = [key for key in sorted(architecture.config_only) if key not in dims]
+    dims |= {key: told[key] for key in untold if key in told}
+    description = CheckpointDescription(
+        checkpoint.source.reference, [os.path.basename(header.path) for header in checkpoint.headers],
+        checkpoint.bytes_on_disk, architecture.name, Naming(f"Nunchaku's {found.style}", found.prefix), dims,
+        f"svdquant-{found.precision}", ranks=list(found.ranks))
+    if checkpoint.source.choice:
+        description.notes.append(checkpoint.source.choice)
+    if base is not None:
+        check_dims(description, *base)
+    description.notes += [f"{key} is told by neither the tensors nor a config; taken as off. If this is a model that "
+                          "has it, use the file as weights on its base" for key in untold if key not in dims]
+    plan = make_plan(found, description.dims)
+    description.problems += plan.problems
+    description.notes += claim_notes(checkpoint, found, plan, description.dims)
+    for planned in plan.modules:
+        description.layers |= {rows.stored: "BF16" for rows in planned.plain if planned.module.linear}
+        description.layers |= {piece.layer.name: AWQ if piece.layer.entry.awq else W4A4[found.precision]
+                               for piece in planned.pieces}
+    for name in description.layers.values():
+        description.formats[name] = description.formats.get(name, 0) + 1
+    return description

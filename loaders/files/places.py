@@ -1,0 +1,269 @@
+"""Where the bytes are: a reference (repo id, folder or file) becomes a list of local files.
+
+Nothing here opens a weight file. The order for a reference that is no existing path: ComfyUI's model folders, the
+Hugging Face cache, and, only when asked for, a download into that cache (hub.py). A place that lacks a file of this
+load is passed over for the next.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from ... import host
+from ..errors import CheckpointError, MissingFiles
+from ..families.nunchaku import files as svdquant
+from ..words import first_ten
+from .selection import INDEX, PIPELINE, Folder, Selection, select_transformer, weight_file
+from .source import Source, read_json
+from .unfinished import MARKER, refuse_unfinished
+
+# The bases and the nine validated overrides of the support matrix.
+KNOWN_BASES = (
+    "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.2-dev",
+    "black-forest-labs/FLUX.2-dev-NVFP4", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", "Wan-AI/Wan2.2-I2V-A14B-Diffusers",
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "hunyuanvideo-community/HunyuanVideo", "Qwen/Qwen-Image",
+    "Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511", "Tongyi-MAI/Z-Image-Turbo")
+KNOWN_OVERRIDES = (
+    "lmsys/flux1-dev-modelopt-fp8-sglang-transformer", "lmsys/flux1-dev-modelopt-nvfp4-sglang-transformer",
+    "lmsys/flux2-dev-modelopt-fp8-sglang-transformer", "black-forest-labs/FLUX.2-dev-NVFP4",
+    "lmsys/wan22-t2v-a14b-modelopt-fp8-sglang-transformer", "lmsys/wan22-t2v-a14b-modelopt-nvfp4-sglang-transformer",
+    "lmsys/hunyuanvideo-modelopt-fp8-sglang-transformer", "lmsys/qwen-image-modelopt-fp8-sglang-transformer",
+    "lmsys/qwen-image-edit-modelopt-fp8-sglang-transformer")
+
+
+# A quantized repo that users give as the base itself: it has weights only, the rest is that of its base
+# (SGLang-Diffusion's compatibility path, specs/modelopt.md section 1.5).
+_NVFP4_REPO, _NVFP4_BASE = "flux.2-dev-nvfp4", "black-forest-labs/FLUX.2-dev"
+_DEPTH = 4  # how far below a folder its files are looked for
+
+
+class LocalFolder:
+    """A folder on disk, as selection.py sees it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def place(self) -> str:
+        return str(self.path)
+
+    def names(self, below: str = "") -> list[str]:
+        top = self.path / below if below else self.path
+        found: list[str] = []
+        for folder, folders, files in os.walk(top, followlinks=True):
+            relative = Path(folder).relative_to(top)
+            found += [(relative / file).as_posix() for file in files if (Path(folder) / file).is_file()]
+            folders[:] = [name for name in folders if len(relative.parts) < _DEPTH and not name.startswith(".")]
+        return found
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        return read_json(str(self.path / name))
+
+    def source(self, reference: str, selection: Selection) -> Source:
+        """The selected names as paths."""
+        def path(name: str | None) -> str | None:
+            return str(self.path / name) if name else None
+
+        for name in {*selection.files, *filter(None, (selection.folder, selection.config))}:
+            refuse_unfinished(self.path / name)
+        return Source(reference, str(self.path / selection.folder), tuple(str(self.path / n) for n in selection.files),
+                      path(selection.config), path(selection.index), selection.choice,
+                      texts=tuple(str(self.path / n) for n in selection.texts))
+
+
+def is_repo(reference: str) -> bool:
+    """Whether a reference that is no path on disk can be a repo id (owner/name, with a subfolder or file behind it)."""
+    text = reference.strip()
+    owner, _, name = text.partition("/")
+    return bool(owner and name) and not (set("\\: ") & set(text) or text.startswith((".", "~"))
+                                         or name.endswith((".safetensors", ".sft")) and "/" not in name)
+
+
+def candidates(reference: str, revision: str = "") -> Iterator[Path]:
+    """Every place on this machine that `reference` can mean, in the order of preference.
+
+    Raises CheckpointError for an empty reference, an absolute path that does not exist, and one that contains '..'.
+    """
+    text = reference.strip()
+    if not text:
+        raise CheckpointError("no checkpoint is chosen", do="pick one in the list, or give a path or repo id")
+    direct = Path(text).expanduser()
+    if direct.exists():
+        yield direct
+        return
+    if direct.is_absolute() or text.startswith((".", "~")):
+        raise CheckpointError("there is no such file or folder", direct, "correct the path")
+    parts = PurePosixPath(text.replace("\\", "/")).parts
+    if ".." in parts:
+        raise CheckpointError("a reference must not contain '..'", text, "give the full path, or a repo id")
+    for root in host.model_folders():
+        for name in (text, "--".join(parts[:2]), parts[1] if len(parts) > 1 else text):
+            found = Path(root, name, *parts[2:]) if name != text else Path(root, name)
+            if found.exists():
+                yield found
+    if is_repo(text):
+        snapshot = host.cached_snapshot("/".join(parts[:2]), revision)
+        if snapshot and Path(snapshot, *parts[2:]).exists():
+            yield Path(snapshot, *parts[2:])
+
+
+def find_path(reference: str, revision: str = "") -> Path:
+    """The first local file or folder that `reference` names. Raises CheckpointError when there is none."""
+    found = next(candidates(reference, revision), None)
+    if found is None:
+        raise _not_here(reference.strip(), revision, ())
+    refuse_unfinished(found)
+    return found
+
+
+T = TypeVar("T")
+# fetch(reference, revision, select, command) -> the folder; hub.fetch, or one that asks or reports in between
+Fetch = Callable[[str, str, Callable[[Folder], Sequence[Selection]], str], Path]
+
+
+def resolve(reference: str, revision: str, use: Callable[[Path], T],
+            select: Callable[[Folder], Sequence[Selection]], patterns: Sequence[str],
+            download: bool | Fetch) -> T:
+    """`use(path)` on the first place that has all files of this load; the others raise MissingFiles from it.
+
+    With `download`, a repo that no place has completely is fetched: the files that `select` chooses from it, at one
+    commit. `patterns` are the globs of the files in question, for the command in the message. Raises CheckpointError.
+    """
+    short: MissingFiles | None = None
+    for path in candidates(reference, revision):
+        refuse_unfinished(path)
+        try:
+            return use(path)
+        except MissingFiles as error:
+            short = short or error
+    text = reference.strip()
+    if not is_repo(text) or Path(text).expanduser().exists():
+        raise short or _not_here(text, revision, patterns)
+    command = download_command(text, revision, patterns)
+    if download:
+        from . import hub
+
+        fetch = hub.fetch if download is True else download
+        return use(fetch(text, revision, select, command))
+    if short is not None:
+        raise MissingFiles(short.what, short.where, f"switch download_missing on, or run: {command}") from short
+    raise _not_here(text, revision, patterns)
+
+
+def download_command(reference: str, revision: str, patterns: Sequence[str]) -> str:
+    """The `hf download` line that fetches the files of a load into the Hugging Face cache."""
+    parts = PurePosixPath(reference).parts
+    below = "/".join(parts[2:])
+    includes = [f"{below}/{pattern}" if below else pattern for pattern in patterns]
+    if below.endswith((".safetensors", ".sft", ".json")):
+        includes = [below]
+    return " ".join(["hf download", "/".join(parts[:2]), *([f"--revision {revision}"] if revision else []),
+                     *(f'--include "{pattern}"' for pattern in includes)])
+
+
+def _not_here(text: str, revision: str, patterns: Sequence[str]) -> MissingFiles:
+    if is_repo(text):
+        return MissingFiles(f"{text} is not on this machine", "",
+                            f"switch download_missing on, or run: {download_command(text, revision, patterns)}")
+    return MissingFiles(f"{text} was found neither as a path nor in ComfyUI's model folders", "",
+                        f"looked in {first_ten(host.model_folders())}; give a full path, or a repo id owner/name")
+
+
+def locate(reference: str, *, component: str = "transformer", weights_name: str = "", revision: str = "",
+           need_weights: bool = True, download: bool | Fetch = False, precision: str = "auto",
+           rank: int = 0) -> Source:
+    """Resolve a reference to the files of one transformer.
+
+    Accepts a diffusers pipeline folder (its `component` is taken), a component folder (config.json + weights), a
+    folder with one weight file or one index, an index file, or a single .safetensors file. `weights_name` picks a
+    file inside the folder. With `need_weights=False` only config.json is looked up and no weight file need exist.
+    `download` fetches what is missing of a repo id. `precision` and `rank` choose among SVDQuant files.
+
+    Raises CheckpointError when nothing is found or the choice is ambiguous.
+    """
+    if not need_weights and base_of_quantized(reference) and not _has_config(reference, revision):
+        return locate(_NVFP4_BASE, component=component, need_weights=False, download=download)
+    select = partial(select_transformer, component=component, weights_name=weights_name, need_weights=need_weights,
+                     precision=precision, rank=rank)
+
+    def use(path: Path) -> Source:
+        if path.is_file():
+            return _from_file(reference, path, weights_name, need_weights)
+        folder = LocalFolder(path)
+        return folder.source(reference, select(folder))
+
+    def chosen(folder: Folder) -> list[Selection]:
+        pipeline = [Selection("", texts=(PIPELINE,))] if PIPELINE in folder.names() else []
+        return [*pipeline, select(folder)]
+
+    pipeline = reference.strip() in KNOWN_BASES and not base_of_quantized(reference)
+    patterns: Sequence[str] = ()
+    if pipeline:
+        patterns = (PIPELINE, f"{component}/*" if need_weights else f"{component}/config.json")
+    elif reference.strip() in svdquant.KNOWN:
+        patterns = (weights_name or svdquant.download_pattern(precision, rank),)
+    return resolve(reference, revision, use, chosen, patterns, download)
+
+
+def base_of_quantized(reference: str) -> str:
+    """The base behind a reference to FLUX.2-dev-NVFP4 weights given as a base itself; empty for any other."""
+    return _NVFP4_BASE if _NVFP4_REPO in reference.replace("\\", "/").lower() else ""
+
+
+def _has_config(reference: str, revision: str) -> bool:
+    return any((path / "config.json").is_file() for path in candidates(reference, revision))
+
+
+def _from_file(reference: str, path: Path, weights_name: str, need_weights: bool) -> Source:
+    if weights_name:
+        raise CheckpointError(f"weights_name is {weights_name!r}, but the reference is already a file", path,
+                              "clear weights_name, or give the folder")
+    if not need_weights:
+        raise CheckpointError("a single file has no config.json to build a model without weights from", path,
+                              "set weights to 'load', or give a diffusers folder")
+    if path.name.endswith(INDEX):
+        folder = LocalFolder(path.parent)
+        return folder.source(reference, select_transformer(folder, weights_name=path.name))
+    weight_file(path.name, path)
+    from ..families.modelslim import files as modelslim
+
+    if modelslim.has_description(path):
+        folder = LocalFolder(path.parent)
+        return folder.source(reference, select_transformer(folder, weights_name=path.name))
+    beside = path.parent / "config.json"
+    return Source(reference, str(path.parent), (str(path),), beside=str(beside) if beside.is_file() else None)
+
+
+def local_references() -> list[str]:
+    """What ComfyUI's model folders hold that could be a reference: pipeline and component folders, single files.
+
+    Names are relative to their model folder. Reads directory entries only, three levels deep.
+    """
+    found: set[str] = set()
+
+    def walk(root: Path, folder: Path, depth: int) -> None:
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            return
+        names = {entry.name for entry in entries}
+        if MARKER in names:
+            return
+        whole = {"model_index.json", "config.json"} & names or any(name.endswith(INDEX) for name in names)
+        if whole and folder != root:
+            found.add(folder.relative_to(root).as_posix())
+            return
+        for entry in entries:
+            if entry.is_dir():
+                if depth and not entry.name.startswith("."):
+                    walk(root, Path(entry.path), depth - 1)
+            elif entry.name.endswith((".safetensors", ".sft")):
+                found.add(Path(entry.path).relative_to(root).as_posix())
+
+    for root in host.model_folders():
+        walk(Path(root), Path(root), 3)
+    return sorted(found)

@@ -1,0 +1,219 @@
+"""Which files of a folder make up a component: one rule for folders on disk and for repos on the Hub.
+
+Works on names alone, so that the same choice is made before a download and after it. Names are relative to the folder
+and use forward slashes. The order is SGLang-Diffusion's (specs/modelopt.md sections 1.2 and 1.3).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Protocol
+
+from ..errors import CheckpointError, MissingFiles
+from ..families.nunchaku.files import choose_file
+from ..words import first_ten
+
+INDEX = ".safetensors.index.json"
+PIPELINE = "model_index.json"
+COMPONENTS = ("transformer", "transformer_2")
+# What a tokenizer or processor folder may hold; anything else in it is not read and not downloaded.
+TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+# Patterns are compiled when they are first used: ComfyUI imports this module at every start.
+# A precision infix, as diffusers' `variant` writes it into weight and index files.
+_PRECISION = r"\.(fp16|bf16|fp32)(?=(-\d+-of-\d+)?\.safetensors|\.json$)"
+_MIXED = r"-mixed(-\d+-of-\d+)?\.safetensors$"
+_INDEXES = r"\.safetensors\.index(\.[^./]+)?\.json$"
+
+
+class Folder(Protocol):
+    """A folder on disk or in a repo. `place` names it in messages."""
+
+    @property
+    def place(self) -> str: ...
+
+    def names(self, below: str = "") -> list[str]:
+        """The names of all files under the subfolder `below`, relative to it."""
+        ...
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON object by name. Raises CheckpointError when it is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The files of one component, by name from the root of the `Folder` they were chosen from."""
+
+    folder: str  # "" or "transformer"
+    files: tuple[str, ...] = ()
+    config: str | None = None
+    index: str | None = None
+    texts: tuple[str, ...] = ()  # a tokenizer's files, or a ModelSlim description
+    choice: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """Everything to fetch, small files first: a set that was cut short then lacks its weights, and shows it."""
+        return [name for name in (self.config, self.index, *self.texts, *self.files) if name]
+
+
+Select = Callable[[Folder], Sequence[Selection]]
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a file name points out of its folder, on any system (a drive letter does on Windows)."""
+    pure = PurePosixPath(name.replace("\\", "/"))
+    return pure.is_absolute() or ".." in pure.parts or ":" in name or "\0" in name
+
+
+def select_transformer(folder: Folder, component: str = "transformer", weights_name: str = "",
+                       need_weights: bool = True, precision: str = "auto", rank: int = 0) -> Selection:
+    """The transformer of a pipeline folder, a component folder, or a folder with one weight file or index.
+
+    `weights_name` picks a file inside the folder. With `need_weights=False` only config.json is looked up. `precision`
+    and `rank` choose among SVDQuant files.
+    Raises MissingFiles when something is not there, CheckpointError when the choice is ambiguous.
+    """
+    from ..families.modelslim import files as modelslim
+
+    ascend = modelslim.select(folder, component, weights_name) if need_weights else None
+    if ascend:
+        return ascend
+    return select_component(folder, _component_folder(folder, component), weights_name, need_weights, precision, rank)
+
+
+def select_component(folder: Folder, name: str, weights_name: str = "", need_weights: bool = True,
+                     precision: str = "auto", rank: int = 0) -> Selection:
+    """The config and weight files of the subfolder `name` ("" for the folder itself)."""
+    inside = folder.names(name)
+    where = f"{folder.place}/{name}" if name else folder.place
+
+    def path(file: str) -> str:
+        return f"{name}/{file}" if name else file
+
+    config = path("config.json") if "config.json" in inside else None
+    if not need_weights:
+        if config is None:
+            raise MissingFiles("there is no config.json to build a model without weights from", where,
+                               "set weights to 'load', or give a diffusers folder")
+        return Selection(name, (), config)
+    if weights_name:
+        if leaves_folder(weights_name):
+            raise CheckpointError("weights_name must stay inside the folder", weights_name, "give a plain file name")
+        chosen = weights_name.replace("\\", "/")
+        if chosen not in inside:
+            raise MissingFiles(f"the folder holds no {weights_name}", where, f"it holds {_listing(inside)}")
+        choice = ""
+    else:
+        svdquant = choose_file(inside, where, precision, rank)
+        if svdquant is not None:
+            return Selection(name, tuple(map(path, svdquant[0])), config, choice=svdquant[1])
+        chosen, choice = _choose(inside, where)
+    if not re.search(_INDEXES, chosen):
+        weight_file(chosen, where)
+        return Selection(name, (path(chosen),), config, choice=choice)
+    subfolder = chosen.rpartition("/")[0]
+    shards = index_shards(folder.read_json(path(chosen)), f"{where}/{chosen}")
+    if subfolder:
+        shards = [f"{subfolder}/{shard}" for shard in shards]
+        config = config or (path(f"{subfolder}/config.json") if f"{subfolder}/config.json" in inside else None)
+    missing = [shard for shard in shards if shard not in inside]
+    if missing:
+        raise MissingFiles(f"{len(missing)} of {len(shards)} shards are missing: {first_ten(missing)}",
+                           f"{where}/{chosen}", "finish the download of this folder")
+    return Selection(name, tuple(map(path, shards)), config, path(chosen), choice=choice)
+
+
+def select_texts(folder: Folder, name: str) -> Selection:
+    """The files of a tokenizer or processor folder. Raises MissingFiles when there are none."""
+    texts = tuple(f"{name}/{file}" for file in sorted(folder.names(name))
+                  if "/" not in file and file.endswith(TEXT_SUFFIXES))
+    if not texts:
+        raise MissingFiles(f"the base has no {name} on disk", folder.place, "finish its download")
+    return Selection(name, config=f"{name}/config.json" if f"{name}/config.json" in texts else None, texts=texts)
+
+
+def weight_file(name: str, where: object = "") -> None:
+    """Raise CheckpointError unless the name is that of a safetensors file."""
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix not in (".safetensors", ".sft"):
+        raise CheckpointError(f"{suffix or 'this kind of'} files are not read: only .safetensors", where or name,
+                              "pick a .safetensors file")
+
+
+def index_shards(index: dict[str, Any], where: str) -> list[str]:
+    """The shards that an index names. Each must be a .safetensors file inside the index's folder."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError("the index has no weight_map from tensor names to file names", where,
+                              "download the index again")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if leaves_folder(name):
+            raise CheckpointError(f"the index names a file outside its folder: {name!r}", where,
+                                  "do not use this checkpoint; get it from its publisher")
+        if not name.endswith(".safetensors"):
+            raise CheckpointError(f"the index names {name!r}, which is no .safetensors file", where,
+                                  "only safetensors shards are read")
+    return names
+
+
+def _component_folder(folder: Folder, component: str) -> str:
+    """The subfolder of one component: below a pipeline folder, or "" for the folder itself."""
+    inside = folder.names()
+    if PIPELINE in inside:
+        if not any(name.startswith(f"{component}/") for name in inside):
+            there = [part for part in COMPONENTS if any(name.startswith(f"{part}/") for name in inside)]
+            listed = folder.read_json(PIPELINE).get(component)
+            error = MissingFiles if listed and listed[0] else CheckpointError
+            raise error(f"this pipeline has no {component}" + (" on disk" if error is MissingFiles else ""),
+                        folder.place, f"its transformers here: {', '.join(there) or 'none'}")
+        return component
+    if component != "transformer":
+        raise CheckpointError(f"{component} needs a pipeline folder (model_index.json), this is a single component",
+                              folder.place, f"give the pipeline folder, or the {component} folder with component "
+                                            "transformer")
+    at_top = "config.json" in inside or any("/" not in name and ".safetensors" in name for name in inside)
+    nested = any(name.startswith(f"{component}/") for name in inside)
+    return component if nested and not at_top else ""
+
+
+def _choose(inside: list[str], where: str) -> tuple[str, str]:
+    """(the index or weight file to use, why).
+
+    Precision twins of a canonical file are set aside; an index is the authority; without one a single file is taken,
+    and of several the one that is called -mixed. Anything else is ambiguous and raises CheckpointError.
+    """
+    top = sorted(name for name in inside if "/" not in name)
+    indexes, _ = _without_twins([name for name in top if re.search(_INDEXES, name)])
+    if len(indexes) > 1:
+        raise CheckpointError(f"there are {len(indexes)} index files: {first_ten(indexes)}", where,
+                              "name the one to use in weights_name")
+    if indexes:
+        return indexes[0], ""
+    found = ([name for name in top if name.endswith(".safetensors")]
+             or sorted(name for name in inside if name.endswith(".safetensors")))
+    files, choice = _without_twins(found)
+    mixed = [name for name in files if re.search(_MIXED, name)]
+    if len(files) > 1 and len(mixed) == 1:
+        files, choice = mixed, f"{mixed[0]} taken of {len(found)} files: the mixed one"
+    if len(files) > 1:
+        raise CheckpointError(f"there are {len(files)} weight files without an index: {first_ten(files)}", where,
+                              "name the one to use in weights_name")
+    if not files:
+        raise MissingFiles("there is no .safetensors file", where, f"the folder holds {_listing(inside)}")
+    return files[0], choice
+
+
+def _without_twins(names: list[str]) -> tuple[list[str], str]:
+    """Drop files that differ from another only by a precision infix; a family that has only such files is kept."""
+    kept = [name for name in names if not re.search(_PRECISION, name) or re.sub(_PRECISION, "", name) not in names]
+    dropped = [name for name in names if name not in kept]
+    return kept, f"precision twins left aside: {first_ten(dropped)}" if dropped else ""
+
+
+def _listing(inside: list[str]) -> str:
+    return first_ten(sorted({name.split("/")[0] for name in inside})) or "nothing"

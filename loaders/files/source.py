@@ -1,0 +1,43 @@
+"""Local files of one component, and JSON files among them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Local files of one component. `files` is empty when only its configuration was asked for, or it has none."""
+
+    reference: str
+    folder: str
+    files: tuple[str, ...]
+    config: str | None = None
+    index: str | None = None
+    choice: str = ""  # why these files, where the folder held more
+    beside: str | None = None  # config.json beside a single file: read for its quantization declaration only
+    texts: tuple[str, ...] = ()  # the files of a tokenizer, or a ModelSlim description
+
+    @property
+    def paths(self) -> list[str]:
+        """Every file this source depends on, for fingerprints."""
+        return [path for path in (*self.files, self.config, self.index, self.beside, *self.texts) if path]
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """A JSON object from a file. Raises CheckpointError when it is unreadable, invalid or no object."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read the file: {error.strerror}", path,
+                              "check the path and its rights") from error
+    except ValueError as error:
+        raise CheckpointError(f"invalid JSON: {error}", path, "download the file again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError("this JSON file holds no object", path, "download the file again")
+    return value

@@ -1,0 +1,222 @@
+"""Two checkpoints of one architecture, layer by layer: the signal-to-noise ratio of the weights they stand for.
+
+Both are brought to the host's native layers and decoded in F32 (decode.py), one layer at a time from memory-mapped
+files. Only SVDQuant and ModelSlim checkpoints, which are laid out anew, are held as a whole, in their 4 or 8 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ...loaders.architectures import ARCHITECTURES, Architecture, Dims, Module, Naming
+from ...loaders.architectures.base import tensor_name
+from ...loaders.assemble import NativeStateDict, add_module, take
+from ...loaders.containers.checkpoint import Checkpoint
+from ...loaders.describe import CheckpointDescription, describe
+from ...loaders.errors import CheckpointError
+from ...loaders.families import modelslim
+from ...loaders.files.source import Source
+from ...loaders.words import size
+from ..decode import Decode, decoder
+from .metrics import NOTHING, Sums, sums
+
+if TYPE_CHECKING:
+    import torch
+
+Part = dict[str, "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class LayerNoise:
+    """One layer: its name (diffusers' where the architecture has one), rows and columns, the format of each side, and
+    how they differ."""
+
+    name: str
+    shape: tuple[int, ...]
+    before: str
+    after: str
+    sums: Sums
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able values; `snr_db` is null for two that are equal, which `identical` says."""
+        identical = not self.sums.noise
+        finite = not identical and self.sums.aa > 0
+        return {"name": self.name, "shape": list(self.shape), "reference_format": self.before, "format": self.after,
+                "snr_db": self.sums.snr if finite else None, "relative_l2": self.sums.relative if finite or identical
+                else None, "cosine": self.sums.cosine, "max_error": self.sums.largest, "identical": identical}
+
+
+@dataclass
+class WeightComparison:
+    """`layers` are the Linear weights in the order of the model, `others` every other tensor (biases, norms,
+    embeddings that are no Linear)."""
+
+    reference: CheckpointDescription
+    candidate: CheckpointDescription
+    layers: list[LayerNoise] = field(default_factory=list)
+    others: list[LayerNoise] = field(default_factory=list)
+
+    @property
+    def worst_first(self) -> list[LayerNoise]:
+        return sorted(self.layers, key=lambda layer: layer.sums.snr)
+
+    @property
+    def total(self) -> Sums:
+        """All Linear weights as one vector."""
+        return sum((layer.sums for layer in self.layers), NOTHING)
+
+    def report(self) -> str:
+        """The table, worst first, and the total."""
+        width = max((len(layer.name) for layer in self.layers), default=0)
+        kinds = max((len(layer.after) for layer in self.layers), default=0)
+        lines = [f"{self.reference.architecture}, {len(self.layers)} Linear layers",
+                 f"reference: {self.reference.reference} ({size(self.reference.bytes_on_disk)})",
+                 f"candidate: {self.candidate.reference} ({size(self.candidate.bytes_on_disk)})", "",
+                 f"{'layer':{width}}  {'format':{kinds}}  {'SNR dB':>9}  {'rel. L2':>9}"]
+        lines += [f"{layer.name:{width}}  {layer.after:{kinds}}  {_decibels(layer.sums)}  {layer.sums.relative:9.2e}"
+                  for layer in self.worst_first]
+        lines.append(f"{'all Linear weights':{width}}  {'':{kinds}}  {_decibels(self.total)}  "
+                     f"{self.total.relative:9.2e}")
+        changed = sorted((other for other in self.others if other.sums.noise), key=lambda other: other.sums.snr)
+        lines.append(f"other tensors (biases, norms, convolutions): {len(self.others) - len(changed)} identical, "
+                     f"{len(changed)} differ" + (f", most of all {changed[0].name} (rel. L2 "
+                                                 f"{changed[0].sums.relative:.1e})" if changed else ""))
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able values, layers worst first."""
+        total = LayerNoise("all Linear weights", (), "", "", self.total).to_json()
+        return {"architecture": self.reference.architecture, "reference": self.reference.reference,
+                "candidate": self.candidate.reference, "reference_bytes": self.reference.bytes_on_disk,
+                "candidate_bytes": self.candidate.bytes_on_disk,
+                "total": {key: total[key] for key in ("snr_db", "relative_l2", "cosine", "identical")},
+                "layers": [layer.to_json() for layer in self.worst_first],
+                "others": [other.to_json() for other in self.others if other.sums.noise]}
+
+
+def compare_weights(reference: Source, candidate: Source, step: Callable[[], None] = lambda: None) -> WeightComparison:
+    """Compare two located checkpoints; `step` is called after each module.
+
+    Raises CheckpointError for a checkpoint that cannot be loaded, and for two of different architectures or sizes.
+    """
+    first, second = _Opened(reference), _Opened(candidate)
+    _refuse_others(first.description, second.description)
+    decode, result = decoder(), WeightComparison(first.description, second.description)
+    named = {_key(module): module for module in first.architecture.modules(first.dims, Naming("diffusers"))}
+    first.read()
+    second.read()
+    for key in first.modules:
+        a, b = first.weights(key, decode), second.weights(key, decode)
+        module = named[key]
+        names = [tensor_name(name, "" if module.leaf == "weight" else module.stored_leaf).rstrip(".")
+                 for name in module.stored]
+        into = result.layers if module.linear else result.others
+        formats = [opened.formats(key, len(names)) for opened in (first, second)]
+        at = 0
+        for i, (name, rows) in enumerate(zip(names, module.rows, strict=True)):
+            x, y = (side["weight"][at:at + rows] for side in (a, b))
+            into.append(LayerNoise(name, tuple(x.shape), formats[0][i], formats[1][i], sums(x, y)))
+            if "bias" in a and "bias" in b:
+                x, y = (side["bias"][at:at + rows] for side in (a, b))
+                result.others.append(LayerNoise(f"{name}.bias", tuple(x.shape), "", "", sums(x, y)))
+            at += rows
+        step()
+    return result
+
+
+def _refuse_others(first: CheckpointDescription, second: CheckpointDescription) -> None:
+    what = ""
+    if first.architecture != second.architecture:
+        what = f"the reference is {first.architecture}, the candidate is {second.architecture}"
+    elif differences := [f"{key} {first.dims[key]} and {second.dims[key]}" for key in first.dims.keys()
+                         & second.dims.keys() if first.dims[key] != second.dims[key]]:
+        what = f"the two are {first.architecture} of other sizes: {', '.join(sorted(differences))}"
+    if what:
+        raise CheckpointError(what, second.reference, "compare two checkpoints of one model")
+
+
+def _key(module: Module) -> str:
+    return tensor_name(module.native, module.leaf)
+
+
+class _Opened:
+    """One of the two: its description, and its native layers one at a time. Every layer can be taken once."""
+
+    def __init__(self, source: Source) -> None:
+        self.checkpoint = Checkpoint(source)
+        self.description = describe(self.checkpoint)
+        self.description.require_loadable()
+        self.architecture: Architecture = next(a for a in ARCHITECTURES if a.name == self.description.architecture)
+        self.dims: Dims = self.description.dims
+        naming = self.description.naming
+        self.modules = {_key(module): module for module in self.architecture.modules(self.dims, naming)}
+        self._native: dict[str, Part] | None = None
+        self._stored: Part = {}
+        self._words: dict[str, str] = {}
+
+    def read(self) -> None:
+        """Open the files; lay out what has to be laid out as a whole."""
+        if modelslim.is_ours(self.checkpoint):
+            self._native = _grouped(modelslim.prepare(self.checkpoint, self.description, "auto", True)[0].tensors)
+        elif self.description.ranks:
+            from ...loaders.families.nunchaku.convert import convert
+
+            self._native = _grouped(convert(self.checkpoint, self.description).tensors)
+        else:
+            self._stored = self.checkpoint.load_tensors()
+
+    def weights(self, key: str, decode: Decode) -> Part:
+        """"weight" and, where there is one, "bias" of a native module, in F32."""
+        module = self.modules[key]
+        part = self._part(module)
+        self._words[key] = _word(part)
+        if not module.linear:
+            return {("weight" if leaf == module.leaf else leaf): tensor.float() for leaf, tensor in part.items()}
+        weight, bias = decode(module.native, part, sum(module.rows), module.inner[0])
+        return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+
+    def _part(self, module: Module) -> Part:
+        if self._native is not None:
+            group = self._native[module.native]
+            return group if module.linear else {leaf: group[leaf] for leaf in (module.leaf, "bias")
+                                                if leaf in group and (leaf == module.leaf or module.bias)}
+        native = NativeStateDict()
+        try:
+            add_module(native, module, [take(self._stored, name, module) for name in module.stored],
+                       self.description.byte_order, dequantize=False, own_nvfp4=False)
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"{module.stored[0]}: {error}", self.description.reference,
+                                  "download the checkpoint again, or report it to its publisher") from error
+        prefix = f"{module.native}." if module.native else ""
+        return {name.removeprefix(prefix): tensor for name, tensor in native.tensors.items()}
+
+    def formats(self, key: str, count: int) -> list[str]:
+        """The stored format of each of the `count` stored layers of a native one."""
+        layers, stored = self.description.layers, self.modules[key].stored
+        names = [layers.get(name, self._words[key]) for name in stored]
+        return names if len(names) == count else [" + ".join(dict.fromkeys(names))] * count
+
+
+def _grouped(tensors: Mapping[str, torch.Tensor]) -> dict[str, Part]:
+    groups: dict[str, Part] = {}
+    for name, tensor in tensors.items():
+        layer, _, leaf = name.rpartition(".")
+        groups.setdefault(layer, {})[leaf] = tensor
+    return groups
+
+
+def _word(part: Mapping[str, torch.Tensor]) -> str:
+    """The format of a native layer whose stored ones are called otherwise (SVDQuant)."""
+    if "comfy_quant" not in part:
+        return ""
+    from ...quant.svdquant.parts import read_marker
+
+    places = read_marker(part["comfy_quant"])
+    return " + ".join(dict.fromkeys(f"SVDQuant {place.kind}" if place.kind != "awq" else "AWQ"
+                                    for place in places)) if places else "quantized"
+
+
+def _decibels(found: Sums) -> str:
+    return f"{'identical':>9}" if not found.noise else f"{found.snr:9.2f}"

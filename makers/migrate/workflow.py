@@ -1,0 +1,95 @@
+"""Migrate a whole workflow, in the format of the page or that of the API, and say what was changed and what was not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...loaders.errors import CheckpointError
+from .graphs import ApiGraph, Graph, PageGraph
+from .rules import NUNCHAKU_MODELS, OPTIONS, RULES, Left, foreign
+
+
+@dataclass(frozen=True)
+class Migrated:
+    """The new workflow (the one given is not changed), a line for each change, and one for each node left, with why."""
+
+    workflow: dict[str, Any]
+    changes: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+def migrate(workflow: dict[str, Any]) -> Migrated:
+    """Convert the loader nodes of ComfyUI-nunchaku, ComfyUI-GGUF and SGLang's pack where their files load here.
+
+    `workflow` is what the page saves (subgraphs included), what it exports for the API, or the body of a POST to
+    /prompt. Raises CheckpointError for anything else.
+    """
+    done = Migrated(copy.deepcopy(workflow))
+    graphs = list(_graphs(done.workflow))
+    if not graphs:
+        raise CheckpointError("this is no workflow", do="give a JSON file that ComfyUI saved or exported (API)")
+    try:
+        blocker = next((kind for graph in graphs for kind in graph.kinds() if _takes_nunchaku(graph, kind)), "")
+        for graph in graphs:
+            _migrate_graph(graph, blocker, done)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"this workflow is malformed ({type(error).__name__}: {error})", "",
+                              "open it in ComfyUI and save it again") from error
+    done.left.extend(_group_nodes(done.workflow))
+    return done
+
+
+def _graphs(workflow: dict[str, Any]) -> Iterable[Graph]:
+    prompt = workflow.get("prompt", workflow)
+    if isinstance(workflow.get("nodes"), list):
+        subgraphs = (workflow.get("definitions") or {}).get("subgraphs") or []
+        yield PageGraph(workflow, subgraphs)
+        for inner in subgraphs:
+            yield PageGraph(inner, subgraphs, outer=[workflow, *subgraphs])
+    elif isinstance(prompt, dict) and prompt and all(isinstance(node, dict) and "class_type" in node
+                                                     for node in prompt.values()):
+        yield ApiGraph(prompt)
+
+
+def _takes_nunchaku(graph: Graph, kind: str) -> bool:
+    """Whether a node type that stays needs a MODEL of nunchaku's own loaders (PuLID, IP-Adapter, other LoRA packs)."""
+    return kind.startswith("Nunchaku") and kind not in RULES and graph.takes_model(kind)
+
+
+def _migrate_graph(graph: Graph, blocker: str, done: Migrated) -> None:
+    for node in graph.nodes():
+        kind = graph.kind(node)
+        rule = RULES.get(kind)
+        if rule is None:
+            continue
+        result = Left(f"{blocker} in this workflow takes a MODEL of nunchaku's own loader only") \
+            if blocker and kind in NUNCHAKU_MODELS else rule(graph.values(node))
+        where = f"node {graph.name(node)} {kind}"
+        if isinstance(result, Left):
+            done.left.append(f"{where}: {result.why}")
+            continue
+        notes = [*result.notes, *graph.replace(node, result)]
+        words = ", ".join(f"{key} {value!r}" for key, value in result.values.items())
+        chain = f", and {len(result.more)} more behind it" if result.more else ""
+        done.changes.append(f"{where} -> {result.target} ({words}){chain}"
+                            + "".join(f"; {note}" for note in notes))
+    for node in graph.nodes():
+        kind = graph.kind(node)
+        if kind == OPTIONS and not graph.is_used(node):
+            graph.remove(node)
+            done.changes.append(f"node {graph.name(node)} {kind} removed: its options steer SGLang's runtime")
+        elif kind not in RULES and foreign(kind):
+            done.left.append(f"node {graph.name(node)} {kind}: {foreign(kind)}")
+
+
+def _group_nodes(workflow: dict[str, Any]) -> Iterable[str]:
+    """Group nodes (what came before subgraphs) are not looked into; those that hold nodes of these packs are named."""
+    groups = (workflow.get("extra") or {}).get("groupNodes") if isinstance(workflow.get("extra"), dict) else None
+    for name, group in (groups or {}).items():
+        kinds = {str(node.get("type")) for node in group.get("nodes", ())}
+        found = sorted(kind for kind in kinds if kind in RULES or foreign(kind))
+        if found:
+            yield f"group node {name}: it holds {', '.join(found)}; ungroup it, then migrate again"

@@ -1,0 +1,249 @@
+"""Any MODEL -> the same MODEL with its Linear weights in MXFP8, at load.
+
+Weights get the rule of Ascend's npu_dynamic_mx_quant (floor of the shared exponent, specs/ascend.md section 3.2) and
+the host's own MXFP8 layout and marker, so that its LoRA, offload and save code work on them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .. import host
+from ..loaders.architectures import ARCHITECTURES, Naming
+from ..loaders.containers.safetensors import TensorInfo
+from ..loaders.errors import CheckpointError
+from ..loaders.model import base_of
+from ..loaders.words import first_ten, size
+from .builders.presets import NONE, PRESETS, Preset, variants
+
+if TYPE_CHECKING:
+    import torch
+
+FLOATS = ("torch.bfloat16", "torch.float16", "torch.float32")
+MULTIPLE = 32  # of rows and columns: what the host's layout holds without padding, and the block of MX
+BACKENDS = ("auto", "torch_npu", "comfy_kitchen", "reference")
+KIND = "w8a8_mxfp8"
+SLICE = 1 << 22  # elements of a weight that are quantized at once
+
+
+@dataclass
+class _Choice:
+    """Native names of the Linears: which are quantized, and why the others are not."""
+
+    quantize: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    already: list[str] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)  # patterns that match nothing
+
+
+def quantize(model: Any, keep: str = "", backend: str = "auto", step: Callable[[], None] | None = None) -> \
+        tuple[Any, str]:
+    """(a new MODEL with MXFP8 weights and everything else of `model`, the report). `model` is not changed.
+
+    `keep`: regexes, one a line, looked for in native and diffusers' module names; what they find stays as it is. Empty:
+    the architecture's preset. `backend` is who multiplies (quant/backends). Layers that are quantized already, and
+    those whose rows or columns are no multiple of 32, stay. Weights that stay are shared with `model` where the host
+    keeps them in the same dtype. `step` is called after each layer (default: the node's progress bar and Cancel).
+
+    Raises CheckpointError for a model without weights or without float Linears, one whose weights something else holds
+    on to, a pattern that is no regex, infinite weights, and a backend that cannot run here.
+    """
+    host.require("quantized layers", "Ascend")
+    modules = _linears(model)
+    choice, source = _choose(model, modules, keep)
+    if not choice.quantize:
+        raise CheckpointError("the MODEL has no Linear weights to quantize: "
+                              f"{len(choice.already)} are quantized already, {len(choice.kept)} are kept by patterns, "
+                              f"{len(choice.odd)} have sizes that are no multiple of {MULTIPLE}", "",
+                              "connect a model in BF16, FP16 or FP32, or keep less")
+    run, why = _backend(backend)
+    step = step or host.progress(len(choice.quantize))
+    tensors = host.unpatched_tensors(model)
+    before = sum(_bytes(tensors[f"{name}.weight"]) for name in choice.quantize)
+    after = 0
+    for name in choice.quantize:
+        layer = _layer(name, tensors[f"{name}.weight"])
+        tensors |= layer
+        after += sum(map(_bytes, layer.values()))
+        step()
+    tensors = {name: tensor.to(model.offload_device) for name, tensor in tensors.items()}
+    fresh = _to_host(tensors, model, modules, run)
+    patcher = _dress(model, fresh, keep, backend)
+    lines = [f"MXFP8: {len(choice.quantize)} Linear layers, {size(before)} -> {size(after)}; weights by Ascend's rule "
+             "(floor of the shared exponent, round half to even, saturating)",
+             f"kept in high precision ({source}): {_list(choice.kept)}"]
+    lines += [f"quantized already, left as they are: {_list(choice.already)}"] if choice.already else []
+    lines += [f"kept, rows or columns are no multiple of {MULTIPLE}: {_list(choice.odd)}"] if choice.odd else []
+    lines += [f"note: these patterns match no layer: {first_ten(choice.unmatched)}"] if choice.unmatched else []
+    lines += [f"multiplied by {run}: {why}"]
+    lines += [f"patches carried over: {len(model.patches)}"] if model.patches else []
+    return patcher, "\n".join(lines)
+
+
+def rebuild(init: tuple, keep: str, backend: str, disable_dynamic: bool = False) -> Any:
+    """Make the base again by its own `cached_patcher_init` and quantize that; the factory of the new MODEL's."""
+    made = init[0](*init[1], disable_dynamic=disable_dynamic)
+    return quantize(made[init[2]] if len(init) > 2 else made, keep, backend, step=lambda: None)[0]
+
+
+def _linears(model: Any) -> dict[str, Any]:
+    """Native name -> module of every Linear with a weight. Raises CheckpointError for models that cannot be changed."""
+    bound = host.bound_to_weights(model)
+    if bound:
+        raise CheckpointError(f"the MODEL carries {bound}, which would keep using the weights as they are", "",
+                              "connect Ascend MXFP8 Quantize directly behind the loader")
+    network = model.model.diffusion_model
+    if any(parameter.is_meta for parameter in network.parameters()):
+        raise CheckpointError("this MODEL has no weights yet (weights: defer to override)", "",
+                              "set weights to 'load', or connect Apply Transformer Override before")
+    return {name: module for name, module in network.named_modules()
+            if hasattr(module, "in_features") and hasattr(module, "out_features")
+            and getattr(module, "weight", None) is not None}
+
+
+def _choose(model: Any, modules: dict[str, Any], keep: str) -> tuple[_Choice, str]:
+    """Which layers to quantize, and where the patterns came from."""
+    also, preset = _other_names(model)
+    lines = [line.strip() for line in keep.splitlines() if line.strip()]
+    patterns, source = [], f"{len(lines)} patterns" if lines else "no patterns, and no preset for this architecture"
+    if not lines and preset.keep:
+        lines, source = list(preset.keep), f"preset {preset.name}"
+    for line in lines:
+        try:
+            patterns.append(re.compile(line))
+        except re.error as error:
+            raise CheckpointError(f"keep_high_precision: {error}", line,
+                                  "each line is a Python regular expression, looked for in module names") from error
+    choice, used = _Choice(), set()
+    for name, module in modules.items():
+        found = [p.pattern for p in patterns if any(p.search(other) for other in (name, *also.get(name, ())))]
+        used.update(found)
+        if hasattr(module.weight, "_layout_cls") or str(module.weight.dtype).startswith("torch.float8"):
+            choice.already.append(name)
+        elif str(module.weight.dtype) not in FLOATS or module.weight.ndim != 2:
+            raise CheckpointError(f"the weight is {module.weight.dtype} in a form ComfyUI itself does not have", name,
+                                  "connect a model in BF16, FP16 or FP32")
+        elif found:
+            choice.kept.append(name)
+        elif module.out_features % MULTIPLE or module.in_features % MULTIPLE:
+            choice.odd.append(name)
+        else:
+            choice.quantize.append(name)
+    choice.unmatched = [p.pattern for p in patterns if p.pattern not in used] if keep.strip() else []
+    return choice, source
+
+
+def _other_names(model: Any) -> tuple[dict[str, tuple[str, ...]], Preset]:
+    """Native -> diffusers' module names (several for a fused one), and what the published quantized checkpoints of this
+    architecture keep in high precision."""
+    try:
+        name, dims = base_of(model)
+    except CheckpointError:  # of an architecture that this pack does not know: native names only
+        return {}, NONE
+    architecture = next(a for a in ARCHITECTURES if a.name == name)
+    network = model.model.diffusion_model
+    shapes = {key: TensorInfo("BF16", tuple(parameter.shape), 0, 0) for key, parameter in network.named_parameters()}
+    naming = architecture.naming(shapes.keys()) or Naming("native")
+    dims = architecture.dims_from_tensors(shapes, naming) | dims  # the host's settings do not tell every size
+    preset = next((p for p in PRESETS.values() if p.class_name in architecture.class_names), NONE)
+    return {m.native: tuple(other for stored in m.stored for other in variants(stored, ""))
+            for m in architecture.modules(dims, Naming("diffusers"))}, preset
+
+
+def _backend(wanted: str) -> tuple[str, str]:
+    from ..quant.ascend.backends import choose_backend
+    from ..quant.ascend.backends.torch_npu import device_facts
+
+    try:
+        return choose_backend(wanted, KIND, device_facts(host.device_type()))
+    except ValueError as error:
+        what, _, rest = str(error).partition("\n")
+        raise CheckpointError(what, "", rest.rpartition("what to do: ")[2]) from error
+
+
+def _layer(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors of one layer in the host's MXFP8, made on the host's device."""
+    import torch
+
+    from ..quant.ascend.schemes import SCHEMES, mxfp8_quantize
+
+    rows = max(1, SLICE // weight.shape[1])  # quantizing takes several F32 copies; rows do not know of each other
+    try:
+        parts = [mxfp8_quantize(part.to(host.compute_device())) for part in weight.detach().split(rows)]
+        codes, scale = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        layer = SCHEMES[KIND.upper()].tensors(name, {"weight": codes, "weight_scale": scale}, bias=False)
+    except ValueError as error:
+        raise CheckpointError(str(error), name, "get the model again; its weights are damaged") from error
+    return {f"{name}.{leaf}": tensor.to("cpu") for leaf, tensor in layer.tensors.items()}
+
+
+def _to_host(tensors: dict[str, torch.Tensor], model: Any, modules: dict[str, Any], run: str) -> Any:
+    """The new weights through the host's loader. Raises CheckpointError unless the same model comes out."""
+    made_by = model.get_attachment(host.ATTACHMENT)
+    operations = host.mixed_operations_in(model.model.get_dtype_inference(),
+                                          native=getattr(made_by, "compute", "") == "native")
+    options = {"custom_operations": _operations(operations, modules, run), "dtype": model.model.get_dtype()}
+    fresh = host.load_state_dict(dict(tensors), options=options, disable_dynamic=not model.is_dynamic())
+    old, new = host.model_identity(model.model), host.model_identity(fresh.model) if fresh is not None else {}
+    differences = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
+    names, there = ({name for name, _ in m.model.diffusion_model.named_parameters()} if m is not None else set()
+                    for m in (model, fresh))
+    if differences or names != there:
+        raise CheckpointError(f"ComfyUI {host.version()} does not make the same model of these tensors: "
+                              f"{first_ten(sorted(differences) or sorted(names ^ there))}", type(model.model).__name__,
+                              "this model cannot be quantized here; report it")
+    return fresh
+
+
+def _operations(operations: Any, modules: dict[str, Any], run: str) -> Any:
+    """The host's mixed operations, plus those that load layers which are in this pack's formats already."""
+    formats = {str(getattr(module, "quant_format", "")) for module in modules.values()}
+    from ..quant.exact import with_exact_answers
+    from ..quant.shards import ROW_SHARDS
+
+    operations = with_exact_answers(operations)
+
+    if ROW_SHARDS in formats:
+        from ..quant.ops import with_row_shards
+        from ..quant.row_shards import FP8_NAME
+
+        layouts = {module.layout_type for module in modules.values()
+                   if getattr(module, "quant_format", "") == ROW_SHARDS} - {FP8_NAME}
+        operations = with_row_shards(operations, *layouts)
+    from ..quant.ascend.kinds import HOST_FORMAT, MARKER
+
+    if run != "comfy_kitchen" or any(name.startswith(MARKER) or name in HOST_FORMAT.values() for name in formats):
+        from ..quant.ascend.ops import with_ascend
+
+        operations = with_ascend(operations, run)
+    return operations
+
+
+def _dress(model: Any, fresh: Any, keep: str, backend: str) -> Any:
+    """Patches, options and hooks of `model` around the new weights, computing in the same dtype."""
+    dtype = model.model.get_dtype_inference()
+    if fresh.model.get_dtype_inference() != dtype:
+        fresh.set_model_compute_dtype(dtype)
+    init = model.cached_patcher_init
+    fresh.cached_patcher_init = (rebuild, (init, keep, backend)) if init else None
+    fresh.set_attachments(host.ATTACHMENT, model.get_attachment(host.ATTACHMENT))
+    patcher = host.carry_over(model, fresh)
+    there = patcher.model_state_dict().keys() if model.patches else ()
+    lost = [key for key in model.patches if key not in there]
+    if lost:
+        raise CheckpointError(f"the MODEL's patches do not fit: {first_ten(lost)}", "",
+                              "connect LoRAs behind this node")
+    return patcher
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _list(names: list[str]) -> str:
+    return f"{len(names)}: {first_ten(names)}" if names else "none"
+

@@ -1,0 +1,97 @@
+"""A MODEL as one .safetensors file: in the host's formats where it has them, else under this pack's markers.
+
+layers.py decides what is stored, target.py where, writer.py writes it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ... import host
+from ...loaders import describe as descriptions
+from ...loaders.containers.checkpoint import Checkpoint
+from ...loaders.errors import CheckpointError
+from ...loaders.files.source import Source
+from ...loaders.words import size
+from .layers import FORMATS, Plan, plan, why
+from .target import refuse_existing, target_file
+from .writer import write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["FORMATS", "save", "target_file"]
+
+
+def save(model: Any, filename: str, form: str = "exact", overwrite: bool = False,
+         step: Callable[[int], None] | None = None) -> tuple[Path, str]:
+    """(the file, the report). The diffusion model of any MODEL under ComfyUI's own names, with its LoRAs and other
+    weight patches in it exactly as the host's save nodes put them there.
+
+    `filename` is relative to ComfyUI's output folder, or an absolute path in it or in a model folder. `form` "exact"
+    stores every layer as it is; "stock" dequantizes to 16 bits what the host has no format for. The file appears whole
+    or not at all; `step` is called with the bytes written (default: the node's progress bar and Cancel).
+
+    Raises CheckpointError for a MODEL without weights, a path outside of these folders, a file that exists (unless
+    `overwrite`), a disk that is full, and for a mixture of formats that could not be loaded again.
+    """
+    if form not in FORMATS:
+        raise CheckpointError(f"{form!r} is no format of a saved file", "", f"choose {' or '.join(FORMATS)}")
+    target = target_file(filename)
+    refuse_existing(target, overwrite)
+    if any(parameter.is_meta for parameter in model.model.diffusion_model.parameters()):
+        raise CheckpointError("this MODEL has no weights yet (weights: defer to override)", "",
+                              "connect Apply Transformer Override before, or set weights to 'load'")
+    planned = plan(model, form)
+    described: list[str] = []
+
+    def check(path: str) -> None:
+        described.extend(_read_back(path, planned))
+
+    try:
+        write(target, planned.layers, planned.metadata, overwrite=overwrite, check=check,
+              step=step or host.progress(planned.bytes))
+    except NotImplementedError as error:  # patches that an SVDQuant weight cannot take
+        raise CheckpointError(str(error), "", "take these patches off the MODEL, then save it") from error
+    return target, "\n".join(_report(model, target, planned, described))
+
+
+def _read_back(path: str, planned: Plan) -> list[str]:
+    """Lines for the report on who loads the file, whose headers are read. Raises CheckpointError for one that nobody
+    would."""
+    try:
+        checkpoint = Checkpoint(Source(path, os.path.dirname(path), (path,)))
+        descriptions.describe(checkpoint).require_loadable()
+    except CheckpointError as error:
+        if planned.own:
+            raise CheckpointError("the MODEL mixes formats that ComfyUI does not have with others, and no loader takes "
+                                  f"them together: {error.what}", "",
+                                  "set format to 'stock', or save the MODEL that this one was made from") from error
+        return ["load it with ComfyUI's Load Diffusion Model; this pack's loaders do not take it: "
+                + error.what.splitlines()[0]]
+    return ["it loads with Load Base Model and as a transformer override"]
+
+
+def _report(model: Any, target: Path, planned: Plan, described: list[str]) -> list[str]:
+    lines = [f"saved {type(model.model).__name__}: {size(target.stat().st_size)}", f"file: {target}",
+             "layers: " + ", ".join(f"{count} {name}" for name, count in Counter(planned.formats.values()).items())]
+    if model.patches:
+        lines.append(f"LoRAs and other patches of {len(model.patches)} weights are in the file as ComfyUI's save nodes "
+                     "put them there: a patched FP8, NVFP4, MXFP8 or INT8 weight is quantized again, by stochastic "
+                     "rounding; without them connect the MODEL before they were added")
+    elsewhere = host.bound_to_weights(model)
+    if elsewhere:
+        lines.append(f"note: not in the file, because it is no weight: {elsewhere}")
+    own = Counter(planned.own.values())
+    if own:
+        lines.append("stock ComfyUI CANNOT load this file: "
+                     + ", ".join(f"{count} layers are {name} ({why(name)})" for name, count in own.items())
+                     + ". With this pack installed it can. For a file that needs no pack set format to 'stock'")
+    else:
+        lines.append("stock ComfyUI loads this file without this pack")
+    for text, names in planned.changed.items():
+        lines.append(f"{len(names)} layers in a format of this pack were {text}")
+    return lines + described

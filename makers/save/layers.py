@@ -1,0 +1,231 @@
+"""Which tensors a saved file holds, and in what format each layer is.
+
+"exact": every layer as the MODEL has it. "stock": what the host has no format for becomes something that it has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ... import host
+from ...loaders.containers.writing import Piece, declared, whole
+from ...loaders.errors import CheckpointError
+from ...quant.ascend.kinds import MARKER as ASCEND
+from ...quant.fuse import fuse
+from ...quant.saved import SAVED
+from ...quant.shards import ROW_SHARDS, SHARD_LEAVES
+from ...quant.stored import MODELOPT_ORDER
+from ...quant.svdquant.parts import FORMAT as SVDQUANT
+from ..decode import Decode, decoder
+
+if TYPE_CHECKING:
+    import torch
+
+FORMATS = ("exact", "stock")
+METADATA = "_quantization_metadata"  # where readers other than the host look; the host takes it or `comfy_quant`
+WHY = {ROW_SHARDS: "a scale for each of q, k, v, or activation scales computed on the fly",
+       SVDQUANT: "4-bit codes with a low-rank branch", ASCEND: "a format of Ascend"}
+Part = dict[str, "torch.Tensor"]
+
+
+@dataclass
+class Plan:
+    """What is going to be written.
+
+    `formats`: Linear -> its format in the file ("BF16" and the like where not quantized). `own`: those in a
+    format of this pack -> format. `changed`: what "stock" did, in words -> the layers.
+    """
+
+    layers: list[Piece] = field(default_factory=list)
+    formats: dict[str, str] = field(default_factory=dict)
+    own: dict[str, str] = field(default_factory=dict)
+    changed: dict[str, list[str]] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        return sum(layer.bytes for layer in self.layers)
+
+
+def why(own: str) -> str:
+    """What a format of this pack is, in words."""
+    return WHY[ASCEND if own.startswith(ASCEND) else own]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The tensors of one layer by leaf. Those of `pending` have sizes but no values yet; `values` has all."""
+
+    model: Any
+    name: str
+    leaves: Part = field(default_factory=dict)
+    pending: dict[str, str] = field(default_factory=dict)  # leaf -> the weight that it comes with
+
+    def values(self) -> Part:
+        """Every tensor of the layer, on the CPU."""
+        made: Part = {}
+        for weight in dict.fromkeys(self.pending.values()):
+            made |= host.patched_tensors(self.model, weight)
+        return {leaf: made[_join(self.name, leaf)] if leaf in self.pending else tensor.to("cpu")
+                for leaf, tensor in self.leaves.items()}
+
+
+def plan(model: Any, form: str) -> Plan:
+    """The file of a MODEL, which is loaded for it as ComfyUI's save nodes do; `form` is one of FORMATS.
+
+    Raises CheckpointError for a marker that neither the host nor this pack knows, and for a dtype that safetensors does
+    not have.
+    """
+    tensors, pending = host.tensors_for_saving(model)
+    groups: dict[str, _Group] = {}
+    for name, tensor in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        group = groups.setdefault(module, _Group(model, module))
+        group.leaves[leaf] = tensor
+        if name in pending:
+            group.pending[leaf] = pending[name]
+    made, formats, metadata = Plan(), host.quantized_formats(), {}
+    modules = dict(model.model.diffusion_model.named_modules())
+    half = "float16" if str(model.model.get_dtype_inference()) == "torch.float16" else "bfloat16"
+    decode: Decode | None = None
+    for name, group in groups.items():
+        linear: Any = modules.get(name)
+        conf = marker_of(group.leaves)
+        word = str(conf.get("format", ""))
+        if word and word not in formats and not (word in WHY or word.startswith(ASCEND)):
+            raise CheckpointError(f"{name} is in the format {word!r}, which neither this ComfyUI nor this pack knows",
+                                  "", "save the MODEL with a node of the pack that made it")
+        if word == ROW_SHARDS and _host_holds(group, conf, form == "stock"):
+            layer, conf = _in_host_format(group)
+            made.changed.setdefault(_held(conf), []).append(name)
+        elif word and word not in formats and form == "stock":
+            decode = decode or decoder()
+            layer, conf = _dequantized(group, (linear.out_features, linear.in_features), half, decode), {}
+            made.changed.setdefault(_rounded(half), []).append(name)
+        else:
+            layer = _as_it_is(group, _widened(model))
+        made.layers.append(layer)
+        word = str(conf.get("format", ""))
+        if word in formats:
+            metadata[name] = conf
+        elif word:
+            made.own[name] = word
+        if hasattr(linear, "in_features") and "weight" in group.leaves:
+            made.formats[name] = word or next(t.dtype for t in layer.tensors if t.name == f"{name}.weight")
+    made.metadata = {"format": "pt"}
+    if metadata:
+        made.metadata[METADATA] = json.dumps({"format_version": "1.0", "layers": metadata})
+    return made
+
+
+def marker_of(group: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What the `comfy_quant` tensor of a layer says; nothing for a layer that is not quantized."""
+    stored = group.get("comfy_quant")
+    return json.loads(bytes(stored.tolist())) if stored is not None else {}
+
+
+def _join(layer: str, leaf: str) -> str:
+    return f"{layer}.{leaf}" if layer else leaf
+
+
+def _widened(model: Any) -> bool:
+    """Whether the F32 of a MODEL may be that of the device: on a CPU the host computes in F32 and holds BF16 files so.
+    Where the user asked for F32, F32 is kept."""
+    made_by = model.get_attachment(host.ATTACHMENT)
+    return host.is_cpu() and getattr(made_by, "dtype", "default") != "fp32"
+
+
+def _narrow(tensor: torch.Tensor) -> torch.Tensor:
+    """An F32 tensor in BF16 or F16 where that holds every one of its values; others as they are."""
+    import torch
+
+    if tensor.dtype != torch.float32 or not tensor.numel():
+        return tensor
+    for dtype in (torch.bfloat16, torch.float16):
+        small = tensor.to(dtype)
+        if torch.equal(small.float(), tensor):
+            return small
+    return tensor
+
+
+def _as_it_is(group: _Group, widened: bool) -> Piece:
+    """The tensors of a layer as they are, but widened ones that are no part of a quantization in 16 bits again."""
+    def fitting(part: Part) -> Part:
+        if not widened:
+            return part
+        return {leaf: _narrow(t.detach()) if leaf not in group.pending and (leaf == "bias" or "comfy_quant" not in part)
+                else t for leaf, t in part.items()}
+
+    return _layer(group, fitting(group.leaves), lambda: fitting(group.values()))
+
+
+def _layer(group: _Group, expected: Part, make: Callable[[], Part]) -> Piece:
+    return whole([declared(_join(group.name, leaf), tensor) for leaf, tensor in expected.items()],
+                 lambda: {_join(group.name, leaf): tensor for leaf, tensor in make().items()})
+
+
+def _host_holds(group: _Group, conf: Mapping[str, Any], always: bool) -> bool:
+    """Whether row shards are the host's own layout, byte for byte: all of one format, under one scale.
+
+    For FP8 without an activation scale the host takes 1.0, so there only where the matmul is full precision, or
+    `always`, which makes it so.
+    """
+    part = group.leaves
+    dtypes = {str(part[leaf].dtype) for leaf in ("weight", *SHARD_LEAVES) if leaf in part}
+    scale = part["weight_scale"]
+    if len(dtypes) > 1 or scale.numel() > 1 and ("weight_scale" in group.pending or bool((scale != scale[0]).any())):
+        return False  # a patched weight has new scales when it is written, one for each of its shards
+    return always or dtypes == {"torch.uint8"} or "input_scale" in part or bool(conf.get("full_precision_matrix_mult"))
+
+
+def _in_host_format(group: _Group) -> tuple[Piece, dict[str, Any]]:
+    """Row shards that `_host_holds` in the host's layout, and their marker."""
+    import torch
+
+    def convert(part: Part) -> Part:
+        shards = SAVED.shards(group.name, part, MODELOPT_ORDER)
+        dynamic = shards[0].kind == "fp8" and "input_scale" not in part
+        made = fuse(shards, dequantize=dynamic).tensors
+        return made | ({"bias": part["bias"]} if "bias" in part else {})
+
+    def stand_in(leaf: str, tensor: torch.Tensor) -> torch.Tensor:
+        if leaf not in group.pending:
+            return tensor
+        return (torch.ones if tensor.dtype == torch.float32 else torch.empty)(tensor.shape, dtype=tensor.dtype)
+
+    expected = convert({leaf: stand_in(leaf, tensor) for leaf, tensor in group.leaves.items()})
+    return _layer(group, expected, lambda: convert(group.values())), marker_of(expected)
+
+
+def _dequantized(group: _Group, shape: tuple[int, int], half: str, decode: Decode) -> Piece:
+    """A layer as a plain one: the effective weight, computed in F32 and rounded once; the bias in F32."""
+    import torch
+
+    dtype = getattr(torch, half)
+
+    def make() -> Part:
+        weight, bias = decode(group.name, group.values(), *shape)
+        if not bool(weight.isfinite().all()):
+            raise CheckpointError(f"{group.name} has weights that are not finite", "",
+                                  "get the model again; it is damaged")
+        made = {"weight": weight.to(dtype)}
+        return made if bias is None else made | {"bias": bias}
+
+    expected = {"weight": torch.empty(shape, dtype=dtype, device="meta")}
+    if "bias" in group.leaves:
+        expected["bias"] = torch.empty(shape[:1], device="meta")
+    return _layer(group, expected, make)
+
+
+def _held(conf: Mapping[str, Any]) -> str:
+    full = ", with activations in full precision" if conf.get("full_precision_matrix_mult") else ""
+    return f"stored as ComfyUI's {conf['format']}, byte for byte{full}"
+
+
+def _rounded(half: str) -> str:
+    name, error = ("BF16", 2 ** -8) if half == "bfloat16" else ("F16", 2 ** -11)
+    return (f"dequantized and rounded once to {name} (a weight changes by at most {error:.2%} of itself), with "
+            "activations in full precision")

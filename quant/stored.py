@@ -1,0 +1,100 @@
+"""What a stored format is: a Linear layer's tensors, from dtypes and shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .shards import Shard
+
+
+class Stored(Protocol):
+    """Dtype (safetensors name) and shape of a stored tensor, as its file's header tells them."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class ByteOrder(NamedTuple):
+    """How a file packs NVFP4: even columns in the low nibble, and block scales in 128 x 4 tiles. Bytes alone do not
+    tell; `why` says what did."""
+
+    low_first: bool = True
+    swizzled: bool = False
+    why: str = ""
+MODELOPT_ORDER = ByteOrder(why="ModelOpt's default")
+Leaves = Mapping[str, Stored]  # one layer: "weight", "bias", "weight_scale", ... -> what is stored
+PLAIN_DTYPES = frozenset({"F32", "BF16", "F16"})
+
+
+class StoredFormat(Protocol):
+    """One way to store a Linear layer.
+
+    `name` appears in reports, `colour` (RGB) in the layer map, `words` are the names that metadata uses for it,
+    `companions` the tensors it may have beside weight and bias.
+    """
+
+    name: str
+    colour: tuple[int, int, int]
+    words: frozenset[str]
+    companions: frozenset[str]
+
+    def matches(self, leaves: Leaves) -> bool:
+        """Whether the dtypes and companions are this format's."""
+        ...
+
+    def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
+        """What is wrong with the stored dtypes and shapes for a [rows, columns] weight; empty when nothing is."""
+        ...
+
+    def shards(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> list[Shard]:
+        """The stored tensors of layer `name` as row shards. Raises ValueError for invalid scales."""
+        ...
+
+
+class Plain:
+    """An unquantized layer: BF16, F16 or F32."""
+
+    name = "BF16"
+    colour = (140, 146, 158)
+    words: frozenset[str] = frozenset()
+    companions: frozenset[str] = frozenset()
+
+    def matches(self, leaves: Leaves) -> bool:
+        return leaves["weight"].dtype in PLAIN_DTYPES and "weight_shard_1" not in leaves
+
+    def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
+        return wrong_shape(leaves, rows, columns)
+
+    def shards(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> list[Shard]:
+        from .shards import Shard
+
+        return [Shard(name, "plain", part["weight"])]
+PLAIN = Plain()
+
+
+def wrong_shape(leaves: Leaves, rows: int, columns: int) -> str:
+    """Compare the stored weight with the [rows, columns] the architecture needs."""
+    shape = tuple(leaves["weight"].shape)
+    if shape == (rows, columns):
+        return ""
+    hint = " (transposed)" if shape == (columns, rows) else ""
+    return f"weight is {list(shape)}{hint}, expected {[rows, columns]}"
+
+
+def scalar_problem(leaves: Leaves, leaf: str) -> str:
+    """What is wrong with a scale that must be one float value; empty when it is right or absent."""
+    scale = leaves.get(leaf)
+    if scale is None:
+        return ""
+    if scale.dtype not in PLAIN_DTYPES:
+        return f"{leaf} is {scale.dtype}, expected F32"
+    if tuple(scale.shape) not in ((), (1,)):
+        return f"{leaf} is {list(scale.shape)}, expected one value; per-row and per-block FP8 do not load"
+    return ""

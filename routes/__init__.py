@@ -1,0 +1,41 @@
+"""HTTP routes for the web part, below /quantized_transformers/ (and /api/quantized_transformers/, as every host route).
+
+JSON in and out. Read-only except `download`; confined to ComfyUI's model folders and the Hugging Face cache
+(views/confine.py), though nodes take any path. Errors are {"error": what, "where": ..., "todo": ...}, each one line
+or "", with 400 (bad input, unreadable files), 403 (another origin, a path outside), 404, 409 (too many downloads wait),
+413 (too large), 415 (no JSON), 429 (too many requests at once).
+
+GET describe?reference=R&node=QT_X
+    more, as the node's widgets: component, weights_name, revision, precision, rank, weights ("load", "defer to
+    override"); base (a reference) and base_component: what it must fit; layers=1: with the layer map.
+    -> reference, on_disk, title, family (a badge's text, "deferred" for a base without weights), architecture ("" where
+    unknown), formats [{format, layers, bytes}], size (bytes on disk), vram (bytes its weights take on this device;
+    activations and LoRAs come on top), verdict green | amber | red, verdict_text, precision "int4" | "nvfp4" | null,
+    rank (ranks: all of them), hint (steps of a Lightning file) | null, problems, notes (20 of each at most), mismatch
+    (why it does not fit the base) | null, download {repo, files: null, bytes: null, gated: "unknown", command} | null
+    (a plan asks the Hub), downloading (id of the download of these files that is under way) | null, layer_map {rows,
+    columns, cells [[format | null]], colours {format: "#rrggbb"}}.
+    Files that cannot be read are 400; a repo id that is not here is 200 with on_disk false, any other name 404.
+GET catalog
+    -> items [{reference, title, kind "base" | "override" | "svdq" | "modelslim", node, input, architecture, family,
+    formats [names], size, on_disk, verdict, verdict_text}], architectures, formats, pending (true while items are
+    described in the background: their architecture is null; "" is: not recognised).
+GET device -> views/doctor.facts. The first one also starts the process that reads files, which a first badge would
+    else wait for.
+POST download {"reference", "node", ... as describe, "plan": true}
+    -> 200 {repo, commit, files {name: bytes} | null (gated), bytes (still missing) | null, gated, licence (address) |
+    null, free (bytes)}. Asks the Hub.
+POST download {"reference", "node", ... as describe, "accept_licence": bool} -> 202 {"id"}
+GET download?id= -> {id, state "waiting" | "running" | "done" | "failed" | "cancelled", cancelling, done and total
+    (bytes), file, error {error, where, todo} | null}
+DELETE download?id=, POST download/cancel {"id"} -> the same; cancelled once the thread has let go.
+POST migrate {workflow} -> {workflow, changes [lines], left [lines]} (makers/migrate).
+
+POST and DELETE need an Origin that is this host, or none; POST a JSON body of type application/json.
+"""
+
+from __future__ import annotations
+
+from .handlers import add_routes
+
+__all__ = ["add_routes"]

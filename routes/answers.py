@@ -1,0 +1,105 @@
+"""What the web routes ask of files, answered in a process of its own.
+
+Parsing holds Python's interpreter lock, and what is parsed here was written by others; a server that does it in a
+thread stops answering meanwhile. This process needs neither torch nor ComfyUI. It speaks JSON, one object a line:
+requests on stdin, answers on stdout. It ends when stdin does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+from .. import host
+from ..loaders.errors import CheckpointError, MissingFiles
+from ..views import catalog
+from ..views.card import Query, card
+from ..views.confine import OutsideError, TooLargeError, confined
+
+KEPT = 512  # cards of the last different questions
+KINDS = ((OutsideError, "outside"), (TooLargeError, "too large"), (MissingFiles, "missing"), (CheckpointError, "bad"))
+logger = logging.getLogger(__name__)
+
+
+class Answers:
+    """The questions; "nothing" only finds out that it runs. Cards and refusals are kept while no file behind them
+    changes."""
+
+    def __init__(self) -> None:
+        self._cards: OrderedDict[tuple[Query, str], dict[str, Any] | CheckpointError] = OrderedDict()
+        self._ask: dict[str, Callable[[Any], Any]] = {
+            "describe": self.describe, "entries": self.entries, "migrate": self.migrate, "nothing": lambda _: None}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """{"ask": question, "of": what it is about, "folders", "capability"} -> {"answer"}, or {"error", "what",
+        "where", "do"} where "error" is one of KINDS or "failed"."""
+        host.act_for(request["folders"], tuple(request["capability"]) if request["capability"] else None)
+        try:
+            return {"answer": self._ask[request["ask"]](request["of"])}
+        except CheckpointError as error:
+            kind = next(name for kind, name in KINDS if isinstance(error, kind))
+            return {"error": kind, "what": error.what, "where": str(error.where), "do": error.do}
+        except (OSError, RecursionError) as error:
+            return {"error": "bad", "what": f"the files cannot be read: {type(error).__name__}", "where": "",
+                    "do": "check them and their rights"}
+        except Exception as error:
+            logger.exception("Quantized Transformers: a web request failed")
+            return {"error": "failed", "what": f"this fails in this version: {type(error).__name__}", "where": "",
+                    "do": "report it, with ComfyUI's log"}
+
+    def describe(self, values: dict[str, Any]) -> dict[str, Any]:
+        """A card, for the values of a Query. Raises CheckpointError."""
+        query = Query(**values)
+        stamp = confined(query.reference, query.revision, query.weights_name).stamp
+        if query.base:
+            try:
+                stamp += confined(query.base).stamp
+            except CheckpointError:  # its own badge says so
+                query = replace(query, base="")
+        kept = self._cards.get((query, stamp))
+        if kept is None:
+            try:
+                kept = card(query)
+            except CheckpointError as error:
+                kept = error
+            self._cards[query, stamp] = kept
+        self._cards.move_to_end((query, stamp))
+        if len(self._cards) > KEPT:
+            self._cards.popitem(last=False)
+        if isinstance(kept, CheckpointError):
+            raise kept.with_traceback(None)
+        return kept
+
+    def entries(self, _: None) -> list[dict[str, Any]]:
+        """The catalog's entries, as keyword arguments of catalog.Entry."""
+        return [asdict(entry) for entry in catalog.entries()]
+
+    def migrate(self, body: str) -> dict[str, Any]:
+        """A workflow as JSON text, migrated. Raises CheckpointError."""
+        from ..makers.migrate import migrate
+
+        try:
+            workflow = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"invalid JSON: {type(error).__name__}", "the request", "correct it") from error
+        if not isinstance(workflow, dict):
+            raise CheckpointError("this is no workflow", "the request's body", "send a workflow's JSON object")
+        done = migrate(workflow)
+        return {"workflow": done.workflow, "changes": done.changes, "left": done.left}
+
+
+def serve() -> None:
+    """Answer until stdin ends."""
+    logging.basicConfig(format="%(message)s")  # to stderr, which is the server's
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    answers = Answers()
+    for line in sys.stdin.buffer:
+        out.write(json.dumps(answers.answer(json.loads(line))).encode("ascii") + b"\n")
+        out.flush()

@@ -1,0 +1,145 @@
+"""The routes themselves; what they answer is described at the top of the package."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..loaders.errors import CheckpointError
+from ..views.card import Query, judged
+from . import downloads
+from .catalog import CatalogView
+from .helper import Helper, HelperError
+from .requests import MAX_WORKFLOW, RefusedError, check_origin, check_query, parse_object, read_body, to_query
+from .work import STATUS, Answer, BusyError, Pool, answer, error_value, guarded, refusal
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+PREFIX = "/quantized_transformers"
+
+
+class Routes:
+    """The state behind the routes: the helper, threads, downloads."""
+
+    def __init__(self) -> None:
+        self.helper = Helper()
+        self.reading = Pool(1, "qt-reading")  # asks the helper, which answers one question at a time
+        self.asking = Pool(2, "qt-asking")  # asks the Hub, and this machine
+        self.downloads = downloads.Downloads()
+        self.catalog = CatalogView(self.reading, self.helper)
+        self._facts: Answer | None = None
+        self._warm: asyncio.Future[Answer] | None = None
+
+    async def describe(self, request: web.Request) -> Answer:
+        query = to_query(request.query)
+
+        def work() -> Answer:
+            job = self.downloads.under_way(query)
+            return answer({**judged(self.helper.ask("describe", vars(query))), "downloading": job and job.id})
+
+        return await self.read(query, work)
+
+    async def read(self, key: Hashable, work: Callable[[], Answer]) -> Answer:
+        """Run what asks the helper; what goes wrong is an answer, too."""
+        return await self.reading.run(key, partial(guarded, work))
+
+    async def list_catalog(self, request: web.Request) -> Answer:
+        return await self.catalog.answer()
+
+    async def device(self, request: web.Request) -> Answer:
+        def work() -> Answer:
+            from ..views.doctor import facts
+
+            return answer(facts())
+
+        if self._facts is None:  # nothing of it changes while the server runs
+            # a page that asks is going to show badges: the first does not wait for the helper's start
+            self._warm = asyncio.ensure_future(self.read("warm", lambda: answer(self.helper.ask("nothing"))))
+            self._facts = await self.asking.run("device", partial(guarded, work))
+        return self._facts
+
+    async def start_download(self, request: web.Request) -> Answer:
+        values = parse_object(await read_body(request))
+        query = to_query(values)
+        refused = await self.read(("inside", query), partial(self._inside, query))
+        if refused.status != 200:
+            return refused
+        downloads.refuse_no_repo(query.reference)
+        if values.get("plan") is True:
+            return await self.asking.run(("plan", query), partial(guarded, lambda: answer(downloads.plan(query))))
+        try:
+            job = self.downloads.start(query, values.get("accept_licence") is True)
+        except downloads.TooManyError as error:
+            return refusal(409, error.what, error.where, error.do)
+        return answer({"id": job.id}, 202)
+
+    def _inside(self, query: Query) -> Answer:
+        """Refuse what leads out of the folders; whether it is there does not matter."""
+        try:
+            self.helper.ask("describe", vars(query))
+        except HelperError as error:
+            if error.kind == "outside":
+                raise
+        return answer(None)
+
+    async def watch_download(self, request: web.Request) -> Answer:
+        return self.state(self.downloads.get(request.query.get("id", "")))
+
+    async def cancel_download(self, request: web.Request) -> Answer:
+        name = request.query.get("id", "") if request.method == "DELETE" \
+            else parse_object(await read_body(request)).get("id")
+        return self.state(self.downloads.cancel(str(name)))
+
+    @staticmethod
+    def state(job: downloads.Job | None) -> Answer:
+        """A download as the page sees it."""
+        if job is None:
+            return refusal(404, "there is no such download", "", "start it again")
+        return answer({"id": job.id, "state": job.state, "cancelling": job.cancel.is_set(), "done": job.done,
+                       "total": job.total, "file": job.file,
+                       "error": error_value(job.error.what, job.error.where, job.error.do) if job.error else None})
+
+    async def migrate(self, request: web.Request) -> Answer:
+        body = await read_body(request, MAX_WORKFLOW)
+        try:
+            text = body.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError("the body is no UTF-8", "the request's body", "send JSON") from error
+        return await self.read(("migrate", text), lambda: answer(self.helper.ask("migrate", text)))
+
+
+def add_routes(table: Any) -> None:
+    """Add the routes to the host's table (web.RouteTableDef)."""
+    routes = Routes()
+    for method, path, handler in (
+            ("GET", "describe", routes.describe), ("GET", "catalog", routes.list_catalog),
+            ("GET", "device", routes.device), ("POST", "download", routes.start_download),
+            ("GET", "download", routes.watch_download), ("DELETE", "download", routes.cancel_download),
+            ("POST", "download/cancel", routes.cancel_download), ("POST", "migrate", routes.migrate)):
+        table.route(method, f"{PREFIX}/{path}")(_handler(handler, method != "GET"))
+
+
+def _handler(handle: Callable[[web.Request], Awaitable[Answer]], writes: bool) -> Callable[[web.Request], Any]:
+    """An aiohttp handler around one of ours: origin and size first, every refusal as JSON."""
+    from aiohttp import web
+
+    async def respond(request: web.Request) -> web.Response:
+        try:
+            check_origin(request, writes)
+            check_query(request)
+            done = await handle(request)
+        except RefusedError as error:
+            done = error.answer
+        except HelperError as error:
+            done = refusal(STATUS[error.kind], error.what, error.where, error.do)
+        except CheckpointError as error:
+            done = refusal(400, error.what, error.where, error.do)
+        except BusyError:
+            done = refusal(429, "too many requests at once", "", "try again in a moment")
+        return web.Response(status=done.status, body=done.body, content_type="application/json", charset="utf-8",
+                            headers={"Cache-Control": "no-store"})
+
+    return respond

@@ -1,0 +1,109 @@
+"""What a request may be: its origin, its size, its parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from .. import host
+from ..loaders.errors import CheckpointError
+from ..views.card import Query
+from .work import Answer, refusal
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+MAX_QUERY = 4096  # characters
+MAX_BODY = 65_536  # bytes; a workflow may be longer
+MAX_WORKFLOW = 2_000_000
+_TEXTS = ("reference", "node", "component", "weights_name", "revision", "precision", "weights", "base",
+          "base_component")
+
+
+class RefusedError(Exception):
+    """A request that is answered without looking at any file."""
+
+    def __init__(self, status: int, what: str, where: object = "", do: str = "") -> None:
+        super().__init__(what)
+        self.answer: Answer = refusal(status, what, where, do)
+
+
+def check_origin(request: web.Request, writes: bool) -> None:
+    """Raise RefusedError for a page of another origin, as the host's own middleware does for loopback addresses.
+
+    Reading is left to the host where its user allows other origins (--enable-cors-header); writing never is. Programs
+    send no Origin, and pass.
+    """
+    if not writes and host.other_origins_allowed():
+        return
+    if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+        raise RefusedError(403, "pages of other sites are not answered", "", "use ComfyUI's own page")
+    origin = request.headers.get("Origin")
+    if origin is not None and not _same(origin, request.headers.get("Host", "")):
+        raise RefusedError(403, "pages of other origins are not answered", "", "use ComfyUI's own page")
+
+
+def _same(origin: str, host_header: str) -> bool:
+    try:
+        ours, theirs = urlsplit("//" + host_header.lower()), urlsplit(origin.lower())
+        port = {"http": 80, "https": 443}.get(theirs.scheme)
+        return (bool(theirs.hostname) and theirs.hostname == ours.hostname
+                and (theirs.port or port) == (ours.port or port))
+    except ValueError:  # a port that is no number
+        return False
+
+
+def check_query(request: web.Request) -> None:
+    """Raise RefusedError for a query string that no page of ours sends."""
+    if len(request.query_string) > MAX_QUERY:
+        raise RefusedError(413, f"the query is longer than {MAX_QUERY} characters", "", "send less")
+
+
+async def read_body(request: web.Request, limit: int = MAX_BODY) -> bytes:
+    """The body of a POST. Raises RefusedError when it is not declared as JSON, or is longer than `limit` bytes."""
+    if request.content_type != "application/json":
+        raise RefusedError(415, "the body must be JSON", request.content_type, "send Content-Type: application/json")
+    if (request.content_length or 0) > limit:
+        raise RefusedError(413, f"the body is longer than {limit:,} bytes", "", "send less")
+    body = b""
+    async for piece in request.content.iter_chunked(1 << 16):
+        body += piece
+        if len(body) > limit:
+            raise RefusedError(413, f"the body is longer than {limit:,} bytes", "", "send less")
+    return body
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError for anything else."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"invalid JSON: {type(error).__name__}", "the request's body", "correct it") from error
+    if not isinstance(value, dict):
+        raise CheckpointError("this JSON is no object", "the request's body", "send {...}")
+    return value
+
+
+def to_query(values: Mapping[str, Any]) -> Query:
+    """Parameters, of a query string or a JSON body, as a Query. Raises CheckpointError for what no widget has."""
+    chosen: dict[str, Any] = {}
+    for name in _TEXTS:
+        value = values.get(name)
+        if value is None or value == "" and name not in ("reference",):
+            continue
+        if not isinstance(value, str):
+            raise CheckpointError(f"{name} is no text", "the request", "correct it")
+        chosen[name] = value.strip()
+    rank = values.get("rank") or 0
+    try:
+        chosen["rank"] = int(rank)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError("rank is no number", repr(str(rank)[:80]), "correct it") from error
+    chosen["layers"] = str(values.get("layers", "")) in ("1", "true", "True")
+    chosen.setdefault("reference", "")
+    return Query(**chosen)
+
+
+Handler = Callable[..., Any]

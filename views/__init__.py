@@ -1,0 +1,1 @@
+"""What people see of a checkpoint: badges, the browser, the layer map, the doctor."""

@@ -1,0 +1,275 @@
+"""What a node, the badge on it, or the checkpoint browser shows of a reference: a plain JSON-able value.
+
+`card` reads headers and configurations only, through the same code as a load, and needs neither torch nor ComfyUI;
+`judged` adds what depends on this machine's device. Nothing here opens a connection.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .. import host
+from ..loaders.architectures import ARCHITECTURES, Dims
+from ..loaders.architectures.base import tensor_name
+from ..loaders.containers.checkpoint import Checkpoint
+from ..loaders.describe import CheckpointDescription, describe, describe_config
+from ..loaders.errors import CheckpointError, MissingFiles
+from ..loaders.files.places import Fetch, download_command, is_repo, locate
+from ..loaders.files.selection import COMPONENTS
+from ..loaders.files.source import Source
+from . import verdict
+from .confine import check_headers
+from .footprint import expected_bytes, format_bytes, most_common_dtype, weights_of
+from .known import KNOWN_CHECKPOINTS
+
+FAMILIES = {"modelopt-fp8": "ModelOpt FP8", "modelopt-nvfp4": "ModelOpt NVFP4", "fp8": "FP8", "nvfp4": "NVFP4",
+            "svdquant-int4": "SVDQuant INT4", "svdquant-nvfp4": "SVDQuant NVFP4", "modelslim": "ModelSlim",
+            "comfy": "ComfyUI"}
+DEFERRED = "deferred"  # the badge of a base without weights
+SHOWN = 20  # problems and notes
+TEXT_ENCODER, VAE = "QT_LoadBaseTextEncoder", "QT_LoadBaseVAE"
+NODES = ("QT_LoadBaseModel", "QT_ApplyTransformerOverride", "QT_NunchakuSVDQLoader", "QT_ModelSlimLoader",
+         "QT_InspectCheckpoint", TEXT_ENCODER, VAE)
+
+
+@dataclass(frozen=True)
+class Query:
+    """A reference and what else chooses among its files, as the widgets of `node` have it.
+
+    `weights` "defer to override" asks for the configuration only; `base` is the reference of the model that an override
+    must fit; `layers` adds the layer map. Raises CheckpointError for values that no widget has.
+    """
+
+    reference: str
+    node: str = "QT_InspectCheckpoint"
+    component: str = "transformer"
+    weights_name: str = ""
+    revision: str = ""
+    precision: str = "auto"
+    rank: int = 0
+    weights: str = "load"
+    base: str = ""
+    base_component: str = "transformer"
+    layers: bool = False
+
+    def __post_init__(self) -> None:
+        choices = {"node": NODES, "component": COMPONENTS, "base_component": COMPONENTS,
+                   "precision": ("auto", "int4", "nvfp4"), "weights": ("load", "defer to override")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise CheckpointError(f"{name} is none of {', '.join(allowed)}", repr(str(getattr(self, name))[:80]),
+                                      "correct it")
+        if not self.reference.strip():
+            raise CheckpointError("no checkpoint is chosen", do="pick one in the list, or give a path or repo id")
+        if not 0 <= self.rank <= 1024:
+            raise CheckpointError("rank is not in 0..1024", str(self.rank), "correct it")
+
+
+def locate_parts(query: Query, download: bool | Fetch = False) -> list[Source]:
+    """The files that `query.node` loads of the reference: one Source, or several for text encoders.
+
+    `download` as in sources.resolve. Raises CheckpointError as the nodes do.
+    """
+    if query.node == TEXT_ENCODER:
+        from ..loaders.components import text_encoder
+
+        parts = text_encoder.locate_encoders(text_encoder.Request(query.reference, query.revision, download=download))
+        return list(parts.parts.values())
+    if query.node == VAE:
+        from ..loaders.components import vae
+
+        return [vae.source(vae.Request(query.reference, query.revision, download=download))]
+    return [locate(query.reference, component=query.component, weights_name=query.weights_name,
+                   revision=query.revision, need_weights=query.weights == "load", download=download,
+                   precision=query.precision, rank=query.rank)]
+
+
+def card(query: Query) -> dict[str, Any]:
+    """What the files say of a reference; with `judged`, the keys are those of the route `describe` (routes).
+
+    A repo id that is not on this machine gives a card with "on_disk" false and what is known of it without a network.
+    Raises CheckpointError when the files cannot be interpreted, or there is nothing of that name.
+    """
+    try:
+        sources = locate_parts(query)
+    except MissingFiles as error:
+        if not is_repo(query.reference):
+            raise
+        return _absent(query, error)
+    check_headers(path for source in sources for path in source.files)
+    if query.node in (TEXT_ENCODER, VAE):
+        return _parts(query, sources)
+    checkpoint = Checkpoint(sources[0])
+    if query.weights != "load":
+        return _deferred(query, checkpoint)
+    description = describe(checkpoint)
+    out = _blank(query) | {"on_disk": True} | of_description(description, checkpoint)
+    out["mismatch"] = _mismatch(query, checkpoint, description)
+    if query.layers:
+        out["layer_map"] = layer_map(description)
+    return out
+
+
+def of_description(description: CheckpointDescription, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The part of a card that comes from the tensors."""
+    sizes = format_bytes(description, checkpoint.tensors)
+    precision = description.family.removeprefix("svdquant-")
+    return {
+        "family": family_words(description, checkpoint), "architecture": description.architecture,
+        "formats": [{"format": name, "layers": count, "bytes": sizes.get(name, 0)}
+                    for name, count in description.formats.items()],
+        "size": description.bytes_on_disk, "weights": weights_of(checkpoint.tensors, description),
+        "precision": precision if description.family.startswith("svdquant-") else None,
+        "rank": description.ranks[0] if description.ranks else None, "ranks": description.ranks,
+        "hint": next((note for note in description.notes if "KSampler" in note), None),
+        "problems": _first(description.problems), "notes": _first(description.notes)}
+
+
+def _first(lines: list[str]) -> list[str]:
+    """The first SHOWN lines, and how many more there are."""
+    return lines if len(lines) <= SHOWN else [*lines[:SHOWN], f"and {len(lines) - SHOWN} more"]
+
+
+def family_words(description: CheckpointDescription, checkpoint: Checkpoint) -> str:
+    """The badge's text: "ModelOpt FP8", "SVDQuant INT4", "ModelSlim W8A8", or the dtype of plain weights."""
+    if description.family == "none":
+        return most_common_dtype(checkpoint.tensors)
+    words = FAMILIES.get(description.family, description.family)
+    if description.family.startswith(("modelslim", "comfy")):  # what has no name but its layers' format
+        kinds = {name: count for name, count in description.formats.items() if name != "BF16"}
+        words += f" {max(kinds, key=lambda name: kinds[name])}" if kinds else ""
+    return words
+
+
+def judged(card: dict[str, Any]) -> dict[str, Any]:
+    """A card with what depends on this machine: "vram", "verdict" and "verdict_text" instead of "weights"."""
+    out = dict(card)
+    weights = out.pop("weights")
+    out["vram"] = 0 if host.lacking("memory estimates") else expected_bytes(weights)
+    out["verdict"], out["verdict_text"] = _verdict(card)
+    return out
+
+
+def _verdict(card: dict[str, Any]) -> verdict.Verdict:
+    if card["problems"]:
+        more = f" (and {len(card['problems']) - 1} more)" if len(card["problems"]) > 1 else ""
+        return verdict.Verdict(verdict.RED, f"cannot be loaded: {card['problems'][0]}{more}")
+    if not card["on_disk"]:
+        known = KNOWN_CHECKPOINTS.get(card["reference"].strip())
+        if known is None:
+            return verdict.Verdict(verdict.AMBER, "not on this machine: what it holds is known after the download")
+        return known.verdict() if card["family"] else verdict.Verdict(
+            verdict.GREEN, "not on this machine; runs as ComfyUI runs it")
+    if card["family"] == DEFERRED:
+        return verdict.Verdict(verdict.GREEN, "no weights are loaded: they come from Apply Transformer Override")
+    return verdict.of_formats([row["format"] for row in card["formats"]])
+
+
+def layer_map(description: CheckpointDescription) -> dict[str, Any]:
+    """Rows are blocks, columns modules, cells stored formats (None where a block has no such module)."""
+    from .layer_map import PROBLEM_COLOUR, format_colours, panels_of
+
+    panels = panels_of(description)
+    colours = format_colours()
+    columns = list(dict.fromkeys(module for rows in panels.values() for row in rows.values() for module in row))
+    rows = [(f"{kind}.{number}" if number else kind, row) for kind, blocks in panels.items()
+            for number, row in blocks.items()]
+    return {"rows": [name for name, _ in rows], "columns": columns,
+            "cells": [[row.get(module) for module in columns] for _, row in rows],
+            "colours": {name: f"#{bytes(colours.get(name, PROBLEM_COLOUR)).hex()}" for name in description.formats}}
+
+
+def _blank(query: Query) -> dict[str, Any]:
+    return {"reference": query.reference, "on_disk": False, "title": title(query.reference), "family": "",
+            "architecture": "", "formats": [], "size": 0, "weights": [], "precision": None, "rank": None,
+            "ranks": [], "hint": None, "problems": [], "notes": [], "mismatch": None, "download": None}
+
+
+def title(reference: str) -> str:
+    """The last part of a reference, without the suffix of a file."""
+    return re.sub(r"\.(safetensors|sft)$", "", reference.strip().replace("\\", "/").rstrip("/").rpartition("/")[2])
+
+
+def _absent(query: Query, error: MissingFiles) -> dict[str, Any]:
+    """A repo that is not on this machine: what the support matrix knows of it, and how to get it."""
+    repo = "/".join(query.reference.strip().split("/")[:2])
+    out = _blank(query)
+    known = KNOWN_CHECKPOINTS.get(query.reference.strip())
+    if known is not None:
+        out |= {"architecture": known.architecture,
+                "family": "" if query.node in (TEXT_ENCODER, VAE) else known.family}
+    out["notes"] = [error.what]
+    command = error.do.partition("or run: ")[2] or download_command(query.reference.strip(), query.revision, ())
+    return out | {"download": {"repo": repo, "files": None, "bytes": None, "gated": "unknown", "command": command}}
+
+
+def _deferred(query: Query, checkpoint: Checkpoint) -> dict[str, Any]:
+    architecture, _ = describe_config(checkpoint)
+    return _blank(query) | {
+        "on_disk": True, "architecture": architecture.name, "family": DEFERRED,
+        "size": os.path.getsize(checkpoint.source.config or "")}
+
+
+def _parts(query: Query, sources: Iterable[Source]) -> dict[str, Any]:
+    """Text encoders or a VAE: sizes and dtypes; their classes as the architecture."""
+    out = _blank(query) | {"on_disk": True}
+    counts: dict[str, list[int]] = {}
+    names = []
+    for source in sources:
+        if not source.files:
+            continue
+        checkpoint = Checkpoint(source)
+        config = checkpoint.config or {}
+        names.append(str(config.get("_class_name") or next(iter(config.get("architectures") or ()), "")
+                         or os.path.basename(source.folder)))
+        out["size"] += checkpoint.bytes_on_disk
+        out["weights"] += weights_of(checkpoint.tensors)
+        for name, info in checkpoint.tensors.items():
+            if tensor_name(name.rpartition(".")[0], "weight") == name and len(info.shape) >= 2:
+                count = counts.setdefault(info.dtype, [0, 0])
+                count[0] += 1
+                count[1] += info.end - info.start
+    out["architecture"] = ", ".join(names)
+    out["family"] = max(counts, key=lambda dtype: counts[dtype][1], default="")
+    out["formats"] = [{"format": dtype, "layers": n, "bytes": b} for dtype, (n, b) in counts.items()]
+    return out
+
+
+def _mismatch(query: Query, checkpoint: Checkpoint, description: CheckpointDescription) -> str | None:
+    """Why the checkpoint does not fit `query.base`; None when it does, or the base is not on this machine."""
+    if not query.base.strip():
+        return None
+    from ..loaders.model import refuse_other_model
+
+    try:
+        name, dims = base_dims(query)
+    except CheckpointError:  # its own node says what is wrong with it
+        return None
+    try:
+        if checkpoint.source.config is None:
+            new = describe(checkpoint, (next(a for a in ARCHITECTURES if a.name == name), dims)).problems
+            return next((problem for problem in new if problem not in description.problems), None)
+        refuse_other_model(description, name, dims)
+    except CheckpointError as error:
+        return error.what
+    return None
+
+
+def base_dims(query: Query) -> tuple[str, Dims]:
+    """Architecture and sizes of the base of an override, from its configuration where it has one."""
+    asked = replace(query, reference=query.base, component=query.base_component, weights_name="", revision="",
+                    node="QT_LoadBaseModel", base="", precision="auto", rank=0)
+    try:
+        source, = locate_parts(replace(asked, weights="defer to override"))
+    except CheckpointError:  # no folder with a config.json
+        source, = locate_parts(replace(asked, weights="load"))
+    else:
+        architecture, dims = describe_config(Checkpoint(source))
+        return architecture.name, dims
+    check_headers(source.files)
+    description = describe(Checkpoint(source))
+    return description.architecture, description.dims
