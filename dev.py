@@ -6,7 +6,7 @@
     python3 dev.py test newest    the same tests with the newest of everything the package index has
     python3 dev.py test oldest    the same with the lowest versions that ComfyUI and this pack say they work with
     python3 dev.py drift PATH    what of this pack works on another ComfyUI, by its source, without running it
-    python3 dev.py lint     ruff and the type checker
+    python3 dev.py lint     ruff, the type checker, and which folder may import which
     python3 dev.py host     start ComfyUI with this pack for your browser (arguments go on to ComfyUI)
     python3 dev.py bench    timings, ratios and budgets; fails when a budget is broken
     python3 dev.py bench-gpu    step times and memory of every format on this machine's GPU
@@ -181,13 +181,17 @@ def link_pack(folder: Path, name: str = PACK_NAME) -> None:
         link.symlink_to(PACK, target_is_directory=True)
 
 
-def typecheck(python: Path) -> int:
-    """mypy over the pack as a package: the checkout's folder name need not be an identifier, so it goes by a link."""
+def check_package(python: Path) -> int:
+    """mypy and import-linter over the pack as a package: the checkout's folder name need not be an identifier, so it
+    goes by a link."""
     with tempfile.TemporaryDirectory() as temp:
         link_pack(Path(temp), "quantized_transformers")
-        return subprocess.call([str(python), "-m", "mypy", "--config-file", str(PACK / "pyproject.toml"),
+        code = subprocess.call([str(python), "-m", "mypy", "--config-file", str(PACK / "pyproject.toml"),
                                 "--cache-dir", str(cache_folder() / "mypy"), "--exclude", "/tests/",
                                 "-p", "quantized_transformers"], cwd=temp)
+        lint = ("import sys; from importlinter.cli import lint_imports; "
+                "sys.exit(lint_imports(sys.argv[1], no_cache=True, no_logo=True))")
+        return code or subprocess.call([str(python), "-c", lint, str(PACK / "pyproject.toml")], cwd=temp)
 
 
 def host(python: Path, comfyui: Path, arguments: list[str]) -> int:
@@ -223,7 +227,7 @@ def main() -> int:
         return host(python, comfyui, arguments)
     if command == "lint":
         code = subprocess.call([str(python), "-m", "ruff", "check", "."], cwd=PACK)
-        return code or typecheck(python)
+        return code or check_package(python)
     if command == "test":
         # All of them: two files at a time, for tests of servers and browsers mostly wait (10 minutes instead of 16).
         chosen = arguments or ["-n", "2", "--dist", "loadfile", "tests"]

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..loaders.errors import CheckpointError
-    from ..loaders.files.places import locate
+    from ..loaders.locate import locate
     from ..makers.compare.weights import compare_weights
 
     if options.plot and not os.path.isdir(os.path.dirname(os.path.abspath(options.plot))):  # before minutes of work

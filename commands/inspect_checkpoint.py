@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..loaders.containers.checkpoint import Checkpoint
     from ..loaders.describe import describe
-    from ..loaders.files.places import locate
+    from ..loaders.locate import locate
     from ..loaders.report import describe_report
 
     description = describe(Checkpoint(locate(options.reference, weights_name=options.weights_name,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .architectures import Naming
     from .containers.checkpoint import Checkpoint
-    from .describe import CheckpointDescription
+    from .description import CheckpointDescription
 
 
 def note(description: CheckpointDescription, checkpoint: Checkpoint) -> None:

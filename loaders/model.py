@@ -15,20 +15,18 @@ from ..quant import host_formats
 from ..quant.ascend.native import OWN_LEAVES
 from ..quant.shards import BLOCK_LEAVES, SHARD_LEAVES
 from ..quant.stored import PLAIN
-from ..quant.svdquant.saved import PART_LEAVES, SAVED_PARTS
+from ..quant.svdquant.saved import PART_LEAVES
 from . import attention
 from .architectures import ARCHITECTURES, Architecture, Dims, Naming
 from .architectures.base import tensor_name
-from .assemble import NativeStateDict, assemble
 from .containers.checkpoint import Checkpoint
-from .describe import CheckpointDescription, describe, describe_config
+from .describe import describe, describe_config
+from .description import CheckpointDescription
 from .errors import CheckpointError
-from .families.nunchaku.claims import check_widgets
-from .families.nunchaku.convert import convert
-from .families.nunchaku.plan import part_kinds
-from .families.nunchaku.runtime import FROM_COMPUTE, choose, part_operations
-from .files.places import locate
+from .families import family_of, named
+from .families.base import How
 from .files.source import Source
+from .locate import locate
 from .report import load_report
 from .words import first_ten
 
@@ -44,7 +42,7 @@ class Request:
     """What to load and how; plain values, so that the host can keep it and load again.
 
     `base` is (architecture name, sizes) that the checkpoint must fit, for weights that go into another's configuration.
-    `backend` is set where only an SVDQuant file will do; `precision` and `rank` are what it must hold (rank 0: any).
+    `family` is set where only its files will do; `choices` is what only that family knows of, handed on unread.
     """
 
     reference: str
@@ -56,18 +54,19 @@ class Request:
     fp4_backend: str = "auto"
     download: bool = False
     base: tuple[str, tuple[tuple[str, int], ...]] | None = None
-    precision: str = "auto"
-    rank: int = 0
+    family: str = ""
+    choices: Any = None
     backend: str = ""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A MODEL, what it was made from, and the report for the user."""
+    """A MODEL, what it was made from, and the report for the user. `lora_beside`: LoRAs stay beside its weights."""
 
     patcher: Any
     description: CheckpointDescription
     report: str
+    lora_beside: bool = False
 
 
 def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
@@ -80,45 +79,28 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     checkpoint = Checkpoint(_locate(request))
     base = (_architecture(request.base[0]), dict(request.base[1])) if request.base else None
     description = describe(checkpoint, base)
-    if request.backend or description.ranks:
-        check_widgets(description, request.precision, request.rank)
+    family = family_of(checkpoint)
+    if request.family or request.choices is not None:
+        (named(request.family) if request.family else family).require(checkpoint, description, request.choices)
     description.require_loadable()
     if must_be:
         refuse_other_model(description, *must_be)
     if description.formats.keys() - {PLAIN.name}:
         host.require("quantized layers")  # before any code that imports comfy-kitchen
-    compute = _compute(request.compute, description)
-    fp4_backend, fp4_note = _fp4_backend(request.fp4_backend, description, compute)
-    from .families import modelslim
-
-    architecture = _architecture(description.architecture)
-    modules = sum(1 for _ in architecture.modules(description.dims, description.naming))
-    step = (lambda: None) if quiet else host.progress(modules)
-    backend = request.backend or FROM_COMPUTE[compute]
-    if modelslim.is_ours(checkpoint):
-        native, operations = modelslim.prepare(checkpoint, description, compute, quiet)
-    elif description.ranks:
-        choose(backend, part_kinds(description), request.reference)  # before anything is read
-        native, operations = convert(checkpoint, description, step), None
-    else:
-        native = assemble(architecture, description.dims, description.naming, checkpoint.load_tensors(),
-                          checkpoint.source.reference, order=description.byte_order, dequantize=compute == "dequantize",
-                          own_nvfp4=fp4_backend is not None, full_precision=frozenset(description.full_precision),
-                          step=step)
-        operations = None if native.part_kinds else _operations(native, compute, fp4_backend)
-    if native.part_kinds:
-        operations = part_operations(native, backend, request.reference)
+    modules = sum(1 for _ in _architecture(description.architecture).modules(description.dims, description.naming))
+    native, operations = family.prepare(checkpoint, description, How(
+        request.compute, request.fp4_backend, request.backend, (lambda: None) if quiet else host.progress(modules)))
     preferences = attention.tensors(checkpoint, description.naming)
     native.tensors.update(preferences)
     patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic)
     if preferences and not host.takes_attention_preferences(patcher, preferences):
         native.notes.append("this ComfyUI takes no attention preferences of model files, or not these: its own choice "
                             "of attention runs, and they are not saved with the MODEL")
-    _attach_lora(patcher, description)
+    if native.part_kinds:
+        _attach_lora(patcher)
     patcher.cached_patcher_init = (rebuild, (request,))
     patcher.set_attachments(host.ATTACHMENT, request)
-    native.notes += [fp4_note] if fp4_note else []
-    return Loaded(patcher, description, load_report(description, native, compute))
+    return Loaded(patcher, description, load_report(description, native, request.compute), bool(native.part_kinds))
 
 
 def rebuild(request: Request, disable_dynamic: bool = False) -> Any:
@@ -173,7 +155,8 @@ def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
                       dtype=made_by.dtype if made_by else request.dtype)
     loaded = load(request, must_be=None if as_weights else (name, dims))
     patcher = host.carry_over(model, loaded.patcher)
-    _attach_lora(patcher, loaded.description)
+    if loaded.lora_beside:
+        _attach_lora(patcher)
     there = patcher.model_state_dict().keys() if model.patches else ()
     lost = [key for key in model.patches if key not in there]
     if lost:
@@ -182,7 +165,7 @@ def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
     report = f"override as {'weights only' if as_weights else 'component (config and weights)'}\n{loaded.report}"
     if model.patches:
         report += f"\npatches carried over from the base MODEL: {len(model.patches)}"
-    return Loaded(patcher, loaded.description, report)
+    return replace(loaded, patcher=patcher, report=report)
 
 
 def base_of(model: Any) -> tuple[str, Dims]:
@@ -210,12 +193,12 @@ def refuse_other_model(description: CheckpointDescription, name: str, dims: Dims
 
 def _locate(request: Request) -> Source:
     return locate(request.reference, component=request.component, weights_name=request.weights_name,
-                  revision=request.revision, download=request.download, precision=request.precision, rank=request.rank)
+                  revision=request.revision, download=request.download, choices=request.choices)
 
 
-def _attach_lora(patcher: Any, description: CheckpointDescription) -> None:
-    """LoRAs of the host's nodes go beside SVDQuant weights, which cannot be requantized."""
-    if (description.ranks or SAVED_PARTS.name in description.formats) and not host.lacking("LoRA beside SVDQuant"):
+def _attach_lora(patcher: Any) -> None:
+    """LoRAs of the host's nodes go beside weights that cannot be requantized."""
+    if not host.lacking("LoRA beside SVDQuant"):
         from ..quant.svdquant.lora import attach_lora
 
         attach_lora(patcher)
@@ -223,45 +206,6 @@ def _attach_lora(patcher: Any, description: CheckpointDescription) -> None:
 
 def _architecture(name: str) -> Architecture:
     return next(a for a in ARCHITECTURES if a.name == name)
-
-
-def _compute(compute: str, description: CheckpointDescription) -> str:
-    """Check the compute choice against the device. Raises CheckpointError when native is impossible here."""
-    if compute == "native" and not host.is_cpu():
-        for kind, needs in (("FP8", "SM 8.9"), ("NVFP4", "SM 10.0")):
-            if kind in description.formats and not host.has_matmul(kind):
-                raise CheckpointError(f"{host.device_name()} has no {kind} matrix multiplication (NVIDIA {needs} or "
-                                      "newer has)", "", "set compute to 'auto' or 'dequantize'")
-    return compute
-
-
-def _fp4_backend(wanted: str, description: CheckpointDescription, compute: str) -> tuple[str | None, str]:
-    """FlashInfer's backend for NVFP4 layers, or None for the host's kernels; and a line for the report."""
-    if "NVFP4" not in description.formats:
-        return None, f"fp4_backend {wanted} has no effect, there are no NVFP4 layers" if wanted != "auto" else ""
-    if compute == "dequantize":
-        return None, ""
-    from ..quant.flashinfer_fp4 import choose
-
-    return choose(wanted, host.capability())
-
-
-def _operations(native: NativeStateDict, compute: str, fp4_backend: str | None = None) -> Any:
-    """The host's own operations for a model without quantized layers (None); else its mixed ones, whose every refusal
-    is answered, with row shards where a module needs them and native matmul where that is asked for."""
-    if not native.layouts:
-        return None
-    from ..quant.exact import with_exact_answers
-    from ..quant.ops import with_row_shards
-
-    operations = host.mixed_operations(native.tensors, native=compute == "native")
-    if not native.needs_row_shards:
-        return with_exact_answers(operations)
-    if fp4_backend is None:
-        return with_row_shards(operations)
-    from ..quant.flashinfer_fp4 import layout_name
-
-    return with_row_shards(operations, layout_name(fp4_backend))
 
 
 def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disable_dynamic: bool,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .. import host
-from .describe import CheckpointDescription
+from .description import CheckpointDescription
 from .words import size
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..loaders.families.nunchaku.files import KNOWN
-from ..loaders.files.places import KNOWN_OVERRIDES
+from ..loaders.locate import KNOWN_OVERRIDES
 from . import inputs
 
 

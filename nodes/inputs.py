@@ -10,7 +10,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..loaders.errors import CheckpointError
-from ..loaders.files.places import find_path, is_repo, local_references, locate
+from ..loaders.families import choices_of
+from ..loaders.files.places import find_path, is_repo, local_references
+from ..loaders.locate import locate
 
 CATEGORY = "loaders/quantized"
 REFERENCE_TIP = ("A path (folder, .safetensors file or index) or a repo id such as owner/name. "
@@ -61,7 +63,7 @@ def fingerprint(chosen: str, reference: str = "", **inputs: Any) -> str:
         return locate(reference.strip() or chosen, component=inputs.get("component", "transformer"),
                       weights_name=inputs.get("weights_name", ""), revision=inputs.get("revision", ""),
                       need_weights=inputs.get("weights", "load") == "load",
-                      precision=inputs.get("precision", "auto"), rank=inputs.get("rank", 0)).paths
+                      choices=choices_of(inputs)).paths
 
     return stamp(files, chosen, reference, sorted(inputs.items(), key=str))
 

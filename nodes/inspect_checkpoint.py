@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..loaders.families.nunchaku.files import KNOWN
-from ..loaders.files.places import KNOWN_BASES, KNOWN_OVERRIDES
+from ..loaders.locate import KNOWN_BASES, KNOWN_OVERRIDES
 from . import inputs
 
 
@@ -46,7 +46,7 @@ class QT_InspectCheckpoint(io.ComfyNode):
 
         from ..loaders.containers.checkpoint import Checkpoint
         from ..loaders.describe import describe
-        from ..loaders.files.places import locate
+        from ..loaders.locate import locate
         from ..loaders.report import describe_report
         from ..views.layer_map import layer_map
 

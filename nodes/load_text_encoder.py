@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..loaders.files.places import KNOWN_BASES
+from ..loaders.locate import KNOWN_BASES
 from . import inputs
 
 

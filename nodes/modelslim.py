@@ -45,8 +45,7 @@ class QT_ModelSlimLoader(io.ComfyNode):
     def execute(cls, folder: str, component: str = "transformer", reference: str = "", compute: str = "auto",
                 revision: str = "", download_missing: bool = False) -> io.NodeOutput:
         from ..loaders import model
-        from ..loaders.families import modelslim
 
-        loaded = modelslim.load(model.Request(reference.strip() or folder, component, revision=revision,
-                                              compute=compute, download=download_missing))
+        loaded = model.load(model.Request(reference.strip() or folder, component, revision=revision, compute=compute,
+                                          download=download_missing, family="modelslim"))
         return io.NodeOutput(loaded.patcher, loaded.report)

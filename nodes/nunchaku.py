@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..loaders.families.nunchaku.files import KNOWN
+from ..loaders.families.nunchaku.files import KNOWN, Choice
 from . import inputs
 
 
@@ -55,6 +55,7 @@ class QT_NunchakuSVDQLoader(io.ComfyNode):
         from ..loaders import model
 
         request = model.Request(reference.strip() or weights, weights_name=weights_name, revision=revision,
-                                download=download_missing, precision=precision, rank=rank, backend=backend)
+                                download=download_missing, family="nunchaku", choices=Choice(precision, rank),
+                                backend=backend)
         loaded = model.load(request)
         return io.NodeOutput(loaded.patcher, loaded.report)

@@ -157,7 +157,7 @@ def describing(folder: Path) -> None:
     import_pack()
     from quantized_transformers.loaders.containers.checkpoint import Checkpoint
     from quantized_transformers.loaders.describe import describe
-    from quantized_transformers.loaders.files.places import locate
+    from quantized_transformers.loaders.locate import locate
     from support.synthetic import flux_header
 
     print("describing from headers")

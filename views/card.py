@@ -16,11 +16,14 @@ from .. import host
 from ..loaders.architectures import ARCHITECTURES, Dims
 from ..loaders.architectures.base import tensor_name
 from ..loaders.containers.checkpoint import Checkpoint
-from ..loaders.describe import CheckpointDescription, describe, describe_config
+from ..loaders.describe import describe, describe_config
+from ..loaders.description import CheckpointDescription
 from ..loaders.errors import CheckpointError, MissingFiles
-from ..loaders.files.places import Fetch, download_command, is_repo, locate
+from ..loaders.families import choices_of
+from ..loaders.files.places import Fetch, download_command, is_repo
 from ..loaders.files.selection import COMPONENTS
 from ..loaders.files.source import Source
+from ..loaders.locate import locate
 from . import verdict
 from .confine import check_headers
 from .footprint import expected_bytes, format_bytes, most_common_dtype, weights_of
@@ -85,7 +88,7 @@ def locate_parts(query: Query, download: bool | Fetch = False) -> list[Source]:
         return [vae.source(vae.Request(query.reference, query.revision, download=download))]
     return [locate(query.reference, component=query.component, weights_name=query.weights_name,
                    revision=query.revision, need_weights=query.weights == "load", download=download,
-                   precision=query.precision, rank=query.rank)]
+                   choices=choices_of(vars(query)))]
 
 
 def card(query: Query) -> dict[str, Any]:

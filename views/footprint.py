@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from .. import host
 from ..loaders.containers.safetensors import TensorInfo
-from ..loaders.describe import CheckpointDescription
+from ..loaders.description import CheckpointDescription
 from ..quant.stored import PLAIN_DTYPES
 
 # Of a component or more: how many floats the host keeps in its own dtype, their dtype on disk, bytes of the rest.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..loaders.families.modelslim.files import KNOWN as KNOWN_MODELSLIM
 from ..loaders.families.nunchaku.files import KNOWN as KNOWN_SVDQUANT
 from ..loaders.families.nunchaku.files import download_pattern
-from ..loaders.files.places import KNOWN_BASES, KNOWN_OVERRIDES
+from ..loaders.locate import KNOWN_BASES, KNOWN_OVERRIDES
 from .verdict import Verdict, of_formats, of_svdquant
 
 # What a repo's name says of its architecture, the first that fits.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..loaders.describe import CheckpointDescription
+from ..loaders.description import CheckpointDescription
 from ..loaders.families import modelslim
 from ..loaders.families.nunchaku.plan import COLOURS
 from ..quant import host_formats

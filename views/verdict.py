@@ -72,10 +72,11 @@ def _of_handed(name: str) -> Verdict:
 @lru_cache
 def of_svdquant(kinds: frozenset[str]) -> Verdict:
     """How an SVDQuant file of these kinds ("int4" or "nvfp4", and "awq") runs here with backend auto."""
+    from ..loaders.families.base import How
     from ..loaders.families.nunchaku.runtime import choose
 
     try:
-        backend, line = choose("auto", kinds, "")
+        backend, line = choose(How(), kinds, "")
     except CheckpointError as error:
         return Verdict(RED, error.what)
     return Verdict(AMBER if backend == "dequantize" else GREEN, line.partition("\n")[0])

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, MissingFiles
-from ..files.places import Fetch, LocalFolder, base_of_quantized, candidates, resolve
+from ..files.places import Fetch, LocalFolder, candidates, resolve
 from ..files.selection import PIPELINE, Folder, Selection, select_component, select_texts
 from ..files.source import Source
+from ..locate import base_of_quantized
 
 Wanted = Callable[[dict[str, Any]], Sequence[str]]
 TEXT_FOLDERS = ("tokenizer", "processor", "feature_extractor", "image_processor")

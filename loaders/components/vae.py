@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from ... import host
 from ..containers.checkpoint import Checkpoint
 from ..errors import CheckpointError, MissingFiles
-from ..files.places import Fetch, find_path, locate
+from ..files.places import Fetch, find_path
 from ..files.selection import PIPELINE
 from ..files.source import Source, read_json
+from ..locate import locate
 from ..model import DTYPES
 from ..words import first_ten, size
 from .pipeline import locate_parts

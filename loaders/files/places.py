@@ -9,35 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from ... import host
 from ..errors import CheckpointError, MissingFiles
-from ..families.nunchaku import files as svdquant
 from ..words import first_ten
-from .selection import INDEX, PIPELINE, Folder, Selection, select_transformer, weight_file
+from .selection import INDEX, Folder, Selection
 from .source import Source, read_json
 from .unfinished import MARKER, refuse_unfinished
 
-# The bases and the nine validated overrides of the support matrix.
-KNOWN_BASES = (
-    "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.2-dev",
-    "black-forest-labs/FLUX.2-dev-NVFP4", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", "Wan-AI/Wan2.2-I2V-A14B-Diffusers",
-    "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "hunyuanvideo-community/HunyuanVideo", "Qwen/Qwen-Image",
-    "Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511", "Tongyi-MAI/Z-Image-Turbo")
-KNOWN_OVERRIDES = (
-    "lmsys/flux1-dev-modelopt-fp8-sglang-transformer", "lmsys/flux1-dev-modelopt-nvfp4-sglang-transformer",
-    "lmsys/flux2-dev-modelopt-fp8-sglang-transformer", "black-forest-labs/FLUX.2-dev-NVFP4",
-    "lmsys/wan22-t2v-a14b-modelopt-fp8-sglang-transformer", "lmsys/wan22-t2v-a14b-modelopt-nvfp4-sglang-transformer",
-    "lmsys/hunyuanvideo-modelopt-fp8-sglang-transformer", "lmsys/qwen-image-modelopt-fp8-sglang-transformer",
-    "lmsys/qwen-image-edit-modelopt-fp8-sglang-transformer")
-
-
-# A quantized repo that users give as the base itself: it has weights only, the rest is that of its base
-# (SGLang-Diffusion's compatibility path, specs/modelopt.md section 1.5).
-_NVFP4_REPO, _NVFP4_BASE = "flux.2-dev-nvfp4", "black-forest-labs/FLUX.2-dev"
 _DEPTH = 4  # how far below a folder its files are looked for
 
 
@@ -171,71 +152,6 @@ def _not_here(text: str, revision: str, patterns: Sequence[str]) -> MissingFiles
                             f"switch download_missing on, or run: {download_command(text, revision, patterns)}")
     return MissingFiles(f"{text} was found neither as a path nor in ComfyUI's model folders", "",
                         f"looked in {first_ten(host.model_folders())}; give a full path, or a repo id owner/name")
-
-
-def locate(reference: str, *, component: str = "transformer", weights_name: str = "", revision: str = "",
-           need_weights: bool = True, download: bool | Fetch = False, precision: str = "auto",
-           rank: int = 0) -> Source:
-    """Resolve a reference to the files of one transformer.
-
-    Accepts a diffusers pipeline folder (its `component` is taken), a component folder (config.json + weights), a
-    folder with one weight file or one index, an index file, or a single .safetensors file. `weights_name` picks a
-    file inside the folder. With `need_weights=False` only config.json is looked up and no weight file need exist.
-    `download` fetches what is missing of a repo id. `precision` and `rank` choose among SVDQuant files.
-
-    Raises CheckpointError when nothing is found or the choice is ambiguous.
-    """
-    if not need_weights and base_of_quantized(reference) and not _has_config(reference, revision):
-        return locate(_NVFP4_BASE, component=component, need_weights=False, download=download)
-    select = partial(select_transformer, component=component, weights_name=weights_name, need_weights=need_weights,
-                     precision=precision, rank=rank)
-
-    def use(path: Path) -> Source:
-        if path.is_file():
-            return _from_file(reference, path, weights_name, need_weights)
-        folder = LocalFolder(path)
-        return folder.source(reference, select(folder))
-
-    def chosen(folder: Folder) -> list[Selection]:
-        pipeline = [Selection("", texts=(PIPELINE,))] if PIPELINE in folder.names() else []
-        return [*pipeline, select(folder)]
-
-    pipeline = reference.strip() in KNOWN_BASES and not base_of_quantized(reference)
-    patterns: Sequence[str] = ()
-    if pipeline:
-        patterns = (PIPELINE, f"{component}/*" if need_weights else f"{component}/config.json")
-    elif reference.strip() in svdquant.KNOWN:
-        patterns = (weights_name or svdquant.download_pattern(precision, rank),)
-    return resolve(reference, revision, use, chosen, patterns, download)
-
-
-def base_of_quantized(reference: str) -> str:
-    """The base behind a reference to FLUX.2-dev-NVFP4 weights given as a base itself; empty for any other."""
-    return _NVFP4_BASE if _NVFP4_REPO in reference.replace("\\", "/").lower() else ""
-
-
-def _has_config(reference: str, revision: str) -> bool:
-    return any((path / "config.json").is_file() for path in candidates(reference, revision))
-
-
-def _from_file(reference: str, path: Path, weights_name: str, need_weights: bool) -> Source:
-    if weights_name:
-        raise CheckpointError(f"weights_name is {weights_name!r}, but the reference is already a file", path,
-                              "clear weights_name, or give the folder")
-    if not need_weights:
-        raise CheckpointError("a single file has no config.json to build a model without weights from", path,
-                              "set weights to 'load', or give a diffusers folder")
-    if path.name.endswith(INDEX):
-        folder = LocalFolder(path.parent)
-        return folder.source(reference, select_transformer(folder, weights_name=path.name))
-    weight_file(path.name, path)
-    from ..families.modelslim import files as modelslim
-
-    if modelslim.has_description(path):
-        folder = LocalFolder(path.parent)
-        return folder.source(reference, select_transformer(folder, weights_name=path.name))
-    beside = path.parent / "config.json"
-    return Source(reference, str(path.parent), (str(path),), beside=str(beside) if beside.is_file() else None)
 
 
 def local_references() -> list[str]:

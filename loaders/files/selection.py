@@ -13,7 +13,6 @@ from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 from ..errors import CheckpointError, MissingFiles
-from ..families.nunchaku.files import choose_file
 from ..words import first_ten
 
 INDEX = ".safetensors.index.json"
@@ -69,24 +68,7 @@ def leaves_folder(name: str) -> bool:
     return pure.is_absolute() or ".." in pure.parts or ":" in name or "\0" in name
 
 
-def select_transformer(folder: Folder, component: str = "transformer", weights_name: str = "",
-                       need_weights: bool = True, precision: str = "auto", rank: int = 0) -> Selection:
-    """The transformer of a pipeline folder, a component folder, or a folder with one weight file or index.
-
-    `weights_name` picks a file inside the folder. With `need_weights=False` only config.json is looked up. `precision`
-    and `rank` choose among SVDQuant files.
-    Raises MissingFiles when something is not there, CheckpointError when the choice is ambiguous.
-    """
-    from ..families.modelslim import files as modelslim
-
-    ascend = modelslim.select(folder, component, weights_name) if need_weights else None
-    if ascend:
-        return ascend
-    return select_component(folder, _component_folder(folder, component), weights_name, need_weights, precision, rank)
-
-
-def select_component(folder: Folder, name: str, weights_name: str = "", need_weights: bool = True,
-                     precision: str = "auto", rank: int = 0) -> Selection:
+def select_component(folder: Folder, name: str, weights_name: str = "", need_weights: bool = True) -> Selection:
     """The config and weight files of the subfolder `name` ("" for the folder itself)."""
     inside = folder.names(name)
     where = f"{folder.place}/{name}" if name else folder.place
@@ -108,9 +90,6 @@ def select_component(folder: Folder, name: str, weights_name: str = "", need_wei
             raise MissingFiles(f"the folder holds no {weights_name}", where, f"it holds {_listing(inside)}")
         choice = ""
     else:
-        svdquant = choose_file(inside, where, precision, rank)
-        if svdquant is not None:
-            return Selection(name, tuple(map(path, svdquant[0])), config, choice=svdquant[1])
         chosen, choice = _choose(inside, where)
     if not re.search(_INDEXES, chosen):
         weight_file(chosen, where)
@@ -161,7 +140,7 @@ def index_shards(index: dict[str, Any], where: str) -> list[str]:
     return names
 
 
-def _component_folder(folder: Folder, component: str) -> str:
+def component_folder(folder: Folder, component: str) -> str:
     """The subfolder of one component: below a pipeline folder, or "" for the folder itself."""
     inside = folder.names()
     if PIPELINE in inside:

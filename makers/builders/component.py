@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.containers.safetensors import TORCH_DTYPES, TensorInfo
 from ...loaders.errors import CheckpointError
-from ...loaders.files.places import locate
 from ...loaders.files.selection import TEXT_SUFFIXES
+from ...loaders.locate import locate
 from ...quant.stored import PLAIN_DTYPES
 
 if TYPE_CHECKING:

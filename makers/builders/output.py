@@ -14,7 +14,7 @@ from typing import Any
 from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.containers.writing import Declared, Parts, Piece, Put
 from ...loaders.errors import CheckpointError
-from ...loaders.files.places import locate
+from ...loaders.locate import locate
 from ...loaders.words import first_ten, size
 from ...quant.stored import PLAIN_DTYPES
 from ..publish import Step

@@ -14,9 +14,11 @@ from ...loaders.architectures import ARCHITECTURES, Architecture, Dims, Module, 
 from ...loaders.architectures.base import tensor_name
 from ...loaders.assemble import NativeStateDict, add_module, take
 from ...loaders.containers.checkpoint import Checkpoint
-from ...loaders.describe import CheckpointDescription, describe
+from ...loaders.describe import describe
+from ...loaders.description import CheckpointDescription
 from ...loaders.errors import CheckpointError
-from ...loaders.families import modelslim
+from ...loaders.families import family_of
+from ...loaders.families.base import How
 from ...loaders.files.source import Source
 from ...loaders.words import size
 from ..decode import Decode, decoder
@@ -158,14 +160,11 @@ class _Opened:
 
     def read(self) -> None:
         """Open the files; lay out what has to be laid out as a whole."""
-        if modelslim.is_ours(self.checkpoint):
-            self._native = _grouped(modelslim.prepare(self.checkpoint, self.description, "auto", True)[0].tensors)
-        elif self.description.ranks:
-            from ...loaders.families.nunchaku.convert import convert
-
-            self._native = _grouped(convert(self.checkpoint, self.description).tensors)
-        else:
+        family = family_of(self.checkpoint)
+        if family.by_module:
             self._stored = self.checkpoint.load_tensors()
+        else:
+            self._native = _grouped(family.prepare(self.checkpoint, self.description, How())[0].tensors)
 
     def weights(self, key: str, decode: Decode) -> Part:
         """"weight" and, where there is one, "bias" of a native module, in F32."""

@@ -93,7 +93,7 @@ def test_only_what_the_load_needs(hub, tmp_path):
     probe = ("import sys; sys.argv = ['x']; sys.path.insert(0, {tests!r})\n"
              "from support.pack import start_comfy; start_comfy()\n"
              "from quantized_transformers.loaders.components.pipeline import locate_parts\n"
-             "from quantized_transformers.loaders.files.places import locate\n"
+             "from quantized_transformers.loaders.locate import locate\n"
              "print(locate('owner/tiny', need_weights=False, download=True).files)\n"
              "print(sorted(locate_parts('owner/tiny', lambda index: ['tokenizer'], download=True).parts))\n")
     other = tmp_path / "other"

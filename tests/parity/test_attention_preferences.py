@@ -19,7 +19,7 @@ from quantized_transformers.loaders import model
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.files.places import locate
+from quantized_transformers.loaders.locate import locate
 from quantized_transformers.loaders.report import describe_report
 from quantized_transformers.makers.save import save
 from support import flux

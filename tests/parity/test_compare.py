@@ -15,7 +15,7 @@ from quantized_transformers.commands import compare as command
 from quantized_transformers.loaders import model
 from quantized_transformers.loaders.components import vae
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.files.places import locate
+from quantized_transformers.loaders.locate import locate
 from quantized_transformers.makers.compare.models import compare_models
 from quantized_transformers.makers.compare.plot import weights_figure
 from quantized_transformers.makers.compare.weights import compare_weights

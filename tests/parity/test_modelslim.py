@@ -15,7 +15,7 @@ from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.families import modelslim
-from quantized_transformers.loaders.files.places import locate
+from quantized_transformers.loaders.locate import locate
 from quantized_transformers.loaders.report import describe_report
 from quantized_transformers.views.layer_map import layer_map
 from support import lora as lora_tools
@@ -291,7 +291,7 @@ def test_no_description(exports, tmp_path):
         ms.load(folder)
     wan.make(heads=1, layers=1).save_pretrained(tmp_path / "bf16")
     with pytest.raises(CheckpointError, match="no ModelSlim checkpoint"):
-        modelslim.load(model.Request(str(tmp_path / "bf16")))
+        model.load(model.Request(str(tmp_path / "bf16"), family="modelslim"))
 
 
 def test_the_vendors_config_is_held_against_the_tensors(exports, tmp_path):

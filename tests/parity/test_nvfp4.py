@@ -221,7 +221,7 @@ def test_comfy_order_stays_a_view(tiny, tmp_path):
     from quantized_transformers.loaders.assemble import assemble
     from quantized_transformers.loaders.containers.checkpoint import Checkpoint
     from quantized_transformers.loaders.describe import describe
-    from quantized_transformers.loaders.files.places import locate
+    from quantized_transformers.loaders.locate import locate
 
     folder = flux.save(tmp_path, packed_qkv(tiny), None, name="flux1-nvfp4.safetensors")
     checkpoint = Checkpoint(locate(str(folder / "flux1-nvfp4.safetensors")))

@@ -166,7 +166,7 @@ def test_every_tensor_stays_the_mapped_file(exported):
     from quantized_transformers.loaders.assemble import assemble
     from quantized_transformers.loaders.containers.checkpoint import Checkpoint
     from quantized_transformers.loaders.describe import describe
-    from quantized_transformers.loaders.files.places import locate
+    from quantized_transformers.loaders.locate import locate
 
     checkpoint = Checkpoint(locate(str(exported)))
     description = describe(checkpoint)

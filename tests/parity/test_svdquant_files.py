@@ -13,6 +13,7 @@ import torch
 
 from quantized_transformers.loaders import model
 from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.loaders.families.nunchaku.files import Choice
 from support import common, flux, qwen_image, z_image
 from support import lora as lora_tools
 from support import svdquant_models as models
@@ -83,11 +84,11 @@ def test_names_and_metadata_that_contradict_are_notes(tiny_flux, tmp_path):
 
 
 def test_widgets_that_contradict_are_errors(tiny_flux):
-    assert tiny_flux.load(precision="int4", rank=16) and tiny_flux.load(rank=10)  # ranks are stored padded
-    for widgets, message in (({"precision": "nvfp4"}, "precision is set to nvfp4, but this file holds INT4"),
-                             ({"rank": 32}, "rank is set to 32, but .* rank 16")):
+    assert tiny_flux.load(choices=Choice("int4", 16)) and tiny_flux.load(choices=Choice(rank=10))  # ranks are stored padded
+    for widgets, message in ((Choice("nvfp4"), "precision is set to nvfp4, but this file holds INT4"),
+                             (Choice(rank=32), "rank is set to 32, but .* rank 16")):
         with pytest.raises(CheckpointError, match=message):
-            tiny_flux.load(**widgets)
+            tiny_flux.load(choices=widgets)
 
 
 def test_mixed_ranks(tiny_flux, tmp_path):
@@ -337,7 +338,7 @@ def test_dtype_and_other_nodes(tiny_flux):
 def test_nodes(tiny_flux, tmp_path):
     from quantized_transformers.loaders.containers.checkpoint import Checkpoint
     from quantized_transformers.loaders.describe import describe
-    from quantized_transformers.loaders.files.places import locate
+    from quantized_transformers.loaders.locate import locate
     from quantized_transformers.loaders.report import describe_report
     from quantized_transformers.nodes.nunchaku import QT_NunchakuSVDQLoader as Node
     from quantized_transformers.views.layer_map import layer_map

@@ -17,7 +17,7 @@ from quantized_transformers.loaders.architectures.sdxl import SDXL
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.files.places import locate
+from quantized_transformers.loaders.locate import locate
 from quantized_transformers.loaders.report import describe_report
 from quantized_transformers.views.layer_map import layer_map
 from support import common, svdquant

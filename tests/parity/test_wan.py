@@ -18,7 +18,7 @@ from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.containers.safetensors import TensorInfo
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.files.places import locate
+from quantized_transformers.loaders.locate import locate
 from support import lora as lora_tools
 from support import wan
 from support.common import config_of, dequantize, rel_l2, save, stored

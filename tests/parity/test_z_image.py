@@ -215,7 +215,7 @@ def test_views_up_to_the_hosts_call(fp8, bf16):
     """Of the real export everything is the mapped file; of BF16, all but the fused q, k, v."""
     from quantized_transformers.loaders.containers.checkpoint import Checkpoint
     from quantized_transformers.loaders.describe import describe
-    from quantized_transformers.loaders.files.places import locate
+    from quantized_transformers.loaders.locate import locate
 
     for folder, fused in ((fp8, set()), (bf16, {f"{block}.attention.qkv.weight" for block in (
             "noise_refiner.0", "noise_refiner.1", "context_refiner.0", "context_refiner.1", "layers.0")})):

@@ -15,7 +15,7 @@ import torch
 
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.files.places import locate
+from quantized_transformers.loaders.locate import locate
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.link"}  # os.rename is os.replace, too
 

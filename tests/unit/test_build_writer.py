@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.containers.writing import Declared, Piece, whole, write_at
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.files.places import locate
 from quantized_transformers.loaders.files.unfinished import MARKER
+from quantized_transformers.loaders.locate import locate
 from quantized_transformers.makers.builders.writer import terminal_progress, write_model
 from support import bench_build, crash
 

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.declarations import read_declaration
-from quantized_transformers.loaders.describe import _matching, byte_order
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.files.places import locate
+from quantized_transformers.loaders.families.modelopt import _matching, byte_order
+from quantized_transformers.loaders.locate import locate
 
 
 def declare(folder, config=None, metadata=None):

@@ -16,7 +16,7 @@ from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.containers.safetensors import read_header
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.files.places import locate
+from quantized_transformers.loaders.locate import locate
 from support.synthetic import flux_header
 
 

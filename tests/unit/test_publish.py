@@ -18,8 +18,9 @@ from quantized_transformers.loaders import model
 from quantized_transformers.loaders.components import vae
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.files.places import find_path, local_references, locate
+from quantized_transformers.loaders.files.places import find_path, local_references
 from quantized_transformers.loaders.files.unfinished import MARKER, refuse_unfinished
+from quantized_transformers.loaders.locate import locate
 from quantized_transformers.makers.publish import target_folder, work_folder
 from support.crash import in_child, tree
 

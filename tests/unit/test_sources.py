@@ -11,7 +11,9 @@ import pytest
 
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.files.places import INDEX, local_references, locate
+from quantized_transformers.loaders.files.places import local_references
+from quantized_transformers.loaders.files.selection import INDEX
+from quantized_transformers.loaders.locate import locate
 
 
 def names(source) -> list[str]:

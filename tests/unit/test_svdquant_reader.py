@@ -13,8 +13,8 @@ import pytest
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError, MissingFiles
-from quantized_transformers.loaders.families.nunchaku.files import choose_file
-from quantized_transformers.loaders.files.places import locate
+from quantized_transformers.loaders.families.nunchaku.files import Choice, choose_file
+from quantized_transformers.loaders.locate import locate
 from quantized_transformers.loaders.report import describe_report
 from quantized_transformers.views.layer_map import layer_map
 from support import svdquant_models as models
@@ -106,7 +106,7 @@ def test_what_is_there_is_taken_when_auto(tmp_path):
 
 
 def test_the_download_command_fetches_one_precision_and_rank():
-    for request, pattern in (({}, "svdq-int4_r32-*"), ({"precision": "nvfp4", "rank": 128}, "svdq-fp4_r128-*"),
+    for request, pattern in (({}, "svdq-int4_r32-*"), ({"choices": Choice("nvfp4", 128)}, "svdq-fp4_r128-*"),
                              ({"weights_name": "svdq-int4_r128-x"}, "svdq-int4_r128-x")):
         with pytest.raises(CheckpointError) as caught:
             locate("nunchaku-tech/nunchaku-qwen-image", **request)

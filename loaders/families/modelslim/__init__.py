@@ -1,20 +1,26 @@
-"""Checkpoints written by msmodelslim for Ascend (specs/ascend.md): quant_model_description*.json beside the weights.
+"""Checkpoints written by msmodelslim for Ascend: quant_model_description*.json beside the weights.
 
 files.py finds them, description.py reads the types, names.py the tensor names, layers.py holds both against the
 architecture, native.py makes the native tensors; saved.py reads back what ComfyUI's save nodes write of such a model.
-The functions here are what the rest of the loaders call. Nothing heavy is imported before it is needed.
+Nothing heavy is imported before it is needed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ...errors import CheckpointError
+from ...files.selection import Folder, Selection
+from . import files
 
 if TYPE_CHECKING:
     from ...architectures import Architecture, Dims
     from ...assemble import NativeStateDict
     from ...containers.checkpoint import Checkpoint
-    from ...describe import CheckpointDescription
-    from ...model import Loaded, Request
+    from ...description import CheckpointDescription
+    from ..base import How
 
 # Of the layer map: INT8 blues, INT4 greens, FP8 and MXFP8 oranges, MXFP4 violets.
 COLOURS = {"W8A8": (70, 110, 200), "W8A8_DYNAMIC": (90, 150, 220), "W8A16": (140, 180, 225),
@@ -23,41 +29,49 @@ COLOURS = {"W8A8": (70, 110, 200), "W8A8_DYNAMIC": (90, 150, 220), "W8A16": (140
            "W4A4_MXFP4": (150, 90, 190), "W4A4_MXFP4_DUALSCALE": (115, 70, 170)}
 
 
-def is_ours(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is an export of msmodelslim, or was saved from one by ComfyUI."""
-    from .description import description_path
-    from .saved import is_saved
+class ModelSlim:
+    """See base.Family."""
 
-    return description_path(checkpoint.source) is not None or is_saved(checkpoint.tensors)
+    name = "modelslim"
+    by_module = False
+
+    def choices(self, inputs: Mapping[str, Any]) -> None:
+        return None
+
+    def select(self, folder: Folder, component: str, weights_name: str, choices: Any) -> Selection | None:
+        return files.select(folder, component, weights_name)
+
+    def pattern(self, reference: str, weights_name: str, choices: Any) -> str:
+        return ""
+
+    def reads_beside(self, path: str) -> bool:
+        return files.has_description(Path(path))
+
+    def recognise(self, checkpoint: Checkpoint) -> bool:
+        from .description import description_path
+        from .saved import is_saved
+
+        return description_path(checkpoint.source) is not None or is_saved(checkpoint.tensors)
+
+    def require(self, checkpoint: Checkpoint, description: CheckpointDescription, choices: Any) -> None:
+        from .description import description_path
+
+        if description_path(checkpoint.source) is None:
+            raise CheckpointError("there is no quant_model_description*.json, so this is no ModelSlim checkpoint",
+                                  checkpoint.source.folder,
+                                  "give the folder of an export; Load Base Model loads other checkpoints")
+
+    def describe(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> CheckpointDescription:
+        from . import layers, saved
+        from .description import description_path
+
+        return (layers if description_path(checkpoint.source) else saved).describe(checkpoint, base)
+
+    def prepare(self, checkpoint: Checkpoint, description: CheckpointDescription,
+                how: How) -> tuple[NativeStateDict, Any]:
+        from .native import prepare
+
+        return prepare(checkpoint, description, how)
 
 
-def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = None) -> CheckpointDescription:
-    """loaders.describe.describe for a checkpoint that is ours."""
-    from . import layers, saved
-    from .description import description_path
-
-    module = layers if description_path(checkpoint.source) else saved
-    return module.describe(checkpoint, base)
-
-
-def prepare(checkpoint: Checkpoint, description: CheckpointDescription, compute: str,
-            quiet: bool) -> tuple[NativeStateDict, Any]:
-    """Native tensors and the host's operations for a checkpoint that is ours; see native.prepare."""
-    from .native import prepare as make
-
-    return make(checkpoint, description, compute, quiet)
-
-
-def load(request: Request) -> Loaded:
-    """A MODEL of an export. Raises CheckpointError as loaders.model.load does, and for a checkpoint of another kind."""
-    from ... import model
-    from ...errors import CheckpointError
-    from ...files.places import locate
-    from .description import description_path
-
-    source = locate(request.reference, component=request.component, weights_name=request.weights_name,
-                    revision=request.revision, download=request.download)
-    if description_path(source) is None:
-        raise CheckpointError("there is no quant_model_description*.json, so this is no ModelSlim checkpoint",
-                              source.folder, "give the folder of an export; Load Base Model loads other checkpoints")
-    return model.load(request)
+FAMILY = ModelSlim()

@@ -18,17 +18,10 @@ from ...architectures import Architecture, Dims, Module
 from ...architectures.base import tensor_name
 from ...containers.checkpoint import Checkpoint
 from ...containers.safetensors import TensorInfo
-from ...describe import (
-    CheckpointDescription,
-    architecture_of,
-    by_layer,
-    check_plain,
-    check_sizes,
-    compare_dims,
-    dims_of,
-)
+from ...description import CheckpointDescription
 from ...files.source import read_json
 from ...words import first_ten
+from ..reading import architecture_of, by_layer, check_plain, check_sizes, compare_dims, dims_of
 from .description import FLOAT, Claims, check_names, description_path, read_claims
 from .names import plain_names
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .... import host
@@ -15,9 +14,10 @@ from ...architectures import ARCHITECTURES, Module
 from ...architectures.base import tensor_name
 from ...assemble import NativeStateDict, add_module, take
 from ...containers.checkpoint import Checkpoint
-from ...describe import CheckpointDescription
+from ...description import CheckpointDescription
 from ...errors import CheckpointError
 from ...words import first_ten
+from ..base import How
 from . import saved
 from .description import FLOAT
 from .names import plain_names
@@ -26,11 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def prepare(checkpoint: Checkpoint, description: CheckpointDescription, compute: str,
-            quiet: bool) -> tuple[NativeStateDict, Any]:
+def prepare(checkpoint: Checkpoint, description: CheckpointDescription, how: How) -> tuple[NativeStateDict, Any]:
     """Native tensors of a checkpoint that `describe` found loadable, and the host's operations for them.
 
-    `compute` is "auto", "native" or "dequantize"; `quiet` leaves the progress bar alone.
     Raises CheckpointError for a format that this host does not have, for scales that mean nothing and for tensors that
     nothing used.
     """
@@ -44,16 +42,15 @@ def prepare(checkpoint: Checkpoint, description: CheckpointDescription, compute:
     where = checkpoint.source.reference
     stored, _, _ = plain_names(checkpoint.load_tensors(), where)
     native = NativeStateDict()
-    modules = list(architecture.modules(description.dims, description.naming))
-    step: Callable[[], None] = (lambda: None) if quiet else host.progress(len(modules))
+    compute = how.compute
     add = _add_saved if description.family in (saved.FAMILY, saved.HANDED) else _add
     layouts: set[str] = set()
-    for module in modules:
+    for module in architecture.modules(description.dims, description.naming):
         try:
             layouts.add(add(native, module, stored, description, compute == "dequantize"))
         except ValueError as error:
             raise CheckpointError(str(error), where, "copy the export again, or report it to its publisher") from error
-        step()
+        how.step()
     for mark in architecture.marks(description.dims):
         stored.pop(description.naming.prefix + mark, None)
         native.tensors[mark] = torch.zeros(0)

@@ -22,9 +22,10 @@ from ...architectures import Architecture, Dims, Module
 from ...architectures.base import tensor_name
 from ...containers.checkpoint import Checkpoint
 from ...containers.safetensors import Header, TensorInfo
-from ...describe import CheckpointDescription, architecture_of, by_layer, check_dims, check_plain, dims_of
+from ...description import CheckpointDescription
 from ...errors import CheckpointError
 from ...words import first_ten
+from ..reading import architecture_of, by_layer, check_dims, check_plain, dims_of
 
 FAMILY, HANDED = "modelslim (saved)", "comfy"  # HANDED: no layer is of ModelSlim's kinds
 LEAVES = frozenset({"comfy_quant", *(f"weight_{leaf}" for leaf in OWN_LEAVES), *host_formats.LEAVES})

@@ -1,1 +1,83 @@
-"""Nunchaku's SVDQuant files: which file, what it is, which layer goes where, and the native tensors it becomes."""
+"""Nunchaku's SVDQuant files: `svdq-int4_r*` and `svdq-fp4_r*`, and the older folders of two files (docs/formats).
+
+files.py finds them, recognise.py and table.py read them, plan.py says what makes each native module, convert.py makes
+it, runtime.py chooses who multiplies. Nothing heavy is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ...files.selection import Folder, Selection, component_folder
+from .files import KNOWN, Choice, choose_file, download_pattern, is_named
+
+if TYPE_CHECKING:
+    from ...architectures import Architecture, Dims
+    from ...assemble import NativeStateDict
+    from ...containers.checkpoint import Checkpoint
+    from ...description import CheckpointDescription
+    from ..base import How
+
+
+class Nunchaku:
+    """See base.Family."""
+
+    name = "nunchaku"
+    by_module = False
+
+    def choices(self, inputs: Mapping[str, Any]) -> Choice | None:
+        """`precision` and `rank` of the Nunchaku SVDQ Loader."""
+        if "precision" not in inputs and "rank" not in inputs:
+            return None
+        return Choice(inputs.get("precision", "auto"), inputs.get("rank", 0))
+
+    def select(self, folder: Folder, component: str, weights_name: str, choices: Any) -> Selection | None:
+        if weights_name or not any(map(is_named, folder.names())):
+            return None
+        name = component_folder(folder, component)
+        inside = folder.names(name)
+        chosen = choose_file(inside, f"{folder.place}/{name}" if name else folder.place, *_choice(choices))
+        if chosen is None:
+            return None
+        files, why = ([f"{name}/{file}" if name else file for file in chosen[0]], chosen[1])
+        config = (f"{name}/config.json" if name else "config.json") if "config.json" in inside else None
+        return Selection(name, tuple(files), config, choice=why)
+
+    def pattern(self, reference: str, weights_name: str, choices: Any) -> str:
+        return (weights_name or download_pattern(*_choice(choices))) if reference in KNOWN else ""
+
+    def reads_beside(self, path: str) -> bool:
+        return False
+
+    def recognise(self, checkpoint: Checkpoint) -> bool:
+        from .recognise import is_svdquant
+
+        return is_svdquant(checkpoint.tensors)
+
+    def require(self, checkpoint: Checkpoint, description: CheckpointDescription, choices: Any) -> None:
+        from .claims import check_widgets
+
+        check_widgets(description, *_choice(choices))
+
+    def describe(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> CheckpointDescription:
+        from .describe import describe_svdquant
+
+        return describe_svdquant(checkpoint, base)
+
+    def prepare(self, checkpoint: Checkpoint, description: CheckpointDescription,
+                how: How) -> tuple[NativeStateDict, Any]:
+        from .convert import convert
+        from .plan import part_kinds
+        from .runtime import choose, part_operations
+
+        choose(how, part_kinds(description), checkpoint.source.reference)  # before anything is read
+        native = convert(checkpoint, description, how.step)
+        return native, part_operations(native, how, checkpoint.source.reference)
+
+
+def _choice(choices: Any) -> Choice:
+    return choices if isinstance(choices, Choice) else Choice()
+
+
+FAMILY = Nunchaku()

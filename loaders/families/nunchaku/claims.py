@@ -19,7 +19,7 @@ from .plan import Plan
 from .recognise import Found
 
 if TYPE_CHECKING:
-    from ...describe import CheckpointDescription
+    from ...description import CheckpointDescription
 
 LEGACY_NAME = r"svdq-(int4|fp4)\b"  # folders of two files say no rank
 WORDS = {"int4": "int4", "fp4": "nvfp4", "fp4_e2m1_all": "nvfp4", "nvfp4": "nvfp4"}

@@ -18,7 +18,7 @@ from ...architectures.base import tensor_name
 from ...assemble import NativeStateDict
 from ...containers.checkpoint import Checkpoint
 from ...containers.safetensors import TORCH_DTYPES
-from ...describe import CheckpointDescription
+from ...description import CheckpointDescription
 from ...errors import CheckpointError
 from .describe import read_plan
 from .mapped import letting_go

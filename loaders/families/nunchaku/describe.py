@@ -14,7 +14,7 @@ from .plan import AWQ, W4A4, Plan, make_plan
 from .recognise import Found, recognise
 
 if TYPE_CHECKING:
-    from ...describe import CheckpointDescription
+    from ...description import CheckpointDescription
 
 
 def read_plan(checkpoint: Checkpoint, description: CheckpointDescription) -> tuple[Found, Plan]:
@@ -29,7 +29,8 @@ def describe_svdquant(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | 
     `base` is the architecture and the sizes it must fit. Raises CheckpointError, naming what it is, for every file that
     is not one of the families that load; what else forbids loading is in `problems`.
     """
-    from ...describe import CheckpointDescription, check_dims
+    from ...description import CheckpointDescription
+    from ..reading import check_dims
 
     found = recognise(checkpoint)
     architecture = found.family.architecture

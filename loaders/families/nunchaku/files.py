@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from .... import host
 from ...errors import CheckpointError, MissingFiles
@@ -19,6 +20,18 @@ STEPS = r"(?i)(\d+)-?steps?(?![a-z])"
 PRECISION = {"int4": "int4", "fp4": "nvfp4"}  # of file names -> ours
 LEGACY = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")
 RANK = 32  # what is published for every model
+
+
+class Choice(NamedTuple):
+    """What a file must hold: `precision` auto, int4 or nvfp4; `rank` of the low-rank branch, 0 for any."""
+
+    precision: str = "auto"
+    rank: int = 0
+
+
+def is_named(path: str) -> bool:
+    """Whether a file is called as an SVDQuant file, or as the first of a legacy folder's two."""
+    return bool(re.search(NAME, path)) or path.rpartition("/")[2] == LEGACY[0]
 
 
 def choose_file(inside: Sequence[str], where: str, precision: str = "auto", rank: int = 0

@@ -14,7 +14,7 @@ from .recognise import HALF, PRECISIONS, Found
 from .table import Entry
 
 if TYPE_CHECKING:
-    from ...describe import CheckpointDescription
+    from ...description import CheckpointDescription
 
 W4A4 = {"int4": "SVDQ INT4", "nvfp4": "SVDQ NVFP4"}  # names of the stored formats in reports and layer maps
 AWQ = "AWQ INT4"

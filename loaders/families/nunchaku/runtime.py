@@ -8,11 +8,12 @@ from typing import Any
 from .... import host
 from ...assemble import NativeStateDict
 from ...errors import CheckpointError
+from ..base import How
 
 FROM_COMPUTE = {"auto": "auto", "native": "comfy_kitchen", "dequantize": "dequantize"}  # where a node has no `backend`
 
 
-def choose(wanted: str, kinds: Collection[str], where: str) -> tuple[str, str]:
+def choose(how: How, kinds: Collection[str], where: str) -> tuple[str, str]:
     """(the back end for layers of these kinds on this device, a line that says why) for what the user wants.
 
     Raises CheckpointError when that back end cannot run here; with what to do instead.
@@ -21,7 +22,7 @@ def choose(wanted: str, kinds: Collection[str], where: str) -> tuple[str, str]:
     from ....quant.svdquant.backends import choose_backend
     from ....quant.svdquant.nunchaku_wheel import find
 
-    wheel = find()
+    wheel, wanted = find(), how.backend or FROM_COMPUTE[how.compute]
     try:
         backend, words = choose_backend(wanted, kinds, host.capability(), is_cpu=host.is_cpu(),
                                         gfx=host.amd_architecture(), nunchaku_problem=wheel.problem)
@@ -32,10 +33,10 @@ def choose(wanted: str, kinds: Collection[str], where: str) -> tuple[str, str]:
     return backend, f"{line}\nnote: {wheel.problem}" if wheel.version and wheel.problem else line
 
 
-def part_operations(native: NativeStateDict, wanted: str, where: str) -> Any:
+def part_operations(native: NativeStateDict, how: How, where: str) -> Any:
     """The host's operations with Linears that run the SVDQuant parts among these tensors; says so in `native.runs`."""
     from ....quant.svdquant.ops import with_svdquant
 
-    backend, line = choose(wanted, native.part_kinds, where)
+    backend, line = choose(how, native.part_kinds, where)
     native.runs.append(line)
     return with_svdquant(host.mixed_operations(native.tensors), backend, native.copied)

@@ -1,0 +1,72 @@
+"""What a family is: who wrote a file, and so which files of a folder count, what they hold, and how that is loaded.
+
+A new family is one module with a `FAMILY` and one line in the registry (`FAMILIES`). Generic code asks the registry and
+never for one family by name; what only one family knows of (Nunchaku's precision and rank) travels as one value,
+`choices`, that everybody else hands on unread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from ..architectures import Architecture, Dims
+    from ..assemble import NativeStateDict
+    from ..containers.checkpoint import Checkpoint
+    from ..description import CheckpointDescription
+    from ..files.selection import Folder, Selection
+
+
+class How(NamedTuple):
+    """How the layers of a load are to run, as the nodes' widgets say it. `step` is called once a native module."""
+
+    compute: str = "auto"
+    fp4_backend: str = "auto"
+    backend: str = ""
+    step: Callable[[], None] = lambda: None
+
+
+class Family(Protocol):
+    """One publisher's way to store a transformer.
+
+    `by_module`: whether a native module can be made alone, by assemble.add_module, without its neighbours.
+    """
+
+    name: str
+    by_module: bool
+
+    def choices(self, inputs: Mapping[str, Any]) -> Any | None:
+        """The inputs of a node (name -> value) that only this family knows of, as a frozen value; None for none."""
+        ...
+
+    def select(self, folder: Folder, component: str, weights_name: str, choices: Any) -> Selection | None:
+        """The files of one transformer of a folder on disk or in a repo, by names alone; None for no folder of this
+        family. Raises MissingFiles for files that are not there, CheckpointError for an ambiguous choice."""
+        ...
+
+    def pattern(self, reference: str, weights_name: str, choices: Any) -> str:
+        """The glob of what a load of this published repo needs, for the download command; empty for other repos."""
+        ...
+
+    def reads_beside(self, path: str) -> bool:
+        """Whether a weight file on disk is read together with what lies beside it, by `select`."""
+        ...
+
+    def recognise(self, checkpoint: Checkpoint) -> bool:
+        """Whether a file is this family's, by its headers and the names of the files beside it."""
+        ...
+
+    def require(self, checkpoint: Checkpoint, description: CheckpointDescription, choices: Any) -> None:
+        """Raise CheckpointError for a checkpoint of another family, and where `choices` contradicts its tensors."""
+        ...
+
+    def describe(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> CheckpointDescription:
+        """describe.describe for a checkpoint of this family."""
+        ...
+
+    def prepare(self, checkpoint: Checkpoint, description: CheckpointDescription,
+                how: How) -> tuple[NativeStateDict, Any]:
+        """The native tensors of a checkpoint that was described as loadable, and the host's operations for them (None:
+        the usual). Raises CheckpointError for what cannot run here, for tensors that mean nothing or are left over."""
+        ...

@@ -1,0 +1,93 @@
+"""What every family does with a checkpoint's headers: the architecture, its sizes, tensors by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ...quant.stored import PLAIN_DTYPES
+from ..architectures import ARCHITECTURES, Architecture, Dims, Naming, by_class_name, name_other, supported
+from ..containers.checkpoint import Checkpoint
+from ..containers.safetensors import TensorInfo
+from ..description import CheckpointDescription
+from ..errors import CheckpointError
+
+
+def architecture_of(checkpoint: Checkpoint) -> tuple[Architecture, Naming]:
+    """Recognise the architecture from tensor names, checked against config.json's claim.
+
+    Raises CheckpointError that says what the file is instead when it is none of the supported ones.
+    """
+    where = checkpoint.source.reference
+    claim = str((checkpoint.config or {}).get("_class_name") or "")
+    for architecture in ARCHITECTURES:
+        naming = architecture.naming(checkpoint.tensors)
+        if naming:
+            if claim and by_class_name(claim) is None:
+                raise CheckpointError(f"config.json says {claim}, which this version does not load ({supported()})",
+                                      where, "load it with another loader, or use a version of this pack that lists it")
+            if claim and claim not in architecture.class_names:
+                raise CheckpointError(f"config.json says {claim}, but the tensors are {architecture.name}", where,
+                                      "config.json and weights do not belong together; download both again")
+            return architecture, naming
+    what, do = name_other(checkpoint.tensors)
+    if claim:
+        what += f" (config.json says {claim})"
+    raise CheckpointError(f"this is {what}, not a transformer this version loads ({supported()})", where, do)
+
+
+def dims_of(read: Callable[..., Dims], checkpoint: Checkpoint, *arguments: Any) -> Dims:
+    """Sizes by one of an architecture's readers; its ValueError as a CheckpointError that says where."""
+    try:
+        return read(*arguments)
+    except ValueError as error:
+        raise CheckpointError(str(error), checkpoint.source.reference,
+                              "download it again; if it is complete, this model cannot run in ComfyUI") from error
+
+
+def by_layer(tensors: dict[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
+    """Module name -> leaf name -> tensor."""
+    layers: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        layers.setdefault(module, {})[leaf] = info
+    return layers
+
+
+def check_sizes(description: CheckpointDescription, checkpoint: Checkpoint, architecture: Architecture,
+                base: tuple[Architecture, Dims] | None) -> None:
+    """Note how the files were chosen, and compare the sizes that the tensors tell with the base's, else with those of a
+    config.json that names its class."""
+    if checkpoint.source.choice:
+        description.notes.append(checkpoint.source.choice)
+    if base is not None:
+        check_dims(description, *base)
+    elif checkpoint.config and checkpoint.config.get("_class_name"):
+        compare_dims(description, dims_of(architecture.dims_from_config, checkpoint, checkpoint.config),
+                     "config.json says")
+
+
+def check_dims(description: CheckpointDescription, architecture: Architecture, dims: Dims) -> None:
+    """Hold a description against the base model that it must fit; sizes that it does not tell are taken over.
+
+    Raises CheckpointError for another architecture; other sizes become problems.
+    """
+    if architecture.name != description.architecture:
+        raise CheckpointError(f"the override is {description.architecture}, but the base model is {architecture.name}",
+                              description.reference, "choose an override made for this base")
+    compare_dims(description, dims, "the base model has")
+
+
+def compare_dims(description: CheckpointDescription, dims: Dims, whose: str) -> None:
+    for key, value in dims.items():
+        stored = description.dims.setdefault(key, value)  # a size that the tensors do not tell is taken over
+        if stored != value:
+            description.problems.append(f"{whose} {key} = {value}, but the tensors have {stored}")
+
+
+def check_plain(problems: list[str], name: str, info: TensorInfo, shape: tuple[int, ...]) -> None:
+    """A tensor that is never quantized: its shape, and a float dtype."""
+    if tuple(info.shape) != shape:
+        problems.append(f"{name} is {list(info.shape)}, expected {list(shape)}")
+    elif info.dtype not in PLAIN_DTYPES:
+        problems.append(f"{name} is stored as {info.dtype}, expected BF16, F16 or F32")
