@@ -67,7 +67,7 @@ def test_size():
 @pytest.mark.parametrize("prompt", [miniature.PROMPTS[1], "a photo of a rocket"])
 def test_equals_diffusers_pipeline(host, pipeline, prompt):
     """Prompt to picture: tokens, both text encoders, schedule, sampler, transformer and VAE, in F32. Several forwards
-    of 4e-7 each (README, FLUX.1) that add up, and none of the differences of BF16."""
+    of 4e-7 each (docs/limits.md, FLUX.1) that add up, and none of the differences of BF16."""
     x = torch.nn.functional.pixel_unshuffle(noise(), 2).flatten(2).transpose(1, 2)
     theirs = unpacked(pipeline(prompt, latents=x, num_inference_steps=STEPS, height=miniature.SIZE, width=miniature.SIZE,
                                output_type="latent").images)

@@ -1,6 +1,6 @@
 """Damage of every kind to real exports: each ends in the right numbers or in a named error, never in silent noise.
 
-Run with -s to see the table. The few that no reader can tell from bytes are listed as such here and in the README.
+Run with -s to see the table. The few that no reader can tell from bytes are listed as such here and in docs/limits.md.
 """
 
 from __future__ import annotations
