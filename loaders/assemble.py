@@ -35,6 +35,7 @@ COMPANIONS = tuple(sorted(frozenset().union(*(fmt.companions for fmt in formats(
 class NativeStateDict:
     """Tensors under the host's names, and what the report says about them.
 
+    `layouts` counts the modules in each layout that `add_module` made, `words` are the formats of others' markers;
     `part_kinds` are the kinds of SVDQuant parts that are among them, `runs` lines on how they run; `copied` is called
     while the host copies the tensors, to let go of what they were copied from.
     """
@@ -43,15 +44,11 @@ class NativeStateDict:
     layouts: dict[str, int] = field(default_factory=dict)
     per_shard: int = 0
     dynamic: int = 0
+    words: set[str] = field(default_factory=set)
     part_kinds: set[str] = field(default_factory=set)
     copied: Callable[[], None] = lambda: None
     runs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def needs_row_shards(self) -> bool:
-        """Whether a module uses this pack's layout, so that the host needs our operations."""
-        return fuse.ROW_SHARDS in self.layouts
 
 
 def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dict[str, Tensor], where: str, *,

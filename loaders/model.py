@@ -97,7 +97,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
         native.notes.append("this ComfyUI takes no attention preferences of model files, or not these: its own choice "
                             "of attention runs, and they are not saved with the MODEL")
     if native.part_kinds:
-        _attach_lora(patcher)
+        attach_lora(patcher)
     patcher.cached_patcher_init = (rebuild, (request,))
     patcher.set_attachments(host.ATTACHMENT, request)
     return Loaded(patcher, description, load_report(description, native, request.compute), bool(native.part_kinds))
@@ -156,7 +156,7 @@ def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
     loaded = load(request, must_be=None if as_weights else (name, dims))
     patcher = host.carry_over(model, loaded.patcher)
     if loaded.lora_beside:
-        _attach_lora(patcher)
+        attach_lora(patcher)
     there = patcher.model_state_dict().keys() if model.patches else ()
     lost = [key for key in model.patches if key not in there]
     if lost:
@@ -196,12 +196,12 @@ def _locate(request: Request) -> Source:
                   revision=request.revision, download=request.download, choices=request.choices)
 
 
-def _attach_lora(patcher: Any) -> None:
+def attach_lora(patcher: Any) -> None:
     """LoRAs of the host's nodes go beside weights that cannot be requantized."""
     if not host.lacking("LoRA beside SVDQuant"):
-        from ..quant.svdquant.lora import attach_lora
+        from ..quant.svdquant import lora
 
-        attach_lora(patcher)
+        lora.attach_lora(patcher)
 
 
 def _architecture(name: str) -> Architecture:

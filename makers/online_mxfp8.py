@@ -15,8 +15,9 @@ from .. import host
 from ..loaders.architectures import ARCHITECTURES, Naming
 from ..loaders.containers.safetensors import TensorInfo
 from ..loaders.errors import CheckpointError
-from ..loaders.model import base_of
+from ..loaders.model import attach_lora, base_of
 from ..loaders.words import first_ten, size
+from ..quant.svdquant.parts import FORMAT as SVDQUANT
 from .builders.presets import NONE, PRESETS, Preset, variants
 
 if TYPE_CHECKING:
@@ -201,26 +202,20 @@ def _to_host(tensors: dict[str, torch.Tensor], model: Any, modules: dict[str, An
 
 def _operations(operations: Any, modules: dict[str, Any], run: str) -> Any:
     """The host's mixed operations, plus those that load layers which are in this pack's formats already."""
-    formats = {str(getattr(module, "quant_format", "")) for module in modules.values()}
-    from ..quant.exact import with_exact_answers
+    from ..quant.operations import stacked
+    from ..quant.row_shards import FP8_NAME
     from ..quant.shards import ROW_SHARDS
 
-    operations = with_exact_answers(operations)
+    layouts = {module.layout_type for module in modules.values()
+               if getattr(module, "quant_format", "") == ROW_SHARDS} - {FP8_NAME}
+    backend = next((module.weight._params.backend for module in modules.values()
+                    if getattr(module, "quant_format", "") == SVDQUANT), "dequantize")
+    return stacked(operations, _formats(modules), ascend=run, svdquant=backend, nvfp4=next(iter(layouts), None))
 
-    if ROW_SHARDS in formats:
-        from ..quant.ops import with_row_shards
-        from ..quant.row_shards import FP8_NAME
 
-        layouts = {module.layout_type for module in modules.values()
-                   if getattr(module, "quant_format", "") == ROW_SHARDS} - {FP8_NAME}
-        operations = with_row_shards(operations, *layouts)
-    from ..quant.ascend.kinds import HOST_FORMAT, MARKER
-
-    if run != "comfy_kitchen" or any(name.startswith(MARKER) or name in HOST_FORMAT.values() for name in formats):
-        from ..quant.ascend.ops import with_ascend
-
-        operations = with_ascend(operations, run)
-    return operations
+def _formats(modules: dict[str, Any]) -> set[str]:
+    """What the markers of these layers say."""
+    return {str(getattr(module, "quant_format", None) or "") for module in modules.values()}
 
 
 def _dress(model: Any, fresh: Any, keep: str, backend: str) -> Any:
@@ -232,6 +227,8 @@ def _dress(model: Any, fresh: Any, keep: str, backend: str) -> Any:
     fresh.cached_patcher_init = (rebuild, (init, keep, backend)) if init else None
     fresh.set_attachments(host.ATTACHMENT, model.get_attachment(host.ATTACHMENT))
     patcher = host.carry_over(model, fresh)
+    if SVDQUANT in _formats(_linears(model)):
+        attach_lora(patcher)
     there = patcher.model_state_dict().keys() if model.patches else ()
     lost = [key for key in model.patches if key not in there]
     if lost:

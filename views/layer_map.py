@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..loaders.description import CheckpointDescription
-from ..loaders.families import modelslim
+from ..loaders.families import comfy, modelslim
 from ..loaders.families.nunchaku.plan import COLOURS
 from ..quant import host_formats
 from ..quant.formats import formats
@@ -24,7 +24,7 @@ def panels_of(description: CheckpointDescription) -> dict[str, dict[str, dict[st
 
 def format_colours() -> dict[str, tuple[int, int, int]]:
     """The colour (RGB) of every stored format in the layer map."""
-    return {fmt.name: fmt.colour for fmt in formats()} | COLOURS | modelslim.COLOURS \
+    return {fmt.name: fmt.colour for fmt in formats()} | COLOURS | modelslim.COLOURS | comfy.COLOURS \
         | host_formats.COLOURS
 
 

@@ -1,6 +1,6 @@
 """How a checkpoint's layers will run on this machine, in one word and one line: for badges, the catalog and doctor.
 
-The decisions are those that a load makes (report.how_it_runs, svdquant.runtime.choose, backends.choose_backend); this
+The decisions are those that a load makes (report.how_it_runs, running.svdquant_backend, backends.choose_backend); this
 only puts a colour to them.
 """
 
@@ -38,6 +38,7 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 def of_formats(formats: Collection[str]) -> Verdict:
     """How layers of these formats run: names of quant.formats, of SVDQuant's parts, or ModelSlim's in capitals."""
+    from ..loaders.families.comfy import HOST_KIND_OF
     from ..loaders.families.nunchaku.plan import AWQ, W4A4
     from ..quant.ascend.kinds import KINDS
     from ..quant.saved import SAVED
@@ -51,6 +52,7 @@ def of_formats(formats: Collection[str]) -> Verdict:
         verdicts.append(worst(map(_of_host, HOST_KINDS)))
     verdicts += [_of_host(kind) for kind in HOST_KINDS if kind in formats]
     verdicts += [of_ascend(kind.lower()) for kind in sorted(formats) if kind.lower() in KINDS]
+    verdicts += [of_ascend(HOST_KIND_OF[name]) for name in sorted(formats) if name in HOST_KIND_OF]
     verdicts += [_of_handed(name) for name in sorted(formats) if name in host_formats.NAMES]
     return worst(verdicts) if verdicts else Verdict(GREEN, "not quantized: runs as ComfyUI runs it")
 
@@ -73,10 +75,10 @@ def _of_handed(name: str) -> Verdict:
 def of_svdquant(kinds: frozenset[str]) -> Verdict:
     """How an SVDQuant file of these kinds ("int4" or "nvfp4", and "awq") runs here with backend auto."""
     from ..loaders.families.base import How
-    from ..loaders.families.nunchaku.runtime import choose
+    from ..loaders.families.running import svdquant_backend
 
     try:
-        backend, line = choose(How(), kinds, "")
+        backend, line = svdquant_backend(How(), kinds, "")
     except CheckpointError as error:
         return Verdict(RED, error.what)
     return Verdict(AMBER if backend == "dequantize" else GREEN, line.partition("\n")[0])

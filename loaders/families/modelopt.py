@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ... import host
 from ...quant.formats import formats, identify, name_unsupported
 from ...quant.stored import PLAIN, ByteOrder, StoredFormat
 from ..architectures import ARCHITECTURES, Architecture, Dims, Module
@@ -20,9 +19,9 @@ from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import TensorInfo
 from ..declarations import Declaration, read_declaration
 from ..description import CheckpointDescription
-from ..errors import CheckpointError
 from ..files.selection import Folder, Selection
 from ..words import first_ten
+from . import running
 from .base import How
 from .reading import architecture_of, by_layer, check_plain, check_sizes, dims_of
 
@@ -77,19 +76,14 @@ class ModelOpt:
 
     def prepare(self, checkpoint: Checkpoint, description: CheckpointDescription,
                 how: How) -> tuple[NativeStateDict, Any]:
-        _check_compute(how.compute, description)
-        backend, note = _fp4_backend(how.fp4_backend, description, how.compute)
+        running.check_compute(how.compute, description)
+        backend, note = running.fp4_backend(how.fp4_backend, description, how.compute)
         architecture = next(a for a in ARCHITECTURES if a.name == description.architecture)
         native = assemble(architecture, description.dims, description.naming, checkpoint.load_tensors(),
                           checkpoint.source.reference, order=description.byte_order,
                           dequantize=how.compute == "dequantize", own_nvfp4=backend is not None,
                           full_precision=frozenset(description.full_precision), step=how.step)
-        if native.part_kinds:
-            from .nunchaku.runtime import part_operations
-
-            operations = part_operations(native, how, checkpoint.source.reference)
-        else:
-            operations = _operations(native, how.compute, backend)
+        operations = running.operations(native, how, checkpoint.source.reference, fp4=backend)
         native.notes += [note] if note else []
         return native, operations
 
@@ -204,41 +198,3 @@ def _compare_with_declaration(description: CheckpointDescription, declaration: D
             description.problems.append(f"the metadata declares {name} as {word}, but it is stored as {stored}")
         elif stored is not None and conf.get("full_precision_matrix_mult"):
             description.full_precision.append(name)
-
-
-def _check_compute(compute: str, description: CheckpointDescription) -> None:
-    """Raise CheckpointError when the compute choice is impossible on this device."""
-    if compute == "native" and not host.is_cpu():
-        for kind, needs in (("FP8", "SM 8.9"), ("NVFP4", "SM 10.0")):
-            if kind in description.formats and not host.has_matmul(kind):
-                raise CheckpointError(f"{host.device_name()} has no {kind} matrix multiplication (NVIDIA {needs} or "
-                                      "newer has)", "", "set compute to 'auto' or 'dequantize'")
-
-
-def _fp4_backend(wanted: str, description: CheckpointDescription, compute: str) -> tuple[str | None, str]:
-    """FlashInfer's backend for NVFP4 layers, or None for the host's kernels; and a line for the report."""
-    if "NVFP4" not in description.formats:
-        return None, f"fp4_backend {wanted} has no effect, there are no NVFP4 layers" if wanted != "auto" else ""
-    if compute == "dequantize":
-        return None, ""
-    from ...quant.flashinfer_fp4 import choose
-
-    return choose(wanted, host.capability())
-
-
-def _operations(native: NativeStateDict, compute: str, fp4_backend: str | None = None) -> Any:
-    """The host's own operations for a model without quantized layers (None); else its mixed ones, whose every refusal
-    is answered, with row shards where a module needs them and native matmul where that is asked for."""
-    if not native.layouts:
-        return None
-    from ...quant.exact import with_exact_answers
-    from ...quant.ops import with_row_shards
-
-    operations = host.mixed_operations(native.tensors, native=compute == "native")
-    if not native.needs_row_shards:
-        return with_exact_answers(operations)
-    if fp4_backend is None:
-        return with_row_shards(operations)
-    from ...quant.flashinfer_fp4 import layout_name
-
-    return with_row_shards(operations, layout_name(fp4_backend))

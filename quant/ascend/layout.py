@@ -139,7 +139,7 @@ def decode(qdata: torch.Tensor, params: AscendLayout.Params, *, smoothed: bool =
 
 def as_ascend(weight: object) -> tuple[torch.Tensor, AscendLayout.Params] | None:
     """Codes and Params of a weight in this layout, or in the host's layouts of the same formats; else None."""
-    if not isinstance(weight, QuantizedTensor) or weight._params.transposed:
+    if not isinstance(weight, QuantizedTensor) or getattr(weight._params, "transposed", False):  # not all layouts say
         return None
     data, p = weight._qdata, weight._params
     rows, columns = p.orig_shape

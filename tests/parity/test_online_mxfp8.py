@@ -13,26 +13,12 @@ from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.makers import online_mxfp8
 from quantized_transformers.makers.builders.presets import PRESETS, variants
 from support import families, flux, lora, wan
+from support.mx import mx
 
 FORWARD = 1e-5  # fp32 forwards of the same network in two implementations (test_flux1.py)
 # What the published checkpoints keep, in diffusers' names (specs/modelopt.md 3.2): FLUX.1 has a list, Wan has none.
 KEEPS = {"flux": r"transformer_blocks\.\d+\.(norm1|norm1_context)\.linear|transformer_blocks\.\d+\.(ff|ff_context)\.net|"
                  r"single_transformer_blocks\.\d+\.norm\.linear", "wan": r"$ nothing"}
-NUMBERS = torch.tensor([(m / 8 if e == 0 else 1 + m / 8) * 2.0 ** (max(e, 1) - 7) for e in range(16) for m in range(8)][:-1])
-
-
-def mx(weight: torch.Tensor) -> torch.Tensor:
-    """A weight [N, K] through MXFP8 and back, F32: exponent floor(log2 amax) - 8, nearest number of the E4M3 table,
-    the even code of two, 448 at most."""
-    blocks = weight.double().reshape(weight.shape[0], -1, 32)
-    exponent = torch.frexp(blocks.abs().amax(-1, keepdim=True)).exponent - 1 - 8
-    scaled = torch.ldexp(blocks, -exponent)
-    table = NUMBERS.double()
-    upper = torch.bucketize(scaled.abs().contiguous(), table).clamp(max=len(table) - 1)
-    lower = (upper - 1).clamp(min=0)
-    up, down = table[upper] - scaled.abs(), scaled.abs() - table[lower]
-    code = torch.where((up < down) | (up == down) & (upper % 2 == 0), upper, lower)
-    return torch.ldexp(table[code] * scaled.sign(), exponent).reshape(weight.shape).float()
 
 
 @pytest.fixture(scope="module", params=["flux", "wan"])

@@ -280,14 +280,19 @@ def test_loras_are_in_the_file_as_comfyuis_save_node_puts_them_there(name, saved
         assert torch.equal(qkv, torch.cat([s * f for s, f in zip(shards, scales, strict=True)]).bfloat16())
 
 
-def test_mixtures_that_no_loader_takes_are_refused(tiny, output):
-    """Row shards beside MXFP8: this pack would not load the file, nor would ComfyUI. In stock format both do."""
-    patcher, _ = online_mxfp8.quantize(load(tiny.mixed), "^$", step=lambda: None)
-    with pytest.raises(CheckpointError, match="no loader takes them together"):
-        save(patcher, "mixture", step=lambda n: None)
-    assert not list(output.glob("*mixture*"))
-    path, report = save(patcher, "mixture", "stock", step=lambda n: None)
-    assert "load it with ComfyUI's Load Diffusion Model" in report
+@pytest.mark.parametrize("export", ["fp8", "mixed"])
+def test_mixtures_come_back_bit_by_bit(export, tiny, output):
+    """MXFP8 beside FP8 and row shards: exact, what this pack loads is the MODEL, bit for bit; in stock format both load
+    it."""
+    patcher, _ = online_mxfp8.quantize(load(getattr(tiny, export)), "^$", step=lambda: None)
+    path, _ = save(patcher, f"mixture {export} exact", step=lambda n: None)
+    again = model.load(model.Request(str(path)), quiet=True)
+    assert again.description.formats.keys() >= {"MXFP8", "FP8", "row shards"} and not again.description.problems
+    ours, back = patcher.model.diffusion_model.state_dict(), again.patcher.model.diffusion_model.state_dict()
+    assert ours.keys() == back.keys() and all(equal(t, back[n]) for n, t in ours.items() if "comfy_quant" not in n)
+    assert torch.equal(RUN["flux"](again.patcher), RUN["flux"](patcher))
+    path, report = save(patcher, f"mixture {export}", "stock", step=lambda n: None)
+    assert "stock ComfyUI loads this file" in report and "it loads with Load Base Model" in report
     import comfy.sd
 
     assert common.rel_l2(RUN["flux"](comfy.sd.load_diffusion_model(str(path))), RUN["flux"](patcher)) < BF16

@@ -1,7 +1,7 @@
 """Checkpoints written by msmodelslim for Ascend: quant_model_description*.json beside the weights.
 
 files.py finds them, description.py reads the types, names.py the tensor names, layers.py holds both against the
-architecture, native.py makes the native tensors; saved.py reads back what ComfyUI's save nodes write of such a model.
+architecture, native.py makes the native tensors. What ComfyUI's save nodes write of such a model is read by comfy.py.
 Nothing heavy is imported before it is needed.
 """
 
@@ -49,9 +49,8 @@ class ModelSlim:
 
     def recognise(self, checkpoint: Checkpoint) -> bool:
         from .description import description_path
-        from .saved import is_saved
 
-        return description_path(checkpoint.source) is not None or is_saved(checkpoint.tensors)
+        return description_path(checkpoint.source) is not None
 
     def require(self, checkpoint: Checkpoint, description: CheckpointDescription, choices: Any) -> None:
         from .description import description_path
@@ -62,10 +61,9 @@ class ModelSlim:
                                   "give the folder of an export; Load Base Model loads other checkpoints")
 
     def describe(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> CheckpointDescription:
-        from . import layers, saved
-        from .description import description_path
+        from .layers import describe
 
-        return (layers if description_path(checkpoint.source) else saved).describe(checkpoint, base)
+        return describe(checkpoint, base)
 
     def prepare(self, checkpoint: Checkpoint, description: CheckpointDescription,
                 how: How) -> tuple[NativeStateDict, Any]:

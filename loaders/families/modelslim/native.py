@@ -5,20 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .... import host
-from ....quant import host_formats
-from ....quant.ascend.kinds import HOST_FORMAT, KINDS, MARKER
 from ....quant.ascend.schemes import SCHEMES
-from ....quant.host_formats import HOST_FORMATS
 from ....quant.stored import MODELOPT_ORDER, PLAIN
 from ...architectures import ARCHITECTURES, Module
-from ...architectures.base import tensor_name
 from ...assemble import NativeStateDict, add_module, take
 from ...containers.checkpoint import Checkpoint
 from ...description import CheckpointDescription
 from ...errors import CheckpointError
 from ...words import first_ten
+from .. import running
 from ..base import How
-from . import saved
 from .description import FLOAT
 from .names import plain_names
 
@@ -33,21 +29,17 @@ def prepare(checkpoint: Checkpoint, description: CheckpointDescription, how: How
     nothing used.
     """
     host.require("Ascend")
-    _check_host(description)
     import torch
-
-    from ....quant.ascend.ops import with_ascend
 
     architecture = next(a for a in ARCHITECTURES if a.name == description.architecture)
     where = checkpoint.source.reference
     stored, _, _ = plain_names(checkpoint.load_tensors(), where)
     native = NativeStateDict()
     compute = how.compute
-    add = _add_saved if description.family in (saved.FAMILY, saved.HANDED) else _add
     layouts: set[str] = set()
     for module in architecture.modules(description.dims, description.naming):
         try:
-            layouts.add(add(native, module, stored, description, compute == "dequantize"))
+            layouts.add(_add(native, module, stored, description, compute == "dequantize"))
         except ValueError as error:
             raise CheckpointError(str(error), where, "copy the export again, or report it to its publisher") from error
         how.step()
@@ -58,28 +50,9 @@ def prepare(checkpoint: Checkpoint, description: CheckpointDescription, how: How
         raise CheckpointError(f"{len(stored)} stored tensors were not used: {first_ten(stored)}", where,
                               "report this; the checkpoint holds more than its architecture")
     layouts.discard("")
-    if not layouts:
-        return native, None
-    ours = layouts - HOST_FORMATS.keys()
-    backend, why = _backend(ours, compute) if ours else ("comfy_kitchen", "")
-    native.notes = [*_summary(native.notes), *([why] if why else []), *_handed(description, compute)]
-    return native, with_ascend(host.mixed_operations(native.tensors, native=compute == "native"), backend)
-
-
-def _check_host(description: CheckpointDescription) -> None:
-    """Raise CheckpointError for layers in a format that the host is to make sense of, and does not have."""
-    for name in description.formats.keys() & host_formats.NAMES.keys():
-        word = host_formats.NAMES[name]
-        if word not in host.quantized_formats():
-            raise CheckpointError(f"ComfyUI {host.version()} does not have the format {word!r}, which "
-                                  f"{description.formats[name]} layers are in ({name})", description.reference,
-                                  "update ComfyUI and its comfy-kitchen")
-
-
-def _handed(description: CheckpointDescription, compute: str) -> list[str]:
-    names = [name for name in description.formats if name in host_formats.NAMES]
-    how = "dequantized for every matmul, as chosen" if compute == "dequantize" else "multiplied by ComfyUI itself"
-    return [f"{' and '.join(names)}: {how}, on {host.device_name()}"] if names else []
+    native.notes = _summary(native.notes)
+    native.words = layouts
+    return native, running.operations(native, how, where)
 
 
 def _add(native: NativeStateDict, module: Module, stored: dict[str, Tensor], description: CheckpointDescription,
@@ -101,30 +74,10 @@ def _add(native: NativeStateDict, module: Module, stored: dict[str, Tensor], des
         native.notes += _check_quant_bias(name, part)
     layer = scheme.tensors(name, part, bias=module.bias)
     if layer.layout and dequantize:
-        layer.tensors["comfy_quant"] = _dequantized({"format": layer.layout})
+        layer.tensors["comfy_quant"] = running.dequantized({"format": layer.layout})
     native.tensors |= {f"{module.native}.{leaf}": tensor for leaf, tensor in layer.tensors.items()}
     native.notes += layer.notes
     return layer.layout
-
-
-def _add_saved(native: NativeStateDict, module: Module, stored: dict[str, Tensor], description: CheckpointDescription,
-               dequantize: bool) -> str:
-    """As _add, for tensors that are the host's already."""
-    import json
-
-    name, layout = module.stored[0], ""
-    leaves = (module.stored_leaf, "bias", *sorted(saved.LEAVES)) if module.linear else (module.stored_leaf, "bias")
-    for leaf in leaves:
-        if tensor_name(name, leaf) not in stored:
-            continue
-        tensor = stored.pop(tensor_name(name, leaf))
-        if leaf == "comfy_quant":
-            conf = json.loads(bytes(tensor.tolist()))
-            layout = conf["format"]
-            if dequantize:
-                tensor = _dequantized(conf)
-        native.tensors[tensor_name(module.native, module.leaf if leaf == module.stored_leaf else leaf)] = tensor
-    return layout
 
 
 def _check_quant_bias(name: str, part: dict[str, Tensor]) -> list[str]:
@@ -148,13 +101,6 @@ def _check_quant_bias(name: str, part: dict[str, Tensor]) -> list[str]:
     return [f"{name}: quant_bias overflowed when it was exported (F16), made again from bias"]
 
 
-def _dequantized(conf: dict[str, Any]) -> Tensor:
-    """The marker of a layer that multiplies in full precision."""
-    from ....quant.shards import marker
-
-    return marker({**conf, "full_precision_matrix_mult": True})
-
-
 def _summary(notes: list[str]) -> list[str]:
     """Notes "layer: text" with the same text as one line."""
     layers: dict[str, list[str]] = {}
@@ -162,34 +108,3 @@ def _summary(notes: list[str]) -> list[str]:
         layer, _, text = note.partition(": ")
         layers.setdefault(text, []).append(layer)
     return [f"{text}: {len(names)} layers ({first_ten(names)})" for text, names in layers.items()]
-
-
-def _backend(layouts: set[str], compute: str) -> tuple[str, str]:
-    """Who multiplies, and a line for the report. Raises CheckpointError when "native" is impossible on this NPU.
-
-    "native" off an NPU is comfy-kitchen where it multiplies these kinds quantized, else the reference, which does so
-    anywhere, slowly.
-    """
-    from ....quant.ascend.backends import KITCHEN_RULES, choose_backend
-    from ....quant.ascend.backends.torch_npu import device_facts
-
-    of_host = {word: kind for kind, word in HOST_FORMAT.items()}
-    kinds = sorted({of_host.get(word, word.removeprefix(MARKER)) for word in layouts})
-    facts, wanted = device_facts(host.device_type()), "auto"
-    if compute == "native":
-        emulated = [kind for kind in kinds if kind in KITCHEN_RULES and not KINDS[kind].integer]
-        blackwell = (host.capability() or (0, 0)) >= (10, 0)
-        if blackwell:
-            emulated = [kind for kind in emulated if kind != "w8a8_mxfp8"]
-        wanted = "torch_npu" if facts.npu else "reference" if emulated else "comfy_kitchen"
-    try:
-        backend, why = choose_backend(wanted, kinds, facts)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-    if compute == "dequantize":
-        return backend, "dequantized for every matmul, as chosen: weights stay quantized in memory"
-    if backend == "comfy_kitchen" and compute == "auto" and not host.has_matmul("INT8"):
-        off = [kind.upper() for kind in kinds if HOST_FORMAT.get(kind) == "int8_tensorwise"]
-        why += "".join(f"; {kind} is dequantized for every matmul, because ComfyUI has INT8 off for this device"
-                       for kind in off)
-    return backend, f"backend {backend} on {host.device_name()}: {why}"

@@ -1,7 +1,7 @@
 """Nunchaku's SVDQuant files: `svdq-int4_r*` and `svdq-fp4_r*`, and the older folders of two files (docs/formats).
 
 files.py finds them, recognise.py and table.py read them, plan.py says what makes each native module, convert.py makes
-it, runtime.py chooses who multiplies. Nothing heavy is imported before it is needed.
+it. Nothing heavy is imported before it is needed.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ class Nunchaku:
 
     def prepare(self, checkpoint: Checkpoint, description: CheckpointDescription,
                 how: How) -> tuple[NativeStateDict, Any]:
+        from .. import running
         from .convert import convert
         from .plan import part_kinds
-        from .runtime import choose, part_operations
 
-        choose(how, part_kinds(description), checkpoint.source.reference)  # before anything is read
+        running.svdquant_backend(how, part_kinds(description), checkpoint.source.reference)  # before anything is read
         native = convert(checkpoint, description, how.step)
-        return native, part_operations(native, how, checkpoint.source.reference)
+        return native, running.operations(native, how, checkpoint.source.reference)
 
 
 def _choice(choices: Any) -> Choice:
