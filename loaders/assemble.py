@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Modules whose width ComfyUI's detection reads from the weight's columns, half as many when NVFP4 packs them
-# (specs/parity.md section 6).
+# (ComfyUI's comfy/model_detection.py).
 DETECTED = frozenset({"img_in", "txt_in", "vector_in.in_layer", "txt_in.input_embedder", "cap_embedder.1",
                       "x_embedder"})
 COMPANIONS = tuple(sorted(frozenset().union(*(fmt.companions for fmt in formats()))))

@@ -36,7 +36,7 @@ KNOWN_OVERRIDES = (
 
 
 # A quantized repo that users give as the base itself: it has weights only, the rest is that of its base
-# (SGLang-Diffusion's compatibility path, specs/modelopt.md section 1.5).
+# (SGLang-Diffusion's compatibility path, pipelines/flux_2_nvfp4.py).
 _NVFP4_REPO, _NVFP4_BASE = "flux.2-dev-nvfp4", "black-forest-labs/FLUX.2-dev"
 
 

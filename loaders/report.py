@@ -65,7 +65,7 @@ def how_it_runs(kind: str, compute: str) -> str:
         return f"native {kind} matmul on {device}"
     if compute == "native":
         return f"{kind} matmul (as chosen) on {device}, slower there than dequantized"
-    # specs/performance.md section 3, by bytes; nobody has measured it for NVFP4
+    # calculated by bytes (docs/formats/fp8.md); nobody has measured it for NVFP4
     cost = " (costs about 6-13 % of the linear layers' time on a GPU)" if kind == "FP8" else ""
     return (f"emulated on {device}: it has no {kind} matmul, weights stay {kind} in memory and are dequantized for "
             f"every matmul{cost}")

@@ -1,6 +1,6 @@
 """Any MODEL -> the same MODEL with its Linear weights in MXFP8, at load.
 
-Weights get the rule of Ascend's npu_dynamic_mx_quant (floor of the shared exponent, specs/ascend.md section 3.2) and
+Weights get the rule of Ascend's npu_dynamic_mx_quant (floor of the shared exponent, docs/formats/mxfp8.md) and
 the host's own MXFP8 layout and marker, so that its LoRA, offload and save code work on them.
 """
 

@@ -2,7 +2,7 @@
 
 An FP4 dot product does not change when both operands swap the two codes of every byte, so weights and activations stay
 in the host's order (high nibble first, scales in 128 x 4 tiles), which is what the cudnn and cutlass kernels take;
-trtllm wants the weight's rows shuffled, which FlashInfer's own functions do (specs/modelopt.md section 4.5).
+trtllm wants the weight's rows shuffled, which FlashInfer's own functions do (as in SGLang's modelopt_quant.py).
 
 FlashInfer is imported when a layer first multiplies; whether it may be used is decided before, by `choose`.
 """

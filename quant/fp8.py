@@ -1,6 +1,6 @@
 """FP8 E4M3 with one scale a tensor: ModelOpt FP8 and generic `fp8`.
 
-Stored per Linear P (nvidia-modelopt 0.47 export, specs/modelopt.md section 2.2; SGLang's converter writes the same
+Stored per Linear P (nvidia-modelopt 0.47 export, docs/formats/fp8.md; SGLang's converter writes the same
 with scales of shape [1]):
 
     P.weight        F8_E4M3 [out, in]    W = weight.float() * weight_scale

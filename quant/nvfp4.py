@@ -1,6 +1,6 @@
 """NVFP4: E2M1 codes in pairs, an E4M3 scale for each 16 columns, and one F32 scale a tensor.
 
-Stored per Linear P (specs/modelopt.md section 4.1):
+Stored per Linear P (docs/formats/nvfp4.md):
 
     P.weight          U8      [out, in / 2]   two E2M1 codes a byte
     P.weight_scale    F8_E4M3 [out, in / 16]  block scales, row-major or in 128 x 4 tiles (then possibly padded)
@@ -10,7 +10,7 @@ Stored per Linear P (specs/modelopt.md section 4.1):
 W[n, k] = e2m1(code) * weight_scale[n, k // 16] * weight_scale_2. E2M1: bit 3 is the sign, magnitudes are
 0, 0.5, 1, 1.5, 2, 3, 4, 6.
 
-Two byte orders exist and bytes alone do not tell them apart (section 4.2): ModelOpt writes even columns in the low
+Two byte orders exist and bytes alone do not tell them apart: ModelOpt writes even columns in the low
 nibble and row-major scales, ComfyUI and Black Forest Labs the high nibble and tiles. The host wants the latter.
 """
 

@@ -2,8 +2,8 @@
 
 ComfyUI fuses q, k, v (and FLUX's proj_mlp) into one Linear; its FP8 and NVFP4 layouts have one tensor scale a weight.
 ModelOpt exports one for each of q, k, v. Squeezing FP8 under one scale costs up to 1.2 % of output error
-(specs/parity.md section 4), and gluing the bytes costs a copy of most of the model. So each shard stays the view it was
-loaded as, with its own scale: the activation is quantized once, and each shard is one GEMM.
+(docs/formats/row-shards.md), and gluing the bytes costs a copy of most of the model. So each shard stays the view it
+was loaded as, with its own scale: the activation is quantized once, and each shard is one GEMM.
 
 The FP8 layout also carries what the host's has no way to say: an activation scale that is computed on the fly when the
 checkpoint has none (the host's layout would take 1.0 and clip).
@@ -38,7 +38,7 @@ from .exact import or_exact
 
 FP8_NAME, NVFP4_NAME = "QTRowShardsFP8Layout", "QTRowShardsNVFP4Layout"
 E4M3 = torch.float8_e4m3fn
-E4M3_MAX = 448.0  # specs/modelopt.md 5.3: beyond 464 a cast gives NaN, so clamp
+E4M3_MAX = 448.0  # torch casts what is beyond 464 to NaN, so clamp
 
 
 class RowShard(NamedTuple):

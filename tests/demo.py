@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 SEED = 7
-# Relative error of a normally distributed weight, RMS: the mantissa's of E4M3; NVFP4 (specs/modelopt.md); a 7th of the
+# Relative error of a normally distributed weight, RMS: the mantissa's of E4M3; NVFP4 (calculated); a 7th of the
 # largest of 64 values as step; a 127th of the largest of a row
 ERRORS = {"FP8": 0.026, "NVFP4": 0.095, "MXFP8": 0.026, "SVDQuant int4": 0.10, "INT8": 0.006}
 # Mean PSNR against BF16 in dB: that error as a signal-to-noise ratio, and how much of it this model's pictures show

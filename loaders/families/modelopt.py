@@ -97,7 +97,8 @@ _PACKED_QKV = re.compile(r"(^|\.)(double_blocks\.\d+\.(img|txt)_attn\.qkv|single
 
 def byte_order(tensors: dict[str, TensorInfo], declaration: Declaration) -> ByteOrder:
     """How the files pack NVFP4: what swap_weight_nibbles says, else packed q/k/v or ComfyUI's markers (high nibble
-    first, tiled scales), else ModelOpt's order (specs/modelopt.md section 4.3). Reported, as bytes do not tell."""
+    first, tiled scales), else ModelOpt's order (docs/sources/sglang.md, "NVFP4 by tensors"). Reported, as bytes do not
+    tell."""
     text = "\n".join(tensors)
     packed, comfy = bool(_PACKED_QKV.search(text)), ".comfy_quant" in text or declaration.comfy
     why = "packed q/k/v" if packed else "ComfyUI's markers" if comfy else "ModelOpt's default"
@@ -153,7 +154,8 @@ def _count(description: CheckpointDescription, stored: str, fmt: StoredFormat, s
 
 
 def _matching(patterns: tuple[str, ...], names: list[str]) -> Iterator[str]:
-    """Names that a ModelOpt ignore list covers: full match, `*` crosses dots (specs/modelopt.md section 2.5)."""
+    """Names that a ModelOpt ignore list covers: full match, `*` crosses dots
+    (docs/sources/sglang.md, "Ignore lists")."""
     if not patterns:
         return
     found = re.compile("|".join(f"(?:{re.escape(p).replace(re.escape('*'), '.*')})" for p in patterns))

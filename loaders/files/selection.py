@@ -1,7 +1,7 @@
 """Which files of a folder make up a component: one rule for folders on disk and for repos on the Hub.
 
 Works on names alone, so that the same choice is made before a download and after it. Names are relative to the folder
-and use forward slashes. The order is SGLang-Diffusion's (specs/modelopt.md sections 1.2 and 1.3).
+and use forward slashes. The order is SGLang-Diffusion's (docs/sources/sglang.md, "Which weight files").
 """
 
 from __future__ import annotations

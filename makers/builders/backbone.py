@@ -1,7 +1,8 @@
 """ModelOpt's backbone.pt: calibrated amax values out of a pickle, without running anything from it.
 
 `mto.save` writes {"modelopt_state": ..., "model_state_dict": {...}}; the values wanted are 0-d tensors called
-`<layer>.weight_quantizer._amax` and `<layer>.input_quantizer._amax` (specs/modelopt.md sections 3.5 and 5.1).
+`<layer>.weight_quantizer._amax` and `<layer>.input_quantizer._amax` (docs/sources/modelopt.md,
+"backbone.pt").
 """
 
 from __future__ import annotations

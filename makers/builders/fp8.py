@@ -1,6 +1,6 @@
 """build-fp8: a ModelOpt FP8 export and its base, or the base alone, as a transformer override.
 
-Follows SGLang-Diffusion's build_modelopt_fp8_transformer (specs/modelopt.md section 3), with these differences: a
+Follows SGLang-Diffusion's build_modelopt_fp8_transformer (docs/sources/sglang.md, "FP8 builder"), but: a
 fallback layer's bias comes from the base, too; only weights of two dimensions are quantized; they are clamped before
 the cast; scales that the export carries are used; and what SGLang would load with wrong numbers is refused.
 """
@@ -264,6 +264,6 @@ def _from_base(base: Component, preset: Preset, user: list[re.Pattern[str]], max
         raise CheckpointError("there is nothing to quantize: every weight is to be kept in BF16", base.folder,
                               "give fewer patterns, or another model type")
     plan.notes += unmatched({p.pattern: p.search for p in user}, [*chain.from_iterable(names.values())])
-    # ModelOpt's FP8 has static activation scales only; the generic method says that they are dynamic (section 6)
+    # ModelOpt's FP8 has static activation scales only; the generic method says that they are dynamic
     return plan, {"quant_method": "fp8", "activation_scheme": "dynamic", "ignored_layers": sorted(listed),
                   "quant_type": "FP8"}, numbers

@@ -1,8 +1,8 @@
 """build-nvfp4: a ModelOpt NVFP4 export with some layers from its BF16 base, or the base alone, as an override.
 
-Follows SGLang-Diffusion's build_modelopt_nvfp4_transformer (specs/modelopt.md section 4.6): no arithmetic on an
-export, its NVFP4 bytes stay as they are. From the base alone the bytes are those that nvidia-modelopt's export would
-have: q, k and v of one attention share the tensor scale where ModelOpt shares it.
+Follows SGLang-Diffusion's build_modelopt_nvfp4_transformer (docs/sources/sglang.md, "NVFP4 builder"): no
+arithmetic on an export, its NVFP4 bytes stay as they are. From the base alone the bytes are those that
+nvidia-modelopt's export would have: q, k and v of one attention share the tensor scale where ModelOpt shares it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ GROUP = 16
 SCALES = (".weight_scale", ".weight_scale_2", ".input_scale")
 STATISTICS = ("fallback_modules", "replaced_tensors", "removed_aux_tensors", "output_shards")
 # What nvidia-modelopt gives one amax (modelopt/torch/export/diffusers_utils.py, get_qkv_group_key); it does so for
-# classes whose dummy forward it can run (specs/modelopt.md section 5.3).
+# classes whose dummy forward it can run (docs/sources/modelopt.md, "Shared scales").
 _SHARED = re.compile(r"^(.*\.attn)\.(?:(to_)[qkv]|(add)_[qkv]_proj)$")
 _SHARED_IN = ("FluxTransformer2DModel", "Flux2Transformer2DModel", "QwenImageTransformer2DModel")
 

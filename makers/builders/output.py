@@ -108,8 +108,8 @@ def check_base(base: Component, export: Component) -> None:
 def quantization_of(export: Component, algorithm: str) -> dict[str, Any]:
     """A copy of a ModelOpt export's quantization_config, with `quant_type` and an upper-case `quant_algo`.
 
-    Only what SGLang-Diffusion loads passes (specs/modelopt.md section 1.4): quant_method "modelopt" and exactly this
-    algorithm, which may be missing for FP8. Raises CheckpointError for anything else.
+    Only what SGLang-Diffusion loads passes (docs/sources/sglang.md, "Accepted declarations"): quant_method
+    "modelopt" and exactly this algorithm, which may be missing for FP8. Raises CheckpointError for anything else.
     """
     config = export.config.get("quantization_config")
     where = export.checkpoint.source.config

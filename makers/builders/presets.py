@@ -1,9 +1,10 @@
-"""Which layers stay in BF16, and under which names `ignore` lists them (specs/modelopt.md sections 3.2 to 3.4, 4.6,
-5.1).
+"""Which layers stay in BF16, and under which names `ignore` lists them (docs/sources/sglang.md, "FP8 presets" and
+"NVFP4 builder").
 
 A preset has two lists. `keep` is the fallback set that SGLang-Diffusion validated: these layers are taken from the base
 even where ModelOpt quantized them. `leave` is what nvidia-modelopt's own examples leave alone when they calibrate such
-a model; it is used where there is no export, so that quantizing straight from BF16 ends with the same layers.
+a model; it is used where there is no export, so that quantizing straight from BF16 ends with the same layers
+(docs/sources/modelopt.md, "Calibration filters").
 """
 
 from __future__ import annotations

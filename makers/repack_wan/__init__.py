@@ -1,4 +1,4 @@
-"""Repack a ModelSlim export of Wan under diffusers' names into a diffusers repo, and back (specs/ascend.md section 4).
+"""Repack a ModelSlim export of Wan under diffusers' names into a diffusers repo, and back (SGLang's wan_repack.py).
 
 Only names change: tensor data are copied as they are, in their order, behind a new header.
 """

@@ -1,7 +1,7 @@
 """Original Wan names (the vendor's and ComfyUI's) <-> diffusers' names, for every tensor of a ModelSlim export.
 
-Whole names are looked up, never replaced in parts: `wan_repack.py`'s ordered list of `str.replace` (specs/ascend.md
-section 4.2) gives the same tensor names, but also changes names that merely contain one of its words, and leaves what
+Whole names are looked up, never replaced in parts: the ordered list of `str.replace` in SGLang's `wan_repack.py`
+gives the same tensor names, but also changes names that merely contain one of its words, and leaves what
 only the description names behind.
 """
 
@@ -14,7 +14,8 @@ from ...loaders.architectures.wan import WAN
 from ...loaders.errors import CheckpointError
 from ...loaders.words import first_ten
 
-# What a quantized Linear may have beside weight and bias (specs/ascend.md section 2.0); data is copied, not read.
+# What a quantized Linear may have beside weight and bias (docs/sources/ascend.md, "Stored tensors"); data is
+# copied, not read.
 QUANT_LEAVES = ("weight_scale", "weight_offset", "input_scale", "input_offset", "quant_bias", "deq_scale", "scale_bias",
                 "weight_dual_scale", "svd_lowrank_l1", "svd_lowrank_l2", "left_trans", "right_trans", "clip_ratio")
 ATTENTION_LEAVES = ("q_rot", "k_rot", "quant_type",

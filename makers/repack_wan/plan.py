@@ -166,7 +166,7 @@ def _refuse_other_sizes(config: dict[str, Any], expert: Expert, renamed: dict[st
 
 
 def _file_names(expert: Expert, to_diffusers: bool) -> tuple[list[str], str, str]:
-    """(weight files, index or "", description) by the rules of the writers (specs/ascend.md section 1.1)."""
+    """(weight files, index or "", description) by the writers' rules (docs/sources/ascend.md, "File names")."""
     count, kind = len(expert.checkpoint.headers), str(expert.entries.get("model_quant_type", "")).lower()
     sharded = bool(expert.checkpoint.source.index) or count > 1
     suffix = ""

@@ -1,7 +1,7 @@
 """Integer codes: how an NPU quantizes activations to INT8 and INT4, packs them and multiplies them.
 
-Rules are those of CANN's kernels (specs/ascend.md sections 2.1 to 2.4). comfy-kitchen divides by the scale where the
-NPU multiplies by its reciprocal; the two differ at near-ties only.
+Rules are those of CANN's kernels (docs/sources/ascend.md, "Static W8A8" and "Dynamic integers"). comfy-kitchen divides
+by the scale where the NPU multiplies by its reciprocal; the two differ at near-ties only.
 """
 
 from __future__ import annotations

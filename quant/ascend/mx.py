@@ -1,6 +1,6 @@
 """Microscaling (MX) numbers: codes that share a power of two, E8M0, for every 32 columns.
 
-Vendors choose the shared exponent differently (specs/ascend.md section 3.2). With amax the block's largest magnitude:
+Vendors choose the shared exponent differently (docs/formats/mxfp8.md). With amax the block's largest magnitude:
 
     Ascend (npu_dynamic_mx_quant, scale_alg 0; OCP)   floor(log2(amax)) - emax, larger elements saturate     (here)
     msModelSlim's offline weights                     the same, elements rounded half away from zero, not to even

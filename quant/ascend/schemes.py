@@ -2,7 +2,7 @@
 
 Where the host has the format exactly (INT8 with a scale a row, MXFP8), its own layout and marker are written, so its
 ops, LoRA and memory management work; everything else goes into this pack's layout (layout.py), which ops.py loads.
-Formats: specs/ascend.md sections 1.2, 2 and 3.4. Torch is imported inside functions: headers are checked without it.
+Formats: docs/sources/ascend.md, "Stored tensors". Torch is imported inside functions: headers are checked without it.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ ALL: tuple[Scheme, ...] = (
     _scheme("w4a4_mxfp4_dualscale", "W4A4_MXFP4_DUALSCALE", required=("weight_scale", "weight_dual_scale")),
 )
 SCHEMES: dict[str, Scheme] = {name: scheme for scheme in ALL for name in scheme.names}
-# Types that descriptions may name and this version refuses, and why (specs/ascend.md section 1.2).
+# Types that descriptions may name and this version refuses, and why (docs/sources/ascend.md, "Description").
 REFUSED = {
     "W8A8_TIMESTEP": "its activation scales change with the sampling step",
     "W4A16": "its packing is not documented",

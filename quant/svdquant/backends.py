@@ -1,4 +1,5 @@
-"""Which back end runs SVDQuant weights on which hardware, and how fast to expect it: specs/nunchaku.md section 17."""
+"""Which back end runs SVDQuant weights on which hardware, and how fast to expect it
+(docs/sources/nunchaku.md, "Back ends")."""
 
 from __future__ import annotations
 

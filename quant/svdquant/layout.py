@@ -173,8 +173,8 @@ def _fp4_residual(part: Part) -> Tensor:
 
 
 def plain_shift(weight: Tensor) -> Tensor:
-    """What a plain matmul adds to the stored bias of an unsigned layer, F32 [N] (specs/nunchaku.md section 5):
-    0.171875 * rowsum(residual)."""
+    """What a plain matmul adds to the stored bias of an unsigned layer, F32 [N]
+    (docs/sources/nunchaku.md, "Unsigned activations"): 0.171875 * rowsum(residual)."""
     return weight.sum(1) * SHIFT
 
 

@@ -2,7 +2,7 @@
 becomes a dense delta.
 
 The host would dequantize, add and requantize; SVDQuant weights cannot be requantized. A LoRA B @ A on raw x is what the
-low-rank pair computes already, so down = [down, A.T] and up = [up, s * B] is exact (specs/nunchaku.md section 12.5),
+low-rank pair computes already, so down = [down, A.T] and up = [up, s * B] is exact (docs/sources/nunchaku.md, "LoRA"),
 for unsigned activations too. Where the host patches a weight at load (full load), `on_load` puts the longer pair into
 the weight; the host's backup takes it off again. Where it leaves patches beside the weight (low VRAM, dynamic VRAM),
 `side` adds x @ A.T @ B.T when the layer runs.

@@ -2,7 +2,8 @@
 
 Signatures: nunchaku.ops.quantize.svdq_quantize_w4a4_act_fuse_lora_cuda, nunchaku.ops.gemm.svdq_gemm_w4a4_cuda and
 nunchaku.ops.gemv.awq_gemv_w4a16_cuda of nunchaku 1.0 to 1.2. Unsigned parts do not come here: the package's standalone
-quantizer only emits signed codes (specs/nunchaku.md section 5), so they stay in natural order with comfy-kitchen.
+quantizer only emits signed codes (docs/sources/nunchaku.md, "Unsigned activations"), so they stay in natural order
+with comfy-kitchen.
 
 Packed tensors: codes I8 [N, K/2] and all W4A4 leaves as in a file, padded to 128 (rank to 16); AWQ codes I32 and zeros
 in nunchaku's convention W = q * s + z. AWQ has no low-rank pair there, so that of a LoRA stays in natural order.
@@ -16,7 +17,7 @@ from torch.nn.functional import pad
 
 from .held import Held, padded_sizes
 
-AWQ_ROWS = 8  # gemv_awq aborts the process above (section 10)
+AWQ_ROWS = 8  # gemv_awq aborts the process above (docs/sources/nunchaku.md, "Hardware")
 
 
 

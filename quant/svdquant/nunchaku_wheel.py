@@ -1,7 +1,7 @@
 """Whether the real nunchaku engine is installed, found out without importing it, and which files its kernels take.
 
 PyPI's package of the same name is a statistics library that installs and imports without complaint
-(specs/nunchaku.md section 14), so neither the name, an import nor the version tells.
+(docs/sources/nunchaku.md, "The package on PyPI"), so neither the name, an import nor the version tells.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _python() -> str:
 
 
 def _install() -> str:
-    """The command, with the three versions that must match (section 14.1)."""
+    """The command, with the three versions that must match (docs/sources/nunchaku.md, "The package on PyPI")."""
     try:
         import torch
 
@@ -70,7 +70,8 @@ def _install() -> str:
 
 
 def gate(kinds: set[str] | frozenset[str], capability: tuple[int, int] | None) -> str:
-    """Why nunchaku's kernels do not run weights of these kinds on this GPU; empty when they do (section 10)."""
+    """Why nunchaku's kernels do not run weights of these kinds on this GPU; empty when they do
+    (docs/sources/nunchaku.md, "Hardware")."""
     if capability is None:
         return "nunchaku runs on NVIDIA GPUs only."
     if capability in BLACKWELL:

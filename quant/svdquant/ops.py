@@ -191,7 +191,8 @@ def with_svdquant(operations: Any, backend: str, loaded: Callable[[], None] = la
 
 
 def plain_bias(weight: Any, bias: torch.Tensor | None) -> torch.Tensor | None:
-    """The bias that goes with the dequantized weight (section 5): that of unsigned parts is corrected."""
+    """The bias that goes with the dequantized weight: that of unsigned parts is corrected
+    (docs/sources/nunchaku.md, "Unsigned activations")."""
     params = weight._params
     parts = [natural(held) for held in held_parts(weight._qdata, params)]
     if not any(part.unsigned for part in parts):

@@ -1,4 +1,4 @@
-"""Nunchaku's fragment packings <-> natural order (specs/nunchaku.md section 3), moved in the widest whole units.
+"""Nunchaku's fragment packings <-> natural order (docs/sources/nunchaku.md, "Packing"), moved in the widest units.
 
 Every function takes the padded sizes (rows and columns multiples of 128, rank of 16) and is exact: bytes are moved,
 never computed with. E4M3 goes through its U8 view, because some torch builds cannot permute it.

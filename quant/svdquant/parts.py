@@ -2,7 +2,7 @@
 
 What arrives here is one layer of a file, by the names of format v2. Dtypes and shapes are checked before anything is
 moved, because raw and converted tensors have the same shapes and running the raw ones gives noise without an error
-(specs/nunchaku.md section 12.2).
+(docs/formats/svdquant-int4.md).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ..nvfp4 import ceil_to
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = "qt.svdquant"  # this pack's marker; the host may take a name of its own later (section 12.7)
-SHIFT = 0.171875  # added to the activations of unsigned layers (section 5)
+FORMAT = "qt.svdquant"  # this pack's marker; the host may take a name of its own later
+SHIFT = 0.171875  # added to activations of unsigned layers (docs/sources/nunchaku.md, "Unsigned activations")
 GROUP = {"int4": 64, "nvfp4": 16, "awq": 64}
 MAX_PARTS = 2  # FLUX linear1 (qkv over mlp) and linear2 (attn beside mlp)
 HALF = ("bfloat16", "float16")
@@ -101,7 +101,7 @@ def w4a4_part(leaves: dict[str, Tensor], rows: int, columns: int, unsigned: bool
     wtscale and wcscales of nvfp4) -> its part and its bias [rows], both in natural order, cropped to [rows, columns]
     and in memory of their own.
 
-    Precision is the dtype of wscales, rank the width of proj_down (section 9). Raises ValueError for a missing leaf, a
+    Precision is the dtype of wscales, rank the width of proj_down. Raises ValueError for a missing leaf, a
     wrong dtype or shape, values that are not finite or a smooth factor of zero.
     """
     from . import packing
@@ -140,7 +140,8 @@ def w4a4_part(leaves: dict[str, Tensor], rows: int, columns: int, unsigned: bool
 
 
 def _fp4_scales(leaves: dict[str, Tensor], rows: int, n: int) -> dict[str, Any]:
-    """The second-level scales of nvfp4: a missing wtscale is 1.0, a missing wcscales ones (section 2)."""
+    """The second-level scales of nvfp4: a missing wtscale is 1.0, a missing wcscales ones
+    (docs/formats/svdquant-nvfp4.md)."""
     import torch
 
     from . import packing
@@ -161,8 +162,8 @@ def awq_part(leaves: dict[str, Tensor], rows: int, columns: int, interleaved: in
     """One AWQ W4A16 layer (qweight, wscales, wzeros, bias) -> its part and its bias F32 or as stored [rows].
 
     Padded group rows are stripped. `interleaved` = S (3 or 6) undoes the order [D, S] of modulation rows and takes the
-    folded 1 off the biases of index 1 and S - 2, in F32 (section 6). The rank of the part is 0: a LoRA goes there.
-    Both are in memory of their own. Raises ValueError as w4a4_part does.
+    folded 1 off the biases of index 1 and S - 2, in F32 (docs/sources/nunchaku.md, "Modulation"). The rank of the part
+    is 0: a LoRA goes there. Both are in memory of their own. Raises ValueError as w4a4_part does.
     """
     import torch
 

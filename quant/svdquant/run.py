@@ -1,11 +1,12 @@
 """The forward of a weight in SVDQuantLayout: every part by its back end, outputs on the same rows added, then bias.
 
-Arithmetic of a W4A4 part (specs/nunchaku.md section 4): the quantized activation of (x [+ 0.171875]) / smooth times the
-codes, plus bias, plus the low-rank pair on raw x.
+Arithmetic of a W4A4 part (docs/sources/nunchaku.md, "Arithmetic"): the quantized activation of
+(x [+ 0.171875]) / smooth times the codes, plus bias, plus the low-rank pair on raw x.
 
-Activation rules (section 21.4). INT4: scale = absmax / 7 (unsigned: / 15) of 64 channels, codes from that scale, as
-nunchaku. NVFP4: block scale = amax / 6 as E4M3 with a tensor scale of 1 (nunchaku has none), codes taken from the
-ROUNDED scale, which is the host kernel's rule; nunchaku's kernel takes them from the unrounded one.
+Activations (docs/sources/nunchaku.md, "Activation rules"). INT4: scale = absmax / 7 (unsigned: / 15) of 64
+channels, codes from that scale, as nunchaku. NVFP4: block scale = amax / 6 as E4M3 with a tensor scale of 1 (nunchaku
+has none), codes taken from the ROUNDED scale, which is the host kernel's rule; nunchaku's kernel takes them from the
+unrounded one.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def multiply(x: Tensor, held: Held, params: SVDQuantLayout.Params, bias: Tensor 
 
 
 def dense(x: Tensor, held: Held, bias: Tensor | None) -> Tensor:
-    """The residual dequantized for this matmul, full-precision activations; with the bias correction of section 5."""
+    """The residual dequantized for this matmul, full-precision activations; the bias corrected by `plain_shift`."""
     weight = residual(natural(held))
     if held.place.unsigned:
         shift = plain_shift(weight)

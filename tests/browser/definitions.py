@@ -1,9 +1,10 @@
 """The sixteen example workflows as data; `make_workflows.py` has the real frontend turn them into files.
 
 Sizes in the notes follow from parameter counts: 2 bytes a BF16 weight, 1 an FP8 one, 9/16 an NVFP4 one (a code and a
-sixteenth of an 8-bit scale), with the layers that each published recipe leaves in BF16 (specs/modelopt.md 3.2, 4.4).
-Those of SVDQuant files are the sums of their tensors at rank 32 (specs/nunchaku.md 2). msModelSlim quantizes the 14.05e9
-weights of Wan's blocks (10 Linears a block: specs/ascend.md 1.3) of 14.29e9; MXFP8 is 33/32 bytes each.
+sixteenth of an 8-bit scale), with the layers that each published recipe leaves in BF16 (docs/sources/sglang.md, "FP8
+presets"; docs/sources/modelopt.md, "FLUX.2-dev-NVFP4"). Those of SVDQuant files are the sums of their tensors at rank
+32 (docs/formats/svdquant-int4.md). msModelSlim quantizes the 14.05e9 weights of Wan's blocks (docs/sources/ascend.md,
+"Wan's layers") of 14.29e9; MXFP8 is 33/32 bytes each.
 """
 
 from __future__ import annotations

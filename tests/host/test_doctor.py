@@ -20,7 +20,7 @@ NPU = frozenset(OPS)
 
 
 def test_an_impostor_and_a_line_for_each_family(tmp_path):
-    """PyPI's nunchaku is a statistics library (specs/nunchaku.md section 14)."""
+    """PyPI's nunchaku is a statistics library (docs/sources/nunchaku.md, "The package on PyPI")."""
     (tmp_path / "nunchaku").mkdir()
     (tmp_path / "nunchaku" / "__init__.py").write_text("", encoding="utf-8")
     (tmp_path / "nunchaku-0.16.1.dist-info").mkdir()

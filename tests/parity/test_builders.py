@@ -22,8 +22,8 @@ from support.common import config_of, dequantize, rel_l2, stored
 from support.pack import COMFYUI, PACK
 
 STATISTICS = ("quantized_weights", "bf16_fallback_weights", "preserved_ignored_weights", "added_scale_tensors")
-# specs/modelopt.md section 3.7, of SGLang's own tool. Wan there is 26/0/11/52, the Conv3d patch_embedding among the 26
-# (the trap that the section names); only weights of two dimensions are quantized here, so it is one of the preserved.
+# docs/sources/sglang.md, "FP8 builder's statistics". Wan there is 26/0/11/52, the Conv3d patch_embedding among the 26
+# (the trap that it names); only weights of two dimensions are quantized here, so it is one of the preserved.
 TABLE = {"flux1": (33, 14, 15, 66), "flux2": (28, 10, 13, 56), "wan": (26 - 1, 0, 11 + 1, 52 - 2),
          "hunyuan of the table": (32, 29, 14, 64), "qwen": (22, 12, 9, 44)}
 # The width that ComfyUI runs has a second refiner block, all nine weights of it in the preset.

@@ -11,7 +11,7 @@ from quantized_transformers.loaders.architectures.flux1 import FLUX1
 from quantized_transformers.loaders.assemble import assemble
 from support import flux
 
-# fp32 forwards of the same network in two implementations: specs/parity.md measures 3e-7 .. 4e-7.
+# fp32 forwards of the same network in two implementations: 3e-7 .. 4e-7 were measured (docs/limits.md).
 FORWARD = 1e-5
 
 

@@ -17,7 +17,7 @@ from quantized_transformers.loaders.errors import CheckpointError
 from support import common, flux2
 from support import lora as lora_tools
 
-# fp32 forwards of the same network in two implementations: specs/parity.md measures 3e-7 .. 4e-7.
+# fp32 forwards of the same network in two implementations: 3e-7 .. 4e-7 were measured (docs/limits.md).
 FORWARD = 1e-5
 # One Linear on the same quantized input.
 LAYER = 1e-5

@@ -18,7 +18,7 @@ from support import common, hunyuan_video
 from support import lora as lora_tools
 from support.flux2 import Rows, host_shapes, layer_errors
 
-# fp32 forwards of the same network in two implementations: specs/parity.md measures 3e-7 .. 4e-7.
+# fp32 forwards of the same network in two implementations: 3e-7 .. 4e-7 were measured (docs/limits.md).
 FORWARD = 1e-5
 # One Linear on the same quantized input.
 LAYER = 1e-5

@@ -215,7 +215,8 @@ def test_refusals(case, exports, tmp_path):
 
 
 def quantize(tensors, entries, layer) -> None:
-    """Store a layer that msmodelslim left alone as W8A8_DYNAMIC, by its rule (specs/ascend.md section 2.2)."""
+    """Store a layer that msmodelslim left alone as W8A8_DYNAMIC, by its rule
+    (docs/sources/ascend.md, "Dynamic integers")."""
     weight = tensors[f"{layer}.weight"].float()
     scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-6) / 127
     part = {"weight": (weight / scale).round().to(torch.int8), "weight_scale": scale,

@@ -125,7 +125,8 @@ def layer_error(patcher, export, layer, x) -> float:
     return rel_l2(layer_output(patcher, layer, x), export.source().float().get_submodule(layer)(x))
 
 
-# Relative error of a layer with 512 columns on N(0, 1), weights normal, both sides quantized: specs/ascend.md 6.3.
+# Relative error of a layer with 512 columns on N(0, 1), weights normal, both sides quantized:
+# docs/sources/ascend.md, "Error bands".
 BANDS = {"w8a8_dynamic": 0.0110, "mxfp8": 0.0414, "mxfp4": 0.160, "w4a4_dynamic": 0.194, "mixed": 0.116}
 
 
@@ -144,8 +145,9 @@ AFTER_NORM = [f"blocks.0.{layer}" for layer in ("self_attn.q", "self_attn.k", "s
 
 @pytest.mark.parametrize("name", ["w8a8", "w8a8_fp16"])
 def test_static_layer_error_is_in_the_vendors_band(name, exports):
-    """.011 +-10 % with "inputs clipped to the calibrated range" (specs/ascend.md 6.3): on N(0, 1), and on what reaches
-    the layer in the network. Values out of that range saturate, with an error that no rounding has."""
+    """.011 +-10 % with "inputs clipped to the calibrated range" (docs/sources/ascend.md, "Error bands"):
+    on N(0, 1), and on what reaches the layer in the network. Values out of that range saturate, with
+    an error that no rounding has."""
     export = exports[name]
     patcher, network = ms.load(export.folder, compute="native").patcher, export.source()
     with watched(network, AFTER_NORM) as seen:

@@ -113,7 +113,8 @@ def test_static_forward_equals_emulation(folder):
 
 
 def test_missing_input_scales_are_dynamic(tiny, tmp_path):
-    """Never 1.0: the published FLUX.2 -mixed file lacks those of txt_mlp (specs/modelopt.md section 4.4)."""
+    """Never 1.0: the published FLUX.2 -mixed file lacks those of txt_mlp
+    (docs/sources/modelopt.md, "FLUX.2-dev-NVFP4")."""
     tensors, config = flux.stored(tiny.nvfp4), flux.config_of(tiny.nvfp4)
     tensors = {k: v for k, v in tensors.items() if not (k.endswith("input_scale") and "ff_context" in k)}
     loaded = load(flux.save(tmp_path, tensors, config), compute="native")

@@ -16,7 +16,8 @@ from support import families, flux, lora, wan
 from support.mx import mx
 
 FORWARD = 1e-5  # fp32 forwards of the same network in two implementations (test_flux1.py)
-# What the published checkpoints keep, in diffusers' names (specs/modelopt.md 3.2): FLUX.1 has a list, Wan has none.
+# What the published checkpoints keep, in diffusers' names (docs/sources/sglang.md, "FP8 presets"): FLUX.1 has a
+# list, Wan has none.
 KEEPS = {"flux": r"transformer_blocks\.\d+\.(norm1|norm1_context)\.linear|transformer_blocks\.\d+\.(ff|ff_context)\.net|"
                  r"single_transformer_blocks\.\d+\.norm\.linear", "wan": r"$ nothing"}
 
@@ -84,7 +85,8 @@ def test_weights_are_the_definition_and_the_rest_is_bit_equal(tiny_model):
     for name, tensor in before.items():
         if name.removesuffix(".weight") in layers:
             assert torch.equal(after[name], mx(tensor)), name
-            # 3 bits of mantissa; the spec measures .029 for the same rule on much data, which layers of 8192 scatter around
+            # 3 bits of mantissa; docs/sources/ascend.md, "Stored tensors", has .029 for
+            # the same rule on much data, which layers of 8192 scatter around
             assert 0.024 < flux.rel_l2(after[name], tensor) < 0.034, name
         else:
             assert torch.equal(after[name], tensor), name

@@ -16,7 +16,7 @@ from support import common
 from support import lora as lora_tools
 from support import qwen_image as qwen
 
-# fp32 forwards of the same network in two implementations: specs/parity.md measures 2e-7 .. 3e-7.
+# fp32 forwards of the same network in two implementations: 2e-7 .. 3e-7 were measured (docs/limits.md).
 FORWARD = 1e-5
 # FP8 activations: two implementations agree (to 1e-7 .. 8e-6) until one value falls on the other side of a rounding
 # step; one such step in the timestep's embedding moves everything (measured 1e-3 .. 2e-3).

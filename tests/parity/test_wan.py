@@ -23,7 +23,7 @@ from support import lora as lora_tools
 from support import wan
 from support.common import config_of, dequantize, rel_l2, save, stored
 
-# fp32 forwards of the same network in two implementations: specs/parity.md measures 2e-6 .. 2.5e-6.
+# fp32 forwards of the same network in two implementations: 2e-6 .. 2.5e-6 were measured (docs/limits.md).
 FORWARD = 1e-5
 # FP8 activations: two implementations agree until one value falls on the other side of a rounding step.
 EMULATED = 1e-3
@@ -40,7 +40,8 @@ class Tiny:
 
     bf16: Path
     fp8: Path  # everything FP8 but proj_out and the convolution
-    mixed: Path  # as published: embedders, proj_out, first and last blocks in BF16 (specs/modelopt.md 5.1)
+    # as published: embedders, proj_out, first and last blocks in BF16 (docs/sources/modelopt.md, "Calibration filters")
+    mixed: Path
     sharded: Path
     i2v: Path  # Wan2.1 I2V, with its image embedder FP8 too
 

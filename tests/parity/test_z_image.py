@@ -15,8 +15,8 @@ from quantized_transformers.loaders.errors import CheckpointError
 from support import common, z_image
 from support import lora as lora_tools
 
-# fp32 forwards of the same network in two implementations: specs/parity.md measures 3.6e-6. It is that much because
-# the host's qk norm has another epsilon than diffusers' (1.2e-7, not 1e-5).
+# fp32 forwards of the same network in two implementations: 3.6e-6 were measured (docs/limits.md). It is that much
+# because the host's qk norm has another epsilon than diffusers' (1.2e-7, not 1e-5).
 FORWARD = 1e-5
 # FP8 activations, whole forward: rounding steps amplify any difference. diffusers' own emulated forward moves by 3.4 %
 # when nothing but that epsilon changes; the host's is as far from it, and weights alone are 6.5 % away.

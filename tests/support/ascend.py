@@ -1,6 +1,6 @@
 """Ascend's number formats written a second time (numpy, table look-ups, no code of the pack), and a fake torch_npu.
 
-Sources: specs/ascend.md sections 2 and 3. Tables come from the bit layouts, rounding is a search for the nearest entry.
+Source: docs/sources/ascend.md. Tables come from the bit layouts, rounding is a search for the nearest entry.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def row_pairs(codes: np.ndarray) -> np.ndarray:
 
 
 def decode(kind: str, part: dict[str, torch.Tensor]) -> np.ndarray:
-    """F32 [N, K] of the stored tensors of one layer, by the table of specs/ascend.md section 2."""
+    """F32 [N, K] of the stored tensors of one layer, by the table of docs/sources/ascend.md, "Stored tensors"."""
     p = {leaf: numpy(tensor) for leaf, tensor in part.items()}
     weight = p["weight"]
     if kind == "W8A8":

@@ -34,7 +34,7 @@ from support import (
 )
 
 SUPPORT = Path(__file__).resolve().parent
-# Left in BF16 by the published recipes (specs/modelopt.md section 3.2), besides ModelOpt's own proj_out.
+# Left in BF16 by the published recipes (docs/sources/sglang.md, "FP8 presets"), besides ModelOpt's own proj_out.
 FLUX2_FP8 = [r"time_guidance_embed.*|.*stream_modulation.*|x_embedder|context_embedder|norm_out.*"]
 QWEN_FP8 = [r"img_in|txt_in|time_text_embed.*|norm_out.*|proj_out",
             r"transformer_blocks\.\d+\.((img|txt)_mod|img_mlp\.net\.2).*"]
@@ -90,7 +90,8 @@ def _flux2(models: Path) -> None:
     shutil.rmtree(export)
     folder = models / "black-forest-labs/FLUX.2-dev-NVFP4"
     common.save(folder, packed, None, name="flux2-dev-nvfp4.safetensors")
-    # the published -mixed file lacks the activation scales of the text stream's MLP (specs/modelopt.md section 4.4)
+    # the published -mixed file lacks the activation scales of the text stream's MLP (docs/sources/modelopt.md,
+    # "FLUX.2-dev-NVFP4")
     mixed = {name: value for name, value in packed.items() if not ("txt_mlp" in name and name.endswith("input_scale"))}
     common.save(folder, mixed, None, name="flux2-dev-nvfp4-mixed.safetensors")
 
@@ -118,7 +119,8 @@ def packed_flux2(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def native_flux2_shapes(hidden: int = 256, double: int = 2, single: int = 2, channels: int = flux2.CHANNELS,
                         text: int = FLUX2_TEXT) -> dict[str, torch.Size]:
-    """Names and shapes of FLUX.2's native weights, from the published ones at width 6144 (specs/modelopt.md 4.4)."""
+    """Names and shapes of FLUX.2's native weights, from the published ones at width 6144
+    (docs/sources/modelopt.md, "FLUX.2-dev-NVFP4")."""
     shapes = {"img_in": (hidden, channels), "txt_in": (hidden, text), "time_in.in_layer": (hidden, 256),
               "time_in.out_layer": (hidden, hidden), "guidance_in.in_layer": (hidden, 256),
               "guidance_in.out_layer": (hidden, hidden), "double_stream_modulation_img.lin": (6 * hidden, hidden),

@@ -111,7 +111,7 @@ def writing(folder: Path, budget: Callable[[str, float, float, str], None], roun
 
 # A FLUX.1-like BF16 folder of random weights, and how fast it becomes FP8: two passes over each weight (scale, codes),
 # the output synced to disk. Beside it what the machine takes to copy into fresh pages, before and after: into a fresh
-# tensor (specs/performance.md section 6.1), and into numpy's memory, which asks the system for huge pages.
+# tensor, and into numpy's memory, which asks the system for huge pages.
 BUILD = r"""
 import json, os, runpy, sys, time
 from pathlib import Path

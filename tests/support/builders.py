@@ -24,7 +24,8 @@ class Case(NamedTuple):
 
 
 def hunyuan_of_the_table() -> Any:
-    """HunyuanVideo as specs/modelopt.md section 3.7 counted it: one refiner block, which ComfyUI does not run."""
+    """HunyuanVideo as docs/sources/sglang.md, "FP8 builder's statistics", counts it: one refiner block, which
+    ComfyUI does not run."""
     from diffusers import HunyuanVideoTransformer3DModel
 
     torch.manual_seed(0)
@@ -68,8 +69,9 @@ def export_fp8(name: str, folder: Path) -> Case:
 
 
 class Rules:
-    """What SGLang-Diffusion's loader makes of a folder, by specs/modelopt.md sections 1.4, 2.5 and 4.3: headers and
-    config.json only, written from the rules, without the pack. `refused` says why it would be, or is empty."""
+    """What SGLang-Diffusion's loader makes of a folder, by docs/sources/sglang.md, "Accepted declarations",
+    "Ignore lists" and "NVFP4 by tensors": headers and config.json only, written from the rules, without the pack.
+    `refused` says why it would be, or is empty."""
 
     def __init__(self, folder: Path) -> None:
         self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

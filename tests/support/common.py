@@ -37,7 +37,7 @@ def apply_model(patcher: Any, x: torch.Tensor, sigma: torch.Tensor, load: bool =
 
 def export(model: Any, folder: Path, forward: Callable[[Any, int], Any], algorithm: str = "FP8",
            keep: list[str] | None = None, **kwargs: Any) -> Path:
-    """The real nvidia-modelopt export of a model (specs/modelopt.md 5.1); `keep` are regexes left in BF16.
+    """The real nvidia-modelopt export of a model (docs/sources/modelopt.md, "Export"); `keep` are regexes left in BF16.
 
     `forward(model, seed)` runs it once for calibration, `algorithm` is "FP8" or "NVFP4". Returns the component folder.
     The model given is not changed.
@@ -109,7 +109,7 @@ def emulate(model_class: Any, tensors: dict[str, torch.Tensor], config: dict, dy
             weight_only: tuple[str, ...] = ()) -> Any:
     """A diffusers model in F32 with the stored weights dequantized and quantized activations emulated by hooks.
 
-    FP8 (specs/modelopt.md 2.3): clamp(x / input_scale, +-448) cast to E4M3, times input_scale; dynamic: input_scale =
+    FP8 (docs/formats/fp8.md): clamp(x / input_scale, +-448) cast to E4M3, times input_scale; dynamic: input_scale =
     amax(x) / 448. NVFP4: fake_nvfp4; dynamic amax / 2688. Modules in `weight_only` keep their activations.
     """
     model = model_class.from_config({k: v for k, v in config.items() if k != "quantization_config"})
@@ -157,7 +157,7 @@ def fake_nvfp4(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def swizzle(block: torch.Tensor) -> torch.Tensor:
-    """Block scales into 128 x 4 tiles by the offset formula of specs/modelopt.md section 4.2, padded with zeros."""
+    """Block scales into 128 x 4 tiles by the offset formula of docs/formats/nvfp4.md, "Tiles", padded with zeros."""
     rows, columns = block.shape
     tall, wide = -(-rows // 128) * 128, -(-columns // 4) * 4
     r, c = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")

@@ -19,7 +19,7 @@ from support.common import (  # noqa: F401  # one name for all that FLUX.1 tests
 )
 from support.common import emulate as emulate_class
 
-# What ComfyUI fixes cannot shrink (specs/parity.md section 1): heads of 128, 16 latent channels, MLP ratio 4.
+# What ComfyUI fixes cannot shrink: heads of 128, 16 latent channels, MLP ratio 4.
 HEAD, TEXT, POOLED, CHANNELS = 128, 64, 32, 64
 FALLBACK = [r"transformer_blocks\.\d+\.norm1(_context)?\.linear", r"transformer_blocks\.\d+\.ff(_context)?\.net\..*",
             r"single_transformer_blocks\.\d+\.norm\.linear", r"x_embedder|context_embedder|proj_out|norm_out.*"]

@@ -16,9 +16,10 @@ from support.common import apply_model, dequantize, randomise, rel_l2
 from support.common import emulate as emulate_class
 from support.common import export as export_model
 
-# What ComfyUI fixes cannot shrink (specs/parity.md section 1): heads of 128, 128 latent channels, MLP ratio 3.
+# What ComfyUI fixes cannot shrink: heads of 128, 128 latent channels, MLP ratio 3.
 HEAD, TEXT, CHANNELS = 128, 96, 128
-# The layers that the published NVFP4 file quantizes are those of the blocks; the rest is BF16 (specs/modelopt.md 4.4).
+# The layers that the published NVFP4 file quantizes are those of the blocks; the rest is BF16
+# (docs/sources/modelopt.md, "FLUX.2-dev-NVFP4").
 FALLBACK = [r"transformer_blocks\.\d+\.attn\.(add_[qkv]_proj|to_add_out)", r".*stream_modulation.*",
             r"x_embedder|context_embedder|time_guidance_embed.*|proj_out|norm_out.*"]
 

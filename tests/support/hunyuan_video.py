@@ -12,7 +12,7 @@ from support.common import apply_model, randomise
 from support.common import emulate as emulate_class
 from support.common import export as export_model
 
-# What ComfyUI fixes cannot shrink (specs/parity.md section 1): heads of 128, pooled text 768, two refiner blocks.
+# What ComfyUI fixes cannot shrink: heads of 128, pooled text 768, two refiner blocks.
 HEAD, TEXT, POOLED, CHANNELS = 128, 64, 768, 16
 FALLBACK = [r"transformer_blocks\.\d+\.norm1(_context)?\.linear", r"transformer_blocks\.\d+\.ff(_context)?\.net\..*",
             r"single_transformer_blocks\.\d+\.norm\.linear", r"context_embedder.*|time_text_embed.*|proj_out|norm_out.*"]

@@ -121,7 +121,7 @@ class TinyWan(BaseModelAdapter, MultimodalPipelineInterface, AscendV1GlobalModel
     def prepare_calib_data(self, models, dump_config, save_path, dataset, inference_config):
         if not dump_config.enable_dump:
             return dict.fromkeys(models)
-        # two calls, as in the recipe of specs/ascend.md section 6, drawn as the tests draw what they run
+        # two calls, drawn as the tests draw what they run
         drawn = [modelslim.inputs(self.export.channels, seed=seed) for seed in range(100, 102)]
         dtype = self.export.dtype
         return {expert: [(x["x"].to(dtype), x["sigma"] * 1000, x["text"][..., :TEXT].to(dtype)) for x in drawn]

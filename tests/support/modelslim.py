@@ -24,7 +24,7 @@ class Export:
     """How a folder of tests/data/modelslim was made: blocks, latent channels, dtype of the source, its experts.
 
     `normal`: its blocks shift and scale nothing, so that what their norms put out is N(0, 1), as what the vendor's
-    error bands were measured on (specs/ascend.md section 6.3).
+    error bands were measured on (docs/sources/ascend.md, "Error bands").
     """
 
     layers: int = 1
@@ -160,7 +160,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor], entries: dict[str, Any])
 
 
 def decode(tensors: dict[str, torch.Tensor], entries: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Every weight of an export in F64 by native layer name, as specs/ascend.md section 2.0 decodes it.
+    """Every weight of an export in F64 by native layer name, as docs/sources/ascend.md, "Stored tensors", has it.
 
     Written from that table alone; exact up to the one rounding of W8A8's quotient of two scales (to F32, as stored).
     """
@@ -203,7 +203,7 @@ def _decode(kind: str, part: dict[str, Any]) -> torch.Tensor:
 def layers(export: Copied) -> dict[str, tuple[str, dict[str, torch.Tensor]]]:
     """Every quantized layer of an export by native name: its type, and its stored tensors by leaf.
 
-    quant_bias by its formula (specs/ascend.md section 2.1) where msmodelslim's quotient overflowed F16.
+    quant_bias by its formula (docs/sources/ascend.md, "Static W8A8") where msmodelslim's quotient overflowed F16.
     """
     found, tensors = {}, export.tensors
     for name, kind in export.entries.items():
@@ -245,7 +245,7 @@ def decoded_source(export: Copied) -> torch.nn.Module:
     return network
 
 
-# SGLang's repack tool: str.replace of every row, in this order (specs/ascend.md section 4.2).
+# SGLang 0.5.23's tools/wan_repack.py: str.replace of every row, in this order.
 REPACK = [
     ("time_embedding.0", "condition_embedder.time_embedder.linear_1"),
     ("time_embedding.2", "condition_embedder.time_embedder.linear_2"),

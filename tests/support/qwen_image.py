@@ -11,7 +11,7 @@ import torch
 
 from support import common
 
-# What ComfyUI fixes cannot shrink (specs/parity.md section 1): heads of 128, 16 latent channels, MLP ratio 4.
+# What ComfyUI fixes cannot shrink: heads of 128, 16 latent channels, MLP ratio 4.
 HEAD, TEXT, REAL_HIDDEN = 128, 64, 3072
 
 
@@ -54,7 +54,7 @@ def inputs(batch: int = 2, height: int = 8, width: int = 12, text: int = 7, refe
            seed: int = 1) -> dict[str, Any]:
     """Latents [B, 16, 1, H, W], sigma .5 and .25, text [B, T, 64] and reference latents; F32.
 
-    Token counts are even (odd ones are centred differently, specs/parity.md section 3) and references no larger than
+    Token counts are even (odd ones are centred differently: .008 to .014) and references no larger than
     the latents (diffusers' text positions start behind the largest of all, the host's behind the latents).
     """
     g = torch.Generator().manual_seed(seed)

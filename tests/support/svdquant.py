@@ -1,5 +1,5 @@
-"""Nunchaku layers for tests: random ones, packed by the closed-form index formulas of specs/nunchaku.md section 3, and
-their arithmetic of section 4 in F32. Nothing here comes from the pack's unpackers."""
+"""Nunchaku layers for tests: random ones, packed by the closed-form index formulas of
+docs/sources/nunchaku.md, "Packing", and their arithmetic there in F32. Nothing here comes from the pack's unpackers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def take(packed: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
 
 
 def at_codes(first: int, rows: int, columns: int) -> torch.Tensor:
-    """3.1: nibble index [rows, columns] of rows first.. of a qweight with this many columns."""
+    """Nibble index [rows, columns] of rows first.. of a qweight with this many columns."""
     n, k = torch.arange(first, first + rows)[:, None], torch.arange(columns)[None]
     word = ((n // 128) * (columns // 64) + k // 64) * 8 + (n % 128) // 16
     word = word * 32 + (n % 8) * 4 + (k % 32) // 8
@@ -46,34 +46,34 @@ def at_codes(first: int, rows: int, columns: int) -> torch.Tensor:
 
 
 def at_scales(groups: int, channels: int) -> torch.Tensor:
-    """3.2: index [G, N] of 16-bit scales; G = 1 for vectors."""
+    """Index [G, N] of 16-bit scales; G = 1 for vectors."""
     g, n = torch.arange(groups)[:, None], torch.arange(channels)[None]
     return ((n // 128) * groups + g) * 128 + ((n % 128) // 16) * 16 + ((n % 8) // 2) * 4 + ((n % 16) // 8) * 2 + n % 2
 
 
 def at_micro(rows: int, groups: int) -> torch.Tensor:
-    """3.3: index [N, K/16] of E4M3 scales."""
+    """Index [N, K/16] of E4M3 scales."""
     n, c = torch.arange(rows)[:, None], torch.arange(groups)[None]
     flat = ((n // 128) * (groups // 4) + c // 4) * 8 + n % 8
     return ((flat * 4 + (n % 32) // 8) * 4 + (n % 128) // 32) * 4 + c % 4
 
 
 def at_down(columns: int, rank: int) -> torch.Tensor:
-    """3.4: index [K, R] of proj_down."""
+    """Index [K, R] of proj_down."""
     k, r = torch.arange(columns)[:, None], torch.arange(rank)[None]
     return ((((k // 16) * (rank // 16) + r // 16) * 8 + r % 8) * 4 + (k % 8) // 2) * 8 \
         + ((r % 16) // 8) * 4 + ((k % 16) // 8) * 2 + k % 2
 
 
 def at_up(rows: int, rank: int) -> torch.Tensor:
-    """3.5: index [N, R] of proj_up."""
+    """Index [N, R] of proj_up."""
     n, r = torch.arange(rows)[:, None], torch.arange(rank)[None]
     return ((((n // 16) * (rank // 16) + r // 16) * 8 + n % 8) * 4 + (r % 8) // 2) * 8 \
         + ((n % 16) // 8) * 4 + ((r % 16) // 8) * 2 + r % 2
 
 
 def at_awq(rows: int, columns: int) -> torch.Tensor:
-    """3.6: nibble index [N, K] of an AWQ qweight."""
+    """Nibble index [N, K] of an AWQ qweight."""
     n, k = torch.arange(rows)[:, None], torch.arange(columns)[None]
     word = ((n // 4) * (columns // 64) + k // 64) * 64 + (n % 4) * 16 + ((k % 64) // 32) * 8 + k % 8
     return word * 4 + (k % 32) // 8
@@ -165,13 +165,13 @@ class Layer:
 
     @property
     def plain_bias(self) -> torch.Tensor:
-        """The bias that goes with the effective weight (section 5)."""
+        """The bias that goes with the effective weight (docs/sources/nunchaku.md, "Unsigned activations")."""
         if not self.unsigned:
             return self.bias.float()
         return self.bias.float() + SHIFT * (self.residual / self.smooth.float()).sum(1)
 
     def forward(self, x: torch.Tensor, rounded: bool = True) -> torch.Tensor:
-        """Section 4 in F32, activations quantized by `quantized`."""
+        """docs/sources/nunchaku.md, "Arithmetic", in F32, activations quantized by `quantized`."""
         x = x.float()
         if self.kind == "awq":
             return x @ self.residual.t() + self.bias.float()
@@ -181,7 +181,8 @@ class Layer:
 
 def quantized(x: torch.Tensor, kind: str, unsigned: bool = False, rounded: bool = True) -> torch.Tensor:
     """An F32 activation [M, K] through its grid: INT4 as nunchaku; NVFP4 with a tensor scale of 1, codes from the
-    rounded scale (the host's rule) or from the unrounded one (nunchaku's, section 21.4)."""
+    rounded scale (the host's rule) or from the unrounded one (nunchaku's;
+    docs/sources/nunchaku.md, "Activation rules")."""
     groups = x.view(x.shape[0], -1, 64 if kind == "int4" else 16)
     amax = groups.abs().amax(-1, keepdim=True)
     if kind == "int4":
@@ -204,7 +205,8 @@ def to_e2m1(x: torch.Tensor) -> torch.Tensor:
 
 def w4a4(rows: int, columns: int, rank: int = 16, kind: str = "int4", unsigned: bool = False, seed: int = 0,
          dtype: torch.dtype = torch.bfloat16, channel_scales: bool = False) -> Layer:
-    """A random W4A4 layer of unit gain; unsigned ones have the bias that section 5 stores."""
+    """A random W4A4 layer of unit gain; unsigned ones have the bias of
+    docs/sources/nunchaku.md, "Unsigned activations"."""
     g = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 16, (rows, columns), generator=g, dtype=torch.uint8)
     if kind == "int4":
@@ -254,7 +256,8 @@ def awq(rows: int, columns: int, seed: int = 0, dtype: torch.dtype = torch.bfloa
 
 
 def interleave(layer: Layer, vectors: int) -> dict[str, torch.Tensor]:
-    """The leaves of an AWQ modulation as section 6 stores them: rows [S, D] -> [D, S], 1 added to the scale biases."""
+    """The leaves of an AWQ modulation as stored: rows [S, D] -> [D, S], 1 added to the scale biases
+    (docs/sources/nunchaku.md, "Modulation")."""
     rows = layer.codes.shape[0]
     order = torch.tensor([s * (rows // vectors) + d for d in range(rows // vectors) for s in range(vectors)])
     bias = layer.bias.float().view(vectors, -1).clone()

@@ -19,7 +19,7 @@ from torch import Tensor
 from support import flux, qwen_image, svdquant, z_image
 from support.common import E2M1, rel_l2, save
 
-SHIFT = 0.171875  # specs/nunchaku.md section 5
+SHIFT = 0.171875  # docs/sources/nunchaku.md, "Unsigned activations"
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Natural:
 
     @property
     def weight(self) -> Tensor:
-        """The plain weight that it stands for (section 4)."""
+        """The plain weight that it stands for (docs/sources/nunchaku.md, "Arithmetic")."""
         if self.smooth is None or self.up is None or self.down is None:
             return self.residual
         return self.residual / self.smooth + self.up @ self.down
 
     @property
     def plain_bias(self) -> Tensor:
-        """The bias beside `weight`, for a plain Linear (section 5)."""
+        """The bias beside `weight`, for a plain Linear (docs/sources/nunchaku.md, "Unsigned activations")."""
         if not self.unsigned or self.smooth is None:
             return self.bias
         return self.bias + SHIFT * (self.residual / self.smooth).sum(1)
@@ -56,7 +56,7 @@ class Natural:
                        None if self.up is None else self.up[cut], self.unsigned)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The W4A4 arithmetic of section 4, int4; AWQ layers have 16-bit activations."""
+        """The W4A4 arithmetic of docs/sources/nunchaku.md, int4; AWQ layers have 16-bit activations."""
         if self.smooth is None or self.up is None or self.down is None:
             return x @ self.residual.T + self.bias
         q = fake_int4((x + SHIFT if self.unsigned else x) / self.smooth, self.unsigned)
@@ -116,7 +116,7 @@ def w4a4(weight: Tensor, bias: Tensor, precision: str, rank: int, unsigned: bool
 
 def awq(weight: Tensor, bias: Tensor, vectors: int) -> tuple[Natural, dict[str, Tensor]]:
     """Quantize a modulation [S * D, K] as deepcompressor does: rows interleaved [D, S], 1 folded into the scales' biases
-    (sections 2.1 and 6)."""
+    (docs/formats/awq-w4a16.md; docs/sources/nunchaku.md, "Modulation")."""
     weight, bias = weight.float(), bias.float().clone()
     rows, columns = weight.shape
     groups = weight.view(rows, -1, 64)

@@ -12,7 +12,7 @@ from support.common import apply_model, randomise
 from support.common import emulate as emulate_class
 from support.common import export as export_model
 
-# What ComfyUI fixes cannot shrink (specs/parity.md section 1): heads of 128, text of 4096, CLIP features of 1280.
+# What ComfyUI fixes cannot shrink: heads of 128, text of 4096, CLIP features of 1280.
 HEAD, TEXT, IMAGE, FFN = 128, 4096, 1280, 256
 IMAGE_TOKENS = 5  # the real CLIP gives 257
 # Every model the class covers: what `make` and what `inputs` is told for it.

@@ -11,8 +11,8 @@ import torch
 
 from support import common
 
-# ComfyUI wants heads of 128, at least 1024 channels, a multiple of 96, and two of each refiner (specs/parity.md
-# section 1); so this is as small as Z-Image gets: 84M parameters.
+# ComfyUI wants heads of 128, at least 1024 channels, a multiple of 96, and two of each refiner; so this
+# is as small as Z-Image gets: 84M parameters.
 HEADS, DIM, TEXT, REAL_DIM = 9, 1152, 64, 3840
 
 

@@ -36,7 +36,7 @@ def columns_of(kind: str) -> int:
     return 1024 if "DUAL" in kind else 128
 
 
-# amax -> bytes, specs/ascend.md section 3.2
+# amax -> bytes, docs/sources/ascend.md, "Shared exponents"
 VECTORS = [(0, 0, 0), (2.0 ** -119, 0, 6), (1, 119, 125), (1.75, 119, 125), (1.7500001, 119, 125), (2, 120, 126),
            (447, 127, 133), (448, 127, 133), (449, 127, 133), (512, 128, 134), (float("inf"), 255, 255),
            (float("nan"), 255, 255)]

@@ -371,7 +371,8 @@ def test_a_pickle_is_never_run(models, tmp_path):
 
 
 def test_presets_and_names():
-    """auto goes by class; HunyuanVideo's names are mapped onto SGLang's for patterns and ignore (section 3.3)."""
+    """auto goes by class; HunyuanVideo's names are mapped onto SGLang's for patterns and ignore
+    (docs/sources/sglang.md, "HunyuanVideo's names")."""
     for name, class_name in (("flux1", FLUX), ("flux2", "Flux2Transformer2DModel"),
                              ("hunyuan-video", "HunyuanVideoTransformer3DModel"), ("wan22", "WanTransformer3DModel"),
                              ("qwen-image", "QwenImageTransformer2DModel"), ("none", "Other")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 
 import pytest
 
@@ -71,3 +72,31 @@ def test_what_a_windows_console_cannot_print_is_in_no_python_file():
     for folder in (*FOLDERS, "."):
         for path in (PACK / folder).rglob("*.py") if folder != "." else PACK.glob("*.py"):
             path.read_text(encoding="utf-8").encode("cp1252")
+
+
+def test_comments_cite_what_is_in_the_repository():
+    """A page under docs/ and, in quotes behind a comma, its headings; nothing of a folder outside."""
+    if not (PACK / ".git").exists():
+        pytest.skip("not a git checkout: nothing says which files are the repository's")
+    files = subprocess.run(["git", "-C", str(PACK), "ls-files", "-z"], capture_output=True, text=True, check=True,
+                           encoding="utf-8").stdout.split("\0")
+    outside, wrong, cited = "specs" + "/", [], 0
+    for name in filter(None, files):
+        try:
+            text = (PACK / name).read_text(encoding="utf-8")
+        except (UnicodeDecodeError, FileNotFoundError):
+            continue
+        if outside in text:
+            wrong.append((name, outside))
+        if not name.endswith(".py"):
+            continue
+        for page, quoted in re.findall(r"""(?<![\w/])(docs/[\w./-]+\.md)((?:(?:,|\s+and)[\s#]+"[^"]+")*)""", text):
+            cited += 1
+            if not (PACK / page).is_file():
+                wrong.append((name, page))
+                continue
+            headings = re.findall(r"^#+ (.+)$", (PACK / page).read_text(encoding="utf-8"), re.MULTILINE)
+            wrong += [(name, page, heading) for heading in re.findall(r'"([^"]+)"', quoted)
+                      if re.sub(r"\s*\n[\s#]*", " ", heading) not in headings]
+    assert not wrong
+    assert cited > 50

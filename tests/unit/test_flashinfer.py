@@ -22,7 +22,7 @@ BLACKWELL = (10, 0)
 
 
 def unswizzle(tiles: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """128 x 4 tiles -> [rows, columns], by the offset formula of specs/modelopt.md section 4.2."""
+    """128 x 4 tiles -> [rows, columns], by the offset formula of docs/formats/nvfp4.md, "Tiles"."""
     wide = -(-columns // 4) * 4
     r, c = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     offset = ((r // 128) * (wide // 4) + c // 4) * 512 + (r % 32) * 16 + ((r % 128) // 32) * 4 + c % 4

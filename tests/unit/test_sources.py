@@ -110,7 +110,7 @@ A, B = "diffusion_pytorch_model", "flux2-dev-nvfp4"
 
 
 @pytest.mark.parametrize(("files", "chosen"), [
-    # specs/modelopt.md section 1.6, the lines named there: 1311, 1325, 1342
+    # SGLang 0.5.23's test_transformer_quant.py, lines 1311, 1325, 1342
     ([f"{B}.safetensors", f"{B}-mixed.safetensors"], [f"{B}-mixed.safetensors"]),
     ([f"{A}.safetensors", f"{A}.fp16.safetensors"], [f"{A}.safetensors"]),
     ([f"{A}.fp16.safetensors"], [f"{A}.fp16.safetensors"]),

@@ -1,4 +1,5 @@
-"""The SVDQuant Linear against its definition (specs/nunchaku.md sections 4 and 5), written in support/svdquant.py."""
+"""The SVDQuant Linear against its definition (docs/sources/nunchaku.md, "Arithmetic" and "Unsigned activations"),
+written in support/svdquant.py."""
 
 from __future__ import annotations
 

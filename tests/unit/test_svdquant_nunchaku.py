@@ -1,7 +1,8 @@
 """The back end "nunchaku": finding the real engine, its hardware gate, and its kernels' arguments.
 
 The kernels need a GPU and the wheel, so a stand-in with their signatures checks every argument by the shapes and dtypes
-of their documentation, reads the packed tensors by the closed formulas, and computes section 4 in F32.
+of their documentation, reads the packed tensors by the closed formulas, and computes
+docs/sources/nunchaku.md, "Arithmetic", in F32.
 """
 
 from __future__ import annotations
@@ -198,7 +199,8 @@ def test_gate(capability):
         assert found.startswith(text) and bool(found) == bool(text)
 
 
-# Section 17: back end by "auto" without and with the engine, and the word for speed without it.
+# docs/sources/nunchaku.md, "Back ends": back end by "auto" without and with the engine, and the word for
+# speed without it.
 KITCHEN, ENGINE, DENSE = "comfy_kitchen", "nunchaku", "dequantize"
 TABLE = {("int4", (7, 5)): (DENSE, ENGINE, "slower"), ("int4", (8, 0)): (KITCHEN, KITCHEN, "fast"),
          ("int4", (8, 9)): (KITCHEN, KITCHEN, "fast"), ("int4", (9, 0)): (KITCHEN, KITCHEN, "speed unknown"),

@@ -120,7 +120,7 @@ def test_nibbles_are_exchanged_in_place():
 
 @pytest.mark.parametrize("kind", ["int4", "nvfp4"])
 def test_fused_rows_split_as_they_would_unpack_alone(kind):
-    """Section 3.7: parts of 128 rows are whole blocks of the packed tensors."""
+    """docs/sources/nunchaku.md, "Fused rows": parts of 128 rows are whole blocks of the packed tensors."""
     layer = w4a4(384, 128, 16, kind, channel_scales=True)
     part, _ = w4a4_part(layer.leaves, 384, 128)
     for i, piece in enumerate(split_rows(part, [128, 128, 128])):

@@ -1,7 +1,7 @@
 """quant_model_description*.json: a flat map from tensor names to quantization types, and a few facts beside it.
 
 `model_quant_type` and the other facts are not used to decide anything: one writer puts the last type there, the other
-the "highest" (specs/ascend.md section 1.2). Types count layer by layer.
+the "highest" (docs/sources/ascend.md, "Description"). Types count layer by layer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which files of a folder are a ModelSlim checkpoint.
 
-The writers' names (specs/ascend.md section 1.1): quant_model_description.json (AscendV1) or
+The writers' names (docs/sources/ascend.md, "File names"): quant_model_description.json (AscendV1) or
 quant_model_description_<type>.json (MindIE), and quant_model_weight(s)*.safetensors with an index when sharded. A repo
 that was repacked for diffusers has the description beside diffusion_pytorch_model*.safetensors.
 """

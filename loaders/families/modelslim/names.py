@@ -3,7 +3,7 @@
 A smoothed layer is a wrapper around two modules: the weights are in `<layer>.linear`, the smoothing vector is
 `<layer>.div.mul_scale`. SGLang's repack tool strips both words. Rotations and scales of quantized attention are left
 out by name: they make q and k easier to quantize, (qR)(kR)^T = qk^T, and no Linear weight is rotated
-(specs/ascend.md section 1.4).
+(docs/sources/ascend.md, "Extra tensors").
 """
 
 from __future__ import annotations

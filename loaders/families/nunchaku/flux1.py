@@ -1,4 +1,4 @@
-"""FLUX.1 as Nunchaku stores it (specs/nunchaku.md section 8.1-8.3)."""
+"""FLUX.1 as Nunchaku stores it (docs/sources/nunchaku.md, "Names")."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def _up(size: int, step: int) -> int:
 
 
 def _layer_problems(layer: Layer, found: Found, biased: bool, used: set[str]) -> Iterator[str]:
-    """Hold every leaf of a quantized layer against its size (specs/nunchaku.md section 2)."""
+    """Hold every leaf of a quantized layer against its size (docs/formats/svdquant-int4.md has the table)."""
     leaves = {leaf: found.tensors.get(f"{layer.name}.{leaf}") for leaf in LEAVES}
     wanted = _awq_leaves(layer) if layer.entry.awq else _w4a4_leaves(layer, found, leaves["proj_down"])
     optional = {"wtscale", "wcscales", UNNEEDED} | (set() if biased else {"bias"})

@@ -1,4 +1,4 @@
-"""Qwen-Image and Qwen-Image-Edit as Nunchaku stores them (specs/nunchaku.md section 8.4)."""
+"""Qwen-Image and Qwen-Image-Edit as Nunchaku stores them (docs/sources/nunchaku.md, "Names")."""
 
 from __future__ import annotations
 

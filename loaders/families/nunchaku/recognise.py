@@ -1,4 +1,5 @@
-"""Which Nunchaku file this is, from tensor names, dtypes and shapes alone (specs/nunchaku.md section 9)."""
+"""Which Nunchaku file this is, from tensor names, dtypes and shapes alone (docs/sources/nunchaku.md,
+"Recognising a file")."""
 
 from __future__ import annotations
 

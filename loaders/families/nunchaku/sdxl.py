@@ -1,6 +1,6 @@
-"""SDXL as Nunchaku stores it (specs/nunchaku.md section 8.6): diffusers' names, legacy suffixes, nothing unsigned (its
-feed-forward is gated) and no modulation. Convolutions, norms, embeddings, proj_in, proj_out, and attn2.to_k and to_v
-are not quantized."""
+"""SDXL as Nunchaku stores it (docs/sources/nunchaku.md, "Names"): diffusers' names, legacy suffixes, nothing unsigned
+(its feed-forward is gated) and no modulation. Convolutions, norms, embeddings, proj_in, proj_out, and attn2.to_k and
+to_v are not quantized."""
 
 from __future__ import annotations
 

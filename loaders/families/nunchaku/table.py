@@ -16,7 +16,7 @@ class Entry(NamedTuple):
     Its rows are those of the native modules `natives`, in this order. A layer that is only a part of one native module
     has its place there, in multiples of the hidden size: `rows` from `row`, `columns` from `column` (0: all of them).
     `awq` is the number of interleaved vectors of a 4-bit modulation with 16-bit activations (0: it is W4A4).
-    `unsigned`: its int4 activations are shifted and unsigned (specs/nunchaku.md section 5).
+    `unsigned`: its int4 activations are shifted and unsigned (docs/sources/nunchaku.md, "Unsigned activations").
     """
 
     natives: tuple[str, ...]

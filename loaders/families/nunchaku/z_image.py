@@ -1,4 +1,4 @@
-"""Z-Image as Nunchaku stores it (specs/nunchaku.md section 8.5). Modulation is BF16; refiners may be."""
+"""Z-Image as Nunchaku stores it (docs/sources/nunchaku.md, "Names"). Modulation is BF16; refiners may be."""
 
 from __future__ import annotations
 

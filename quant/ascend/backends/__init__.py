@@ -63,7 +63,7 @@ class DeviceFacts:
 
 @dataclass(frozen=True)
 class Needs:
-    """What torch_npu needs for a kind. Generations: specs/ascend.md section 2.8 and torch_npu 2.14's op documentation
+    """What torch_npu needs for a kind. Generations: docs/sources/ascend.md, "Platforms", and torch_npu 2.14's op docs
     (npu_dynamic_mx_quant: Ascend 950 only). CANN: 8.0.RC2 is the first whose npu_quant_matmul takes a scale a token
     (its own documentation before says "not available"), 8.0.RC3 is what SGLang documents for MXFP8."""
 

@@ -1,10 +1,10 @@
 """Ascend's arithmetic in plain torch, for any device: the numbers of an NPU bit by bit, as far as its rules are known.
 
-Known (CANN's kernel sources, specs/ascend.md section 2): how activations are quantized, the integer sums, the order of
-scales and bias. Not known: the order in which an NPU sums floating-point products (MX kinds: equal up to F32 rounding),
-and its FP8 a token rule (taken to be that of INT8). For FP16 outputs of static W8A8 an NPU cuts deq_scale to 10
-mantissa bits (2^-10 relative); this does not. F32 activations are quantized as they are; SGLang, and torch_npu.py,
-round them to BF16 first.
+Known (CANN's kernel sources; formulas in docs/sources/ascend.md): how activations are quantized, the integer sums,
+the order of scales and bias. Not known: the order in which an NPU sums floating-point products (MX kinds: equal up to
+F32 rounding), and its FP8 a token rule (taken to be that of INT8). For FP16 outputs of static W8A8 an NPU cuts
+deq_scale to 10 mantissa bits (2^-10 relative); this does not. F32 activations are quantized as they are; SGLang, and
+torch_npu.py, round them to BF16 first.
 """
 
 from __future__ import annotations

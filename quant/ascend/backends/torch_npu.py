@@ -1,7 +1,7 @@
 """Ascend's NPU, through the operators of torch_npu.
 
 Signatures and limits of the operators are those that torch_npu 2.14 documents and checks; calls follow how SGLang and
-vLLM-Ascend make them (specs/ascend.md section 2). torch_npu is imported when a function here first needs it.
+vLLM-Ascend make them. torch_npu is imported when a function here first needs it.
 
 Weights go to the operators as they are stored; the layouts that an NPU prefers (FRACTAL_NZ) change speed, not numbers,
 and are made only for the two operators that take nothing else. Activations other than FP16 and BF16 become BF16.
