@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from functools import cache
 
 NODES = {
     "load_base": ("QT_LoadBaseModel",),
@@ -22,6 +23,7 @@ NODES = {
 logger = logging.getLogger(__name__)
 
 
+@cache  # the web routes ask again: what is broken is logged once
 def node_classes() -> list[type]:
     """Every node class whose module imports; the others are logged with their traceback."""
     classes: list[type] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from typing import Any
 
 from comfy_api.latest import io
@@ -45,6 +46,25 @@ def compute() -> Any:
                           tooltip="auto: quantized matmul where the device has it, else dequantized for every matmul. "
                                   "native: insist on quantized matmul. dequantize: quantized in memory, full precision "
                                   "in every matmul.")
+
+
+def referring(classes: Iterable[Any]) -> dict[str, dict[str, Any]]:
+    """Node id -> what the web part must know to ask about it, of every node that takes a free reference: `input`, the
+    list that the reference wins over; `others`, the inputs that choose among the checkpoint's files; `kind`, that of
+    the catalog's entries it loads, or None."""
+    from ..views.card import Query
+    from ..views.catalog import LOADS_WITH
+
+    asked = {field.name for field in fields(Query)} - {"reference"}
+    kinds = {node: kind for kind, (node, _) in LOADS_WITH.items()}
+    found = {}
+    for schema in (cls.define_schema() for cls in classes):
+        names = [given.id for given in schema.inputs]
+        if "reference" in names:
+            chosen = next(given.id for given in schema.inputs if isinstance(given, io.Combo.Input))
+            found[schema.node_id] = {"input": chosen, "kind": kinds.get(schema.node_id),
+                                     "others": [name for name in names if name in asked - {chosen}]}
+    return found
 
 
 def check_reference(reference: str | None, download: bool | None = False) -> bool | str:

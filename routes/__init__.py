@@ -19,9 +19,11 @@ GET describe?reference=R&node=QT_X
 GET catalog
     -> items [{reference, title, kind "base" | "override" | "svdq" | "modelslim", node, input, architecture, family,
     formats [names], size, on_disk, verdict, verdict_text}], architectures, formats, pending (true while items are
-    described in the background: their architecture is null; "" is: not recognised).
+    described in the background: their architecture is null; "" is: not recognised), kinds [in the order to show].
 GET device -> views/doctor.facts. The first one also starts the process that reads files, which a first badge would
     else wait for.
+GET page -> what a page asks once: nodes {node: {input, others [inputs], kind | null}} (nodes/inputs.referring), colours
+    {format: "#rrggbb"}, "" being that of a format that no report knows.
 POST download {"reference", "node", ... as describe, "plan": true}
     -> 200 {repo, commit, files {name: bytes} | null (gated), bytes (still missing) | null, gated, licence (address) |
     null, free (bytes)}. Asks the Hub.

@@ -31,6 +31,7 @@ class Routes:
         self.downloads = downloads.Downloads()
         self.catalog = CatalogView(self.reading, self.helper)
         self._facts: Answer | None = None
+        self._page: Answer | None = None
         self._warm: asyncio.Future[Answer] | None = None
 
     async def describe(self, request: web.Request) -> Answer:
@@ -60,6 +61,19 @@ class Routes:
             self._warm = asyncio.ensure_future(self.read("warm", lambda: answer(self.helper.ask("nothing"))))
             self._facts = await self.asking.run("device", partial(guarded, work))
         return self._facts
+
+    async def page(self, request: web.Request) -> Answer:
+        def work() -> Answer:
+            from ..nodes import node_classes
+            from ..nodes.inputs import referring
+            from ..views.layer_map import css_colours
+
+            return answer({"nodes": referring(node_classes()), "colours": css_colours()})
+
+        if self._page is None:
+            # beside our own threads: the page's start waits for this, and must not wait for the Hub
+            self._page = await asyncio.to_thread(guarded, work)
+        return self._page
 
     async def start_download(self, request: web.Request) -> Answer:
         values = parse_object(await read_body(request))
@@ -116,7 +130,7 @@ def add_routes(table: Any) -> None:
     routes = Routes()
     for method, path, handler in (
             ("GET", "describe", routes.describe), ("GET", "catalog", routes.list_catalog),
-            ("GET", "device", routes.device), ("POST", "download", routes.start_download),
+            ("GET", "device", routes.device), ("GET", "page", routes.page), ("POST", "download", routes.start_download),
             ("GET", "download", routes.watch_download), ("DELETE", "download", routes.cancel_download),
             ("POST", "download/cancel", routes.cancel_download), ("POST", "migrate", routes.migrate)):
         table.route(method, f"{PREFIX}/{path}")(_handler(handler, method != "GET"))

@@ -174,16 +174,16 @@ def _verdict(card: dict[str, Any]) -> verdict.Verdict:
 
 def layer_map(description: CheckpointDescription) -> dict[str, Any]:
     """Rows are blocks, columns modules, cells stored formats (None where a block has no such module)."""
-    from .layer_map import PROBLEM_COLOUR, format_colours, panels_of
+    from .layer_map import css_colours, panels_of
 
     panels = panels_of(description)
-    colours = format_colours()
+    colours = css_colours()
     columns = list(dict.fromkeys(module for rows in panels.values() for row in rows.values() for module in row))
     rows = [(f"{kind}.{number}" if number else kind, row) for kind, blocks in panels.items()
             for number, row in blocks.items()]
     return {"rows": [name for name, _ in rows], "columns": columns,
             "cells": [[row.get(module) for module in columns] for _, row in rows],
-            "colours": {name: f"#{bytes(colours.get(name, PROBLEM_COLOUR)).hex()}" for name in description.formats}}
+            "colours": {name: colours.get(name, colours[""]) for name in description.formats}}
 
 
 def _blank(query: Query) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from .card import Query, title
 from .known import KNOWN_CHECKPOINTS
 from .verdict import RED
 
-# kind -> the node that loads it, and its widget that takes the reference
+# kind, in the order to show -> the node that loads it, and its widget that takes the reference
 LOADS_WITH = {"base": ("QT_LoadBaseModel", "base_model"), "override": ("QT_ApplyTransformerOverride", "override"),
               "svdq": ("QT_NunchakuSVDQLoader", "weights"), "modelslim": ("QT_ModelSlimLoader", "folder")}
 _UNQUANTIZED = ("", "BF16", "F16", "F32")
@@ -82,7 +82,8 @@ def _kind(entry: Entry, card: dict[str, Any]) -> str:
 
 
 def listing(items: Iterable[dict[str, Any]], pending: bool) -> dict[str, Any]:
-    """The catalog: items, and the values that filters offer."""
+    """The catalog: items, their kinds, and the values that filters offer."""
     items = list(items)
-    return {"items": items, "architectures": sorted({one["architecture"] for one in items if one["architecture"]}),
-            "formats": sorted({name for one in items for name in one["formats"]}), "pending": pending}
+    return {"items": items, "kinds": list(LOADS_WITH), "pending": pending,
+            "architectures": sorted({one["architecture"] for one in items if one["architecture"]}),
+            "formats": sorted({name for one in items for name in one["formats"]})}

@@ -9,6 +9,7 @@ from ..loaders.families import comfy, modelslim
 from ..loaders.families.nunchaku.plan import COLOURS
 from ..quant import host_formats
 from ..quant.formats import formats
+from ..quant.stored import PLAIN, PLAIN_DTYPES
 
 PROBLEM_COLOUR = (214, 69, 65)
 
@@ -23,9 +24,14 @@ def panels_of(description: CheckpointDescription) -> dict[str, dict[str, dict[st
 
 
 def format_colours() -> dict[str, tuple[int, int, int]]:
-    """The colour (RGB) of every stored format in the layer map."""
+    """The colour (RGB) of every stored format in the layer map, and of the dtypes that plain layers have."""
     return {fmt.name: fmt.colour for fmt in formats()} | COLOURS | modelslim.COLOURS | comfy.COLOURS \
-        | host_formats.COLOURS
+        | host_formats.COLOURS | dict.fromkeys(sorted(PLAIN_DTYPES), PLAIN.colour)
+
+
+def css_colours() -> dict[str, str]:
+    """The same as CSS has them; "" is the colour of a format that is not among them."""
+    return {name: f"#{bytes(colour).hex()}" for name, colour in {**format_colours(), "": PROBLEM_COLOUR}.items()}
 
 
 def layer_map(description: CheckpointDescription) -> Any:

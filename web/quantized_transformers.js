@@ -7,6 +7,7 @@ import { attach, listen, refresh } from './src/badges.js'
 import { sidebarTab } from './src/browser.js'
 import { commands } from './src/commands.js'
 import { loadTexts } from './src/i18n.js'
+import { loadKnown } from './src/known.js'
 import { applyDefaults, settings } from './src/settings.js'
 
 const style = new CSSStyleSheet()
@@ -23,7 +24,7 @@ app.registerExtension({
     url: 'https://github.com/quantized-transformers/quantized-transformers',
     icon: 'pi pi-microchip'
   }],
-  init: loadTexts,
+  init: () => Promise.all([loadTexts(), loadKnown()]),
   setup() {
     listen()
     app.extensionManager.registerSidebarTab(sidebarTab())

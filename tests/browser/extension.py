@@ -99,12 +99,18 @@ ARROW = """([id, name]) => {
   const node = app.graph.getNodeById(id), widget = node.widgets.find((w) => w.name === name)
   return app.canvasPosToClientPos([node.pos[0] + node.size[0] - 25, node.pos[1] + widget.y + 10])
 }"""
-COLOURS = {"FP8": (86, 178, 92), "BF16": (140, 146, 158)}  # what Inspect Checkpoint paints
+# (names of formats) -> the colours that badges have for them
+COLOURS = """async (names) => {
+  const { colour } = await import('/extensions/quantized-transformers/src/known.js')
+  return Object.fromEntries(names.map((name) => [name, colour(name)]))
+}"""
 
 
 def colour_of(name: str) -> str:
-    """The CSS colour of a format, as the browser writes it."""
-    return "rgb({}, {}, {})".format(*COLOURS[name])
+    """The CSS colour of a format in Inspect Checkpoint's picture, as the browser writes it."""
+    from quantized_transformers.views.layer_map import format_colours
+
+    return "rgb({}, {}, {})".format(*format_colours()[name])
 
 
 def sparse(path: Path, shapes: Mapping[str, Sequence[int]], fp8: Sequence[str] = ()) -> None:

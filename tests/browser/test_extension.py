@@ -14,6 +14,7 @@ import pytest
 from browser.extension import (
     BADGE,
     CHOOSE,
+    COLOURS,
     FLUX,
     FP8,
     LOAD_SUBGRAPH,
@@ -35,6 +36,7 @@ from browser.extension import (
     wait_inside,
 )
 
+from quantized_transformers.views.layer_map import PROBLEM_COLOUR, format_colours
 from support.browser import Frontend, require
 from support.hub import FakeRepo, Hub
 from support.pack import PACK
@@ -139,6 +141,8 @@ def test_a_badge_says_what_the_file_is(classic, tiny):
     assert f"{path.stat().st_size / 1e6:.2f} MB" in " ".join(seen["text"]) and "VRAM" in seen["text"][-1]
     assert "no FP8 matmul" in seen["title"]
     assert [p["colour"] for p in seen["bar"]] == [colour_of(p["format"]) for p in seen["bar"]]
+    assert classic.run(COLOURS, [*format_colours(), "?"]) == {
+        name: f"#{bytes(colour).hex()}" for name, colour in {**format_colours(), "?": PROBLEM_COLOUR}.items()}
 
 
 def test_a_badge_comes_within_300_ms(classic):
@@ -470,6 +474,8 @@ def test_translations_are_complete(classic, server):
     words = [text for name in info for text in strings(chinese["nodeDefs"][name])]
     assert words and not any(set("{}@|") & set(text) for text in words), "vue-i18n would read these as its syntax"
     used = "\n".join(path.read_text(encoding="utf-8") for path in (PACK / "web" / "src").glob("*.js"))
+    kinds = server.get("/quantized_transformers/catalog")["kinds"]
+    assert [key for key in english["quantizedTransformers"] if key.startswith("kind_")] == [f"kind_{kind}" for kind in kinds]
     unused = [key for key in english["quantizedTransformers"] if f"'{key}'" not in used and not key.startswith(("kind_", "verdict_"))]
     assert not unused
 
@@ -487,6 +493,18 @@ def test_everything_runs_with_the_javascript_blocked(classic, server):
             for graph in (with_badges, without)]
     assert len(ours[0]) == 2 and ours[0] == ours[1]
     assert classic.problems and all("quantized-transformers" in problem for problem in classic.problems), classic.problems
+
+
+def test_without_the_servers_answer_there_are_just_no_badges(another, server):
+    """The graph, its settings and the sidebar work; the page complains of that one request only."""
+    another.open(blocked="/api/quantized_transformers/page")
+    ids = build(another, ("base", "QT_LoadBaseModel", {"base_model": "tiny-flux"}), ("q", "QT_ApplyTransformerOverride", {}))
+    sidebar(another).locator('.qt-item[data-reference="tiny-mixed"] .qt-add').press("Enter")
+    another.page.wait_for_timeout(1000)
+    nodes = another.run("() => app.graph.nodes.map((n) => [n.type, n.widgets.find((w) => w.name === 'override')?.value])")
+    assert len(ids) == 2 and nodes[-1] == ["QT_ApplyTransformerOverride", "tiny-mixed"]
+    assert another.run("() => document.querySelectorAll('.qt-badge').length") == 0
+    assert another.problems and all("/quantized_transformers/page" in text for text in another.problems), another.problems
 
 
 def test_vue_nodes_in_chinese(another):

@@ -205,6 +205,8 @@ def test_catalog(server, svdq):
         if not catalog["pending"] or time.time() > deadline:
             break
     assert status == 200 and not catalog["pending"]
+    kinds = [item["kind"] for item in catalog["items"]]
+    assert catalog["kinds"] == ["base", "override", "svdq", "modelslim"] and set(kinds) == set(catalog["kinds"])
     items = {item["reference"]: item for item in catalog["items"]}
     for reference, kind, node, family, verdict in (
             ("tiny-flux", "base", ("QT_LoadBaseModel", "base_model"), "BF16", "green"),
@@ -222,6 +224,46 @@ def test_catalog(server, svdq):
     assert items["lmsys/wan22-t2v-a14b-modelopt-nvfp4-sglang-transformer"]["formats"] == ["NVFP4"]
     assert items["leaky"]["verdict"] == items["broken/list.safetensors"]["verdict"] == "red"
     assert {"FLUX.1", "Wan", "SDXL"} <= set(catalog["architectures"]) and "FP8" in catalog["formats"]
+
+
+def test_page_knows_every_node_that_refers(server):
+    """Against the nodes as the host lists them, and what `describe` takes."""
+    from quantized_transformers.views.card import NODES
+    from quantized_transformers.views.catalog import LOADS_WITH
+
+    status, page = ask(server, "GET", "page")
+    assert status == 200 and set(page["nodes"]) == set(NODES)
+    ours = {name: {**info["input"]["required"], **info["input"].get("optional", {})}
+            for name, info in server.get("/object_info").items() if name.startswith("QT_")}
+    assert {name for name, given in ours.items() if "reference" in given} == set(page["nodes"])
+    chooses = {"component", "weights", "weights_name", "revision", "precision", "rank"}
+    for name, known in page["nodes"].items():
+        kind, more = ours[name][known["input"]]
+        assert kind == "COMBO" and any("/" in choice for choice in more["options"]), (name, known["input"])
+        assert set(known["others"]) == chooses & ours[name].keys() - {known["input"]}, name
+        values = {other: ours[name][other][1]["default"] for other in known["others"]}
+        describe(server, "nunchaku-tech/nunchaku-sdxl", node=name, **values)
+    assert {known["kind"]: (name, known["input"]) for name, known in page["nodes"].items() if known["kind"]} == LOADS_WITH
+
+
+def test_page_has_the_colours_of_inspect(server, tiny):
+    """Of every stored format, and of one that no report knows: what Inspect Checkpoint paints in legend and cells."""
+    from dataclasses import replace
+
+    from quantized_transformers.loaders.containers.checkpoint import Checkpoint
+    from quantized_transformers.loaders.describe import describe
+    from quantized_transformers.loaders.locate import locate
+    from quantized_transformers.views.layer_map import format_colours, layer_map
+
+    colours = ask(server, "GET", "page")[1]["colours"]
+    assert colours.keys() == {*format_colours(), ""} and {"F16", "F32"} <= colours.keys()
+    described = describe(Checkpoint(locate(str(tiny.fp8))))
+    for name, colour in colours.items():
+        picture = layer_map(replace(described, formats={name: 1}, layers={"blocks.0.proj": name}))
+        painted = bytes(picture.getpixel((20, 40)))
+        assert f"#{painted.hex()}" == colour, name
+        assert sum(count for count, pixel in picture.getcolors(1 << 20) if bytes(pixel) == painted) >= 13 ** 2 + 18 ** 2
+    assert set(ask(server, "GET", "catalog")[1]["formats"]) <= colours.keys()
 
 
 def test_device(server):
@@ -415,7 +457,7 @@ def test_many_at_once(server):
     """A hundred requests at a time, of all kinds: all answered, while the event loop stays responsive."""
     kinds = ["tiny-fp8", "tiny-flux", "sharded", "ascend", "broken/list.safetensors", "broken/many.safetensors",
              "broken/long.safetensors", "/etc/passwd", "linked", "owner/none"]
-    paths = [f"describe?reference={quote(kinds[i % 10])}&rank={i % 3}" for i in range(90)] + ["catalog", "device"] * 5
+    paths = [f"describe?reference={quote(kinds[i % 10])}&rank={i % 3}" for i in range(90)] + ["catalog", "device", "page"] * 5
     paths = [f"/quantized_transformers/{path}" for path in paths]
     files = [path for folder in ("tiny-fp8", "tiny-flux", "sharded", "ascend")
              for path in (server.base / "models" / "diffusers" / folder).rglob("*") if path.is_file()]

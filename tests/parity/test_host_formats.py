@@ -7,7 +7,6 @@ The weights are comfy-kitchen's own quantization where it has the layout.
 from __future__ import annotations
 
 import json
-import re
 
 import pytest
 import torch
@@ -25,10 +24,8 @@ from quantized_transformers.makers.save import save
 from quantized_transformers.quant.host_formats import HOST_FORMATS
 from quantized_transformers.views import verdict
 from quantized_transformers.views.card import Query, card
-from quantized_transformers.views.layer_map import format_colours
 from support import flux
 from support.common import rel_l2
-from support.pack import PACK
 
 LAYERS = ("double_blocks.0.img_mlp.0", "double_blocks.1.txt_attn.qkv", "single_blocks.0.linear1")
 # name in reports -> word of the marker, comfy-kitchen's layout, how it quantizes, what the marker says besides
@@ -96,12 +93,9 @@ def case(request, plain, tmp_path_factory):
     return request.param, root / "quantized.safetensors", root / "decoded.safetensors"
 
 
-def test_every_format_has_a_case_and_its_colours():
+def test_every_format_has_a_case():
     assert {word for word, *_ in CASES.values()} == HOST_FORMATS.keys()
     assert [name for fmt in HOST_FORMATS.values() for name in fmt.names] == list(CASES)
-    known = dict(re.findall(r"(\w[\w ()]*)'?: '#([0-9a-f]{6})'", (PACK / "web/src/formats.js").read_text("utf-8")))
-    assert {name: bytes.fromhex(known[name]) for name in format_colours()} \
-        == {name: bytes(colour) for name, colour in format_colours().items()}
 
 
 def test_inspect_names_it(case):

@@ -3,7 +3,8 @@
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
 import { Badge } from './badge.js'
-import { REFERRING, widgetOf } from './nodes.js'
+import { referring } from './known.js'
+import { widgetOf } from './nodes.js'
 
 const TYPING = 150 // milliseconds to wait while a name is being typed
 const LOOKING = 500 // milliseconds between two looks at what changes without a word
@@ -22,7 +23,7 @@ export function listen() {
 
 /** Give a new node its badge, and look when its widgets or links change. Nodes of other packs are left alone. */
 export function attach(node) {
-  const refers = REFERRING[node.comfyClass]
+  const refers = referring(node.comfyClass)
   if (!refers) return
   const badge = new Badge(node, () => refresh({ force: true }))
   for (const name of [refers.input, 'reference', ...refers.others]) {

@@ -8,7 +8,6 @@ import { place } from './place.js'
 import { call } from './server.js'
 
 const AGAIN = 1000 // milliseconds until the server is asked again while it still reads headers
-const KINDS = ['base', 'override', 'svdq', 'modelslim']
 
 export function sidebarTab() {
   let browser
@@ -28,6 +27,7 @@ export function sidebarTab() {
 
 class Browser {
   #items = []
+  #kinds = []
   #open = true
   #drag = null
 
@@ -58,8 +58,9 @@ class Browser {
   async #load() {
     this.status.textContent = t('looking')
     try {
-      const { items, architectures, formats, pending } = await call('catalog')
+      const { items, kinds, architectures, formats, pending } = await call('catalog')
       this.#items = items
+      this.#kinds = kinds
       fill(this.architecture, t('anyArchitecture'), architectures)
       fill(this.format, t('anyFormat'), formats)
       this.#list(pending)
@@ -81,7 +82,7 @@ class Browser {
         && (!this.native.checked || item.verdict === 'green')
     })
     this.status.textContent = pending ? t('looking') : t('shown', { shown: shown.length, all: this.#items.length })
-    const groups = KINDS.map((kind) => [kind, shown.filter((item) => item.kind === kind)])
+    const groups = this.#kinds.map((kind) => [kind, shown.filter((item) => item.kind === kind)])
       .filter(([, items]) => items.length)
     const { reference } = focused ? focused.closest('.qt-item').dataset : {}
     this.results.replaceChildren(...groups.map(([kind, items]) => el('li', {}, el('h3', {}, t(`kind_${kind}`)),

@@ -1,15 +1,7 @@
 // What a node of this pack refers to, and which base it stands on.
 
-/** The input that names a checkpoint, and the others that decide which files of it are meant, by node type. */
-export const REFERRING = {
-  QT_LoadBaseModel: { input: 'base_model', others: ['component', 'weights', 'revision'] },
-  QT_LoadBaseTextEncoder: { input: 'base_model', others: ['revision'] },
-  QT_LoadBaseVAE: { input: 'base_model', others: ['revision'] },
-  QT_ApplyTransformerOverride: { input: 'override', others: ['weights_name', 'revision'] },
-  QT_NunchakuSVDQLoader: { input: 'weights', others: ['precision', 'rank', 'weights_name', 'revision'] },
-  QT_ModelSlimLoader: { input: 'folder', others: ['component', 'revision'] },
-  QT_InspectCheckpoint: { input: 'checkpoint', others: ['weights_name'] }
-}
+import { referring } from './known.js'
+
 const MUTED = 2
 const BYPASSED = 4
 
@@ -30,10 +22,10 @@ export function valueOf(node, name) {
 }
 
 /** The reference that a node will load, or null where it comes in by a link and is not known before the run. */
-export function referenceOf(node) {
+export function referenceOf(node, { input } = referring(node.type)) {
   const free = valueOf(node, 'reference')
   if (free === null) return null
-  const chosen = String(free ?? '').trim() || valueOf(node, REFERRING[node.type].input)
+  const chosen = String(free ?? '').trim() || valueOf(node, input)
   return chosen === null ? null : String(chosen ?? '')
 }
 
@@ -41,19 +33,20 @@ export function referenceOf(node) {
 export function question(node) {
   const reference = referenceOf(node)
   if (!reference) return null
+  const { others, kind } = referring(node.type)
   const asked = { reference, node: node.type }
-  for (const name of REFERRING[node.type].others) {
+  for (const name of others) {
     const value = valueOf(node, name)
     if (value != null && value !== '') asked[name] = value
   }
-  const base = node.type === 'QT_ApplyTransformerOverride' && baseOf(node)
+  const base = kind === 'override' && baseOf(node)
   if (base) Object.assign(asked, { base: base.reference, base_component: base.component })
   return asked
 }
 
-/** {reference, component} of the Load Base Model that an override's `model` comes from, or null. */
+/** {reference, component} of the node for bases that an override's `model` comes from, or null. */
 export function baseOf(node) {
-  const found = upstream(node, (other) => other.type === 'QT_LoadBaseModel')
+  const found = upstream(node, (other) => referring(other.type)?.kind === 'base')
   const reference = found && referenceOf(found)
   return reference ? { reference, component: valueOf(found, 'component') ?? 'transformer' } : null
 }

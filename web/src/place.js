@@ -33,12 +33,13 @@ export function place(item, position) {
 }
 
 /** Set what a node refers to: in its list where the list has it, else in `reference`. */
-function refer(node, { input, reference }) {
+function refer(node, item) {
+  const { input, reference } = item
   const chosen = widgetOf(node, input)
   const listed = chosen?.options?.values?.includes?.(reference)
   set(widgetOf(node, 'reference'), listed ? '' : reference)
   if (listed) set(chosen, reference)
-  if (referenceOf(node) !== reference) set(widgetOf(node, 'reference'), reference) // a link decides about the list
+  if (referenceOf(node, item) !== reference) set(widgetOf(node, 'reference'), reference) // a link decides about the list
 }
 
 function set(widget, value) {
