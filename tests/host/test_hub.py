@@ -253,14 +253,17 @@ import importlib.util
 spec = importlib.util.spec_from_file_location("cli", os.environ["PACK"] + "/__main__.py")
 cli = importlib.util.module_from_spec(spec); spec.loader.exec_module(cli); cli.import_pack()
 import filelock, huggingface_hub, huggingface_hub.file_download, huggingface_hub.utils
-from quantized_transformers.loaders import hub, sources
+from quantized_transformers.loaders import locate
+from quantized_transformers.loaders.families import families
+from quantized_transformers.loaders.files import hub
+families()
 huggingface_hub.snapshot_download, huggingface_hub.HfApi, huggingface_hub.hf_hub_url
 if os.getuid() == 0:  # rights do not bind root; everything is imported, so another user needs nothing of root's
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
-print(sources.locate("owner/tiny-fp8").files)
+print(locate.locate("owner/tiny-fp8").files)
 try:
-    sources.locate("owner/tiny", download=True)
-except sources.CheckpointError as error:
+    locate.locate("owner/tiny", download=True)
+except locate.CheckpointError as error:
     print(error)
 """
 
