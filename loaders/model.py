@@ -14,7 +14,7 @@ from .. import host
 from ..quant import host_formats
 from ..quant.ascend.native import OWN_LEAVES
 from ..quant.shards import BLOCK_LEAVES, SHARD_LEAVES
-from ..quant.stored import PLAIN
+from ..quant.stored import PLAIN_DTYPES
 from ..quant.svdquant.saved import PART_LEAVES
 from . import attention
 from .architectures import ARCHITECTURES, Architecture, Dims, Naming
@@ -85,7 +85,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     description.require_loadable()
     if must_be:
         refuse_other_model(description, *must_be)
-    if description.formats.keys() - {PLAIN.name}:
+    if description.formats.keys() - PLAIN_DTYPES:
         host.require("quantized layers")  # before any code that imports comfy-kitchen
     modules = sum(1 for _ in _architecture(description.architecture).modules(description.dims, description.naming))
     native, operations = family.prepare(checkpoint, description, How(

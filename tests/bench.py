@@ -45,7 +45,7 @@ relaid = 0
 if how == "ours":  # what could not stay a view of the file; counted outside of the timed load
     from quantized_transformers.loaders.containers.checkpoint import Checkpoint
     from quantized_transformers.loaders.describe import describe
-    from quantized_transformers.loaders.files.places import locate
+    from quantized_transformers.loaders.locate import locate
     checkpoint = Checkpoint(locate(path))
     d = describe(checkpoint)
     stored = checkpoint.load_tensors()
@@ -126,7 +126,7 @@ def timed(owner, name):
             spent["cpu"] = spent["user"] + end.ru_stime - usage.ru_stime
         return out
     setattr(owner, name, wrapped)
-timed(model, "convert")
+timed(converting, "convert")
 timed(converting._Reader, "read")
 thread = threading.Thread(target=watch)
 thread.start()

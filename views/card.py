@@ -24,6 +24,7 @@ from ..loaders.files.places import Fetch, download_command, is_repo
 from ..loaders.files.selection import COMPONENTS
 from ..loaders.files.source import Source
 from ..loaders.locate import locate
+from ..quant.stored import PLAIN_DTYPES
 from . import verdict
 from .confine import check_headers
 from .footprint import expected_bytes, format_bytes, most_common_dtype, weights_of
@@ -143,7 +144,7 @@ def family_words(description: CheckpointDescription, checkpoint: Checkpoint) -> 
         return most_common_dtype(checkpoint.tensors)
     words = FAMILIES.get(description.family, description.family)
     if description.family.startswith(("modelslim", "comfy")):  # what has no name but its layers' format
-        kinds = {name: count for name, count in description.formats.items() if name != "BF16"}
+        kinds = {name: count for name, count in description.formats.items() if name not in PLAIN_DTYPES}
         words += f" {max(kinds, key=lambda name: kinds[name])}" if kinds else ""
     return words
 

@@ -48,7 +48,7 @@ def weights_of(tensors: Mapping[str, TensorInfo], description: CheckpointDescrip
     """
     count = stored = 0
     for name, info, fmt in with_formats(description, tensors):
-        inner = fmt not in ("", "BF16") and not name.endswith(".bias")
+        inner = fmt not in ("", *PLAIN_DTYPES) and not name.endswith(".bias")
         if info.dtype in PLAIN_DTYPES and not inner:
             count += (info.end - info.start) // (4 if info.dtype == "F32" else 2)
         else:

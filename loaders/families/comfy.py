@@ -19,7 +19,7 @@ from ...quant.ascend.kinds import BLOCK, HOST_FORMAT, KINDS, MARKER
 from ...quant.ascend.native import OWN_LEAVES
 from ...quant.formats import formats, identify, name_unsupported
 from ...quant.host_formats import HOST_FORMATS
-from ...quant.stored import PLAIN, PLAIN_DTYPES, ByteOrder
+from ...quant.stored import PLAIN_DTYPES, ByteOrder
 from ..architectures import ARCHITECTURES, Architecture, Dims, Module
 from ..architectures.base import tensor_name
 from ..assemble import NativeStateDict, add_module, take
@@ -195,7 +195,7 @@ def _check_layer(description: CheckpointDescription, module: Module, stored: str
     if module.linear:
         handed = HOST_FORMATS.get(word)
         name = fmt.name if fmt else handed.name(leaves, module.inner[0]) if handed else \
-            HOST_NAMES.get(word) or word.removeprefix(MARKER).upper() or PLAIN.name
+            HOST_NAMES.get(word) or word.removeprefix(MARKER).upper() or weight.dtype
         description.layers[stored] = name
         description.formats[name] = description.formats.get(name, 0) + 1
         if fmt and "input_scale" in fmt.companions:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...quant.formats import formats, identify, name_unsupported
-from ...quant.stored import PLAIN, ByteOrder, StoredFormat
+from ...quant.stored import PLAIN, PLAIN_DTYPES, ByteOrder, StoredFormat
 from ..architectures import ARCHITECTURES, Architecture, Dims, Module
 from ..architectures.base import tensor_name
 from ..assemble import NativeStateDict, assemble
@@ -24,6 +24,8 @@ from ..words import first_ten
 from . import running
 from .base import How
 from .reading import architecture_of, by_layer, check_plain, check_sizes, dims_of
+
+PREFIX = "model.diffusion_model."  # of a checkpoint that ComfyUI saves whole
 
 
 class ModelOpt:
@@ -140,12 +142,12 @@ def _check_layer(description: CheckpointDescription, module: Module, stored: str
     problem = fmt.problem(leaves, rows, module.inner[0])
     if problem:
         problems.append(f"{stored}: {problem}")
-    _count(description, stored, fmt, "input_scale" in leaves)
+    _count(description, stored, weight.dtype if fmt is PLAIN else fmt.name, fmt, "input_scale" in leaves)
 
 
-def _count(description: CheckpointDescription, stored: str, fmt: StoredFormat, static: bool) -> None:
-    description.layers[stored] = fmt.name
-    description.formats[fmt.name] = description.formats.get(fmt.name, 0) + 1
+def _count(description: CheckpointDescription, stored: str, name: str, fmt: StoredFormat, static: bool) -> None:
+    description.layers[stored] = name
+    description.formats[name] = description.formats.get(name, 0) + 1
     if "input_scale" in fmt.companions:
         if static:
             description.static_activations += 1
@@ -164,8 +166,8 @@ def _matching(patterns: tuple[str, ...], names: list[str]) -> Iterator[str]:
 
 def _compare_with_declaration(description: CheckpointDescription, declaration: Declaration) -> None:
     """Hold the claims against the tensors: notes where only words differ, problems where numbers would."""
-    quantized = [name for name, fmt in description.layers.items() if fmt != PLAIN.name]
-    kinds = {fmt for fmt in description.formats if fmt != PLAIN.name}
+    quantized = [name for name, fmt in description.layers.items() if fmt not in PLAIN_DTYPES]
+    kinds = {fmt for fmt in description.formats if fmt not in PLAIN_DTYPES}
     described = "fp8" if "FP8" in kinds else "nvfp4" if "NVFP4" in kinds else "".join(sorted(kinds))
     description.family = declaration.family if declaration.family and quantized else described if quantized else "none"
     if "NVFP4" in kinds:
@@ -193,10 +195,14 @@ def _compare_with_declaration(description: CheckpointDescription, declaration: D
         reason = "as declared" if declaration.activation_scheme == "dynamic" else "input_scale is missing"
         description.notes.append(f"dynamic activation scales in {description.dynamic_activations} layers ({reason})")
     words = {fmt.name: fmt.words for fmt in formats()}
-    for name, conf in declaration.layers.items():
+    prefix = description.naming.prefix
+    for declared_name, conf in declaration.layers.items():
         word = str(conf.get("format") or "")
+        # some writers list layers with the prefix of ComfyUI's checkpoints where the tensors have none, or without
+        name = next((name for name in (declared_name, prefix + declared_name, declared_name.removeprefix(PREFIX))
+                     if name in description.layers), "")
         stored = description.layers.get(name)
-        if stored is not None and word and word not in words[stored]:
+        if stored is not None and word and word not in words.get(stored, ()):
             description.problems.append(f"the metadata declares {name} as {word}, but it is stored as {stored}")
         elif stored is not None and conf.get("full_precision_matrix_mult"):
             description.full_precision.append(name)

@@ -166,8 +166,10 @@ def test_generic_fp8(scheme, form, tiny, tmp_path):
     assert flux.agrees(loaded.patcher, emulated)
 
 
-def test_full_precision_asked_for_in_the_header(tiny, tmp_path):
-    """ComfyUI's list of layers may ask for full-precision matmul of some: their activations stay as they are."""
+@pytest.mark.parametrize("listed", ["", "model.diffusion_model."])
+def test_full_precision_asked_for_in_the_header(listed, tiny, tmp_path):
+    """ComfyUI's list of layers may ask for full-precision matmul of some: their activations stay as they are. With the
+    prefix of ComfyUI's checkpoints or without."""
     import json
 
     tensors, config = flux.stored(tiny.fp8), flux.config_of(tiny.fp8)
@@ -175,12 +177,34 @@ def test_full_precision_asked_for_in_the_header(tiny, tmp_path):
     layers = {name.removesuffix(".weight_scale"): {"format": "float8_e4m3fn"} for name in tensors if "weight_scale" in name}
     kept = tuple(name for name in layers if ".attn." in name)
     layers |= {name: {"format": "float8_e4m3fn", "full_precision_matrix_mult": True} for name in kept}
-    metadata = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+    metadata = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": {
+        listed + name: conf for name, conf in layers.items()}})}
     loaded = load(flux.save(tmp_path, tensors, config, metadata), compute="native")
     # proj_mlp shares its fused module with q, k, v, so it is multiplied as they are
     shared = tuple(name for name in layers if name.endswith("proj_mlp"))
     assert flux.agrees(loaded.patcher, flux.emulate(tensors, config, weight_only=kept + shared))
     assert not flux.agrees(loaded.patcher, flux.emulate(tensors, config))
+
+
+@pytest.mark.parametrize("listed", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("stored", ["", "model.diffusion_model."])
+def test_full_precision_in_the_header_of_a_native_file(stored, listed, tiny, tmp_path):
+    """The same whether the tensors carry the prefix of ComfyUI's checkpoints, the list of layers does, both or none."""
+    import json
+
+    layer, other = "double_blocks.0.img_attn.proj", "double_blocks.1.img_attn.proj"
+    native = {name: t.bfloat16() for name, t in load(tiny.bf16).patcher.model.diffusion_model.state_dict().items()}
+    for name in (layer, other):
+        scale = native[f"{name}.weight"].float().abs().amax() / 448
+        native |= {f"{name}.weight": (native[f"{name}.weight"].float() / scale).to(torch.float8_e4m3fn),
+                   f"{name}.weight_scale": scale, f"{name}.input_scale": torch.tensor(0.05)}
+    metadata = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": {
+        listed + layer: {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}}})}
+    flux.save(tmp_path, {stored + name: t for name, t in native.items()}, None, metadata, "native.safetensors")
+    loaded = load(tmp_path / "native.safetensors", compute="native")
+    assert loaded.description.full_precision == [stored + layer]
+    modules = loaded.patcher.model.diffusion_model.get_submodule
+    assert modules(layer)._full_precision_mm_config and not modules(other)._full_precision_mm_config
 
 
 def test_as_sglangs_converter_writes_it(tiny, tmp_path):

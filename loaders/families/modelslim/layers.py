@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from copy import copy
 from typing import Any
 
+from ....quant.ascend.fused import fusion_problem
 from ....quant.ascend.kinds import KINDS
 from ....quant.ascend.schemes import REFUSED, SCHEMES, Scheme
-from ....quant.stored import PLAIN, PLAIN_DTYPES
+from ....quant.stored import PLAIN_DTYPES
 from ...architectures import Architecture, Dims, Module
 from ...architectures.base import tensor_name
 from ...containers.checkpoint import Checkpoint
@@ -147,13 +148,14 @@ def _check_layer(description: CheckpointDescription, module: Module, stored: str
         or scheme.problem(leaves, rows, module.inner[0])
     changed = claimed != FLOAT or "mul_scale" in leaves
     if not problem and changed and (len(module.stored) > 1 or module.swap_halves):
-        problem = "ComfyUI keeps this layer in one with others, which is not supported for ModelSlim's formats"
+        claims = {types.get(tensor_name(other, module.stored_leaf), FLOAT) for other in module.stored}
+        problem = fusion_problem({SCHEMES[claim].kind for claim in claims | {claimed} if claim in SCHEMES})
     if problem:
         how = f"described as {claimed}" if name in types else "not in the description"
         problems.append(f"{stored} ({how}): {problem}")
     if module.bias and "bias" not in leaves and "quant_bias" not in leaves:
         problems.append(f"missing tensor {stored}.bias")
-    _count(description, stored, claimed, scheme)
+    _count(description, stored, leaves["weight"].dtype if claimed == FLOAT else claimed, scheme)
 
 
 def _check_bias(problems: list[str], stored: str, rows: int, bias: TensorInfo | None) -> None:
@@ -176,8 +178,7 @@ def _contradiction(stored: str, claimed: str, leaves: Mapping[str, Any], types: 
     return f"the description contradicts itself: {', '.join(wrong)}" if wrong else ""
 
 
-def _count(description: CheckpointDescription, stored: str, claimed: str, scheme: Scheme) -> None:
-    name = PLAIN.name if claimed == FLOAT else claimed
+def _count(description: CheckpointDescription, stored: str, name: str, scheme: Scheme) -> None:
     description.layers[stored] = name
     description.formats[name] = description.formats.get(name, 0) + 1
     activation = KINDS[scheme.kind].activation if scheme.kind else ""

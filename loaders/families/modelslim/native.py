@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .... import host
+from ....quant.ascend.fused import fused
 from ....quant.ascend.schemes import SCHEMES
-from ....quant.stored import MODELOPT_ORDER, PLAIN
+from ....quant.stored import MODELOPT_ORDER, PLAIN, PLAIN_DTYPES
 from ...architectures import ARCHITECTURES, Module
 from ...assemble import NativeStateDict, add_module, take
 from ...containers.checkpoint import Checkpoint
@@ -62,17 +63,20 @@ def _add(native: NativeStateDict, module: Module, stored: dict[str, Tensor], des
     Raises ValueError where a scheme refuses the tensors.
     """
     kinds = {description.layers.get(name, PLAIN.name) for name in module.stored}
-    if kinds == {PLAIN.name} and f"{module.stored[0]}.mul_scale" not in stored:
+    if kinds <= PLAIN_DTYPES and not any(f"{name}.mul_scale" in stored for name in module.stored):
         add_module(native, module, [take(stored, name, module) for name in module.stored], MODELOPT_ORDER,
                    dequantize=False, own_nvfp4=False)
         return ""
-    name, = module.stored  # layers.py refuses quantized and smoothed layers that the host fuses
-    scheme = SCHEMES[FLOAT if kinds == {PLAIN.name} else kinds.pop()]
-    part = {leaf: stored.pop(f"{name}.{leaf}") for leaf in sorted({"weight", "bias", *scheme.leaves})
-            if f"{name}.{leaf}" in stored}
-    if "quant_bias" in part and "bias" in part:
-        native.notes += _check_quant_bias(name, part)
-    layer = scheme.tensors(name, part, bias=module.bias)
+    scheme = SCHEMES[FLOAT if kinds <= PLAIN_DTYPES else kinds.pop()]  # layers.py refuses mixed types
+    parts = []
+    for name in module.stored:
+        part = {leaf: stored.pop(f"{name}.{leaf}") for leaf in sorted({"weight", "bias", *scheme.leaves})
+                if f"{name}.{leaf}" in stored}
+        if "quant_bias" in part and "bias" in part:
+            native.notes += _check_quant_bias(name, part)
+        parts.append(part)
+    whole = fused(list(module.stored), parts, module.swap_halves) if len(parts) > 1 or module.swap_halves else parts[0]
+    layer = scheme.tensors(module.stored[0], whole, bias=module.bias)
     if layer.layout and dequantize:
         layer.tensors["comfy_quant"] = running.dequantized({"format": layer.layout})
     native.tensors |= {f"{module.native}.{leaf}": tensor for leaf, tensor in layer.tensors.items()}

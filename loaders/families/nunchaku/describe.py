@@ -57,7 +57,8 @@ def describe_svdquant(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | 
     description.problems += plan.problems
     description.notes += claim_notes(checkpoint, found, plan, description.dims)
     for planned in plan.modules:
-        description.layers |= {rows.stored: "BF16" for rows in planned.plain if planned.module.linear}
+        description.layers |= {rows.stored: found.tensors[f"{rows.stored}.weight"].dtype for rows in planned.plain
+                               if planned.module.linear}
         description.layers |= {piece.layer.name: AWQ if piece.layer.entry.awq else W4A4[found.precision]
                                for piece in planned.pieces}
     for name in description.layers.values():
