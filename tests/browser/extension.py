@@ -232,7 +232,8 @@ def press_run(frontend: Frontend) -> None:
 
     for _ in range(3):
         try:
-            with frontend.page.expect_request(lambda request: request.url.endswith("/prompt"), timeout=8_000):
+            with frontend.page.expect_request(  # without its websocket the page asks GET /prompt every second
+                    lambda request: request.method == "POST" and request.url.endswith("/prompt"), timeout=8_000):
                 frontend.page.get_by_test_id("queue-button").click()
             return
         except NothingSent:
