@@ -1,16 +1,19 @@
-"""One server for the tests that only open graphs."""
+"""One server for the tests that only open graphs, and one with a local Hub for those of the pack's JavaScript."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import struct
 
 import pytest
 from browser.definitions import place_models
+from browser.extension import HOSTILE, IMAGES, OUT, WEIGHTS, full_size
 from filelock import FileLock
 
 from support.browser import Frontend, problems_of_the_host, require
+from support.hub import FakeRepo, Hub
 from support.pack import COMFYUI
 from support.server import Server
 
@@ -42,3 +45,56 @@ def server(tmp_path_factory):
 def frontend(known, server):
     with Frontend(server.port, known=known) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def hub(tiny):
+    """For extension_server to download from."""
+    require()
+    fp8 = FakeRepo.of(tiny.fp8)
+    name, = (name for name in fp8.files if name.endswith(".safetensors"))
+    fp8.files[WEIGHTS] = fp8.files.pop(name)
+    header = json.dumps({"x": {"dtype": "U8", "shape": [24_000_000], "data_offsets": [0, 24_000_000]}}).encode()
+    big = FakeRepo({"config.json": b"{}", WEIGHTS: struct.pack("<Q", len(header)) + header + bytes(24_000_000)})
+    with Hub({"owner/hub-fp8": fp8, "owner/big": big, "owner/gated": FakeRepo(dict(fp8.files), gated=True)}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def extension_server(tiny, hub, tmp_path_factory):
+    """Tiny models to run, and headers of full size (their bytes are holes) to look at."""
+    base = tmp_path_factory.mktemp("extension")
+    models = base / "models" / "diffusers"
+    for name, folder in {"tiny-flux": tiny.pipeline, "tiny-fp8": tiny.fp8, "tiny-mixed": tiny.mixed,
+                         "tiny-sharded": tiny.sharded, HOSTILE: tiny.fp8}.items():
+        shutil.copytree(folder, models / name)
+    full_size(models)
+    env = {"HF_HOME": str(base / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with Server(base, env=env) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def extension_page(known, extension_server):
+    OUT.mkdir(parents=True, exist_ok=True)
+    with Frontend(extension_server.port, IMAGES, known) as running:
+        running.at_start = list(running.problems)
+        yield running
+
+
+@pytest.fixture
+def classic(extension_page):
+    """The page with classic nodes, in English; opened anew where a test before left another, or a dialog."""
+    if getattr(extension_page, "other", False) or extension_page.page.locator("dialog, [role=dialog]").count():
+        extension_page.open(IMAGES)
+    extension_page.other = False
+    extension_page.problems.clear()
+    return extension_page
+
+
+@pytest.fixture
+def another(extension_page):
+    """For tests that open other pages."""
+    extension_page.other = True
+    extension_page.problems.clear()
+    return extension_page

@@ -1,4 +1,4 @@
-"""What test_extension.py does with the page, and checkpoints of full size without bytes."""
+"""What test_extension*.py do with the page, and checkpoints of full size without bytes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from safetensors import safe_open
 
 from support import svdquant_models
 from support.browser import Frontend
+from support.pack import PACK
 from support.server import Server, outputs
 from support.workflow import apply_override, load_base, text_to_image
 
 FLUX, FP8 = "black-forest-labs/FLUX.1-dev", "lmsys/flux1-dev-modelopt-fp8-sglang-transformer"
 QWEN, SVDQ = "nunchaku-tech/nunchaku-qwen-image", "nunchaku-tech/nunchaku-flux.1-dev"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+OUT = PACK / "output" / "browser"
+HOSTILE = "<img src=x onerror=window.hit=1>"
+IMAGES = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en"}
 
 # ({nodes: [[key, type, {widget: value}]], links: {key_input: source key}}) -> {key: id}. Two columns, from left to right.
 BUILD = """async ({ nodes, links }) => {
@@ -228,7 +232,8 @@ def press_run(frontend: Frontend) -> None:
 
     for _ in range(3):
         try:
-            with frontend.page.expect_request(lambda request: request.url.endswith("/prompt"), timeout=8_000):
+            with frontend.page.expect_request(  # without its websocket the page asks GET /prompt every second
+                    lambda request: request.method == "POST" and request.url.endswith("/prompt"), timeout=8_000):
                 frontend.page.get_by_test_id("queue-button").click()
             return
         except NothingSent:

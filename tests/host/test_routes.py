@@ -1,4 +1,5 @@
-"""The web routes of the real server: what they say of real checkpoints, downloads, and what they refuse."""
+"""The web routes of the real server: what they say of real checkpoints, and what they refuse. Those that change
+something are in test_routes_post.py."""
 
 from __future__ import annotations
 
@@ -9,20 +10,18 @@ import shutil
 import struct
 import time
 from pathlib import Path
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import aiohttp
 import pytest
 import torch
-from safetensors.torch import save, save_file
 
 from support import flux, svdquant_models, wan
-from support.hub import COMMIT, FakeRepo, Hub
+from support.hub import FakeRepo, Hub
 from support.pack import PACK
-from support.server import Server, error_of, outputs
-from support.workflow import text_to_image
+from support.routes import ask, describe
+from support.server import Server
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 # How late the server's event loop came to a timer at worst, since it was asked last: in time, and in time that the
 # process itself had the processor (other programs on this machine can only add to the first).
 LAG = '''
@@ -78,9 +77,8 @@ def svdq():
 
 @pytest.fixture(scope="module")
 def hub(tiny):
-    big = FakeRepo({"config.json": b"{}", WEIGHTS: save({"x": torch.randn(12_000_000)})})
-    with Hub({"owner/tiny": FakeRepo.of(tiny.pipeline), "owner/gated": FakeRepo.of(tiny.fp8, gated="manual"),
-              "owner/big": big}) as running:
+    """Nobody asks it."""
+    with Hub({"owner/tiny": FakeRepo.of(tiny.pipeline)}) as running:
         yield running
 
 
@@ -89,7 +87,6 @@ def server(tiny, svdq, hub, tmp_path_factory):
     base = tmp_path_factory.mktemp("routes")
     folder, files = base / "models" / "diffusers", base / "models" / "diffusion_models"
     files.mkdir(parents=True)
-    (base / "models" / "loras").mkdir()
     shutil.copytree(tiny.pipeline, folder / "tiny-flux")
     shutil.copytree(tiny.fp8, folder / "tiny-fp8")
     shutil.copytree(tiny.sharded, folder / "sharded")
@@ -113,23 +110,6 @@ def server(tiny, svdq, hub, tmp_path_factory):
     with Server(base, env=env) as running:
         yield running
         assert "Traceback" not in running.text()
-
-
-def ask(server: Server, method: str, path: str, prefix: str = "/quantized_transformers/", **options) -> tuple[int, dict]:
-    """(status, JSON) of a request."""
-    async def send() -> tuple[int, dict]:
-        async with aiohttp.ClientSession() as session, session.request(
-                method, f"http://127.0.0.1:{server.port}{prefix}{path}", **options) as response:
-            assert response.content_type == "application/json", await response.text()
-            return response.status, await response.json()
-
-    return asyncio.run(send())
-
-
-def describe(server: Server, reference: str, **more: str) -> dict:
-    status, card = ask(server, "GET", f"describe?{urlencode({'reference': reference, **more})}")
-    assert status == 200, card
-    return card
 
 
 def test_describe_an_override(server, tiny):
@@ -325,132 +305,6 @@ def test_absolute_paths_inside_are_answered(server):
     inside = server.base / "models" / "diffusers" / "tiny-fp8"
     assert describe(server, str(inside))["family"] == "ModelOpt FP8"
     assert ask(server, "GET", f"describe?reference={quote(str(inside))}-not")[0] == 400
-
-
-def test_only_our_own_page_writes(server):
-    own = f"http://127.0.0.1:{server.port}"
-    body = json.dumps({"reference": "owner/none", "node": "QT_LoadBaseModel"})
-    is_json = {"Content-Type": "application/json"}
-    for headers, status in (({"Content-Type": "text/plain"}, 415), ({}, 415),
-                            ({**is_json, "Origin": own}, 202), ({**is_json, "Sec-Fetch-Site": "same-site"}, 403)):
-        assert ask(server, "POST", "download", data=body, headers=headers)[0] == status, headers
-    # a page of another port or host is stopped by the host's middleware already, or by ours
-    for origin in ("http://evil.example", "http://127.0.0.1:1", "null"):
-        for method, path, data in (("POST", "download", body), ("DELETE", "download?id=1", None),
-                                   ("POST", "migrate", "{}"), ("GET", "catalog", None)):
-            async def send(method=method, path=path, data=data, origin=origin) -> int:
-                async with aiohttp.ClientSession() as session, session.request(
-                        method, f"{own}/quantized_transformers/{path}", data=data,
-                        headers={**is_json, "Origin": origin}) as response:
-                    return response.status
-
-            assert asyncio.run(send()) == 403, (origin, method)
-    for data, status in ((b"[1]", 400), (b"{", 400), (b"[" * 60_000, 400), (b"{}" + b" " * 70_000, 413),
-                         (b'{"reference": 3}', 400), (b'{"reference": "/etc/passwd"}', 403),
-                         (b'{"reference": "tiny-flux"}', 400), (b'{"reference": "owner/../x"}', 403)):
-        assert ask(server, "POST", "download", data=data, headers=is_json)[0] == status, data[:40]
-    assert ask(server, "POST", "migrate", data=b" " * 2_100_000, headers=is_json)[0] == 413
-
-
-def test_download(server, hub):
-    plan = {"reference": "owner/tiny", "node": "QT_LoadBaseModel"}
-    status, found = ask(server, "POST", "download", json={**plan, "plan": True})
-    files = hub.repos["owner/tiny"].files
-    assert status == 200 and set(found["files"]) == set(files) and found["commit"] == COMMIT
-    assert found["bytes"] == sum(len(data) for data in files.values())
-    assert not found["gated"] and found["licence"] is None and found["free"] > 0
-    status, job = ask(server, "POST", "download", json=plan)
-    assert status == 202
-    state = wait(server, job["id"])
-    assert state["state"] == "done" and state["done"] == state["total"] > 0 and state["error"] is None
-    card = describe(server, "owner/tiny", node="QT_LoadBaseModel")
-    assert card["on_disk"] and card["architecture"] == "FLUX.1"
-
-
-def wait(server: Server, job: str, until: tuple[str, ...] = ("done", "failed", "cancelled")) -> dict:
-    deadline = time.time() + 20
-    while time.time() < deadline:
-        status, state = ask(server, "GET", f"download?id={job}")
-        assert status == 200
-        if state["state"] in until and (state["state"] != "running" or state["done"] > 1e6):
-            return state
-        time.sleep(0.02)
-    raise TimeoutError(state)
-
-
-def test_gated(server, hub):
-    plan = {"reference": "owner/gated", "node": "QT_ApplyTransformerOverride"}
-    status, found = ask(server, "POST", "download", json={**plan, "plan": True})
-    assert status == 200 and found["gated"] and found["licence"] == "https://huggingface.co/owner/gated"
-    for accepted in (False, True):  # accepting here does not help without access there
-        before = sum("/resolve/" in path for path, _ in hub.log)
-        _, job = ask(server, "POST", "download", json={**plan, "accept_licence": accepted})
-        state = wait(server, job["id"])
-        assert state["state"] == "failed" and "gated" in state["error"]["error"]
-        assert state["error"]["where"] == "https://huggingface.co/owner/gated"
-        assert accepted == (sum("/resolve/" in path for path, _ in hub.log) > before)  # no file was asked for before
-
-
-@pytest.mark.parametrize("method", ["DELETE", "POST"])
-def test_cancel_and_continue(server, hub, method):
-    cache = server.base / "hf" / "hub" / "models--owner--big"
-    hub.seconds_per_mb = 0.05
-    try:
-        _, job = ask(server, "POST", "download", json={"reference": "owner/big", "node": "QT_LoadBaseModel"})
-        _, again = ask(server, "POST", "download", json={"reference": "owner/big", "node": "QT_LoadBaseModel"})
-        assert again == job  # one download of one thing
-        running = wait(server, job["id"], ("running",))
-        for node, base, known in (("QT_LoadBaseModel", "", job["id"]), ("QT_LoadBaseModel", "&base=owner/hub", job["id"]),
-                                  ("QT_ApplyTransformerOverride", "", None)):
-            assert ask(server, "GET", f"describe?reference=owner/big&node={node}{base}")[1]["downloading"] == known
-        assert running["file"] and running["total"] >= running["done"]
-        status, _ = ask(server, "DELETE", f"download?id={job['id']}") if method == "DELETE" \
-            else ask(server, "POST", "download/cancel", json={"id": job["id"]})
-        assert status == 200 and wait(server, job["id"])["state"] == "cancelled"
-    finally:
-        hub.seconds_per_mb = 0.0
-    assert [path for path in cache.glob("blobs/*.incomplete") if path.stat().st_size]
-    if method == "POST":
-        _, job = ask(server, "POST", "download", json={"reference": "owner/big", "node": "QT_LoadBaseModel"})
-        assert wait(server, job["id"])["state"] == "done"
-        assert any(hub.asked_for(WEIGHTS))  # with a range: from where it stopped
-
-
-def test_migration_knows_the_nodes_it_makes(server):
-    """Widgets by position, sockets and outputs of every target are those of the real nodes."""
-    from quantized_transformers.makers.migrate.rules import TARGETS
-
-    for kind, target in TARGETS.items():
-        info = server.get(f"/object_info/{kind}")[kind]
-        inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
-        names = [*info["input_order"]["required"], *info["input_order"].get("optional", [])]
-        sockets = [(name, inputs[name][0]) for name in names if inputs[name][0] in ("MODEL", "CLIP", "VAE")]
-        assert [name for name in names if name not in dict(sockets)] == list(target.widgets), kind
-        assert sockets == list(target.sockets), kind
-        assert list(zip(info["output_name"], info["output"], strict=True)) == list(target.outputs), kind
-        for name, default in zip(target.widgets, target.defaults, strict=True):
-            options = inputs[name][1] if len(inputs[name]) > 1 else {}
-            choices = inputs[name][0] if isinstance(inputs[name][0], list) else options.get("options")
-            assert default == "" or default in (choices or [options.get("default")]), (kind, name)
-
-
-def test_migrated_workflow_runs(server, svdq):
-    """A workflow of nunchaku's nodes, migrated over HTTP, becomes a picture."""
-    save_file({"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.randn(8, 256),
-               "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": torch.randn(256, 8)},
-              str(server.base / "models" / "loras" / "tiny.safetensors"))
-    old = {"1": {"class_type": "NunchakuFluxDiTLoader", "inputs": {
-               "model_path": svdq.file, "cache_threshold": 0, "attention": "nunchaku-fp16", "cpu_offload": "auto",
-               "device_id": 0, "data_type": "bfloat16", "i2f_mode": "enabled"}},
-           "2": {"class_type": "NunchakuFluxLoraLoader",
-                 "inputs": {"model": ["1", 0], "lora_name": "tiny.safetensors", "lora_strength": 0.5}},
-           **text_to_image(["2", 0], "m_", steps=1, size=64)}
-    status, done = ask(server, "POST", "migrate", json=old)
-    assert status == 200 and len(done["changes"]) == 2 and done["left"] == []
-    history = server.run(done["workflow"])
-    assert not error_of(history) and outputs(server, history, "images")
-    status, answer = ask(server, "POST", "migrate", json={"nothing": 1})
-    assert status == 400 and "no workflow" in answer["error"]
 
 
 def test_many_at_once(server):

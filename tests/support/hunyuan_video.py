@@ -114,3 +114,8 @@ def by_host(state_dict: dict[str, Any]) -> dict[str, Any]:
     from comfy.supported_models import HunyuanVideo
 
     return HunyuanVideo.process_unet_state_dict(None, state_dict)
+
+
+def vendor_by_host() -> dict[str, str]:
+    """Native name -> the vendor's."""
+    return by_host({name: name for name in vendor_names()})

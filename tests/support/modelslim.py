@@ -322,3 +322,9 @@ def weights(patcher: Any) -> dict[str, torch.Tensor]:
         out[layer if name.endswith(".weight") and p.ndim == 2 else name] = (
             p.dequantize() if hasattr(p, "dequantize") and hasattr(p, "_layout_cls") else p.detach())
     return out
+
+
+def same(patcher: Any, other: Any) -> bool:
+    """Whether two models have the same tensors."""
+    first, second = patcher.model.state_dict(), other.model.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)

@@ -28,6 +28,10 @@ CHAT_QWEN3 = ("{%- for message in messages %}{{- '<|im_start|>' + message.role +
               "+ '\\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
               "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}"
               "{%- endif %}{%- endif %}")
+PROMPTS = ("a photo of a cat, sitting on a mat", "", "Ünïcode — 猫が座る 🐈‍⬛ 1234567,  two spaces\n\ttab (it's \"quoted\")")
+STRINGS = (*PROMPTS, " leading", "trailing \n\n", "\r\n\r\nDon't I'LL we'Ve", "CamelCaseWord HTTPServer", "½ ³ 𝟘 ١٢٣ 2024/05/06",
+           "한국어 русский العربية עברית", "é é ﬁ", "👩‍👩‍👧 🇩🇪", "a\u00a0b\u2003c\u200bd", "\x00\x1f\x7f\ufffd",
+           "<s>[INST] not control [/INST]</s> <unk> [SYSTEM_PROMPT]", "<|im_start|>user\nx<|im_end|>", "x" * 300)
 CHAT_MISTRAL = ("{{- bos_token }}{%- for message in messages %}{%- if message.role == 'system' %}"
                 "{{- '[SYSTEM_PROMPT]' }}{%- else %}{{- '[INST]' }}{%- endif %}{%- for part in message.content %}"
                 "{{- part.text }}{%- endfor %}{%- if message.role == 'system' %}{{- '[/SYSTEM_PROMPT]' }}{%- else %}"
@@ -238,3 +242,9 @@ def _weight(name: str, shape: torch.Size) -> torch.Tensor:
         values += 1
     out[chosen] = values.to(torch.bfloat16)
     return out
+
+
+def ids(tokens: dict[str, Any]) -> list[int]:
+    """The token ids that a host's tokenizer gave for one text."""
+    batch, = next(iter(tokens.values()))
+    return [token[0] for token in batch]
