@@ -3,6 +3,7 @@
 
     python3 dev.py demo     set up, then run the main job in a real ComfyUI server and write a picture
     python3 dev.py test     set up, then run the tests (arguments go on to pytest)
+    python3 dev.py test quick    those that need no server, browser or model: about a minute
     python3 dev.py test newest    the same tests with the newest of everything the package index has
     python3 dev.py test oldest    the same with the lowest versions that ComfyUI and this pack say they work with
     python3 dev.py drift PATH    what of this pack works on another ComfyUI, by its source, without running it
@@ -35,6 +36,8 @@ PACK_NAME = "quantized-transformers"
 WINDOWS = os.name == "nt"
 DEFINED_BY = ("requirements.txt", "requirements-dev.txt", "requirements-host.txt")
 OLDEST = "requirements-oldest.txt"
+# Two files at a time: tests of servers and browsers mostly wait (10 minutes instead of 16).
+PARALLEL = ("-n", "2", "--dist", "loadfile")
 ENDS = ("newest", "oldest")  # of the range of versions that this pack works with
 
 
@@ -217,6 +220,8 @@ def main() -> int:
         return 2
     command, arguments = sys.argv[1], sys.argv[2:]
     end = arguments.pop(0) if command == "test" and arguments[:1] and arguments[0] in ENDS else ""
+    if command == "test" and arguments == ["quick"]:
+        arguments = [*PARALLEL, "tests/unit"]
     if command == "drift":  # what runs below runs in the checkout's folder
         arguments = [str(Path(argument).expanduser().resolve()) for argument in arguments]
     python, comfyui = setup(end)
@@ -229,8 +234,7 @@ def main() -> int:
         code = subprocess.call([str(python), "-m", "ruff", "check", "."], cwd=PACK)
         return code or check_package(python)
     if command == "test":
-        # All of them: two files at a time, for tests of servers and browsers mostly wait (10 minutes instead of 16).
-        chosen = arguments or ["-n", "2", "--dist", "loadfile", "tests"]
+        chosen = arguments or [*PARALLEL, "tests"]
         script = ["-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", "tests", *chosen]
         if end:
             with tempfile.TemporaryDirectory() as temp:
