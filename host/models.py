@@ -168,6 +168,8 @@ def unpatched_tensors(patcher: Any) -> dict[str, torch.Tensor]:
     for key, tensor in before.items():
         name = key.removeprefix("diffusion_model.")
         if name in tensors:
+            # a patched weight may have pieces that the one before has not
+            tensors = {key: piece for key, piece in tensors.items() if key != name and not key.startswith(f"{name}_")}
             tensors |= tensor.state_dict(name) if isinstance(tensor, QuantizedTensor) else {name: tensor}
     if patcher.model.model_type.name == "V_PREDICTION":  # as the host marks it when it saves
         tensors["v_pred"] = tensors[next(iter(tensors))].new_empty(0)

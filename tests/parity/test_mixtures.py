@@ -129,6 +129,22 @@ def test_mxfp8_behind_svdquant(svdquant, tmp_path):
     assert torch.equal(flux.comfy_velocity(factory(*arguments), **flux.inputs()), flux.comfy_velocity(patcher, **flux.inputs()))
 
 
+@pytest.mark.parametrize("kind", ["lora", "lokr"])
+def test_mxfp8_behind_svdquant_whose_clone_carries_patches(kind, svdquant, tmp_path):
+    """A clone with a LoRA has been loaded last; LoKr goes into a tensor of its own beside the parts."""
+    made, path = svdquant
+    base = model.load(model.Request(str(path), backend="dequantize", dtype="fp32"), quiet=True).patcher
+    expected = flux.comfy_velocity(online_mxfp8.quantize(base, "^$", step=lambda: None)[0], **flux.inputs())
+    name = "transformer.transformer_blocks.0.attn.to_out.0"
+    tensors = lora_tools.random_lora({"transformer_blocks.0.attn.to_out.0": (256, 256)}) if kind == "lora" else {
+        f"{name}.lokr_w1": torch.randn(16, 16) * .3, f"{name}.lokr_w2": torch.randn(16, 16) * .3}
+    patched = lora_tools.load_lora(base, tensors, tmp_path)
+    assert common.rel_l2(flux.comfy_velocity(patched, **flux.inputs()), flux.comfy_velocity(base, **flux.inputs())) > 1e-4
+    flux.comfy_velocity(patched, **flux.inputs())
+    quantized, _ = online_mxfp8.quantize(base, "^$", step=lambda: None)
+    assert torch.equal(flux.comfy_velocity(quantized, **flux.inputs()), expected)
+
+
 def test_lora_on_both(svdquant, tmp_path):
     """A LoRA behind the pair goes beside SVDQuant weights and into MXFP8 ones, and can be taken off again."""
     made, path = svdquant
