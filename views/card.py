@@ -19,7 +19,7 @@ from ..loaders.containers.checkpoint import Checkpoint
 from ..loaders.describe import describe, describe_config
 from ..loaders.description import CheckpointDescription
 from ..loaders.errors import CheckpointError, MissingFiles
-from ..loaders.families import choices_of
+from ..loaders.families import choices_of, families
 from ..loaders.files.places import Fetch, download_command, is_repo
 from ..loaders.files.selection import COMPONENTS
 from ..loaders.files.source import Source
@@ -30,9 +30,6 @@ from .confine import check_headers
 from .footprint import expected_bytes, format_bytes, most_common_dtype, weights_of
 from .known import KNOWN_CHECKPOINTS
 
-FAMILIES = {"modelopt-fp8": "ModelOpt FP8", "modelopt-nvfp4": "ModelOpt NVFP4", "fp8": "FP8", "nvfp4": "NVFP4",
-            "svdquant-int4": "SVDQuant INT4", "svdquant-nvfp4": "SVDQuant NVFP4", "modelslim": "ModelSlim",
-            "comfy": "ComfyUI"}
 DEFERRED = "deferred"  # the badge of a base without weights
 SHOWN = 20  # problems and notes
 TEXT_ENCODER, VAE = "QT_LoadBaseTextEncoder", "QT_LoadBaseVAE"
@@ -142,11 +139,14 @@ def family_words(description: CheckpointDescription, checkpoint: Checkpoint) -> 
     """The badge's text: "ModelOpt FP8", "SVDQuant INT4", "ModelSlim W8A8", or the dtype of plain weights."""
     if description.family == "none":
         return most_common_dtype(checkpoint.tensors)
-    words = FAMILIES.get(description.family, description.family)
-    if description.family.startswith(("modelslim", "comfy")):  # what has no name but its layers' format
-        kinds = {name: count for name, count in description.formats.items() if name not in PLAIN_DTYPES}
-        words += f" {max(kinds, key=lambda name: kinds[name])}" if kinds else ""
-    return words
+    for family in families():
+        if description.family in family.words:
+            return family.words[description.family]
+    title = next((f.title for f in families() if f.title and description.family.startswith(f.name)), "")
+    if not title:
+        return description.family
+    kinds = {name: count for name, count in description.formats.items() if name not in PLAIN_DTYPES}
+    return title + (f" {max(kinds, key=lambda name: kinds[name])}" if kinds else "")
 
 
 def judged(card: dict[str, Any]) -> dict[str, Any]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from .. import host
 from ..loaders.errors import CheckpointError
-from ..loaders.families.modelslim.files import local_folders
-from ..loaders.families.nunchaku.files import NAME
+from ..loaders.families import families
 from ..loaders.files.places import local_references
 from ..loaders.files.selection import PIPELINE
 from .card import Query, title
@@ -41,12 +39,13 @@ class Entry:
 
 def entries() -> list[Entry]:
     """Every local reference, then the known repos. Reads directory entries only."""
-    ascend = local_folders()
-    found = [Entry(name, "modelslim") for name in ascend]
+    own = {name: family.kind for family in families() for name in family.local_references()}
+    found = [Entry(name, kind) for name, kind in own.items()]
     for reference in local_references():
         pipeline = any(os.path.isfile(os.path.join(root, reference, PIPELINE)) for root in host.model_folders())
-        if reference not in ascend:
-            kind = "base" if pipeline else "svdq" if re.search(NAME, reference) else "override"
+        if reference not in own:
+            kind = next((family.kind for family in families() if family.is_named(reference)), "override")
+            kind = "base" if pipeline else kind
             found.append(Entry(reference, kind, pipeline=pipeline))
     there = {entry.reference for entry in found}
     return [*found, *(Entry(name, known.kind, True) for name, known in KNOWN_CHECKPOINTS.items() if name not in there)]
@@ -74,10 +73,9 @@ def item(entry: Entry, card: dict[str, Any] | CheckpointError | None) -> dict[st
 
 def _kind(entry: Entry, card: dict[str, Any]) -> str:
     family = card["family"]
-    if family.startswith("SVDQuant"):
-        return "svdq"
-    if family.startswith("ModelSlim"):
-        return "modelslim"
+    for known in families():
+        if known.title and known.kind != "override" and family.startswith(known.title):
+            return known.kind
     return "base" if entry.pipeline or family in _UNQUANTIZED else "override"
 
 

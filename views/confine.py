@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .. import host
 from ..loaders.errors import CheckpointError
-from ..loaders.families.modelslim.files import is_description, is_weights
+from ..loaders.families import families
 from ..loaders.files.places import candidates
 from ..loaders.files.selection import INDEX, PIPELINE, leaves_folder
 
@@ -133,9 +133,9 @@ def _walk(path: Path, allowed: tuple[str, ...]) -> Iterator[str]:
         yield from _walk_folder(str(path), allowed, DEPTH + 1, [MAX_ENTRIES])
         return
     yield _line(str(path), allowed)
-    family = path.name.endswith(INDEX) or is_weights(path.name)
+    family = path.name.endswith(INDEX) or any(family.reads_beside(str(path)) for family in families())
     for name in sorted(os.listdir(path.parent)):  # what single files are read together with
-        if name == "config.json" or is_description(name) or family and name.endswith((".safetensors", ".json")):
+        if name == "config.json" or _side_file(name) or family and name.endswith((".safetensors", ".json")):
             yield _line(str(path.parent / name), allowed)
 
 
@@ -164,8 +164,12 @@ def _line(path: str, allowed: tuple[str, ...]) -> str:
     except OSError:  # a link to nothing
         return f"{path} -\n"
     name = os.path.basename(path)
-    whole = name in (PIPELINE, "config.json") or name.endswith(".index.json") or is_description(name)
+    whole = name in (PIPELINE, "config.json") or name.endswith(".index.json") or _side_file(name)
     if whole and stat.st_size > MAX_JSON:
         raise TooLargeError(f"{name} takes {stat.st_size:,} bytes, more than the {MAX_JSON:,} that are read here", path,
                             "download it again")
     return f"{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}\n"
+
+
+def _side_file(name: str) -> bool:
+    return any(family.side_file(name) for family in families())

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..loaders.families.modelslim.files import KNOWN as KNOWN_MODELSLIM
-from ..loaders.families.nunchaku.files import KNOWN as KNOWN_SVDQUANT
-from ..loaders.families.nunchaku.files import download_pattern
+from ..loaders.families import families
 from ..loaders.locate import KNOWN_BASES, KNOWN_OVERRIDES
-from .verdict import Verdict, of_formats, of_svdquant
+from .verdict import Verdict, of_formats
 
 # What a repo's name says of its architecture, the first that fits.
 _ARCHITECTURES = (("flux.2", "FLUX.2"), ("flux2", "FLUX.2"), ("flux", "FLUX.1"), ("wan", "Wan"),
@@ -16,7 +14,6 @@ _ARCHITECTURES = (("flux.2", "FLUX.2"), ("flux2", "FLUX.2"), ("flux", "FLUX.1"),
                   ("sdxl", "SDXL"))
 _FAMILIES = (("modelopt-fp8", "ModelOpt FP8", ("FP8",)), ("modelopt-nvfp4", "ModelOpt NVFP4", ("NVFP4",)),
              ("-nvfp4", "NVFP4", ("NVFP4",)), ("-w8a8", "ModelSlim W8A8", ("W8A8_DYNAMIC",)))
-SVDQUANT = "SVDQuant"
 
 
 class Known(NamedTuple):
@@ -30,21 +27,18 @@ class Known(NamedTuple):
 
     def verdict(self) -> Verdict:
         """How it will run here, once it is."""
-        if self.family == SVDQUANT:
-            return of_svdquant(frozenset(("nvfp4" if "fp4" in download_pattern("auto", 0) else "int4", "awq")))
-        return of_formats(self.formats)
+        return of_formats(self.formats or next((f.usual_formats() for f in families() if f.kind == self.kind), ()))
 
 
 def _known(reference: str, kind: str) -> Known:
     name = reference.partition("/")[2].lower()
     architecture = next(words for part, words in _ARCHITECTURES if part in name)
-    if kind == "svdq":
-        return Known(reference, kind, architecture, SVDQUANT, ())
-    family, formats = next(((words, formats) for part, words, formats in _FAMILIES if part in name), ("", ()))
+    title = next((family.title for family in families() if family.kind == kind), "")
+    family, formats = next(((words, formats) for part, words, formats in _FAMILIES if part in name), (title, ()))
     return Known(reference, kind, architecture, family, formats)
 
 
 KNOWN_CHECKPOINTS: dict[str, Known] = {
     reference: _known(reference, kind) for kind, references in (
-        ("base", KNOWN_BASES), ("override", KNOWN_OVERRIDES), ("svdq", KNOWN_SVDQUANT), ("modelslim", KNOWN_MODELSLIM))
+        ("base", KNOWN_BASES), ("override", KNOWN_OVERRIDES), *((f.kind, f.published) for f in families()))
     for reference in references}

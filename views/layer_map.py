@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..loaders.description import CheckpointDescription
-from ..loaders.families import comfy, modelslim
-from ..loaders.families.nunchaku.plan import COLOURS
-from ..quant import host_formats
+from ..loaders.families import families
 from ..quant.formats import formats
 from ..quant.stored import PLAIN, PLAIN_DTYPES
 
@@ -25,8 +23,10 @@ def panels_of(description: CheckpointDescription) -> dict[str, dict[str, dict[st
 
 def format_colours() -> dict[str, tuple[int, int, int]]:
     """The colour (RGB) of every stored format in the layer map, and of the dtypes that plain layers have."""
-    return {fmt.name: fmt.colour for fmt in formats()} | COLOURS | modelslim.COLOURS | comfy.COLOURS \
-        | host_formats.COLOURS | dict.fromkeys(sorted(PLAIN_DTYPES), PLAIN.colour)
+    colours = {fmt.name: fmt.colour for fmt in formats()} | dict.fromkeys(sorted(PLAIN_DTYPES), PLAIN.colour)
+    for family in families():
+        colours |= family.colours()
+    return colours
 
 
 def css_colours() -> dict[str, str]:

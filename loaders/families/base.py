@@ -8,7 +8,7 @@ never for one family by name; what only one family knows of (Nunchaku's precisio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from ..architectures import Architecture, Dims
@@ -27,46 +27,72 @@ class How(NamedTuple):
     step: Callable[[], None] = lambda: None
 
 
-class Family(Protocol):
-    """One publisher's way to store a transformer.
+class Family:
+    """One publisher's way to store a transformer. The first three methods are what every family has; the rest say what
+    sets it apart, and mean nothing special where they are not overridden.
 
-    `by_module`: whether a native module can be made alone, by assemble.add_module, without its neighbours.
+    `by_module`: whether a native module can be made alone, by assemble.add_module, without its neighbours. `kind`: of
+    its entries in the catalog. `title`: what a badge calls it, before the format of its layers; `words`: the whole
+    badge, by a description's `family`. `published`: known repo ids.
     """
 
     name: str
-    by_module: bool
-
-    def choices(self, inputs: Mapping[str, Any]) -> Any | None:
-        """The inputs of a node (name -> value) that only this family knows of, as a frozen value; None for none."""
-        ...
-
-    def select(self, folder: Folder, component: str, weights_name: str, choices: Any) -> Selection | None:
-        """The files of one transformer of a folder on disk or in a repo, by names alone; None for no folder of this
-        family. Raises MissingFiles for files that are not there, CheckpointError for an ambiguous choice."""
-        ...
-
-    def pattern(self, reference: str, weights_name: str, choices: Any) -> str:
-        """The glob of what a load of this published repo needs, for the download command; empty for other repos."""
-        ...
-
-    def reads_beside(self, path: str) -> bool:
-        """Whether a weight file on disk is read together with what lies beside it, by `select`."""
-        ...
+    by_module = False
+    kind = "override"
+    title = ""
+    words: Mapping[str, str] = {}
+    published: tuple[str, ...] = ()
 
     def recognise(self, checkpoint: Checkpoint) -> bool:
         """Whether a file is this family's, by its headers and the names of the files beside it."""
-        ...
-
-    def require(self, checkpoint: Checkpoint, description: CheckpointDescription, choices: Any) -> None:
-        """Raise CheckpointError for a checkpoint of another family, and where `choices` contradicts its tensors."""
-        ...
+        raise NotImplementedError
 
     def describe(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> CheckpointDescription:
         """describe.describe for a checkpoint of this family."""
-        ...
+        raise NotImplementedError
 
     def prepare(self, checkpoint: Checkpoint, description: CheckpointDescription,
                 how: How) -> tuple[NativeStateDict, Any]:
         """The native tensors of a checkpoint that was described as loadable, and the host's operations for them (None:
         the usual). Raises CheckpointError for what cannot run here, for tensors that mean nothing or are left over."""
-        ...
+        raise NotImplementedError
+
+    def choices(self, inputs: Mapping[str, Any]) -> Any | None:
+        """The inputs of a node (name -> value) that only this family knows of, as a frozen value; None for none."""
+        return None
+
+    def select(self, folder: Folder, component: str, weights_name: str, choices: Any) -> Selection | None:
+        """The files of one transformer of a folder on disk or in a repo, by names alone; None for no folder of this
+        family. Raises MissingFiles for files that are not there, CheckpointError for an ambiguous choice."""
+        return None
+
+    def pattern(self, reference: str, weights_name: str, choices: Any) -> str:
+        """The glob of what a load of this published repo needs, for the download command; empty for other repos."""
+        return ""
+
+    def side_file(self, name: str) -> bool:
+        """Whether a JSON file of this name, beside weights, is part of the checkpoint."""
+        return False
+
+    def reads_beside(self, path: str) -> bool:
+        """Whether a weight file on disk is read together with what lies beside it, by `select`."""
+        return False
+
+    def require(self, checkpoint: Checkpoint, description: CheckpointDescription, choices: Any) -> None:
+        """Raise CheckpointError for a checkpoint of another family, and where `choices` contradicts its tensors."""
+
+    def local_references(self) -> list[str]:
+        """What ComfyUI's model folders hold for this family, where it is looked for in its own way."""
+        return []
+
+    def is_named(self, reference: str) -> bool:
+        """Whether a file or folder is called as this family's are."""
+        return False
+
+    def colours(self) -> Mapping[str, tuple[int, int, int]]:
+        """The colours (RGB) of formats that only this family names, for the layer map."""
+        return {}
+
+    def usual_formats(self) -> tuple[str, ...]:
+        """The formats of its published checkpoints, where a repo's name does not say them."""
+        return ()

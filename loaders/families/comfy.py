@@ -27,10 +27,9 @@ from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import Header, TensorInfo
 from ..description import CheckpointDescription
 from ..errors import CheckpointError
-from ..files.selection import Folder, Selection
 from ..words import first_ten
 from . import running
-from .base import How
+from .base import Family, How
 from .reading import architecture_of, by_layer, check_dims, check_plain, dims_of
 
 if TYPE_CHECKING:
@@ -48,29 +47,17 @@ _WEIGHTS = {"int8": ("I8",), "int4": ("U8",), "e4m3": ("F8_E4M3",), "mxfp8": ("F
             "mxfp4_dual": ("U8",)}
 
 
-class Comfy:
+class Comfy(Family):
     """See base.Family."""
 
     name = "comfy"
-    by_module = False
+    title = "ComfyUI"
 
-    def choices(self, inputs: Mapping[str, Any]) -> None:
-        return None
-
-    def select(self, folder: Folder, component: str, weights_name: str, choices: Any) -> Selection | None:
-        return None
-
-    def pattern(self, reference: str, weights_name: str, choices: Any) -> str:
-        return ""
-
-    def reads_beside(self, path: str) -> bool:
-        return False
+    def colours(self) -> Mapping[str, tuple[int, int, int]]:
+        return host_formats.COLOURS | COLOURS
 
     def recognise(self, checkpoint: Checkpoint) -> bool:
         return _is_marked(checkpoint.tensors)
-
-    def require(self, checkpoint: Checkpoint, description: CheckpointDescription, choices: Any) -> None:
-        pass
 
     def describe(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> CheckpointDescription:
         architecture, naming = architecture_of(checkpoint)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from ...quant.formats import formats, identify, name_unsupported
@@ -19,38 +19,23 @@ from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import TensorInfo
 from ..declarations import Declaration, read_declaration
 from ..description import CheckpointDescription
-from ..files.selection import Folder, Selection
 from ..words import first_ten
 from . import running
-from .base import How
+from .base import Family, How
 from .reading import architecture_of, by_layer, check_plain, check_sizes, dims_of
 
 PREFIX = "model.diffusion_model."  # of a checkpoint that ComfyUI saves whole
 
 
-class ModelOpt:
+class ModelOpt(Family):
     """See base.Family."""
 
     name = "modelopt"
     by_module = True
-
-    def choices(self, inputs: Mapping[str, Any]) -> None:
-        return None
-
-    def select(self, folder: Folder, component: str, weights_name: str, choices: Any) -> Selection | None:
-        return None
-
-    def pattern(self, reference: str, weights_name: str, choices: Any) -> str:
-        return ""
-
-    def reads_beside(self, path: str) -> bool:
-        return False
+    words = {"modelopt-fp8": "ModelOpt FP8", "modelopt-nvfp4": "ModelOpt NVFP4", "fp8": "FP8", "nvfp4": "NVFP4"}
 
     def recognise(self, checkpoint: Checkpoint) -> bool:
         return True
-
-    def require(self, checkpoint: Checkpoint, description: CheckpointDescription, choices: Any) -> None:
-        pass
 
     def describe(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> CheckpointDescription:
         architecture, naming = architecture_of(checkpoint)

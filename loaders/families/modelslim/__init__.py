@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError
 from ...files.selection import Folder, Selection
+from ..base import Family
 from . import files
 
 if TYPE_CHECKING:
@@ -29,20 +30,25 @@ COLOURS = {"W8A8": (70, 110, 200), "W8A8_DYNAMIC": (90, 150, 220), "W8A16": (140
            "W4A4_MXFP4": (150, 90, 190), "W4A4_MXFP4_DUALSCALE": (115, 70, 170)}
 
 
-class ModelSlim:
+class ModelSlim(Family):
     """See base.Family."""
 
     name = "modelslim"
-    by_module = False
+    kind = "modelslim"
+    title = "ModelSlim"
+    published = files.KNOWN
 
-    def choices(self, inputs: Mapping[str, Any]) -> None:
-        return None
+    def colours(self) -> Mapping[str, tuple[int, int, int]]:
+        return COLOURS
+
+    def side_file(self, name: str) -> bool:
+        return files.is_description(name)
+
+    def local_references(self) -> list[str]:
+        return files.local_folders()
 
     def select(self, folder: Folder, component: str, weights_name: str, choices: Any) -> Selection | None:
         return files.select(folder, component, weights_name)
-
-    def pattern(self, reference: str, weights_name: str, choices: Any) -> str:
-        return ""
 
     def reads_beside(self, path: str) -> bool:
         return files.has_description(Path(path))

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...files.selection import Folder, Selection, component_folder
-from .files import KNOWN, Choice, choose_file, download_pattern, is_named
+from ..base import Family
+from .files import KNOWN, Choice, choose_file, download_pattern, named_file
 
 if TYPE_CHECKING:
     from ...architectures import Architecture, Dims
@@ -20,11 +21,27 @@ if TYPE_CHECKING:
     from ..base import How
 
 
-class Nunchaku:
+class Nunchaku(Family):
     """See base.Family."""
 
     name = "nunchaku"
-    by_module = False
+    kind = "svdq"
+    title = "SVDQuant"
+    words = {"svdquant-int4": "SVDQuant INT4", "svdquant-nvfp4": "SVDQuant NVFP4"}
+    published = KNOWN
+
+    def colours(self) -> Mapping[str, tuple[int, int, int]]:
+        from .plan import COLOURS
+
+        return COLOURS
+
+    def is_named(self, reference: str) -> bool:
+        return named_file(reference)
+
+    def usual_formats(self) -> tuple[str, ...]:
+        from .plan import AWQ, W4A4
+
+        return W4A4["nvfp4" if "fp4" in download_pattern() else "int4"], AWQ
 
     def choices(self, inputs: Mapping[str, Any]) -> Choice | None:
         """`precision` and `rank` of the Nunchaku SVDQ Loader."""
@@ -33,7 +50,7 @@ class Nunchaku:
         return Choice(inputs.get("precision", "auto"), inputs.get("rank", 0))
 
     def select(self, folder: Folder, component: str, weights_name: str, choices: Any) -> Selection | None:
-        if weights_name or not any(map(is_named, folder.names())):
+        if weights_name or not any(map(named_file, folder.names())):
             return None
         name = component_folder(folder, component)
         inside = folder.names(name)
@@ -46,9 +63,6 @@ class Nunchaku:
 
     def pattern(self, reference: str, weights_name: str, choices: Any) -> str:
         return (weights_name or download_pattern(*_choice(choices))) if reference in KNOWN else ""
-
-    def reads_beside(self, path: str) -> bool:
-        return False
 
     def recognise(self, checkpoint: Checkpoint) -> bool:
         from .recognise import is_svdquant

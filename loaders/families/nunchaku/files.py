@@ -29,7 +29,7 @@ class Choice(NamedTuple):
     rank: int = 0
 
 
-def is_named(path: str) -> bool:
+def named_file(path: str) -> bool:
     """Whether a file is called as an SVDQuant file, or as the first of a legacy folder's two."""
     return bool(re.search(NAME, path)) or path.rpartition("/")[2] == LEGACY[0]
 
@@ -65,7 +65,7 @@ def choose_file(inside: Sequence[str], where: str, precision: str = "auto", rank
                           "name the one to use in weights_name")
 
 
-def download_pattern(precision: str, rank: int) -> str:
+def download_pattern(precision: str = "auto", rank: int = 0) -> str:
     """The glob of the files that `choose_file` would choose from in a repo, for the download command."""
     word = "fp4" if precision == "nvfp4" or precision == "auto" and _blackwell() else "int4"
     return f"svdq-{word}_r{rank or RANK}-*.safetensors"

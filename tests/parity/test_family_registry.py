@@ -1,0 +1,84 @@
+"""CONTRIBUTING's promise: a new family is one file and one line. Here the file is in a temporary folder, and the line a
+name put into the registry; nothing else of the pack is touched."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from quantized_transformers.loaders import families, model
+from quantized_transformers.loaders.containers.checkpoint import Checkpoint
+from quantized_transformers.loaders.describe import describe
+from quantized_transformers.loaders.locate import locate
+from quantized_transformers.views.card import Query, card
+from support import flux
+from support.common import stored
+
+FILE = '''
+    """Files that hold half of every weight, under names that end with "half"."""
+
+    from ..architectures import ARCHITECTURES
+    from ..assemble import assemble
+    from ..description import CheckpointDescription
+    from . import running
+    from .base import Family
+
+
+    def whole(name):
+        return name.removesuffix(".half")
+
+
+    class Halves(Family):
+        name = kind = "halves"
+        title = "Halves"
+
+        def recognise(self, checkpoint):
+            return all(name.endswith(".half") for name in checkpoint.tensors)
+
+        def is_named(self, reference):
+            return reference.endswith(".half.safetensors")
+
+        def describe(self, checkpoint, base):
+            tensors = {whole(name): info for name, info in checkpoint.tensors.items()}
+            architecture, naming = next((a, naming) for a in ARCHITECTURES if (naming := a.naming(tensors)))
+            dims = architecture.dims_from_tensors(tensors, naming)
+            layers = {stored: "halves" for m in architecture.modules(dims, naming) if m.linear for stored in m.stored}
+            return CheckpointDescription(checkpoint.source.reference, [], checkpoint.bytes_on_disk, architecture.name, naming,
+                                         dims, self.name, layers=layers, formats={"halves": len(layers)})
+
+        def prepare(self, checkpoint, description, how):
+            architecture = next(a for a in ARCHITECTURES if a.name == description.architecture)
+            tensors = {whole(name): 2 * tensor for name, tensor in checkpoint.load_tensors().items()}
+            native = assemble(architecture, description.dims, description.naming, tensors, "", step=how.step)
+            return native, running.operations(native, how, "")
+
+
+    FAMILY = Halves()
+'''
+
+
+@pytest.fixture
+def halves(tmp_path, monkeypatch):
+    (tmp_path / "halves.py").write_text(textwrap.dedent(FILE), encoding="utf-8")
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
+    monkeypatch.setattr(families, "FAMILIES", ("halves", *families.FAMILIES))  # the line
+    families.families.cache_clear()
+    yield
+    families.families.cache_clear()
+
+
+def test_a_family_is_one_file_and_one_line(halves, tiny, tmp_path):
+    plain = stored(tiny.bf16)
+    save_file({f"{name}.half": tensor / 2 for name, tensor in plain.items()}, str(tmp_path / "flux.half.safetensors"))
+    path = str(tmp_path / "flux.half.safetensors")
+    loaded = model.load(model.Request(path), quiet=True)
+    expected = model.load(model.Request(str(tiny.bf16)), quiet=True).patcher
+    assert torch.equal(flux.comfy_velocity(loaded.patcher, **flux.inputs()), flux.comfy_velocity(expected, **flux.inputs()))
+    assert "halves" in loaded.report
+    assert describe(Checkpoint(locate(path))).family == "halves"
+    assert card(Query(path))["family"] == "Halves halves"
+    other = model.load(model.Request(str(tiny.fp8)), quiet=True)  # and the others are what they were
+    assert other.description.family == "modelopt-fp8"
