@@ -29,8 +29,8 @@ class Checkpoint:
         self.tensors: dict[str, TensorInfo] = self.headers[0].tensors if len(self.headers) == 1 else {}
         if len(self.headers) > 1:
             self._merge_shards()
-        if source.index:
-            self._check_index(source.index)
+        if source.index_file:
+            self._check_index(source.index_file)
         self.preferences = {name: info for name, info in self.tensors.items() if name.endswith(host.PREFERENCE)}
         if self.preferences:
             self.tensors = {name: info for name, info in self.tensors.items() if name not in self.preferences}

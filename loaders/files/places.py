@@ -52,7 +52,7 @@ class LocalFolder:
         for name in {*selection.files, *filter(None, (selection.folder, selection.config))}:
             refuse_unfinished(self.path / name)
         return Source(reference, str(self.path / selection.folder), tuple(str(self.path / n) for n in selection.files),
-                      path(selection.config), path(selection.index), selection.choice,
+                      path(selection.config), path(selection.index_file), selection.choice,
                       texts=tuple(str(self.path / n) for n in selection.texts))
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..errors import CheckpointError, MissingFiles
 from ..words import first_ten
@@ -42,21 +41,20 @@ class Folder(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(NamedTuple):
     """The files of one component, by name from the root of the `Folder` they were chosen from."""
 
     folder: str  # "" or "transformer"
     files: tuple[str, ...] = ()
     config: str | None = None
-    index: str | None = None
+    index_file: str | None = None
     texts: tuple[str, ...] = ()  # a tokenizer's files, or a ModelSlim description
     choice: str = ""
 
     @property
     def names(self) -> list[str]:
         """Everything to fetch, small files first: a set that was cut short then lacks its weights, and shows it."""
-        return [name for name in (self.config, self.index, *self.texts, *self.files) if name]
+        return [name for name in (self.config, self.index_file, *self.texts, *self.files) if name]
 
 
 Select = Callable[[Folder], Sequence[Selection]]

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """Local files of one component. `files` is empty when only its configuration was asked for, or it has none."""
 
     reference: str
     folder: str
     files: tuple[str, ...]
     config: str | None = None
-    index: str | None = None
+    index_file: str | None = None
     choice: str = ""  # why these files, where the folder held more
     beside: str | None = None  # config.json beside a single file: read for its quantization declaration only
     texts: tuple[str, ...] = ()  # the files of a tokenizer, or a ModelSlim description
@@ -26,7 +24,7 @@ class Source:
     @property
     def paths(self) -> list[str]:
         """Every file this source depends on, for fingerprints."""
-        return [path for path in (*self.files, self.config, self.index, self.beside, *self.texts) if path]
+        return [path for path in (*self.files, self.config, self.index_file, self.beside, *self.texts) if path]
 
 
 def read_json(path: str) -> dict[str, Any]:

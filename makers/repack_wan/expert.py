@@ -62,7 +62,7 @@ def read_expert(folder: Path) -> Expert:
     for name in names:
         check_file(folder / name, folder)
     checkpoint = Checkpoint(Source(str(folder), str(folder), tuple(str(folder / name) for name in weights),
-                                   index=str(folder / indexes[0]) if indexes else None))
+                                   index_file=str(folder / indexes[0]) if indexes else None))
     read = [(path, read_json(str(path))) for path in found]
     fitting = [(path, entries) for path, entries in read if not _mismatch(entries, checkpoint)]
     if len(read) > 1 and len(fitting) != 1:

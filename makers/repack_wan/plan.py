@@ -168,7 +168,7 @@ def _refuse_other_sizes(config: dict[str, Any], expert: Expert, renamed: dict[st
 def _file_names(expert: Expert, to_diffusers: bool) -> tuple[list[str], str, str]:
     """(weight files, index or "", description) by the writers' rules (docs/sources/ascend.md, "File names")."""
     count, kind = len(expert.checkpoint.headers), str(expert.entries.get("model_quant_type", "")).lower()
-    sharded = bool(expert.checkpoint.source.index) or count > 1
+    sharded = bool(expert.checkpoint.source.index_file) or count > 1
     suffix = ""
     if to_diffusers:
         stem, description = WEIGHTS, f"{DESCRIPTION}.json"
@@ -195,11 +195,11 @@ def header_bytes(header: Header, renamed: dict[str, str]) -> bytes:
 def _index(expert: Expert, renamed: dict[str, str], weights: list[str]) -> bytes:
     """The index with new tensor and file names; one is made for shards that had none."""
     headers = expert.checkpoint.headers
-    if not expert.checkpoint.source.index:
+    if not expert.checkpoint.source.index_file:
         total = sum(info.end - info.start for info in expert.checkpoint.tensors.values())
         made = {renamed[name]: file for header, file in zip(headers, weights, strict=True) for name in header.tensors}
         return json.dumps({"metadata": {"total_size": total}, "weight_map": made}, indent=2).encode()
-    path = Path(expert.checkpoint.source.index)
+    path = Path(expert.checkpoint.source.index_file)
     index, files = read_json(str(path)), {Path(h.path).name: file for h, file in zip(headers, weights, strict=True)}
     return restyle(path, index | {"weight_map": {renamed[k]: files[v] for k, v in index["weight_map"].items()}})
 

@@ -60,7 +60,7 @@ SAID = {
         "text encoder": ["UMT5EncoderModel"], "VAE": ["AutoencoderKLWan"]},
     "wan22_t2v_a14b_modelslim_w8a8": {
         "transformer": ["Wan · modelslim (by msmodelslim, MindIE", "diffusers names", "6 BF16, 10 W8A8", KITCHEN],
-        "transformer_2": ["Wan · modelslim (by msmodelslim, AscendV1", "diffusers names", "6 BF16, 10 W8A8", KITCHEN],
+        "transformer_2": ["Wan · modelslim (by msmodelslim, AscendV1", "diffusers names", "6 F16, 10 W8A8", KITCHEN],
         "text encoder": ["UMT5EncoderModel"], "VAE": ["AutoencoderKLWan"]},
     "wan22_t2v_a14b_modelslim_mxfp8": {
         "transformer": ["Wan · modelslim (by msmodelslim, MindIE", "native names", "6 BF16, 10 W8A8_MXFP8", KITCHEN, "~13 % of blocks"],

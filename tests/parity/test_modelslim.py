@@ -68,7 +68,7 @@ def test_inspect(exports):
         description = describe(Checkpoint(locate(str(exports[name].folder))))
         report = describe_report(description)
         assert description.formats == counts and report.endswith("this checkpoint loads")
-        assert counts.keys() - {"BF16"} <= modelslim.COLOURS.keys()
+        assert counts.keys() - {"BF16", "F16"} <= modelslim.COLOURS.keys()
         json.dumps(description.to_json())
         assert layer_map(description).size[1] > 100
 
@@ -227,8 +227,10 @@ def test_saved_by_the_host_and_loaded_again(name, compute, exports, tmp_path):
     path = str(tmp_path / "saved.safetensors")
     comfy.sd.save_checkpoint(path, patcher)
     again = ms.load(path)
-    host_s = {"W8A8_DYNAMIC": "INT8", "W8A8_MXFP8": "MXFP8"}  # types that are ComfyUI's own formats, and called so
+    # types that are ComfyUI's own formats, and called so; floats as ComfyUI holds them, which is F32 on a CPU
+    host_s = {"W8A8_DYNAMIC": "INT8", "W8A8_MXFP8": "MXFP8", "BF16": "F32", "F16": "F32"}
     assert again.description.formats == {host_s.get(kind, kind): count for kind, count in ms.COUNTS[name].items()}
+    assert load_file(path)["model.diffusion_model.head.head.weight"].dtype == torch.float32
     assert same(again.patcher, patcher) and torch.equal(run(again.patcher, export.channels), expected)
     if compute == "auto" and name in ("mxfp8", "w8a8_dynamic"):
         stock = comfy.sd.load_diffusion_model(path)

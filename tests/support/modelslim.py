@@ -51,7 +51,7 @@ EXPORTS = {
 COUNTS = {
     "mxfp8": {"BF16": 6, "W8A8_MXFP8": 10}, "mxfp8_ascendv1": {"BF16": 6, "W8A8_MXFP8": 10},
     "w8a8_dynamic": {"BF16": 7, "W8A8_DYNAMIC": 9}, "w8a8": {"BF16": 6, "W8A8": 10},
-    "w8a8_fp16": {"BF16": 6, "W8A8": 10}, "w4a4_dynamic": {"BF16": 6, "W4A4_DYNAMIC": 10},
+    "w8a8_fp16": {"F16": 6, "W8A8": 10}, "w4a4_dynamic": {"BF16": 6, "W4A4_DYNAMIC": 10},
     "mxfp4": {"BF16": 6, "W4A4_MXFP4": 20}, "mxfp4_smooth": {"BF16": 6, "W4A4_MXFP4": 10},
     "dual": {"BF16": 6, "W8A8_MXFP8": 9, "W4A4_MXFP4_DUALSCALE": 1},
     "mixed": {"BF16": 6, "W8A16": 4, "WFP8AFP8_DYNAMIC": 4, "W4A8_DYNAMIC": 1, "W4A8_MXFP": 1},

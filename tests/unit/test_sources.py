@@ -140,7 +140,7 @@ def test_index_wins_over_mixed_and_twins(shards):
     shutil.copy(index, shards / "diffusion_pytorch_model.fp16.safetensors.index.json")
     shutil.copy(index, shards / "diffusion_pytorch_model.safetensors.index.bf16.json")
     source = locate(str(shards))
-    assert source.index == str(index) and len(source.files) == len(set(json.loads(index.read_text())["weight_map"].values()))
+    assert source.index_file == str(index) and len(source.files) == len(set(json.loads(index.read_text())["weight_map"].values()))
 
 
 def test_a_quantized_repo_given_as_the_base(tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from .... import host
@@ -60,13 +59,13 @@ def select(folder: Folder, component: str, weights_name: str = "") -> Selection 
         return None
     assert name is not None
     chosen = select_component(folder, name, weights_name)
-    first = PurePosixPath(chosen.index or chosen.files[0]).name
+    first = PurePosixPath(chosen.index_file or chosen.files[0]).name
     texts = [_description_of(first, descriptions, where)]
     config = chosen.config
     if config and folder.read_json(config).get("_class_name") == "WanModel":  # the vendor's keys, not diffusers'
         texts.append("config.json")
         config = None
-    return replace(chosen, config=config, texts=tuple(f"{name}/{text}" if name else text for text in texts))
+    return chosen._replace(config=config, texts=tuple(f"{name}/{text}" if name else text for text in texts))
 
 
 def _subfolder(folder: Folder, component: str) -> str | None:
