@@ -1,4 +1,5 @@
-"""Files with ComfyUI's `comfy_quant` markers: native names, and in every quantized layer one that names its format.
+"""Files with ComfyUI's `comfy_quant` markers: native names, and for every quantized layer one that names its format,
+as a tensor of the layer or in the list of layers in the file's metadata.
 
 Read layer by layer, so that any mixture loads: ComfyUI's own formats, and this pack's (row shards, SVDQuant parts,
 Ascend's layout). FP8 and NVFP4 alone need no markers, modelopt.py tells them from the tensors. Nothing is converted:
@@ -19,6 +20,7 @@ from ...quant.ascend.kinds import BLOCK, HOST_FORMAT, KINDS, MARKER
 from ...quant.ascend.native import OWN_LEAVES
 from ...quant.formats import formats, identify, name_unsupported
 from ...quant.host_formats import HOST_FORMATS
+from ...quant.shards import marker
 from ...quant.stored import PLAIN_DTYPES, ByteOrder
 from ..architectures import ARCHITECTURES, Architecture, Dims, Module
 from ..architectures.base import tensor_name
@@ -30,11 +32,12 @@ from ..errors import CheckpointError
 from ..words import first_ten
 from . import running
 from .base import Family, How
-from .reading import architecture_of, by_layer, check_dims, check_plain, dims_of
+from .reading import architecture_of, by_layer, check_dims, check_plain, dims_of, spellings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+METADATA = "_quantization_metadata"
 ASCEND = "modelslim (saved)"  # a file with layers in this pack's own layout of ModelSlim's types
 ORDER = ByteOrder(low_first=False, swizzled=True, why="ComfyUI's markers")
 HOST_NAMES = {"int8_tensorwise": "INT8", "mxfp8": "MXFP8"}  # in reports
@@ -57,7 +60,7 @@ class Comfy(Family):
         return host_formats.COLOURS | COLOURS
 
     def recognise(self, checkpoint: Checkpoint) -> bool:
-        return _is_marked(checkpoint.tensors)
+        return _is_marked(checkpoint)
 
     def describe(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> CheckpointDescription:
         architecture, naming = architecture_of(checkpoint)
@@ -70,7 +73,7 @@ class Comfy(Family):
             return description
         if base is not None:
             check_dims(description, *base)
-        words = _words(checkpoint)
+        words = {layer: str(conf["format"]) for layer, conf in _confs(checkpoint).items()}
         if any(word.startswith(MARKER) for word in words.values()):
             description.family = ASCEND
         groups = by_layer(checkpoint.tensors)
@@ -96,9 +99,11 @@ class Comfy(Family):
 
         architecture = next(a for a in ARCHITECTURES if a.name == description.architecture)
         where, stored, native = checkpoint.source.reference, checkpoint.load_tensors(), NativeStateDict()
+        confs = _confs(checkpoint)
         for module in architecture.modules(description.dims, description.naming):
             try:
-                _add(native, module, stored, how.compute == "dequantize", fp4 is not None)
+                conf = confs.get(module.stored[0], {})
+                _add(native, module, stored, conf, how.compute == "dequantize", fp4 is not None)
             except ValueError as error:
                 raise CheckpointError(str(error), where, "save the model again") from error
             how.step()
@@ -116,35 +121,55 @@ class Comfy(Family):
 FAMILY = Comfy()
 
 
-def _is_marked(tensors: Mapping[str, TensorInfo]) -> bool:
+def _is_marked(checkpoint: Checkpoint) -> bool:
     """Whether a layer with a marker is stored as only these formats are: integers, or scales in E8M0 or for every row.
     """
-    for name in tensors:
-        if name.endswith(".comfy_quant"):
-            layer = name.removesuffix("comfy_quant")
-            weight, scale = tensors.get(f"{layer}weight"), tensors.get(f"{layer}weight_scale")
-            if weight and not scale and weight.dtype == "I8":
-                return True
-            if weight and scale and f"{layer}weight_shard_1" not in tensors and (
-                    weight.dtype == "I8" or scale.dtype in ("U8", "F8_E8M0")
-                    or scale.dtype == "F32" and len(scale.shape) == 2 and f"{layer}weight_scale_2" not in tensors):
-                return True
+    tensors = checkpoint.tensors
+    marked = {name.removesuffix(".comfy_quant") for name in tensors if name.endswith(".comfy_quant")}
+    for layer in marked | _listed(checkpoint).keys():
+        weight, scale = tensors.get(f"{layer}.weight"), tensors.get(f"{layer}.weight_scale")
+        if weight and not scale and weight.dtype == "I8":
+            return True
+        if weight and scale and f"{layer}.weight_shard_1" not in tensors and (
+                weight.dtype == "I8" or scale.dtype in ("U8", "F8_E8M0")
+                or scale.dtype == "F32" and len(scale.shape) == 2 and f"{layer}.weight_scale_2" not in tensors):
+            return True
     return False
 
 
-def _words(checkpoint: Checkpoint) -> dict[str, str]:
-    """Layer -> the format that its marker says; the markers are read from the files, a few bytes each."""
-    words = {}
+def _listed(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Layer -> what the files' metadata say of it, as a marker would; nothing where they are no such list."""
+    found: dict[str, dict[str, Any]] = {}
+    for header in checkpoint.headers:
+        try:
+            layers = json.loads(header.metadata.get(METADATA, "{}"))["layers"].items()
+            confs = {str(name): dict(conf) for name, conf in layers}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue  # declarations.py says what is wrong with it
+        for name, conf in confs.items():
+            found |= {layer: conf for layer in spellings(name) if f"{layer}.weight" in checkpoint.tensors}
+    return found
+
+
+def _confs(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Layer -> what its marker says, which is read from the files, a few bytes each; else what the metadata say.
+
+    Raises CheckpointError for a format that this version does not know.
+    """
+    confs = dict(_listed(checkpoint))
+    where = dict.fromkeys(confs, checkpoint.source.reference)
     for header in checkpoint.headers:
         for name in header.tensors:
             if name.endswith(".comfy_quant"):
-                word = str(_marker(header, name).get("format"))
-                known = word.startswith(MARKER) and word.removeprefix(MARKER) in KINDS
-                if not (known or word in STORED or word in _OF_HOST or word in HOST_FORMATS):
-                    raise CheckpointError(f"{name} says {word!r}, which this version does not load", header.path,
-                                          "update this pack, or load the original")
-                words[name.removesuffix(".comfy_quant")] = word
-    return words
+                layer = name.removesuffix(".comfy_quant")
+                confs[layer], where[layer] = _marker(header, name), header.path
+    for layer, conf in confs.items():
+        word = str(conf.get("format"))
+        known = word.startswith(MARKER) and word.removeprefix(MARKER) in KINDS
+        if not (known or word in STORED or word in _OF_HOST or word in HOST_FORMATS):
+            raise CheckpointError(f"{layer}.comfy_quant says {word!r}, which this version does not load", where[layer],
+                                  "update this pack, or load the original")
+    return confs
 
 
 def _marker(header: Header, name: str) -> dict[str, Any]:
@@ -231,18 +256,18 @@ def _handed(description: CheckpointDescription, compute: str) -> list[str]:
     return [f"{' and '.join(names)}: {how}, on {host.device_name()}"] if names else []
 
 
-def _add(native: NativeStateDict, module: Module, stored: dict[str, Tensor], dequantize: bool, own_nvfp4: bool) -> None:
+def _add(native: NativeStateDict, module: Module, stored: dict[str, Tensor], conf: dict[str, Any], dequantize: bool,
+         own_nvfp4: bool) -> None:
     """Move the tensors of one module out of `stored`, as they are but for what the host's own layout cannot say."""
-    name = module.stored[0]
-    marker = stored.get(f"{name}.comfy_quant")
-    conf = json.loads(bytes(marker.tolist())) if marker is not None else {}
-    word = str(conf.get("format", ""))
+    name, word = module.stored[0], str(conf.get("format", ""))
     if not word or word in STORED:
-        add_module(native, module, [take(stored, name, module)], ORDER, dequantize, own_nvfp4)
+        full = dequantize or bool(conf.get("full_precision_matrix_mult"))
+        add_module(native, module, [take(stored, name, module)], ORDER, full, own_nvfp4)
         return
     for leaf in (module.stored_leaf, "bias", *sorted(LEAVES)):
         if tensor_name(name, leaf) in stored:
             native.tensors[f"{module.native}.{leaf}"] = stored.pop(tensor_name(name, leaf))
-    if dequantize:
-        native.tensors[f"{module.native}.comfy_quant"] = running.dequantized(conf)
+    key = f"{module.native}.comfy_quant"
+    if dequantize or key not in native.tensors:
+        native.tensors[key] = running.dequantized(conf) if dequantize else marker(conf)
     native.words.add(word)

@@ -22,9 +22,7 @@ from ..description import CheckpointDescription
 from ..words import first_ten
 from . import running
 from .base import Family, How
-from .reading import architecture_of, by_layer, check_plain, check_sizes, dims_of
-
-PREFIX = "model.diffusion_model."  # of a checkpoint that ComfyUI saves whole
+from .reading import architecture_of, by_layer, check_plain, check_sizes, dims_of, spellings
 
 
 class ModelOpt(Family):
@@ -180,12 +178,9 @@ def _compare_with_declaration(description: CheckpointDescription, declaration: D
         reason = "as declared" if declaration.activation_scheme == "dynamic" else "input_scale is missing"
         description.notes.append(f"dynamic activation scales in {description.dynamic_activations} layers ({reason})")
     words = {fmt.name: fmt.words for fmt in formats()}
-    prefix = description.naming.prefix
     for declared_name, conf in declaration.layers.items():
         word = str(conf.get("format") or "")
-        # some writers list layers with the prefix of ComfyUI's checkpoints where the tensors have none, or without
-        name = next((name for name in (declared_name, prefix + declared_name, declared_name.removeprefix(PREFIX))
-                     if name in description.layers), "")
+        name = next((name for name in spellings(declared_name) if name in description.layers), "")
         stored = description.layers.get(name)
         if stored is not None and word and word not in words.get(stored, ()):
             description.problems.append(f"the metadata declares {name} as {word}, but it is stored as {stored}")

@@ -12,6 +12,14 @@ from ..containers.safetensors import TensorInfo
 from ..description import CheckpointDescription
 from ..errors import CheckpointError
 
+_PREFIX = "model.diffusion_model."  # of names in a checkpoint that ComfyUI saves whole
+
+
+def spellings(layer: str) -> tuple[str, ...]:
+    """What tensors may call a layer that metadata list: some writers list it with the prefix of ComfyUI's checkpoints
+    where the tensors have none, or without."""
+    return layer, _PREFIX + layer, layer.removeprefix(_PREFIX)
+
 
 def architecture_of(checkpoint: Checkpoint) -> tuple[Architecture, Naming]:
     """Recognise the architecture from tensor names, checked against config.json's claim.

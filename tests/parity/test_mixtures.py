@@ -89,6 +89,23 @@ def test_five_formats_run_as_stock_comfyui_runs_them(made):
     assert common.rel_l2(flux.comfy_velocity(loaded.patcher, **inputs), flux.comfy_velocity(stock, **inputs)) < 1e-6
 
 
+@pytest.mark.parametrize("listed", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_formats_listed_in_the_metadata_alone(prefix, listed, made, tmp_path):
+    """The same file without markers: the list of layers in its header says the formats, as older writers have it."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(str(made / "turns.safetensors"))
+    layers = {listed + name.removesuffix(".comfy_quant"): json.loads(bytes(tensors.pop(name).tolist()))
+              for name in list(tensors) if name.endswith(".comfy_quant")}
+    path = str(tmp_path / "listed.safetensors")
+    save_file({prefix + name: tensor for name, tensor in tensors.items()}, path,
+              {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})})
+    loaded, marked = (model.load(model.Request(p), quiet=True) for p in (path, str(made / "turns.safetensors")))
+    assert loaded.description.formats == marked.description.formats and loaded.description.family == "comfy"
+    assert torch.equal(flux.comfy_velocity(loaded.patcher, **flux.inputs()), flux.comfy_velocity(marked.patcher, **flux.inputs()))
+
+
 def test_a_format_that_nobody_has_is_refused(made, tmp_path):
     from safetensors.torch import load_file
 
