@@ -61,8 +61,6 @@ def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dic
     called once a module.
     Raises CheckpointError for an invalid scale, a missing tensor, or tensors that nothing consumed.
     """
-    import torch
-
     native = NativeStateDict()
     for module in architecture.modules(dims, naming):
         try:
@@ -73,13 +71,21 @@ def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dic
                                   str(error), where, "download the checkpoint again, or report it to its publisher"
                                   ) from error
         step()
+    finish(native, architecture, dims, naming, stored, where)
+    return native
+
+
+def finish(native: NativeStateDict, architecture: Architecture, dims: Dims, naming: Naming, stored: dict[str, Tensor],
+           where: str) -> None:
+    """Add the architecture's marks. Raises CheckpointError for stored tensors that neither they nor a module used."""
+    import torch
+
     for mark in architecture.marks(dims):
         stored.pop(naming.prefix + mark, None)
         native.tensors[mark] = torch.zeros(0)
     if stored:
         raise CheckpointError(f"{len(stored)} stored tensors were not used: {first_ten(stored)}", where,
                               "report this; the checkpoint holds more than its architecture")
-    return native
 
 
 def take(stored: dict[str, Tensor], name: str, module: Module) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from ...quant.shards import marker
 from ...quant.stored import PLAIN_DTYPES, ByteOrder
 from ..architectures import ARCHITECTURES, Architecture, Dims, Module
 from ..architectures.base import tensor_name
-from ..assemble import NativeStateDict, add_module, take
+from ..assemble import NativeStateDict, add_module, finish, take
 from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import Header, TensorInfo
 from ..description import CheckpointDescription
@@ -95,8 +95,6 @@ class Comfy(Family):
         _check_host(description)
         running.check_compute(how.compute, description)
         fp4, note = running.fp4_backend(how.fp4_backend, description, how.compute)
-        import torch
-
         architecture = next(a for a in ARCHITECTURES if a.name == description.architecture)
         where, stored, native = checkpoint.source.reference, checkpoint.load_tensors(), NativeStateDict()
         confs = _confs(checkpoint)
@@ -107,12 +105,7 @@ class Comfy(Family):
             except ValueError as error:
                 raise CheckpointError(str(error), where, "save the model again") from error
             how.step()
-        for mark in architecture.marks(description.dims):
-            stored.pop(description.naming.prefix + mark, None)
-            native.tensors[mark] = torch.zeros(0)
-        if stored:
-            raise CheckpointError(f"{len(stored)} stored tensors were not used: {first_ten(stored)}", where,
-                                  "report this; the checkpoint holds more than its architecture")
+        finish(native, architecture, description.dims, description.naming, stored, where)
         operations = running.operations(native, how, where, fp4)
         native.notes += [*([note] if note else []), *_handed(description, how.compute)]
         return native, operations

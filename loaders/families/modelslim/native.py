@@ -9,7 +9,7 @@ from ....quant.ascend.fused import fused
 from ....quant.ascend.schemes import SCHEMES
 from ....quant.stored import MODELOPT_ORDER, PLAIN, PLAIN_DTYPES
 from ...architectures import ARCHITECTURES, Module
-from ...assemble import NativeStateDict, add_module, take
+from ...assemble import NativeStateDict, add_module, finish, take
 from ...containers.checkpoint import Checkpoint
 from ...description import CheckpointDescription
 from ...errors import CheckpointError
@@ -30,8 +30,6 @@ def prepare(checkpoint: Checkpoint, description: CheckpointDescription, how: How
     nothing used.
     """
     host.require("Ascend")
-    import torch
-
     architecture = next(a for a in ARCHITECTURES if a.name == description.architecture)
     where = checkpoint.source.reference
     stored, _, _ = plain_names(checkpoint.load_tensors(), where)
@@ -44,12 +42,7 @@ def prepare(checkpoint: Checkpoint, description: CheckpointDescription, how: How
         except ValueError as error:
             raise CheckpointError(str(error), where, "copy the export again, or report it to its publisher") from error
         how.step()
-    for mark in architecture.marks(description.dims):
-        stored.pop(description.naming.prefix + mark, None)
-        native.tensors[mark] = torch.zeros(0)
-    if stored:
-        raise CheckpointError(f"{len(stored)} stored tensors were not used: {first_ten(stored)}", where,
-                              "report this; the checkpoint holds more than its architecture")
+    finish(native, architecture, description.dims, description.naming, stored, where)
     layouts.discard("")
     native.notes = _summary(native.notes)
     native.words = layouts
