@@ -221,7 +221,7 @@ def main() -> int:
     command, arguments = sys.argv[1], sys.argv[2:]
     end = arguments.pop(0) if command == "test" and arguments[:1] and arguments[0] in ENDS else ""
     if command == "test" and arguments == ["quick"]:
-        arguments = [*PARALLEL, "tests/unit"]
+        arguments = [*PARALLEL, "-m", "unit", "tests"]
     if command == "drift":  # what runs below runs in the checkout's folder
         arguments = [str(Path(argument).expanduser().resolve()) for argument in arguments]
     python, comfyui = setup(end)

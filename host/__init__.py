@@ -33,6 +33,7 @@ from .folders import (
     ready,
     register_model_folder,
 )
+from .machine import MATMULS, Machine, machine
 from .models import (
     ATTACHMENT,
     PREFERENCE,

@@ -113,11 +113,11 @@ FEATURES = {
         "comfy_kitchen.scaled_mm_v2:scaled_mm_v2",
         "comfy_kitchen:list_backends",
         "comfy.ops:linear_input_act ?",
-    )),
-    "SVDQuant": Feature("Nunchaku's SVDQuant transformers cannot be loaded", (
         "comfy.ops:cast_bias_weight(module, dtype=, device=, bias_dtype=, offloadable=, compute_dtype=, want_requant=)",
         "comfy.ops:uncast_bias_weight(module, weight, bias, stream)",
         f"{_LINEAR}->weight_function ?",
+    )),
+    "SVDQuant": Feature("Nunchaku's SVDQuant transformers cannot be loaded", (
         "comfy_kitchen.tensor:TensorCoreSVDQuantW4A4Layout",
         "comfy_kitchen.tensor:TensorCoreAWQW4A16Layout",
     )),

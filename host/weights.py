@@ -1,4 +1,4 @@
-"""What quant/svdquant needs to patch and fetch weights."""
+"""What quant/linear.py and quant/lora.py need to fetch and patch weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def is_patching(code: Any) -> bool:
     return code is ModelPatcher.patch_weight_to_device.__code__
 
 
-@needs("SVDQuant")
+@needs("quantized layers")
 def fetch_weight(module: Any, x: torch.Tensor) -> tuple[Any, Any, Callable[[Any, Any], None]]:
     """Weight (quantized as it is) and bias (in x's dtype) of a module on x's device, and what to call after use."""
     import comfy.model_management

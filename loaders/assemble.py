@@ -1,133 +1,254 @@
-"""Stored tensors -> the host's native state dict, one module at a time, with every stored tensor accounted for.
+"""A plan and its files -> the host's native state dict, one module at a time, with every stored tensor accounted for.
 
-Bytes that need no re-layout stay the memory-mapped views they were loaded as. Copies are made only of BF16 tensors that
-the host fuses, of shards that share one scale, of NVFP4 in another byte order than the host's, and of the one
+Bytes that need no re-layout stay the memory-mapped views they were loaded as. Copies are made only of unquantized
+tensors that the host fuses, of tiles that share one scale, of bytes in another order than the host's, and of the one
 modulation whose halves are exchanged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from ..quant import fuse, nvfp4
-from ..quant.formats import formats, identify
-from ..quant.stored import MODELOPT_ORDER, PLAIN, ByteOrder, StoredFormat
-from ..quant.svdquant.saved import SAVED_PARTS, kinds_of
-from .architectures import Architecture, Dims, Module, Naming
+from .architectures import Module
 from .architectures.base import tensor_name
-from .containers.safetensors import dtype_name
 from .errors import CheckpointError
+from .plan import Layer, LoadPlan, Planned
 from .words import first_ten
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Modules whose width ComfyUI's detection reads from the weight's columns, half as many when NVFP4 packs them
+    from ..quant.tile import Coded
+    from .containers.checkpoint import Checkpoint
+
+# Modules whose width ComfyUI's detection reads from the weight's columns, half as many when two codes share a byte
 # (ComfyUI's comfy/model_detection.py).
 DETECTED = frozenset({"img_in", "txt_in", "vector_in.in_layer", "txt_in.input_embedder", "cap_embedder.1",
                       "x_embedder"})
-COMPANIONS = tuple(sorted(frozenset().union(*(fmt.companions for fmt in formats()))))
 
 
 @dataclass
 class NativeStateDict:
     """Tensors under the host's names, and what the report says about them.
 
-    `layouts` counts the modules in each layout that `add_module` made, `words` are the formats of others' markers;
-    `part_kinds` are the kinds of SVDQuant parts that are among them, `runs` lines on how they run; `copied` is called
-    while the host copies the tensors, to let go of what they were copied from.
+    `layouts` counts the quantized modules by what their markers say, `codecs` are those of this pack's tiles; `joined`
+    modules have several tiles, `dynamic` ones activation scales that are computed. `copied` is called while the host
+    copies the tensors, to let go of what they were copied from; `runs` are lines on how they run.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     layouts: dict[str, int] = field(default_factory=dict)
-    per_shard: int = 0
+    codecs: set[str] = field(default_factory=set)
+    joined: int = 0
     dynamic: int = 0
-    words: set[str] = field(default_factory=set)
-    part_kinds: set[str] = field(default_factory=set)
     copied: Callable[[], None] = lambda: None
     runs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    layer_notes: list[str] = field(default_factory=list)  # "layer: text"
+
+    @property
+    def beside(self) -> bool:
+        """Whether patches of a weight stay beside it."""
+        from ..quant.codecs import codec
+
+        return not all(codec(name).requantizes for name in self.codecs)
 
 
-def assemble(architecture: Architecture, dims: Dims, naming: Naming, stored: dict[str, Tensor], where: str, *,
-             order: ByteOrder = MODELOPT_ORDER, dequantize: bool = False, own_nvfp4: bool = False,
-             full_precision: Collection[str] = (), step: Callable[[], None] = lambda: None) -> NativeStateDict:
-    """Build the native state dict, emptying `stored` (name -> tensor) on the way.
+class Tensors:
+    """The tensors of a plan's files by stored name, memory-mapped, each of them taken once."""
 
-    `order` is how the files pack NVFP4, `own_nvfp4` is for kernels other than the host's. `dequantize` asks the host
-    for full-precision matmul in every quantized module, `full_precision` in those of these stored layers; `step` is
-    called once a module.
-    Raises CheckpointError for an invalid scale, a missing tensor, or tensors that nothing consumed.
+    def __init__(self, checkpoint: Checkpoint, plan: LoadPlan) -> None:
+        self.mapped, self.stored = checkpoint.load_tensors(), plan.stored
+        self.copied: Callable[[], None] = lambda: None  # called while the host copies what was made of them
+
+    def take(self, layer: Layer) -> dict[str, Tensor]:
+        """The tensors of a layer: "weight" and its other leaves. Raises KeyError for one that is not there."""
+        return {leaf if i else "weight": self.mapped.pop(self.stored(tensor_name(layer.name, leaf)))
+                for i, leaf in enumerate(layer.leaves)}
+
+    def left(self) -> Collection[str]:
+        """Stored names of tensors that nothing has taken."""
+        return self.mapped.keys()
+
+    def opened(self) -> AbstractContextManager[object]:
+        """A context for all reading."""
+        return nullcontext()
+
+
+class Layers:
+    """Stored layers as tiles, read when the first of their pieces is asked for and let go with the last."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self.tensors = tensors
+        self._open: dict[str, list[Coded | None]] = {}
+
+    def take(self, layer: Layer, split: int = 0) -> Coded:
+        """One piece of a quantized layer; each can be taken once."""
+        if layer.name not in self._open:
+            assert layer.read is not None
+            self._open[layer.name] = list(layer.read(layer, self.tensors.take(layer)))
+        splits = self._open[layer.name]
+        taken, splits[split] = splits[split], None
+        assert taken is not None
+        if not any(splits):
+            del self._open[layer.name]
+        return taken
+
+
+def assemble(plan: LoadPlan, tensors: Tensors, *, dequantize: bool = False, own: Collection[str] = (),
+             step: Callable[[], None] = lambda: None) -> NativeStateDict:
+    """Build the native state dict, emptying `tensors` on the way.
+
+    `dequantize` asks the host for full-precision matmul in every quantized module, `own` are codecs that go into this
+    pack's layout for other kernels than the host's; `step` is called once a module. Raises CheckpointError for an
+    invalid scale, a missing tensor, or tensors that nothing used.
     """
-    native = NativeStateDict()
-    for module in architecture.modules(dims, naming):
-        try:
-            add_module(native, module, [take(stored, name, module) for name in module.stored], order,
-                       dequantize or any(name in full_precision for name in module.stored), own_nvfp4)
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{module.stored[0]}: no tensor {error}" if isinstance(error, KeyError) else
-                                  str(error), where, "download the checkpoint again, or report it to its publisher"
-                                  ) from error
-        step()
-    finish(native, architecture, dims, naming, stored, where)
+    import torch
+
+    native, where, layers = NativeStateDict(copied=tensors.copied), plan.description.reference, Layers(tensors)
+    with tensors.opened():
+        for planned in plan.modules:
+            try:
+                add(native, planned, layers, dequantize, own)
+            except (ValueError, KeyError) as error:
+                first = planned.pieces[0].layer.name
+                what = f"{first}: no tensor {error}" if isinstance(error, KeyError) else str(error)
+                raise CheckpointError(what, where, plan.hint) from error
+            step()
+    tensors.copied()
+    for mark in plan.architecture.marks(plan.description.dims):
+        tensors.mapped.pop(plan.description.naming.prefix + mark, None)
+        native.tensors[mark] = torch.zeros(0)
+    left = sorted(set(tensors.left()) - set(plan.ignored))
+    if left:
+        raise CheckpointError(f"{len(left)} stored tensors were not used: {first_ten(left)}", where,
+                              "report this; the checkpoint holds more than its architecture")
+    native.notes += summary(native.layer_notes)
     return native
 
 
-def finish(native: NativeStateDict, architecture: Architecture, dims: Dims, naming: Naming, stored: dict[str, Tensor],
-           where: str) -> None:
-    """Add the architecture's marks. Raises CheckpointError for stored tensors that neither they nor a module used."""
+def add(native: NativeStateDict, planned: Planned, layers: Layers, dequantize: bool = False,
+        own: Collection[str] = ()) -> None:
+    """Add one native module. Raises ValueError or KeyError for tensors that do not fit."""
+    module, pieces = planned
+    if all(piece.layer.read is None for piece in pieces):
+        parts = [_rows(layers.tensors.take(piece.layer), piece.layer.first, piece.rows) for piece in pieces]
+        _put(native, module, tensor_name(module.native, module.leaf), [part["weight"] for part in parts])
+        if module.bias:
+            _put(native, module, f"{module.native}.bias", [part["bias"] for part in parts])
+        return
+    from ..quant.stored import plain_tile
+    from ..quant.tile import Coded
+
+    found = []
+    for piece in pieces:
+        if piece.layer.read is None:
+            part = _rows(layers.tensors.take(piece.layer), piece.layer.first, piece.rows)
+            found.append(Coded((plain_tile(part["weight"]),), part.get("bias")))
+        else:
+            found.append(layers.take(piece.layer, piece.split))
+    if found[0].native is not None:
+        _pass_on(native, module, found[0].native, dequantize)
+        return
+    _quantized(native, planned, found, dequantize, own)
+
+
+def _quantized(native: NativeStateDict, planned: Planned, found: list[Coded], dequantize: bool,
+               own: Collection[str]) -> None:
     import torch
 
-    for mark in architecture.marks(dims):
-        stored.pop(naming.prefix + mark, None)
-        native.tensors[mark] = torch.zeros(0)
-    if stored:
-        raise CheckpointError(f"{len(stored)} stored tensors were not used: {first_ten(stored)}", where,
-                              "report this; the checkpoint holds more than its architecture")
+    from ..quant.codecs import codec
+    from ..quant.layouts import stored
+    from ..quant.layouts.join import join
+    from ..quant.stored import plain_tile
 
-
-def take(stored: dict[str, Tensor], name: str, module: Module) -> dict[str, Tensor]:
-    """Pop the tensors of one stored layer: leaf -> tensor; the weight is "weight" whatever it is stored as."""
-    part = {"weight": stored.pop(tensor_name(name, module.stored_leaf))}
-    leaves = (("bias",) if module.bias else ()) + (COMPANIONS if module.linear else ())
-    return part | {leaf: stored.pop(f"{name}.{leaf}") for leaf in leaves if f"{name}.{leaf}" in stored}
-
-
-def add_module(native: NativeStateDict, module: Module, parts: list[dict[str, Tensor]], order: ByteOrder,
-               dequantize: bool, own_nvfp4: bool) -> None:
-    """Add one native module from its stored parts. Raises ValueError or KeyError for scales that do not fit."""
-    def join(rows: list[Tensor]) -> Tensor:
-        return fuse.swap_rows(rows[0]) if module.swap_halves else fuse.join_rows(rows)
-
-    if len(parts) == 1 and _format(parts[0]) is SAVED_PARTS:
-        native.part_kinds |= kinds_of(parts[0]["comfy_quant"])
-        native.tensors.update({f"{module.native}.{leaf}": tensor for leaf, tensor in parts[0].items()})
-        return
-    shards = [shard for name, part in zip(module.stored, parts, strict=True)
-              for shard in _format(part).shards(name, part, order)]
-    if any(shard.kind == "nvfp4" for shard in shards) and module.native in DETECTED:
-        native.notes.append(f"{module.native}: NVFP4 dequantized, because ComfyUI detects the model by its width")
-        shards = [replace(s, kind="plain", data=nvfp4.dequantize(s)) if s.kind == "nvfp4" else s for s in shards]
-    if all(shard.kind == "plain" for shard in shards):
-        native.tensors[tensor_name(module.native, module.leaf)] = join([shard.data for shard in shards])
+    module, pieces = planned
+    tiles = [tile.at(piece.row + tile.place.row, piece.column + tile.place.column)
+             for piece, one in zip(pieces, found, strict=True) for tile in one.tiles]
+    native.layer_notes += [note for one in found for note in one.notes]
+    if module.native in DETECTED and any(tile["codes"].dtype == torch.uint8 for tile in tiles):
+        kinds = " and ".join(dict.fromkeys(codec(tile.place.codec).title for tile in tiles))
+        native.notes.append(f"{module.native}: {kinds} dequantized, because ComfyUI detects the model by its width")
+        tiles = [plain_tile(codec(tile.place.codec).dequantize(tile, torch.float32)).at(tile.place.row)
+                 for tile in tiles]
+    if all(tile.place.codec == "plain" for tile in tiles):
+        _put(native, module, tensor_name(module.native, module.leaf), [tile["codes"] for tile in tiles])
     else:
-        done = fuse.fuse(shards, swap_halves=module.swap_halves, dequantize=dequantize, own_nvfp4=own_nvfp4)
+        if module.swap_halves:
+            if len(tiles) > 1:
+                raise ValueError(f"{pieces[0].layer.name}: halves of a fused layer cannot be exchanged")
+            tiles = [codec(tiles[0].place.codec).swapped(tiles[0])]
+        shape = (sum(module.rows), module.inner[0])
+        # What this pack's kernels alone multiply is dequantized by its kernel; a saved file does not keep that choice.
+        asked = dequantize and all(codec(tile.place.codec).requantizes for tile in tiles)
+        done = join(tiles, [piece.layer.name for piece in pieces], shape, own=own,
+                    full_precision=asked or any(one.full_precision for one in found))
         native.tensors.update({f"{module.native}.{leaf}": tensor for leaf, tensor in done.tensors.items()})
         native.layouts[done.layout] = native.layouts.get(done.layout, 0) + 1
-        native.per_shard += "weight_shard_1" in done.tensors
+        native.codecs |= {tile.place.codec for tile in tiles} if done.layout == stored.FORMAT else set()
+        native.joined += done.tiles > 1
         native.dynamic += done.dynamic
         native.notes += done.notes
-    if module.bias:
-        native.tensors[f"{module.native}.bias"] = join([part["bias"] for part in parts])
+        native.tensors.update({f"{module.native}.weight_delta": one.delta for one in found if one.delta is not None})
+    _add_bias(native, planned, found)
 
 
-class _Leaf(NamedTuple):
-    dtype: str
-    shape: tuple[int, ...]
+def _add_bias(native: NativeStateDict, planned: Planned, found: list[Coded]) -> None:
+    """One bias: that of pieces which lie beside each other is the sum, in F32."""
+    import torch
+
+    module, pieces = planned
+    if not module.bias:
+        for piece, one in zip(pieces, found, strict=True):
+            if one.bias is not None and one.bias.any():
+                raise ValueError(f"{piece.layer.name} has a bias, and this model has none there")
+        return
+    biases = [one.bias for one in found]
+    if any(piece.column for piece in pieces):
+        total = torch.zeros(sum(module.rows))
+        for piece, bias in zip(pieces, biases, strict=True):
+            assert bias is not None
+            total[piece.row:piece.row + len(bias)] += bias.float()
+        biases = [total]
+    _put(native, module, f"{module.native}.bias", [bias for bias in biases if bias is not None])
 
 
-def _format(part: dict[str, Tensor]) -> StoredFormat:
-    """The stored format of a layer's tensors; plain for dtypes that no quantized format has."""
-    return identify({leaf: _Leaf(dtype_name(t.dtype), tuple(t.shape)) for leaf, t in part.items()}) or PLAIN
+def _pass_on(native: NativeStateDict, module: Module, leaves: Mapping[str, Tensor], dequantize: bool) -> None:
+    """A layer in the host's own format as it is stored."""
+    import json
+
+    from ..quant.marker import marker
+
+    conf = json.loads(bytes(leaves["comfy_quant"].tolist()))
+    if dequantize:
+        leaves = {**leaves, "comfy_quant": marker({**conf, "full_precision_matrix_mult": True})}
+    native.tensors.update({f"{module.native}.{leaf}": tensor for leaf, tensor in leaves.items()})
+    word = str(conf["format"])
+    native.layouts[word] = native.layouts.get(word, 0) + 1
+
+
+def _rows(part: dict[str, Tensor], first: int, rows: int) -> dict[str, Tensor]:
+    """Some rows of unquantized tensors, as views."""
+    return {leaf: tensor if tensor.shape[:1] == (rows,) else tensor[first:first + rows]
+            for leaf, tensor in part.items()}
+
+
+def _put(native: NativeStateDict, module: Module, name: str, parts: list[Tensor]) -> None:
+    """Add a tensor of all parts' rows: the stored view itself for a single part, one copy for several."""
+    import torch
+
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    # diffusers' scale|shift against the vendor's shift|scale
+    native.tensors[name] = torch.cat(tuple(reversed(whole.chunk(2)))) if module.swap_halves else whole
+
+
+def summary(notes: list[str]) -> list[str]:
+    """Notes on one layer each ("layer: text"): those that say the same as one line."""
+    layers: dict[str, list[str]] = {}
+    for note in notes:
+        layer, _, text = note.partition(": ")
+        layers.setdefault(text, []).append(layer)
+    return [f"{text}: {len(names)} layers ({first_ten(names)})" for text, names in layers.items()]

@@ -12,7 +12,9 @@ from .containers.checkpoint import Checkpoint
 from .description import CheckpointDescription
 from .errors import CheckpointError
 from .families import family_of
+from .families.base import Family
 from .families.reading import dims_of
+from .plan import LoadPlan
 
 
 def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = None) -> CheckpointDescription:
@@ -22,9 +24,15 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = No
     beside the weights is read for its quantization only. Raises CheckpointError when the files cannot be interpreted
     at all; everything else that forbids loading is listed in `problems`.
     """
-    description = family_of(checkpoint).describe(checkpoint, base)
-    attention.note(description, checkpoint)
-    return description
+    return read(checkpoint, base)[1].description
+
+
+def read(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = None) -> tuple[Family, LoadPlan]:
+    """The family of a checkpoint and the plan of its load, with the description in it; see `describe`."""
+    family = family_of(checkpoint)
+    plan = family.read(checkpoint, base)
+    attention.note(plan.description, checkpoint)
+    return family, plan
 
 
 def describe_config(checkpoint: Checkpoint) -> tuple[Architecture, Dims]:

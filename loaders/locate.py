@@ -21,23 +21,12 @@ from .files.selection import (
 )
 from .files.source import Source
 
-# The bases and the nine validated overrides of the support matrix.
+# The bases of the support matrix.
 KNOWN_BASES = (
     "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.2-dev",
     "black-forest-labs/FLUX.2-dev-NVFP4", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", "Wan-AI/Wan2.2-I2V-A14B-Diffusers",
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "hunyuanvideo-community/HunyuanVideo", "Qwen/Qwen-Image",
     "Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511", "Tongyi-MAI/Z-Image-Turbo")
-KNOWN_OVERRIDES = (
-    "lmsys/flux1-dev-modelopt-fp8-sglang-transformer", "lmsys/flux1-dev-modelopt-nvfp4-sglang-transformer",
-    "lmsys/flux2-dev-modelopt-fp8-sglang-transformer", "black-forest-labs/FLUX.2-dev-NVFP4",
-    "lmsys/wan22-t2v-a14b-modelopt-fp8-sglang-transformer", "lmsys/wan22-t2v-a14b-modelopt-nvfp4-sglang-transformer",
-    "lmsys/hunyuanvideo-modelopt-fp8-sglang-transformer", "lmsys/qwen-image-modelopt-fp8-sglang-transformer",
-    "lmsys/qwen-image-edit-modelopt-fp8-sglang-transformer")
-
-
-# A quantized repo that users give as the base itself: it has weights only, the rest is that of its base
-# (SGLang-Diffusion's compatibility path, pipelines/flux_2_nvfp4.py).
-_NVFP4_REPO, _NVFP4_BASE = "flux.2-dev-nvfp4", "black-forest-labs/FLUX.2-dev"
 
 
 def select_transformer(folder: Folder, component: str = "transformer", weights_name: str = "",
@@ -68,7 +57,7 @@ def locate(reference: str, *, component: str = "transformer", weights_name: str 
     Raises CheckpointError when nothing is found or the choice is ambiguous.
     """
     if not need_weights and base_of_quantized(reference) and not _has_config(reference, revision):
-        return locate(_NVFP4_BASE, component=component, need_weights=False, download=download)
+        return locate(base_of_quantized(reference), component=component, need_weights=False, download=download)
     select = partial(select_transformer, component=component, weights_name=weights_name, need_weights=need_weights,
                      choices=choices)
 
@@ -93,8 +82,8 @@ def locate(reference: str, *, component: str = "transformer", weights_name: str 
 
 
 def base_of_quantized(reference: str) -> str:
-    """The base behind a reference to FLUX.2-dev-NVFP4 weights given as a base itself; empty for any other."""
-    return _NVFP4_BASE if _NVFP4_REPO in reference.replace("\\", "/").lower() else ""
+    """The base behind a reference to quantized weights alone that is given as a base itself; empty for any other."""
+    return next((base for family in families() if (base := family.base_of(reference))), "")
 
 
 def _has_config(reference: str, revision: str) -> bool:

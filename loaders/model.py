@@ -11,22 +11,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import host
-from ..quant import host_formats
-from ..quant.ascend.native import OWN_LEAVES
-from ..quant.shards import BLOCK_LEAVES, SHARD_LEAVES
 from ..quant.stored import PLAIN_DTYPES
-from ..quant.svdquant.saved import PART_LEAVES
 from . import attention
 from .architectures import ARCHITECTURES, Architecture, Dims, Naming
 from .architectures.base import tensor_name
 from .containers.checkpoint import Checkpoint
-from .describe import describe, describe_config
+from .describe import describe_config, read
 from .description import CheckpointDescription
 from .errors import CheckpointError
-from .families import family_of, named
-from .families.base import How
+from .families import named
 from .files.source import Source
 from .locate import locate
+from .prepare import prepare
 from .report import load_report
 from .words import first_ten
 
@@ -58,6 +54,13 @@ class Request:
     choices: Any = None
     backend: str = ""
 
+    @property
+    def wanted(self) -> Any:
+        """What the widgets that are about speed say, as one value."""
+        from ..quant.kernels.choose import Wanted
+
+        return Wanted(self.compute, self.fp4_backend, self.backend)
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -78,8 +81,8 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     """
     checkpoint = Checkpoint(_locate(request))
     base = (_architecture(request.base[0]), dict(request.base[1])) if request.base else None
-    description = describe(checkpoint, base)
-    family = family_of(checkpoint)
+    family, plan = read(checkpoint, base)
+    description = plan.description
     if request.family or request.choices is not None:
         (named(request.family) if request.family else family).require(checkpoint, description, request.choices)
     description.require_loadable()
@@ -87,20 +90,19 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
         refuse_other_model(description, *must_be)
     if description.formats.keys() - PLAIN_DTYPES:
         host.require("quantized layers")  # before any code that imports comfy-kitchen
-    modules = sum(1 for _ in _architecture(description.architecture).modules(description.dims, description.naming))
-    native, operations = family.prepare(checkpoint, description, How(
-        request.compute, request.fp4_backend, request.backend, (lambda: None) if quiet else host.progress(modules)))
+    native, operations = prepare(family, checkpoint, plan, request.wanted,
+                                 (lambda: None) if quiet else host.progress(len(plan.modules)))
     preferences = attention.tensors(checkpoint, description.naming)
     native.tensors.update(preferences)
     patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic)
     if preferences and not host.takes_attention_preferences(patcher, preferences):
         native.notes.append("this ComfyUI takes no attention preferences of model files, or not these: its own choice "
                             "of attention runs, and they are not saved with the MODEL")
-    if native.part_kinds:
+    if native.beside:
         attach_lora(patcher)
     patcher.cached_patcher_init = (rebuild, (request,))
     patcher.set_attachments(host.ATTACHMENT, request)
-    return Loaded(patcher, description, load_report(description, native, request.compute), bool(native.part_kinds))
+    return Loaded(patcher, description, load_report(description, native), native.beside)
 
 
 def rebuild(request: Request, disable_dynamic: bool = False) -> Any:
@@ -125,7 +127,7 @@ def defer(request: Request, disable_dynamic: bool = False) -> Loaded:
     description = CheckpointDescription(request.reference, [], 0, architecture.name, Naming("diffusers"), dims, "none",
                                         notes=["no weights: they come from an override"])
     patcher.set_attachments(host.ATTACHMENT, request)
-    return Loaded(patcher, description, load_report(description, None, "auto"))
+    return Loaded(patcher, description, load_report(description, None))
 
 
 def rebuild_deferred(request: Request, disable_dynamic: bool = False) -> Any:
@@ -199,7 +201,7 @@ def _locate(request: Request) -> Source:
 def attach_lora(patcher: Any) -> None:
     """LoRAs of the host's nodes go beside weights that cannot be requantized."""
     if not host.lacking("LoRA beside SVDQuant"):
-        from ..quant.svdquant import lora
+        from ..quant import lora
 
         lora.attach_lora(patcher)
 
@@ -236,10 +238,9 @@ def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disa
 
 def _check_names(patcher: Any, given: list[str]) -> None:
     """The host only logs missing and unexpected tensors; here they are errors."""
-    inner = (host.PREFERENCE, ".comfy_quant", ".weight_scale", ".weight_scale_2",
-             *(f".{leaf}" for leaf in SHARD_LEAVES + BLOCK_LEAVES + PART_LEAVES),
-             *(f".weight_{leaf}" for leaf in OWN_LEAVES), *(f".{leaf}" for leaf in host_formats.LEAVES))
-    wanted = host.native_names(patcher.model, [name for name in given if not name.endswith(inner)])
+    names = [name for name in given if not name.endswith((host.PREFERENCE, ".comfy_quant"))
+             and not name.rpartition(".")[2].startswith("weight_")]  # pieces of a quantized weight
+    wanted = host.native_names(patcher.model, names)
     there = {name for name, _ in patcher.model.diffusion_model.named_parameters()}
     marks = {name for name, _ in patcher.model.diffusion_model.named_buffers()}
     missing, unused = sorted(there - wanted), sorted(wanted - there - marks)

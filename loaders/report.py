@@ -42,30 +42,13 @@ def describe_report(description: CheckpointDescription) -> str:
     return "\n".join(lines)
 
 
-def load_report(description: CheckpointDescription, native: NativeStateDict | None, compute: str) -> str:
+def load_report(description: CheckpointDescription, native: NativeStateDict | None) -> str:
     """What a loader node reports: the description, how the modules ended up, and how they run on this device."""
     lines = _head(description)
     if native is not None and native.layouts:
         total = sum(native.layouts.values())
-        lines.append(f"quantized modules in ComfyUI: {total}, of them {native.per_shard} fused with every shard's own "
+        lines.append(f"quantized modules in ComfyUI: {total}, of them {native.joined} of several tiles with their own "
                      f"scale, {native.dynamic} with dynamic activation scales")
-        lines += [f"{kind} runs: {how_it_runs(kind, compute)}" for kind in ("FP8", "NVFP4")
-                  if kind in description.formats]
     lines += native.runs if native is not None else []
     lines += [f"note: {note}" for note in (*description.notes, *(native.notes if native else ()), *host.found_lacks)]
     return "\n".join(lines)
-
-
-def how_it_runs(kind: str, compute: str) -> str:
-    """How "FP8" or "NVFP4" layers run on this device with this choice of `compute`, in words."""
-    device = host.device_name()
-    if compute == "dequantize":
-        return f"dequantized (as chosen) on {device}: weights stay {kind} in memory, every matmul is full precision"
-    if host.has_matmul(kind):
-        return f"native {kind} matmul on {device}"
-    if compute == "native":
-        return f"{kind} matmul (as chosen) on {device}, slower there than dequantized"
-    # calculated by bytes (docs/formats/fp8.md); nobody has measured it for NVFP4
-    cost = " (costs about 6-13 % of the linear layers' time on a GPU)" if kind == "FP8" else ""
-    return (f"emulated on {device}: it has no {kind} matmul, weights stay {kind} in memory and are dequantized for "
-            f"every matmul{cost}")

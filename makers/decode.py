@@ -28,13 +28,10 @@ def decoder() -> Decode:
     """
     import torch
 
-    from ..quant.ascend.ops import with_ascend
-    from ..quant.ops import with_row_shards
-    from ..quant.svdquant.layout import is_svdquant
-    from ..quant.svdquant.ops import plain_bias, with_svdquant
+    from ..quant.layouts.tiled import is_tiled, plain_bias
+    from ..quant.linear import with_tiles_of
 
-    operations = with_row_shards(host.mixed_operations_in(torch.float32))
-    operations = with_svdquant(with_ascend(operations, "reference"), "dequantize")
+    operations = with_tiles_of(host.mixed_operations_in(torch.float32))
 
     def decode(name: str, part: Part, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         linear = operations.Linear(columns, rows, bias="bias" in part, device="cpu", dtype=torch.float32)
@@ -47,7 +44,7 @@ def decoder() -> Decode:
             raise CheckpointError(f"{name} has tensors that its format does not know, or lacks some: "
                                   f"{', '.join((*lost.unexpected_keys, *lost.missing_keys))}", "", "report this")
         weight, bias = linear.weight, linear.bias
-        if is_svdquant(weight):
+        if is_tiled(weight):
             bias = plain_bias(weight, bias)
         weight = weight.dequantize() if hasattr(weight, "_layout_cls") else weight
         return weight.detach(), None if bias is None else bias.detach()

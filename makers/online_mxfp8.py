@@ -17,11 +17,12 @@ from ..loaders.containers.safetensors import TensorInfo
 from ..loaders.errors import CheckpointError
 from ..loaders.model import attach_lora, base_of
 from ..loaders.words import first_ten, size
-from ..quant.svdquant.parts import FORMAT as SVDQUANT
 from .builders.presets import NONE, PRESETS, Preset, variants
 
 if TYPE_CHECKING:
     import torch
+
+    from ..quant.kernels.choose import Choice
 
 FLOATS = ("torch.bfloat16", "torch.float16", "torch.float32")
 MULTIPLE = 32  # of rows and columns: what the host's layout holds without padding, and the block of MX
@@ -46,9 +47,10 @@ def quantize(model: Any, keep: str = "", backend: str = "auto", step: Callable[[
     """(a new MODEL with MXFP8 weights and everything else of `model`, the report). `model` is not changed.
 
     `keep`: regexes, one a line, looked for in native and diffusers' module names; what they find stays as it is. Empty:
-    the architecture's preset. `backend` is who multiplies (quant/backends). Layers that are quantized already, and
-    those whose rows or columns are no multiple of 32, stay. Weights that stay are shared with `model` where the host
-    keeps them in the same dtype. `step` is called after each layer (default: the node's progress bar and Cancel).
+    the architecture's preset. `backend` is who multiplies (a kernel of quant/kernels). Layers that are quantized
+    already, and those whose rows or columns are no multiple of 32, stay. Weights that stay are shared with `model`
+    where the host keeps them in the same dtype. `step` is called after each layer (default: the node's progress bar and
+    Cancel).
 
     Raises CheckpointError for a model without weights or without float Linears, one whose weights something else holds
     on to, a pattern that is no regex, infinite weights, and a backend that cannot run here.
@@ -61,7 +63,7 @@ def quantize(model: Any, keep: str = "", backend: str = "auto", step: Callable[[
                               f"{len(choice.already)} are quantized already, {len(choice.kept)} are kept by patterns, "
                               f"{len(choice.odd)} have sizes that are no multiple of {MULTIPLE}", "",
                               "connect a model in BF16, FP16 or FP32, or keep less")
-    run, why = _backend(backend)
+    chosen = _kernel(backend)
     step = step or host.progress(len(choice.quantize))
     tensors = host.unpatched_tensors(model)
     before = sum(_bytes(tensors[f"{name}.weight"]) for name in choice.quantize)
@@ -72,7 +74,7 @@ def quantize(model: Any, keep: str = "", backend: str = "auto", step: Callable[[
         after += sum(map(_bytes, layer.values()))
         step()
     tensors = {name: tensor.to(model.offload_device) for name, tensor in tensors.items()}
-    fresh = _to_host(tensors, model, modules, run)
+    fresh = _to_host(tensors, model, modules, chosen.kernels)
     patcher = _dress(model, fresh, keep, backend)
     lines = [f"MXFP8: {len(choice.quantize)} Linear layers, {size(before)} -> {size(after)}; weights by Ascend's rule "
              "(floor of the shared exponent, round half to even, saturating)",
@@ -80,7 +82,7 @@ def quantize(model: Any, keep: str = "", backend: str = "auto", step: Callable[[
     lines += [f"quantized already, left as they are: {_list(choice.already)}"] if choice.already else []
     lines += [f"kept, rows or columns are no multiple of {MULTIPLE}: {_list(choice.odd)}"] if choice.odd else []
     lines += [f"note: these patterns match no layer: {first_ten(choice.unmatched)}"] if choice.unmatched else []
-    lines += [f"multiplied by {run}: {why}"]
+    lines += chosen.lines
     lines += [f"patches carried over: {len(model.patches)}"] if model.patches else []
     return patcher, "\n".join(lines)
 
@@ -155,39 +157,37 @@ def _other_names(model: Any) -> tuple[dict[str, tuple[str, ...]], Preset]:
             for m in architecture.modules(dims, Naming("diffusers"))}, preset
 
 
-def _backend(wanted: str) -> tuple[str, str]:
-    from ..quant.ascend.backends import choose_backend
-    from ..quant.ascend.backends.torch_npu import device_facts
+def _kernel(wanted: str) -> Choice:
+    from ..quant.kernels.choose import Wanted, choose, here
 
-    try:
-        return choose_backend(wanted, KIND, device_facts(host.device_type()))
-    except ValueError as error:
-        what, _, rest = str(error).partition("\n")
-        raise CheckpointError(what, "", rest.rpartition("what to do: ")[2]) from error
+    return choose(Wanted(backend=wanted), [KIND], here([KIND]))
 
 
 def _layer(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """The tensors of one layer in the host's MXFP8, made on the host's device."""
     import torch
 
-    from ..quant.ascend.schemes import SCHEMES, mxfp8_quantize
+    from ..quant.ascend.mx import quantize_weight
+    from ..quant.layouts.join import join
+    from ..quant.tile import Place, Tile
 
     rows = max(1, SLICE // weight.shape[1])  # quantizing takes several F32 copies; rows do not know of each other
     try:
-        parts = [mxfp8_quantize(part.to(host.compute_device())) for part in weight.detach().split(rows)]
+        parts = [quantize_weight(part.to(host.compute_device())) for part in weight.detach().split(rows)]
         codes, scale = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        layer = SCHEMES[KIND.upper()].tensors(name, {"weight": codes, "weight_scale": scale}, bias=False)
+        shape = (weight.shape[0], weight.shape[1])
+        layer = join([Tile(Place(KIND, *shape), {"codes": codes, "scale": scale})], [name], shape)
     except ValueError as error:
         raise CheckpointError(str(error), name, "get the model again; its weights are damaged") from error
     return {f"{name}.{leaf}": tensor.to("cpu") for leaf, tensor in layer.tensors.items()}
 
 
-def _to_host(tensors: dict[str, torch.Tensor], model: Any, modules: dict[str, Any], run: str) -> Any:
+def _to_host(tensors: dict[str, torch.Tensor], model: Any, modules: dict[str, Any], chosen: dict[str, str]) -> Any:
     """The new weights through the host's loader. Raises CheckpointError unless the same model comes out."""
     made_by = model.get_attachment(host.ATTACHMENT)
     operations = host.mixed_operations_in(model.model.get_dtype_inference(),
                                           native=getattr(made_by, "compute", "") == "native")
-    options = {"custom_operations": _operations(operations, modules, run), "dtype": model.model.get_dtype()}
+    options = {"custom_operations": _operations(operations, modules, chosen), "dtype": model.model.get_dtype()}
     fresh = host.load_state_dict(dict(tensors), options=options, disable_dynamic=not model.is_dynamic())
     old, new = host.model_identity(model.model), host.model_identity(fresh.model) if fresh is not None else {}
     differences = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
@@ -200,22 +200,14 @@ def _to_host(tensors: dict[str, torch.Tensor], model: Any, modules: dict[str, An
     return fresh
 
 
-def _operations(operations: Any, modules: dict[str, Any], run: str) -> Any:
-    """The host's mixed operations, plus those that load layers which are in this pack's formats already."""
-    from ..quant.operations import stacked
-    from ..quant.row_shards import FP8_NAME
-    from ..quant.shards import ROW_SHARDS
+def _operations(operations: Any, modules: dict[str, Any], chosen: dict[str, str]) -> Any:
+    """The host's mixed operations, with what multiplies the layers that are in tiles already."""
+    from ..quant.layouts.tiled import is_tiled
+    from ..quant.linear import with_tiles_of
 
-    layouts = {module.layout_type for module in modules.values()
-               if getattr(module, "quant_format", "") == ROW_SHARDS} - {FP8_NAME}
-    backend = next((module.weight._params.backend for module in modules.values()
-                    if getattr(module, "quant_format", "") == SVDQUANT), "dequantize")
-    return stacked(operations, _formats(modules), ascend=run, svdquant=backend, nvfp4=next(iter(layouts), None))
-
-
-def _formats(modules: dict[str, Any]) -> set[str]:
-    """What the markers of these layers say."""
-    return {str(getattr(module, "quant_format", None) or "") for module in modules.values()}
+    kernels = {place.codec: name for module in modules.values() if is_tiled(module.weight)
+               for place, name in zip(module.weight._params.tiles, module.weight._params.kernels, strict=True) if name}
+    return with_tiles_of(operations, kernels | chosen)
 
 
 def _dress(model: Any, fresh: Any, keep: str, backend: str) -> Any:
@@ -227,7 +219,10 @@ def _dress(model: Any, fresh: Any, keep: str, backend: str) -> Any:
     fresh.cached_patcher_init = (rebuild, (init, keep, backend)) if init else None
     fresh.set_attachments(host.ATTACHMENT, model.get_attachment(host.ATTACHMENT))
     patcher = host.carry_over(model, fresh)
-    if SVDQUANT in _formats(_linears(model)):
+    from ..quant.layouts.tiled import is_tiled, patches_stay_beside
+
+    weights = [module.weight for module in _linears(model).values()]
+    if any(is_tiled(weight) and patches_stay_beside(weight) for weight in weights):
         attach_lora(patcher)
     there = patcher.model_state_dict().keys() if model.patches else ()
     lost = [key for key in model.patches if key not in there]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..loaders.families.nunchaku.files import KNOWN
-from ..loaders.locate import KNOWN_OVERRIDES
+from ..loaders.families.repos import MODELOPT
 from . import inputs
 
 
@@ -24,7 +24,7 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The base, from Load Base Model or any loader of the same "
                                                 "architecture."),
-                io.Combo.Input("override", options=inputs.reference_choices((*KNOWN_OVERRIDES, *KNOWN)),
+                io.Combo.Input("override", options=inputs.reference_choices((*MODELOPT, *KNOWN)),
                                tooltip="What ComfyUI's model folders hold, and the known repo ids."),
                 io.Combo.Input("kind", options=["auto", "component", "weights"], default="auto",
                                tooltip="component: config and weights of the override. weights: only its weights, the "

@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..loaders.families.nunchaku.files import KNOWN
-from ..loaders.locate import KNOWN_BASES, KNOWN_OVERRIDES
+from ..loaders.families.repos import MODELOPT
+from ..loaders.locate import KNOWN_BASES
 from . import inputs
 
 
@@ -21,7 +22,7 @@ class QT_InspectCheckpoint(io.ComfyNode):
                         "quantization, the format of every layer, and what would refuse to load.",
             search_aliases=["what is this model", "checkpoint info", "layer map", "quantization"],
             inputs=[
-                io.Combo.Input("checkpoint", options=inputs.reference_choices((*KNOWN_OVERRIDES, *KNOWN, *KNOWN_BASES)),
+                io.Combo.Input("checkpoint", options=inputs.reference_choices((*MODELOPT, *KNOWN, *KNOWN_BASES)),
                                tooltip="What ComfyUI's model folders hold, and the known repo ids."),
                 inputs.reference(),
                 io.String.Input("weights_name", optional=True, default="", advanced=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..loaders.families.nunchaku.files import KNOWN, Choice
+from ..loaders.families.nunchaku.files import KNOWN, PRECISIONS, Choice
 from . import inputs
 
 
@@ -22,7 +22,7 @@ class QT_NunchakuSVDQLoader(io.ComfyNode):
                 io.Combo.Input("weights", options=inputs.reference_choices(KNOWN),
                                tooltip="What ComfyUI's model folders hold, and the known repo ids: a svdq-* file, or a "
                                        "folder of the older kind with two files."),
-                io.Combo.Input("precision", options=["auto", "int4", "nvfp4"], default="auto",
+                io.Combo.Input("precision", options=list(PRECISIONS), default="auto",
                                tooltip="Which file to take where there are several, and what the file must hold. auto: "
                                        "nvfp4 on Blackwell GPUs, int4 elsewhere. The tensors decide what it is."),
                 io.Int.Input("rank", default=0, min=0, max=1024,

@@ -1,46 +1,24 @@
 """The registry of stored formats: what a Linear layer's tensors are, from dtypes and shapes alone.
 
-A new format is one file with a `StoredFormat` and one line in `formats()`.
+A module of quant/codecs with `FORMATS` (`StoredFormat`s) is asked for those.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
+from .codecs import MODULES
 from .stored import PLAIN, Leaves, StoredFormat
-
-if TYPE_CHECKING:
-
-    pass
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 @lru_cache(maxsize=1)
 def formats() -> tuple[StoredFormat, ...]:
-    """All formats that this version loads, the most specific first."""
-    from .fp8 import FP8
-    from .nvfp4 import NVFP4
-    from .saved import SAVED
-    from .svdquant.saved import SAVED_PARTS
-
-    return (SAVED_PARTS, SAVED, FP8, NVFP4, PLAIN)
+    """All formats that this version tells by a layer's tensors, in the order of the codecs; plain comes last."""
+    found = [import_module(f".codecs.{name}", __package__) for name in MODULES]
+    return (*(fmt for module in found for fmt in getattr(module, "FORMATS", ())), PLAIN)
 
 
 def identify(leaves: Leaves) -> StoredFormat | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .shards import Shard
+    from .tile import Coded, Tile
 
 
 class Stored(Protocol):
@@ -37,10 +37,11 @@ class StoredFormat(Protocol):
     """One way to store a Linear layer.
 
     `name` appears in reports, `colour` (RGB) in the layer map, `words` are the names that metadata uses for it,
-    `companions` the tensors it may have beside weight and bias.
+    `companions` the tensors it may have beside weight and bias. `codec` is that of its tiles.
     """
 
     name: str
+    codec: str
     colour: tuple[int, int, int]
     words: frozenset[str]
     companions: frozenset[str]
@@ -53,8 +54,8 @@ class StoredFormat(Protocol):
         """What is wrong with the stored dtypes and shapes for a [rows, columns] weight; empty when nothing is."""
         ...
 
-    def shards(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> list[Shard]:
-        """The stored tensors of layer `name` as row shards. Raises ValueError for invalid scales."""
+    def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
+        """The stored tensors of layer `name` as tiles. Raises ValueError for invalid scales."""
         ...
 
 
@@ -62,21 +63,42 @@ class Plain:
     """An unquantized layer: BF16, F16 or F32."""
 
     name = "BF16"
+    codec = "plain"
     colour = (140, 146, 158)
     words: frozenset[str] = frozenset()
     companions: frozenset[str] = frozenset()
 
     def matches(self, leaves: Leaves) -> bool:
-        return leaves["weight"].dtype in PLAIN_DTYPES and "weight_shard_1" not in leaves
+        return leaves["weight"].dtype in PLAIN_DTYPES
 
     def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
         return wrong_shape(leaves, rows, columns)
 
-    def shards(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> list[Shard]:
-        from .shards import Shard
+    def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
+        from .tile import Coded
 
-        return [Shard(name, "plain", part["weight"])]
+        return Coded((plain_tile(part["weight"]),), part.get("bias"))
+
+
 PLAIN = Plain()
+
+
+def plain_tile(weight: Tensor) -> Tile:
+    """An unquantized weight [rows, columns] as a tile."""
+    from .tile import Place, Tile
+
+    return Tile(Place("plain", weight.shape[0], weight.shape[1]), {"codes": weight})
+
+
+def read_scale(name: str, part: Mapping[str, Tensor], leaf: str) -> Tensor | None:
+    """A scale as F32 scalar, or None. Raises ValueError unless it is finite and positive."""
+    scale = part.get(leaf)
+    if scale is None:
+        return None
+    value = float(scale)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}.{leaf} is {value}: a scale must be a finite positive number")
+    return scale.float().reshape(())
 
 
 def wrong_shape(leaves: Leaves, rows: int, columns: int) -> str:

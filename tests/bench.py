@@ -27,7 +27,7 @@ from support.pack import start_comfy
 start_comfy()
 import comfy.sd, comfy.utils
 from quantized_transformers.loaders import assemble, model
-import quantized_transformers.quant.ops
+import quantized_transformers.quant.kernels.choose, quantized_transformers.quant.linear
 how, path = sys.argv[1:3]
 
 def anon():
@@ -44,15 +44,15 @@ def watch():
 relaid = 0
 if how == "ours":  # what could not stay a view of the file; counted outside of the timed load
     from quantized_transformers.loaders.containers.checkpoint import Checkpoint
-    from quantized_transformers.loaders.describe import describe
+    from quantized_transformers.loaders.describe import read
     from quantized_transformers.loaders.locate import locate
     checkpoint = Checkpoint(locate(path))
-    d = describe(checkpoint)
-    stored = checkpoint.load_tensors()
-    mapped = {t.data_ptr() for t in stored.values()}
-    native = assemble.assemble(model._architecture(d.architecture), d.dims, d.naming, stored, "")
+    family, plan = read(checkpoint)
+    tensors = family.tensors(checkpoint, plan)
+    mapped = {t.data_ptr() for t in tensors.mapped.values()}
+    native = assemble.assemble(plan, tensors)
     relaid = sum(t.nbytes for t in native.tensors.values() if t.data_ptr() not in mapped)
-    del native, stored, checkpoint
+    del native, tensors, plan, checkpoint
 before, faults = anon(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 peak = before
 thread = threading.Thread(target=watch)
@@ -86,8 +86,9 @@ from support.pack import start_comfy
 start_comfy()
 import comfy.ldm.flux.model, comfy.sd, comfy.utils, numpy, torch
 from quantized_transformers.loaders import model
+from quantized_transformers.loaders import prepare as preparing
 from quantized_transformers.loaders.families.nunchaku import convert as converting
-import quantized_transformers.quant.svdquant.ops
+import quantized_transformers.quant.kernels.choose, quantized_transformers.quant.linear
 path = sys.argv[1]
 size = os.path.getsize(path)
 torch.set_num_threads(1)
@@ -108,7 +109,7 @@ def touch():
 fresh = touch()
 with open("/proc/self/clear_refs", "w") as f:
     f.write("5")  # VmHWM starts again
-before, anon, peak, running, spent = status("VmRSS"), status("RssAnon"), 0, True, {"read": 0, "convert": 0, "cpu": 0, "user": 0}
+before, anon, peak, running, spent = status("VmRSS"), status("RssAnon"), 0, True, {"read": 0, "assemble": 0, "cpu": 0, "user": 0}
 def watch():
     global peak
     while running:
@@ -120,13 +121,13 @@ def timed(owner, name):
         start, usage = time.perf_counter(), resource.getrusage(resource.RUSAGE_THREAD)
         out = function(*args, **kwargs)
         spent[name] += time.perf_counter() - start
-        if name == "convert":
+        if name == "assemble":
             end = resource.getrusage(resource.RUSAGE_THREAD)
             spent["user"] = end.ru_utime - usage.ru_utime
             spent["cpu"] = spent["user"] + end.ru_stime - usage.ru_stime
         return out
     setattr(owner, name, wrapped)
-timed(converting, "convert")
+timed(preparing, "assemble")
 timed(converting._Reader, "read")
 thread = threading.Thread(target=watch)
 thread.start()
@@ -250,7 +251,7 @@ def loading_svdquant(folder: Path, precision: str, rounds: int = 3) -> None:
     print(f"loading a Nunchaku {precision} file of FLUX.1's size (sparse, in the page cache) on the CPU: "
           f"{most['size'] / 1e9:.2f} GB, one thread, worst memory and best times of {rounds} processes each, "
           f"load average {os.getloadavg()[0]:.1f}\n"
-          f"  {least['seconds']:.1f} s; repack with its reads into fresh memory {least['convert'] * per_gb:.2f} s a GB "
+          f"  {least['seconds']:.1f} s; repack with its reads into fresh memory {least['assemble'] * per_gb:.2f} s a GB "
           f"(processor {least['cpu'] * per_gb:.2f}, without the kernel's share {least['user'] * per_gb:.2f}); "
           f"nothing but writing as many fresh bytes {least['fresh'] * per_gb:.2f}\n"
           f"  peak {(most['resident'] + most['before']) / 1e6:.0f} MB resident (VmHWM), before the load "
@@ -260,8 +261,8 @@ def loading_svdquant(folder: Path, precision: str, rounds: int = 3) -> None:
     budget("anonymous memory beyond the file's size", (most["anon"] - most["size"]) / 1e6, 300, "MB")
     # Fresh memory is at the mercy of a virtual machine's host, which may take longer to find it than the budget allows.
     budget("repack alone, wall, between buffers in memory that the process has",
-           min(r["convert"] - r["read"] for r in recycled) * per_gb, 2, "s a GB")
-    budget("repack with its reads, wall, into memory that the process has", kept["convert"] * per_gb, 2, "s a GB")
+           min(r["assemble"] - r["read"] for r in recycled) * per_gb, 2, "s a GB")
+    budget("repack with its reads, wall, into memory that the process has", kept["assemble"] * per_gb, 2, "s a GB")
     budget("repack with its reads, processor time of the pack", least["user"] * per_gb, 2, "s a GB")
 
 

@@ -45,7 +45,8 @@ def nvfp4(rows: int, columns: int) -> dict[str, torch.Tensor]:
 
 def svdq(kind: str) -> Callable[[int, int], dict[str, torch.Tensor]]:
     def tensors(rows: int, columns: int) -> dict[str, torch.Tensor]:
-        from quantized_transformers.quant.svdquant.parts import Part, native_tensors
+        from quantized_transformers.quant.layouts.join import join
+        from quantized_transformers.quant.svdquant.parts import Part, tile_of
 
         scale = torch.full((columns // 64, rows), 0.01, dtype=torch.bfloat16) if kind == "int4" else \
             torch.ones(rows, columns // 16).to(torch.float8_e4m3fn)
@@ -54,7 +55,7 @@ def svdq(kind: str) -> Callable[[int, int], dict[str, torch.Tensor]]:
                     smooth=torch.ones(columns, dtype=torch.bfloat16),
                     down=torch.randn(columns, RANK, dtype=torch.bfloat16) * 0.01,
                     up=torch.randn(rows, RANK, dtype=torch.bfloat16) * 0.01)
-        return native_tensors("x", [part], None, (rows, columns))
+        return {f"x.{leaf}": tensor for leaf, tensor in join([tile_of(part)], ["x"], (rows, columns)).tensors.items()}
     return tensors
 
 
@@ -65,13 +66,13 @@ def blocks(make: Callable[[int, int], dict[str, torch.Tensor]], backend: str, de
     import comfy.model_management
     import comfy.ops
 
-    from quantized_transformers.quant.ops import with_row_shards
-    from quantized_transformers.quant.svdquant.ops import with_svdquant
+    from quantized_transformers.quant.linear import with_tiles_of
+    from quantized_transformers.quant.svdquant.parts import CODEC
 
     disabled = [] if comfy.model_management.supports_nvfp4_compute(device) else ["nvfp4"]
     disabled += [] if comfy.model_management.supports_fp8_compute(device) else ["float8_e4m3fn"]
-    operations = with_svdquant(with_row_shards(
-        comfy.ops.mixed_precision_ops({"mixed_ops": True}, torch.bfloat16, disabled=disabled)), backend)
+    operations = with_tiles_of(comfy.ops.mixed_precision_ops({"mixed_ops": True}, torch.bfloat16, disabled=disabled),
+                               dict.fromkeys(CODEC.values(), backend))
     made = []
     for shape in layers * 2:
         module = operations.Linear(shape[1], shape[0], bias=False, device="cpu", dtype=torch.bfloat16)
@@ -113,7 +114,7 @@ def main() -> int:
     from support.pack import start_comfy
     start_comfy()
     from quantized_transformers import host
-    from quantized_transformers.quant.svdquant import nunchaku_wheel
+    from quantized_transformers.quant.kernels import nunchaku_wheel
 
     device = torch.device("cpu" if options.cpu else "cuda")
     tokens, layers = (options.tokens, LAYERS) if not options.cpu else (32, [(n // 4, k // 4) for n, k in LAYERS])

@@ -42,3 +42,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     flux.export_nvfp4(model, made.nvfp4_mixed, keep=[*flux.FALLBACK, r"single_transformer_blocks\.\d+\.proj_mlp"])
     assert len(list(made.sharded.glob("*.safetensors"))) > 1
     return made
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """ComfyUI's output folder for the time of a file's tests."""
+    import folder_paths
+
+    before, folder = folder_paths.get_output_directory(), tmp_path_factory.mktemp("output")
+    folder_paths.set_output_directory(str(folder))
+    yield folder
+    folder_paths.set_output_directory(before)
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory):
+    """Qwen's tokenizer as transformers saves it; nobody writes into it."""
+    from support import text_encoders_llm as llm
+
+    folder = tmp_path_factory.mktemp("qwen")
+    llm.qwen_tokenizer().save_pretrained(folder)
+    return folder

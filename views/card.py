@@ -59,7 +59,9 @@ class Query:
 
     def __post_init__(self) -> None:
         choices = {"node": NODES, "component": COMPONENTS, "base_component": COMPONENTS,
-                   "precision": ("auto", "int4", "nvfp4"), "weights": ("load", "defer to override")}
+                   "weights": ("load", "defer to override")}
+        for family in families():
+            choices |= family.options
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise CheckpointError(f"{name} is none of {', '.join(allowed)}", repr(str(getattr(self, name))[:80]),

@@ -51,7 +51,7 @@ def _version(package: str) -> str:
 
 def _nunchaku() -> str:
     """The engine's version, or what is wrong: the package of that name on PyPI is another one."""
-    from ..quant.svdquant.nunchaku_wheel import find
+    from ..quant.kernels.nunchaku_wheel import find
 
     wheel = find()
     return wheel.problem or f"{wheel.version} (the SVDQuant engine)"
@@ -65,18 +65,19 @@ def _flashinfer() -> str:
 
 
 def _device() -> dict[str, Any]:
-    from .verdict import ascend_facts, families
+    from ..quant.kernels.choose import here
+    from .verdict import families
 
-    npu = ascend_facts()
-    capability = host.capability()
+    machine = here()
+    npu, capability = machine.found["torch_npu"], machine.capability
     out: dict[str, Any] = {
-        "device": host.device_name(), "device type": host.device_type(),
-        "capability": f"SM {capability[0]}.{capability[1]}" if capability else None, **host.torch_builds(),
+        "device": machine.name, "device type": machine.kind,
+        "capability": machine.sm if capability else None, **host.torch_builds(),
         "torch_npu": npu.torch_npu or (f"does not import: {npu.import_error}" if npu.import_error else "not installed"),
         "CANN": npu.cann, "Ascend generation": npu.generation, "kitchen": host.kitchen_backends()}
-    out |= {f"{kind} matmul": "native" if host.has_matmul(kind) else f"emulated (needs NVIDIA {needs} or newer)"
-            for kind, needs in (("FP8", "SM 8.9"), ("NVFP4", "SM 10.0"), ("MXFP8", "SM 10.0"))}
-    out["INT8 matmul"] = "native" if host.has_matmul("INT8") else "off: ComfyUI dequantizes INT8 on this device"
+    out |= {f"{kind} matmul": "native" if kind in machine.matmuls else f"emulated (needs NVIDIA {needs} or newer)"
+            for kind, needs in host.MATMULS.items() if needs}
+    out["INT8 matmul"] = "native" if "INT8" in machine.matmuls else "off: ComfyUI dequantizes INT8 on this device"
     out["ComfyUI's parts"] = list(host.all_lacks().values()) or "all that this pack uses are there"
     out["families"] = [{"family": name, "verdict": judged.level, "text": judged.text} for name, judged in families()]
     return out | {"model folders": host.model_folders(), "download folder": _download_folder()}

@@ -5,40 +5,41 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..loaders.families import families
-from ..loaders.locate import KNOWN_BASES, KNOWN_OVERRIDES
+from ..loaders.locate import KNOWN_BASES
 from .verdict import Verdict, of_formats
 
 # What a repo's name says of its architecture, the first that fits.
 _ARCHITECTURES = (("flux.2", "FLUX.2"), ("flux2", "FLUX.2"), ("flux", "FLUX.1"), ("wan", "Wan"),
                   ("hunyuanvideo", "HunyuanVideo"), ("qwen-image", "Qwen-Image"), ("z-image", "Z-Image"),
                   ("sdxl", "SDXL"))
-_FAMILIES = (("modelopt-fp8", "ModelOpt FP8", ("FP8",)), ("modelopt-nvfp4", "ModelOpt NVFP4", ("NVFP4",)),
-             ("-nvfp4", "NVFP4", ("NVFP4",)), ("-w8a8", "ModelSlim W8A8", ("W8A8_DYNAMIC",)))
 
 
 class Known(NamedTuple):
-    """`kind` as in the catalog; `family` is the badge's text ("" for unquantized bases), `formats` its quantized."""
+    """`kind` as in the catalog; `family` is the badge's text ("" for unquantized bases)."""
 
     reference: str
     kind: str
     architecture: str
     family: str
-    formats: tuple[str, ...]
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats of what a load takes of it on this machine."""
+        return tuple(name for family in families() if self.reference in family.published
+                     for name in family.usual_formats(self.reference))
 
     def verdict(self) -> Verdict:
         """How it will run here, once it is."""
-        return of_formats(self.formats or next((f.usual_formats() for f in families() if f.kind == self.kind), ()))
+        return of_formats(self.formats)
 
 
-def _known(reference: str, kind: str) -> Known:
+def _known(reference: str, kind: str, family: str = "") -> Known:
     name = reference.partition("/")[2].lower()
     architecture = next(words for part, words in _ARCHITECTURES if part in name)
-    title = next((family.title for family in families() if family.kind == kind), "")
-    family, formats = next(((words, formats) for part, words, formats in _FAMILIES if part in name), (title, ()))
-    return Known(reference, kind, architecture, family, formats)
+    return Known(reference, kind, architecture, family)
 
 
-KNOWN_CHECKPOINTS: dict[str, Known] = {
-    reference: _known(reference, kind) for kind, references in (
-        ("base", KNOWN_BASES), ("override", KNOWN_OVERRIDES), *((f.kind, f.published) for f in families()))
-    for reference in references}
+# A repo may be given as a base and as an override; it is listed once, as the latter.
+KNOWN_CHECKPOINTS: dict[str, Known] = {reference: _known(reference, "base") for reference in KNOWN_BASES} | {
+    reference: _known(reference, family.kind, family.badge(reference))
+    for family in reversed(families()) for reference in family.published}

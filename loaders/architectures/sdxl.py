@@ -2,8 +2,9 @@
 
 The host calls the blocks what the original code calls them (input_blocks, middle_block, output_blocks). The names here
 are those of its own map (comfy/utils.py, unet_to_diffusers), the sizes those of
-comfy/ldm/modules/diffusionmodules/openaimodel.py; both are held against it by tests/parity/test_svdquant_sdxl.py. The
-host tells UNets apart by exact sizes (comfy/supported_models.py), so all others are refused here.
+comfy/ldm/modules/diffusionmodules/openaimodel.py; both are held against it by
+tests/families/nunchaku/test_svdquant_sdxl.py. The host tells UNets apart by exact sizes (comfy/supported_models.py), so
+all others are refused here.
 
 Only Nunchaku's files, and what the host saves of such a MODEL, are read. Unquantized UNets are left to the host's own
 loaders: whether one predicts noise or velocity is in its scheduler's configuration, not in its tensors.
@@ -15,7 +16,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ...quant.svdquant.parts import leaf_name
 from ..containers.safetensors import TensorInfo
 from .base import (
     Dims,
@@ -90,7 +90,7 @@ FIXED = {
 }
 
 _SAVED = re.compile(r"^(?P<prefix>model\.diffusion_model\.|)input_blocks\.\d+\.1\.transformer_blocks\.\d+\.attn1\."
-                    rf"to_q\.{leaf_name('down', 0)}$", re.MULTILINE)
+                    r"to_q\.(weight_down_0|weight_t0_down)$", re.MULTILINE)
 
 
 class Unit(NamedTuple):

@@ -7,55 +7,54 @@ never for one family by name; what only one family knows of (Nunchaku's precisio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..architectures import Architecture, Dims
-    from ..assemble import NativeStateDict
+    from ..assemble import Tensors
     from ..containers.checkpoint import Checkpoint
     from ..description import CheckpointDescription
     from ..files.selection import Folder, Selection
-
-
-class How(NamedTuple):
-    """How the layers of a load are to run, as the nodes' widgets say it. `step` is called once a native module."""
-
-    compute: str = "auto"
-    fp4_backend: str = "auto"
-    backend: str = ""
-    step: Callable[[], None] = lambda: None
+    from ..plan import LoadPlan
 
 
 class Family:
-    """One publisher's way to store a transformer. The first three methods are what every family has; the rest say what
+    """One publisher's way to store a transformer. The first two methods are what every family has; the rest say what
     sets it apart, and mean nothing special where they are not overridden.
 
-    `by_module`: whether a native module can be made alone, by assemble.add_module, without its neighbours. `kind`: of
-    its entries in the catalog. `title`: what a badge calls it, before the format of its layers; `words`: the whole
-    badge, by a description's `family`. `published`: known repo ids.
+    `kind`: of its entries in the catalog. `title`: what a badge calls it, before the format of its layers; `words`: the
+    whole badge, by a description's `family`. `published`: known repo ids. `options`: what the
+    inputs may be that only it knows of.
     """
 
     name: str
-    by_module = False
     kind = "override"
     title = ""
     words: Mapping[str, str] = {}
     published: tuple[str, ...] = ()
+    options: Mapping[str, tuple[str, ...]] = {}
 
     def recognise(self, checkpoint: Checkpoint) -> bool:
         """Whether a file is this family's, by its headers and the names of the files beside it."""
         raise NotImplementedError
 
-    def describe(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> CheckpointDescription:
-        """describe.describe for a checkpoint of this family."""
+    def read(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> LoadPlan:
+        """What makes every native module of a checkpoint of this family, and its description; see describe.describe."""
         raise NotImplementedError
 
-    def prepare(self, checkpoint: Checkpoint, description: CheckpointDescription,
-                how: How) -> tuple[NativeStateDict, Any]:
-        """The native tensors of a checkpoint that was described as loadable, and the host's operations for them (None:
-        the usual). Raises CheckpointError for what cannot run here, for tensors that mean nothing or are left over."""
-        raise NotImplementedError
+    def check(self, plan: LoadPlan) -> None:
+        """Raise CheckpointError for what cannot run here, before any tensor is read."""
+
+    def tensors(self, checkpoint: Checkpoint, plan: LoadPlan) -> Tensors:
+        """The tensors of a checkpoint that was read as loadable."""
+        from ..assemble import Tensors
+
+        return Tensors(checkpoint, plan)
+
+    def runs(self, plan: LoadPlan, compute: str) -> list[str]:
+        """Lines on how the layers run, for the report, that only this family has to say."""
+        return []
 
     def choices(self, inputs: Mapping[str, Any]) -> Any | None:
         """The inputs of a node (name -> value) that only this family knows of, as a frozen value; None for none."""
@@ -93,6 +92,14 @@ class Family:
         """The colours (RGB) of formats that only this family names, for the layer map."""
         return {}
 
-    def usual_formats(self) -> tuple[str, ...]:
-        """The formats of its published checkpoints, where a repo's name does not say them."""
+    def badge(self, reference: str) -> str:
+        """The badge of a published checkpoint, before its bytes are here."""
+        return self.title
+
+    def usual_formats(self, reference: str) -> tuple[str, ...]:
+        """The formats of what a load of a published checkpoint takes on this machine."""
         return ()
+
+    def base_of(self, reference: str) -> str:
+        """The repo whose configuration goes with weights that are published alone, and that users give as a base."""
+        return ""

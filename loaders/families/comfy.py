@@ -1,41 +1,44 @@
 """Files with ComfyUI's `comfy_quant` markers: native names, and for every quantized layer one that names its format,
 as a tensor of the layer or in the list of layers in the file's metadata.
 
-Read layer by layer, so that any mixture loads: ComfyUI's own formats, and this pack's (row shards, SVDQuant parts,
-Ascend's layout). FP8 and NVFP4 alone need no markers, modelopt.py tells them from the tensors. Nothing is converted:
-what the host saved, it loads. Only the host knows its padding, so a weight in INT8 or MXFP8 may have up to 31 more rows
-and columns than the model's layer.
+Read layer by layer, so that any mixture loads: ComfyUI's own formats, and this pack's tiles (quant/layouts/stored.py)
+and older markers (old.py). FP8 and NVFP4 alone need no markers, modelopt.py tells them from the tensors. Nothing is
+converted: what the host saved, it loads. Only the host knows its padding, so a weight in INT8 or MXFP8 may have up to
+31 more rows and columns than the model's layer.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ... import host
 from ...quant import host_formats
-from ...quant.ascend.kinds import BLOCK, HOST_FORMAT, KINDS, MARKER
-from ...quant.ascend.native import OWN_LEAVES
+from ...quant.ascend.kinds import BLOCK, HOST_FORMAT, KINDS
 from ...quant.formats import formats, identify, name_unsupported
 from ...quant.host_formats import HOST_FORMATS
-from ...quant.shards import marker
-from ...quant.stored import PLAIN_DTYPES, ByteOrder
-from ..architectures import ARCHITECTURES, Architecture, Dims, Module
-from ..architectures.base import tensor_name
-from ..assemble import NativeStateDict, add_module, finish, take
+from ...quant.layouts import old
+from ...quant.layouts.stored import FORMAT
+from ...quant.stored import ByteOrder
+from .. import plan as plans
+from ..architectures import Architecture, Dims, Module
 from ..containers.checkpoint import Checkpoint
-from ..containers.safetensors import Header, TensorInfo
+from ..containers.safetensors import TORCH_DTYPES, Header, TensorInfo
 from ..description import CheckpointDescription
 from ..errors import CheckpointError
-from ..words import first_ten
-from . import running
-from .base import Family, How
-from .reading import architecture_of, by_layer, check_dims, check_plain, dims_of, spellings
+from ..plan import Group, Layer, LoadPlan
+from .base import Family
+from .modelopt import StoredLayers
+from .reading import architecture_of, check_dims, dims_of, spellings
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ...quant.tile import Coded
 
 METADATA = "_quantization_metadata"
 ASCEND = "modelslim (saved)"  # a file with layers in this pack's own layout of ModelSlim's types
@@ -43,11 +46,12 @@ ORDER = ByteOrder(low_first=False, swizzled=True, why="ComfyUI's markers")
 HOST_NAMES = {"int8_tensorwise": "INT8", "mxfp8": "MXFP8"}  # in reports
 COLOURS = {"INT8": (90, 150, 220), "MXFP8": (235, 130, 60)}  # of the layer map: those of ModelSlim's twins
 STORED = frozenset().union(*(fmt.words for fmt in formats()))  # formats that quant/formats.py tells from the tensors
-LEAVES = frozenset({"comfy_quant", *(f"weight_{leaf}" for leaf in OWN_LEAVES), *host_formats.LEAVES})
+LEAVES = frozenset({"comfy_quant", "weight_scale", *host_formats.LEAVES})
 _OF_HOST = {host: kind for kind, host in HOST_FORMAT.items()}
 HOST_KIND_OF = {name: _OF_HOST[word] for word, name in HOST_NAMES.items()}  # name in reports -> kind of quant.ascend
-_WEIGHTS = {"int8": ("I8",), "int4": ("U8",), "e4m3": ("F8_E4M3",), "mxfp8": ("F8_E4M3",), "mxfp4": ("U8",),
-            "mxfp4_dual": ("U8",)}
+_WEIGHTS = {"int8_tensorwise": ("I8",), "mxfp8": ("F8_E4M3",)}
+_SCALES = {"int8_tensorwise": ("F32", "BF16", "F16"), "mxfp8": ("U8", "F8_E8M0")}
+_OWN = re.compile(r"\.(weight_t\d+_\w+|weight_shard_1|weight_down_0|weight_quant_bias|weight_mul)$")
 
 
 class Comfy(Family):
@@ -62,68 +66,64 @@ class Comfy(Family):
     def recognise(self, checkpoint: Checkpoint) -> bool:
         return _is_marked(checkpoint)
 
-    def describe(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> CheckpointDescription:
+    def read(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> LoadPlan:
         architecture, naming = architecture_of(checkpoint)
-        dims = dims_of(architecture.dims_from_tensors, checkpoint, checkpoint.tensors, naming)
+        confs = _confs(checkpoint)
+        dims = dims_of(architecture.dims_from_tensors, checkpoint, _with_whole_weights(checkpoint.tensors, confs),
+                       naming)
         description = CheckpointDescription(
             checkpoint.source.reference, [os.path.basename(h.path) for h in checkpoint.headers],
             checkpoint.bytes_on_disk, architecture.name, naming, dims, self.name, ORDER, producer="ComfyUI")
+        plan = LoadPlan(description, architecture, hint="save the model again")
         if naming.style != "native":
             description.problems.append("markers of ComfyUI in a file with diffusers' names")
-            return description
+            return plan
         if base is not None:
             check_dims(description, *base)
-        words = {layer: str(conf["format"]) for layer, conf in _confs(checkpoint).items()}
-        if any(word.startswith(MARKER) for word in words.values()):
+        stored = StoredLayers(description)
+
+        def read_layer(module: Module, name: str, rows: int, group: Group, problems: list[str]) -> Layer | None:
+            return _layer(stored, confs.get(name, {}), module, name, rows, group, problems)
+
+        plans.make(plan, checkpoint.tensors, read_layer)
+        if any(name.lower() in KINDS for one in description.formats for name in one.split(" + ")):
             description.family = ASCEND
-        groups = by_layer(checkpoint.tensors)
-        for module in architecture.modules(dims, naming):
-            stored = module.stored[0]
-            _check_layer(description, module, stored, groups.setdefault(stored, {}), words.get(stored, ""))
         description.notes += [f"{name} is ComfyUI's own format {host_formats.NAMES[name]!r}, which loads where the "
                               "installed ComfyUI has it" for name in description.formats if name in host_formats.NAMES]
-        marks = {naming.prefix + mark for mark in architecture.marks(dims)}
-        extra = [name for layer, leaves in groups.items() for leaf in leaves
-                 if (name := tensor_name(layer, leaf)) not in marks]
-        if extra:
-            description.problems.append(f"{len(extra)} unexpected tensors: {first_ten(extra)}")
-        return description
+        return plan
 
-    def prepare(self, checkpoint: Checkpoint, description: CheckpointDescription,
-                how: How) -> tuple[NativeStateDict, Any]:
-        host.require("Ascend")
-        _check_host(description)
-        running.check_compute(how.compute, description)
-        fp4, note = running.fp4_backend(how.fp4_backend, description, how.compute)
-        architecture = next(a for a in ARCHITECTURES if a.name == description.architecture)
-        where, stored, native = checkpoint.source.reference, checkpoint.load_tensors(), NativeStateDict()
-        confs = _confs(checkpoint)
-        for module in architecture.modules(description.dims, description.naming):
-            try:
-                conf = confs.get(module.stored[0], {})
-                _add(native, module, stored, conf, how.compute == "dequantize", fp4 is not None)
-            except ValueError as error:
-                raise CheckpointError(str(error), where, "save the model again") from error
-            how.step()
-        finish(native, architecture, description.dims, description.naming, stored, where)
-        operations = running.operations(native, how, where, fp4)
-        native.notes += [*([note] if note else []), *_handed(description, how.compute)]
-        return native, operations
+    def check(self, plan: LoadPlan) -> None:
+        """Raise CheckpointError for layers in a format that the host is to make sense of, and does not have."""
+        description = plan.description
+        for name in description.formats.keys() & host_formats.NAMES.keys():
+            word = host_formats.NAMES[name]
+            if word not in host.quantized_formats():
+                raise CheckpointError(f"ComfyUI {host.version()} does not have the format {word!r}, which "
+                                      f"{description.formats[name]} layers are in ({name})", description.reference,
+                                      "update ComfyUI and its comfy-kitchen")
+
+    def runs(self, plan: LoadPlan, compute: str) -> list[str]:
+        names = [name for name in plan.description.formats if name in host_formats.NAMES]
+        runs = "dequantized for every matmul, as chosen" if compute == "dequantize" else \
+            "multiplied by ComfyUI itself"
+        return [f"{' and '.join(names)}: {runs}, on {host.device_name()}"] if names else []
 
 
 FAMILY = Comfy()
 
 
 def _is_marked(checkpoint: Checkpoint) -> bool:
-    """Whether a layer with a marker is stored as only these formats are: integers, or scales in E8M0 or for every row.
-    """
+    """Whether a layer with a marker is stored as only these formats are: this pack's own leaves, integers, or scales in
+    E8M0 or for every row."""
     tensors = checkpoint.tensors
     marked = {name.removesuffix(".comfy_quant") for name in tensors if name.endswith(".comfy_quant")}
+    if marked and any(map(_OWN.search, tensors)):
+        return True
     for layer in marked | _listed(checkpoint).keys():
         weight, scale = tensors.get(f"{layer}.weight"), tensors.get(f"{layer}.weight_scale")
         if weight and not scale and weight.dtype == "I8":
             return True
-        if weight and scale and f"{layer}.weight_shard_1" not in tensors and (
+        if weight and scale and (
                 weight.dtype == "I8" or scale.dtype in ("U8", "F8_E8M0")
                 or scale.dtype == "F32" and len(scale.shape) == 2 and f"{layer}.weight_scale_2" not in tensors):
             return True
@@ -158,11 +158,24 @@ def _confs(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
                 confs[layer], where[layer] = _marker(header, name), header.path
     for layer, conf in confs.items():
         word = str(conf.get("format"))
-        known = word.startswith(MARKER) and word.removeprefix(MARKER) in KINDS
-        if not (known or word in STORED or word in _OF_HOST or word in HOST_FORMATS):
+        known = word.removeprefix(old.ASCEND) in KINDS if word.startswith(old.ASCEND) else old.is_old(word)
+        if not (known or word == FORMAT or word in STORED or word in _OF_HOST or word in HOST_FORMATS):
             raise CheckpointError(f"{layer}.comfy_quant says {word!r}, which this version does not load", where[layer],
                                   "update this pack, or load the original")
     return confs
+
+
+def _with_whole_weights(tensors: Mapping[str, TensorInfo],
+                        confs: Mapping[str, dict[str, Any]]) -> Mapping[str, TensorInfo]:
+    """The headers, with weights in tiles as large as they are together: sizes are read from weights."""
+    found = {}
+    for layer, conf in confs.items():
+        tiles = conf.get("tiles") or conf.get("parts")
+        if isinstance(tiles, list) and all(isinstance(tile, dict) for tile in tiles):
+            shape = (max(tile.get("row", 0) + tile.get("rows", 0) for tile in tiles),
+                     max(tile.get("column", 0) + tile.get("columns", 0) for tile in tiles))
+            found[f"{layer}.weight"] = TensorInfo("BF16", shape, 0, 0)
+    return {**tensors, **found}
 
 
 def _marker(header: Header, name: str) -> dict[str, Any]:
@@ -174,93 +187,93 @@ def _marker(header: Header, name: str) -> dict[str, Any]:
     return conf
 
 
-def _check_layer(description: CheckpointDescription, module: Module, stored: str, group: dict[str, TensorInfo],
-                 word: str) -> None:
-    problems, rows = description.problems, sum(module.rows)
-    weight = group.pop(module.stored_leaf, None)
+def _layer(stored: StoredLayers, conf: dict[str, Any], module: Module, name: str, rows: int, group: Group,
+           problems: list[str]) -> Layer | None:
+    """plan.ReadLayer for a layer of which a marker says this (nothing: it is not quantized)."""
+    weight = plans.take_weight(module, name, group, problems)
     if weight is None:
-        problems.append(f"missing tensor {tensor_name(stored, module.stored_leaf)}")
-        return
-    if module.bias:
-        bias = group.pop("bias", None)
-        if bias is None:
-            problems.append(f"missing tensor {stored}.bias")
-        else:
-            check_plain(problems, f"{stored}.bias", bias, (rows,))
-    leaves = {"weight": weight, **group}
-    fmt = identify(leaves) if word in STORED else None
+        return None
+    plans.take_bias(module, name, rows, group, problems)
+    word = str(conf.get("format", ""))
     if not word:
-        check_plain(problems, tensor_name(stored, module.stored_leaf), weight, (rows, *module.inner))
-    else:
-        problem = _problem(module, weight, group, rows, word)
-        if problem:
-            problems.append(f"{stored} ({word}): {problem}")
-        for leaf in (fmt.companions if fmt else LEAVES) & group.keys():
-            del group[leaf]
-    if module.linear:
-        handed = HOST_FORMATS.get(word)
-        name = fmt.name if fmt else handed.name(leaves, module.inner[0]) if handed else \
-            HOST_NAMES.get(word) or word.removeprefix(MARKER).upper() or weight.dtype
-        description.layers[stored] = name
-        description.formats[name] = description.formats.get(name, 0) + 1
-        if fmt and "input_scale" in fmt.companions:
-            description.static_activations += "input_scale" in leaves
-            description.dynamic_activations += "input_scale" not in leaves
-
-
-def _problem(module: Module, weight: TensorInfo, group: Mapping[str, TensorInfo], rows: int, word: str) -> str:
+        return plans.plain(module, name, rows, weight, problems)
     if not module.linear:
-        return "it is no Linear layer"
-    if word in HOST_FORMATS:
-        return HOST_FORMATS[word].problem({**group, "weight": weight}, rows, module.inner[0])
+        problems.append(f"{name} ({word}): it is no Linear layer")
+        return None
     if word in STORED:
-        leaves = {**group, "weight": weight}
-        fmt = identify(leaves)
-        known = fmt is not None and word in fmt.words
-        return fmt.problem(leaves, rows, module.inner[0]) if fmt and known else \
-            f"it is stored as {fmt.name if fmt else name_unsupported(leaves)}"
-    codec = KINDS[_OF_HOST.get(word, word.removeprefix(MARKER))].codec
-    columns = module.inner[0] // 2 if weight.dtype == "U8" else module.inner[0]
-    if weight.dtype not in _WEIGHTS[codec]:
-        return f"weight is {weight.dtype}, expected {' or '.join(_WEIGHTS[codec])}"
+        fmt = identify({"weight": weight, **group})
+        if fmt is None or word not in fmt.words:
+            problems.append(f"{name} ({word}): it is stored as "
+                            f"{fmt.name if fmt else name_unsupported({'weight': weight, **group})}")
+            return None
+        if conf.get("full_precision_matrix_mult") and name not in stored.description.full_precision:
+            stored.description.full_precision.append(name)
+        return stored.of_format(fmt, module, name, rows, weight, group, problems)
+    if word == FORMAT or old.is_old(word):
+        return _tiles(conf, module, name, rows, weight, group, problems)
+    leaves = {"weight": weight, **{leaf: group.pop(leaf) for leaf in sorted(LEAVES & group.keys())}}
+    handed = HOST_FORMATS.get(word)
+    problem = handed.problem(leaves, rows, module.inner[0]) if handed else _problem(word, leaves, rows, module.inner[0])
+    if problem:
+        problems.append(f"{name} ({word}): {problem}")
+    others = (*(leaf for leaf in leaves if leaf != "weight"), *plans.bias_of(module))
+    return Layer(name, handed.name(leaves, module.inner[0]) if handed else HOST_NAMES[word],
+                 plans.leaves(module.stored_leaf, *others), partial(_as_it_is, conf),
+                 codecs=() if handed else (_OF_HOST[word],))
+
+
+def _as_it_is(conf: dict[str, Any], layer: Layer, part: dict[str, Tensor]) -> list[Coded]:
+    from ...quant.marker import marker
+    from ...quant.tile import Coded
+
+    return [Coded(native={"comfy_quant": marker(conf), **part})]
+
+
+def _problem(word: str, leaves: Mapping[str, TensorInfo], rows: int, columns: int) -> str:
+    """What is wrong with a layer in the host's INT8 or MXFP8."""
+    weight, scale = leaves["weight"], leaves.get("weight_scale")
+    if weight.dtype not in _WEIGHTS[word]:
+        return f"weight is {weight.dtype}, expected {' or '.join(_WEIGHTS[word])}"
     shape = tuple(weight.shape)
     if len(shape) != 2 or not (0 <= shape[0] - rows < BLOCK and 0 <= shape[1] - columns < BLOCK):
         return f"weight is {list(shape)}, expected {[rows, columns]}"
-    scale = group.get("weight_scale")
-    dtypes = ("U8", "F8_E8M0") if codec.startswith("mx") else PLAIN_DTYPES
-    if scale is None or scale.dtype not in dtypes:
-        return f"weight_scale is {scale.dtype if scale else 'missing'}, expected {' or '.join(sorted(dtypes))}"
+    if scale is None or scale.dtype not in _SCALES[word]:
+        return f"weight_scale is {scale.dtype if scale else 'missing'}, expected {' or '.join(_SCALES[word])}"
     return ""
 
 
-def _check_host(description: CheckpointDescription) -> None:
-    """Raise CheckpointError for layers in a format that the host is to make sense of, and does not have."""
-    for name in description.formats.keys() & host_formats.NAMES.keys():
-        word = host_formats.NAMES[name]
-        if word not in host.quantized_formats():
-            raise CheckpointError(f"ComfyUI {host.version()} does not have the format {word!r}, which "
-                                  f"{description.formats[name]} layers are in ({name})", description.reference,
-                                  "update ComfyUI and its comfy-kitchen")
+def _tiles(conf: dict[str, Any], module: Module, name: str, rows: int, weight: TensorInfo, group: Group,
+           problems: list[str]) -> Layer | None:
+    """A layer in this pack's layout, of this version or an older one; its tensors are read when it is loaded, checked
+    here by dtype and shape."""
+    from ...quant.codecs import codec
+    from ...quant.layouts import stored
+    from ...quant.tile import Coded
 
+    own = {leaf: info for leaf, info in group.items() if leaf.startswith("weight_") or leaf == "input_scale"}
+    marked = ("comfy_quant",) if "comfy_quant" in group else ()
+    for leaf in (*marked, *own):
+        del group[leaf]
+    delta = own.pop("weight_delta", None)
+    headers = {leaf: (TORCH_DTYPES.get(info.dtype, info.dtype), tuple(info.shape))
+               for leaf, info in {"weight": weight, **own}.items()}
+    try:
+        described = stored.described(conf) if conf["format"] == FORMAT else old.described(conf, headers)
+        stored.check(described, headers, (rows, module.inner[0]))
+    except ValueError as error:
+        problems.append(f"{name} ({conf['format']}): {error}")
+        return None
+    unread = own.keys() - {leaf.partition("[")[0] for _, fields in described for leaf in fields.values()}
+    plans.check_extra(problems, [f"{name}.{leaf}" for leaf in sorted(unread)])
 
-def _handed(description: CheckpointDescription, compute: str) -> list[str]:
-    names = [name for name in description.formats if name in host_formats.NAMES]
-    how = "dequantized for every matmul, as chosen" if compute == "dequantize" else "multiplied by ComfyUI itself"
-    return [f"{' and '.join(names)}: {how}, on {host.device_name()}"] if names else []
+    def read(layer: Layer, part: dict[str, Tensor]) -> list[Coded]:
+        return [Coded(tuple(stored.tiles(described, part)), part.get("bias"), delta=part.get("weight_delta"),
+                      full_precision=bool(conf.get("full_precision_matrix_mult")))]
 
-
-def _add(native: NativeStateDict, module: Module, stored: dict[str, Tensor], conf: dict[str, Any], dequantize: bool,
-         own_nvfp4: bool) -> None:
-    """Move the tensors of one module out of `stored`, as they are but for what the host's own layout cannot say."""
-    name, word = module.stored[0], str(conf.get("format", ""))
-    if not word or word in STORED:
-        full = dequantize or bool(conf.get("full_precision_matrix_mult"))
-        add_module(native, module, [take(stored, name, module)], ORDER, full, own_nvfp4)
-        return
-    for leaf in (module.stored_leaf, "bias", *sorted(LEAVES)):
-        if tensor_name(name, leaf) in stored:
-            native.tensors[f"{module.native}.{leaf}"] = stored.pop(tensor_name(name, leaf))
-    key = f"{module.native}.comfy_quant"
-    if dequantize or key not in native.tensors:
-        native.tensors[key] = running.dequantized(conf) if dequantize else marker(conf)
-    native.words.add(word)
+    kinds = [codec(place.codec) for place, _ in described]
+    inputs = [fields for kind, (_, fields) in zip(kinds, described, strict=True) if "input_scale" in kind.fields]
+    leaves = (*marked, *own, *(("weight_delta",) if delta else ()), *plans.bias_of(module))
+    return Layer(name, " + ".join(dict.fromkeys(kind.title for kind in kinds)),
+                 plans.leaves(module.stored_leaf, *leaves), read,
+                 all("input_scale" in fields for fields in inputs) if inputs else None,
+                 tuple(kind.name for kind in kinds))

@@ -8,34 +8,53 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from ...quant.formats import formats, identify, name_unsupported
 from ...quant.stored import PLAIN, PLAIN_DTYPES, ByteOrder, StoredFormat
-from ..architectures import ARCHITECTURES, Architecture, Dims, Module
-from ..architectures.base import tensor_name
-from ..assemble import NativeStateDict, assemble
+from .. import plan as plans
+from ..architectures import Architecture, Dims, Module
 from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import TensorInfo
-from ..declarations import Declaration, read_declaration
 from ..description import CheckpointDescription
+from ..plan import Group, Layer, LoadPlan, ReadTensors
 from ..words import first_ten
-from . import running
-from .base import Family, How
-from .reading import architecture_of, by_layer, check_plain, check_sizes, dims_of, spellings
+from . import repos
+from .base import Family
+from .declarations import Declaration, read_declaration
+from .reading import architecture_of, check_sizes, dims_of, spellings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...quant.tile import Coded
 
 
 class ModelOpt(Family):
     """See base.Family."""
 
     name = "modelopt"
-    by_module = True
     words = {"modelopt-fp8": "ModelOpt FP8", "modelopt-nvfp4": "ModelOpt NVFP4", "fp8": "FP8", "nvfp4": "NVFP4"}
+
+    published = repos.MODELOPT
+
+    def badge(self, reference: str) -> str:
+        kind, = self.usual_formats(reference)
+        return f"ModelOpt {kind}" if "modelopt" in reference else kind
+
+    def usual_formats(self, reference: str) -> tuple[str, ...]:
+        return ("NVFP4" if "nvfp4" in reference.lower() else "FP8",)
+
+    def base_of(self, reference: str) -> str:
+        """SGLang-Diffusion's compatibility path (pipelines/flux_2_nvfp4.py)."""
+        quantized = "flux.2-dev-nvfp4" in reference.replace("\\", "/").lower()
+        return "black-forest-labs/FLUX.2-dev" if quantized else ""
 
     def recognise(self, checkpoint: Checkpoint) -> bool:
         return True
 
-    def describe(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> CheckpointDescription:
+    def read(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> LoadPlan:
         architecture, naming = architecture_of(checkpoint)
         declaration = read_declaration(checkpoint)
         dims = dims_of(architecture.dims_from_tensors, checkpoint, checkpoint.tensors, naming)
@@ -47,30 +66,9 @@ class ModelOpt(Family):
         for key in sorted(architecture.config_only - dims.keys()):
             description.notes.append(f"{key} is told by neither the tensors nor a config.json; taken as off. If this "
                                      "is a model that has it, give its folder, or use the file as weights on its base")
-        layers = by_layer(checkpoint.tensors)
-        marks = {naming.prefix + mark for mark in architecture.marks(dims)}
-        for module in architecture.modules(dims, naming):
-            for stored, rows in zip(module.stored, module.rows, strict=True):
-                _check_layer(description, module, stored, rows, layers.setdefault(stored, {}))
-        extra = [tensor_name(name, leaf) for name, leaves in layers.items() for leaf in leaves
-                 if tensor_name(name, leaf) not in marks]
-        if extra:
-            description.problems.append(f"{len(extra)} unexpected tensors: {first_ten(extra)}")
+        plan = plans.make(LoadPlan(description, architecture), checkpoint.tensors, StoredLayers(description))
         _compare_with_declaration(description, declaration)
-        return description
-
-    def prepare(self, checkpoint: Checkpoint, description: CheckpointDescription,
-                how: How) -> tuple[NativeStateDict, Any]:
-        running.check_compute(how.compute, description)
-        backend, note = running.fp4_backend(how.fp4_backend, description, how.compute)
-        architecture = next(a for a in ARCHITECTURES if a.name == description.architecture)
-        native = assemble(architecture, description.dims, description.naming, checkpoint.load_tensors(),
-                          checkpoint.source.reference, order=description.byte_order,
-                          dequantize=how.compute == "dequantize", own_nvfp4=backend is not None,
-                          full_precision=frozenset(description.full_precision), step=how.step)
-        operations = running.operations(native, how, checkpoint.source.reference, fp4=backend)
-        native.notes += [note] if note else []
-        return native, operations
+        return plan
 
 
 FAMILY = ModelOpt()
@@ -93,49 +91,45 @@ def byte_order(tensors: dict[str, TensorInfo], declaration: Declaration) -> Byte
     return ByteOrder(not (packed or comfy) if swap is None else not swap, packed or comfy, why)
 
 
-def _check_layer(description: CheckpointDescription, module: Module, stored: str, rows: int,
-                 group: dict[str, TensorInfo]) -> None:
-    """Check one stored layer against its place in the architecture, take its tensors out of `group`, count its format.
+class StoredLayers:
+    """Layers that say by their tensors what they are; a plan.ReadLayer."""
 
-    What stays in the groups belongs to no layer.
-    """
-    problems = description.problems
-    weight = group.get(module.stored_leaf)
-    if weight is None:
-        problems.append(f"missing tensor {tensor_name(stored, module.stored_leaf)}")
-        return
-    leaves = {module.stored_leaf: group.pop(module.stored_leaf)}
-    if module.bias:
-        bias = group.pop("bias", None)
-        if bias is None:
-            problems.append(f"missing tensor {stored}.bias")
-        else:
-            check_plain(problems, f"{stored}.bias", bias, (rows,))
-    if not module.linear:
-        check_plain(problems, tensor_name(stored, module.stored_leaf), weight, (rows, *module.inner))
-        return
-    leaves |= group
-    fmt = identify(leaves)
-    if fmt is None:
-        problems.append(f"{stored} is stored as {name_unsupported(leaves)}, which this version does not load")
-        group.clear()
-        return
-    for leaf in fmt.companions & group.keys():
-        del group[leaf]
-    problem = fmt.problem(leaves, rows, module.inner[0])
-    if problem:
-        problems.append(f"{stored}: {problem}")
-    _count(description, stored, weight.dtype if fmt is PLAIN else fmt.name, fmt, "input_scale" in leaves)
+    def __init__(self, description: CheckpointDescription) -> None:
+        self.description = description
+        self._readers: dict[str, ReadTensors] = {}  # one for each format, not for each layer
 
+    def __call__(self, module: Module, name: str, rows: int, group: Group, problems: list[str]) -> Layer | None:
+        weight = plans.take_weight(module, name, group, problems)
+        if weight is None:
+            return None
+        plans.take_bias(module, name, rows, group, problems)
+        if not module.linear:
+            return plans.plain(module, name, rows, weight, problems)
+        leaves = {"weight": weight, **group}
+        fmt = identify(leaves)
+        if fmt is None:
+            problems.append(f"{name} is stored as {name_unsupported(leaves)}, which this version does not load")
+            group.clear()
+            return None
+        return self.of_format(fmt, module, name, rows, weight, group, problems)
 
-def _count(description: CheckpointDescription, stored: str, name: str, fmt: StoredFormat, static: bool) -> None:
-    description.layers[stored] = name
-    description.formats[name] = description.formats.get(name, 0) + 1
-    if "input_scale" in fmt.companions:
-        if static:
-            description.static_activations += 1
-        else:
-            description.dynamic_activations += 1
+    def of_format(self, fmt: StoredFormat, module: Module, name: str, rows: int, weight: TensorInfo, group: Group,
+                  problems: list[str]) -> Layer:
+        """A Linear in a format of quant.formats, its tensors taken out of `group`."""
+        own = {leaf: group.pop(leaf) for leaf in sorted(fmt.companions & group.keys())}
+        problem = fmt.problem({"weight": weight, **own}, rows, module.inner[0])
+        if problem:
+            problems.append(f"{name}: {problem}")
+        leaves = plans.leaves(module.stored_leaf, *own, *plans.bias_of(module))
+        if fmt is PLAIN:
+            return Layer(name, weight.dtype, leaves)
+        read = self._readers.setdefault(fmt.name, partial(self._read, fmt))
+        static = "input_scale" in own if "input_scale" in fmt.companions else None
+        return Layer(name, fmt.name, leaves, read, static, (fmt.codec,))
+
+    def _read(self, fmt: StoredFormat, layer: Layer, part: dict[str, Tensor]) -> list[Coded]:
+        made, asked = fmt.coded(layer.name, part, self.description.byte_order), self.description.full_precision
+        return [made._replace(full_precision=made.full_precision or layer.name in asked)]
 
 
 def _matching(patterns: tuple[str, ...], names: list[str]) -> Iterator[str]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ...quant.stored import PLAIN_DTYPES
 from ..architectures import ARCHITECTURES, Architecture, Dims, Naming, by_class_name, name_other, supported
 from ..containers.checkpoint import Checkpoint
-from ..containers.safetensors import TensorInfo
 from ..description import CheckpointDescription
 from ..errors import CheckpointError
 
@@ -53,15 +51,6 @@ def dims_of(read: Callable[..., Dims], checkpoint: Checkpoint, *arguments: Any) 
                               "download it again; if it is complete, this model cannot run in ComfyUI") from error
 
 
-def by_layer(tensors: dict[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
-    """Module name -> leaf name -> tensor."""
-    layers: dict[str, dict[str, TensorInfo]] = {}
-    for name, info in tensors.items():
-        module, _, leaf = name.rpartition(".")
-        layers.setdefault(module, {})[leaf] = info
-    return layers
-
-
 def check_sizes(description: CheckpointDescription, checkpoint: Checkpoint, architecture: Architecture,
                 base: tuple[Architecture, Dims] | None) -> None:
     """Note how the files were chosen, and compare the sizes that the tensors tell with the base's, else with those of a
@@ -91,11 +80,3 @@ def compare_dims(description: CheckpointDescription, dims: Dims, whose: str) -> 
         stored = description.dims.setdefault(key, value)  # a size that the tensors do not tell is taken over
         if stored != value:
             description.problems.append(f"{whose} {key} = {value}, but the tensors have {stored}")
-
-
-def check_plain(problems: list[str], name: str, info: TensorInfo, shape: tuple[int, ...]) -> None:
-    """A tensor that is never quantized: its shape, and a float dtype."""
-    if tuple(info.shape) != shape:
-        problems.append(f"{name} is {list(info.shape)}, expected {list(shape)}")
-    elif info.dtype not in PLAIN_DTYPES:
-        problems.append(f"{name} is stored as {info.dtype}, expected BF16, F16 or F32")

@@ -192,8 +192,8 @@ def _add_quantized(plan: Plan, base: Component, name: str, shared: list[str], kn
     def begin() -> Write:
         import torch
 
+        from ...quant.blocks import swap_nibbles
         from ...quant.convert.nvfp4 import quantize, scale_of
-        from ...quant.nvfp4 import swap_nibbles
 
         for other in shared:
             if other not in known:

@@ -1,24 +1,23 @@
 """Two checkpoints of one architecture, layer by layer: the signal-to-noise ratio of the weights they stand for.
 
 Both are brought to the host's native layers and decoded in F32 (decode.py), one layer at a time from memory-mapped
-files. Only SVDQuant and ModelSlim checkpoints, which are laid out anew, are held as a whole, in their 4 or 8 bits.
+files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...loaders.architectures import ARCHITECTURES, Architecture, Dims, Module, Naming
+from ...loaders.architectures import Architecture, Dims, Module, Naming
 from ...loaders.architectures.base import tensor_name
-from ...loaders.assemble import NativeStateDict, add_module, take
+from ...loaders.assemble import Layers, NativeStateDict, add
 from ...loaders.containers.checkpoint import Checkpoint
-from ...loaders.describe import describe
+from ...loaders.describe import read
 from ...loaders.description import CheckpointDescription
 from ...loaders.errors import CheckpointError
-from ...loaders.families import family_of
-from ...loaders.families.base import How
 from ...loaders.files.source import Source
 from ...loaders.words import size
 from ..decode import Decode, decoder
@@ -107,25 +106,30 @@ def compare_weights(reference: Source, candidate: Source, step: Callable[[], Non
     _refuse_others(first.description, second.description)
     decode, result = decoder(), WeightComparison(first.description, second.description)
     named = {_key(module): module for module in first.architecture.modules(first.dims, Naming("diffusers"))}
-    first.read()
-    second.read()
-    for key in first.modules:
-        a, b = first.weights(key, decode), second.weights(key, decode)
-        module = named[key]
-        names = [tensor_name(name, "" if module.leaf == "weight" else module.stored_leaf).rstrip(".")
-                 for name in module.stored]
-        into = result.layers if module.linear else result.others
-        formats = [opened.formats(key, len(names)) for opened in (first, second)]
-        at = 0
-        for i, (name, rows) in enumerate(zip(names, module.rows, strict=True)):
-            x, y = (side["weight"][at:at + rows] for side in (a, b))
-            into.append(LayerNoise(name, tuple(x.shape), formats[0][i], formats[1][i], sums(x, y)))
-            if "bias" in a and "bias" in b:
-                x, y = (side["bias"][at:at + rows] for side in (a, b))
-                result.others.append(LayerNoise(f"{name}.bias", tuple(x.shape), "", "", sums(x, y)))
-            at += rows
-        step()
+    with ExitStack() as stack:
+        first.layers(stack)
+        second.layers(stack)
+        for key in first.modules:
+            _compare_module(key, named[key], first, second, decode, result)
+            step()
     return result
+
+
+def _compare_module(key: str, module: Module, first: _Opened, second: _Opened, decode: Decode,
+                    result: WeightComparison) -> None:
+    a, b = first.weights(key, decode), second.weights(key, decode)
+    names = [tensor_name(name, "" if module.leaf == "weight" else module.stored_leaf).rstrip(".")
+             for name in module.stored]
+    into = result.layers if module.linear else result.others
+    formats = [opened.formats(key, len(names)) for opened in (first, second)]
+    at = 0
+    for i, (name, rows) in enumerate(zip(names, module.rows, strict=True)):
+        x, y = (side["weight"][at:at + rows] for side in (a, b))
+        into.append(LayerNoise(name, tuple(x.shape), formats[0][i], formats[1][i], sums(x, y)))
+        if "bias" in a and "bias" in b:
+            x, y = (side["bias"][at:at + rows] for side in (a, b))
+            result.others.append(LayerNoise(f"{name}.bias", tuple(x.shape), "", "", sums(x, y)))
+        at += rows
 
 
 def _refuse_others(first: CheckpointDescription, second: CheckpointDescription) -> None:
@@ -148,73 +152,38 @@ class _Opened:
 
     def __init__(self, source: Source) -> None:
         self.checkpoint = Checkpoint(source)
-        self.description = describe(self.checkpoint)
+        self.family, self.plan = read(self.checkpoint)
+        self.description = self.plan.description
         self.description.require_loadable()
-        self.architecture: Architecture = next(a for a in ARCHITECTURES if a.name == self.description.architecture)
+        self.architecture: Architecture = self.plan.architecture
         self.dims: Dims = self.description.dims
-        naming = self.description.naming
-        self.modules = {_key(module): module for module in self.architecture.modules(self.dims, naming)}
-        self._native: dict[str, Part] | None = None
-        self._stored: Part = {}
-        self._words: dict[str, str] = {}
+        self.modules = {_key(planned.module): planned for planned in self.plan.modules}
 
-    def read(self) -> None:
-        """Open the files; lay out what has to be laid out as a whole."""
-        family = family_of(self.checkpoint)
-        if family.by_module:
-            self._stored = self.checkpoint.load_tensors()
-        else:
-            self._native = _grouped(family.prepare(self.checkpoint, self.description, How())[0].tensors)
+    def layers(self, stack: ExitStack) -> None:
+        """Open the files for as long as `stack` is."""
+        tensors = self.family.tensors(self.checkpoint, self.plan)
+        stack.enter_context(tensors.opened())
+        self._layers = Layers(tensors)
 
     def weights(self, key: str, decode: Decode) -> Part:
         """"weight" and, where there is one, "bias" of a native module, in F32."""
-        module = self.modules[key]
-        part = self._part(module)
-        self._words[key] = _word(part)
+        planned, native = self.modules[key], NativeStateDict()
+        module = planned.module
+        try:
+            add(native, planned, self._layers)
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"{module.stored[0]}: {error}", self.description.reference, self.plan.hint) from error
+        prefix = f"{module.native}." if module.native else ""
+        part = {name.removeprefix(prefix): tensor for name, tensor in native.tensors.items()}
         if not module.linear:
             return {("weight" if leaf == module.leaf else leaf): tensor.float() for leaf, tensor in part.items()}
         weight, bias = decode(module.native, part, sum(module.rows), module.inner[0])
         return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
 
-    def _part(self, module: Module) -> Part:
-        if self._native is not None:
-            group = self._native[module.native]
-            return group if module.linear else {leaf: group[leaf] for leaf in (module.leaf, "bias")
-                                                if leaf in group and (leaf == module.leaf or module.bias)}
-        native = NativeStateDict()
-        try:
-            add_module(native, module, [take(self._stored, name, module) for name in module.stored],
-                       self.description.byte_order, dequantize=False, own_nvfp4=False)
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(f"{module.stored[0]}: {error}", self.description.reference,
-                                  "download the checkpoint again, or report it to its publisher") from error
-        prefix = f"{module.native}." if module.native else ""
-        return {name.removeprefix(prefix): tensor for name, tensor in native.tensors.items()}
-
     def formats(self, key: str, count: int) -> list[str]:
-        """The stored format of each of the `count` stored layers of a native one."""
-        layers, stored = self.description.layers, self.modules[key].stored
-        names = [layers.get(name, self._words[key]) for name in stored]
+        """The stored format of each of the `count` layers, in diffusers' names, of a native one."""
+        names = [piece.layer.format for piece in self.modules[key].pieces]
         return names if len(names) == count else [" + ".join(dict.fromkeys(names))] * count
-
-
-def _grouped(tensors: Mapping[str, torch.Tensor]) -> dict[str, Part]:
-    groups: dict[str, Part] = {}
-    for name, tensor in tensors.items():
-        layer, _, leaf = name.rpartition(".")
-        groups.setdefault(layer, {})[leaf] = tensor
-    return groups
-
-
-def _word(part: Mapping[str, torch.Tensor]) -> str:
-    """The format of a native layer whose stored ones are called otherwise (SVDQuant)."""
-    if "comfy_quant" not in part:
-        return ""
-    from ...quant.svdquant.parts import read_marker
-
-    places = read_marker(part["comfy_quant"])
-    return " + ".join(dict.fromkeys(f"SVDQuant {place.kind}" if place.kind != "awq" else "AWQ"
-                                    for place in places)) if places else "quantized"
 
 
 def _decibels(found: Sums) -> str:

@@ -3,7 +3,7 @@
 Widget orders and meanings are those of nunchaku-ai/ComfyUI-nunchaku a412b1f (nodes/models/*.py, nodes/lora/flux.py),
 city96/ComfyUI-GGUF 014560d (nodes.py), and sgl-project/sglang 8d92fb5
 (python/sglang/multimodal_gen/apps/ComfyUI_SGLDiffusion/nodes.py). Targets' orders are checked against the real nodes by
-tests/unit/test_migrate.py.
+tests/makers/migrate/test_migrate.py.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.errors import CheckpointError
 from ...loaders.files.source import Source
 from ...loaders.words import size
-from .layers import FORMATS, Plan, plan, why
+from .layers import FORMATS, Plan, plan
 from .target import refuse_existing, target_file
 from .writer import write
 
@@ -80,7 +80,7 @@ def _report(model: Any, target: Path, planned: Plan, described: list[str]) -> li
              "layers: " + ", ".join(f"{count} {name}" for name, count in Counter(planned.formats.values()).items())]
     if model.patches:
         lines.append(f"LoRAs and other patches of {len(model.patches)} weights are in the file as ComfyUI's save nodes "
-                     "put them there: a patched FP8, NVFP4, MXFP8 or INT8 weight is quantized again, by stochastic "
+                     "put them there: a patched weight in a format of ComfyUI's is quantized again, by stochastic "
                      "rounding; without them connect the MODEL before they were added")
     elsewhere = host.bound_to_weights(model)
     if elsewhere:
@@ -88,7 +88,7 @@ def _report(model: Any, target: Path, planned: Plan, described: list[str]) -> li
     own = Counter(planned.own.values())
     if own:
         lines.append("stock ComfyUI CANNOT load this file: "
-                     + ", ".join(f"{count} layers are {name} ({why(name)})" for name, count in own.items())
+                     + ", ".join(f"{count} layers are {name} ({planned.why[name]})" for name, count in own.items())
                      + ". With this pack installed it can. For a file that needs no pack set format to 'stock'")
     else:
         lines.append("stock ComfyUI loads this file without this pack")

@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ... import host
 from ...loaders.containers.writing import Piece, declared, whole
 from ...loaders.errors import CheckpointError
-from ...quant.ascend.kinds import MARKER as ASCEND
-from ...quant.fuse import fuse
-from ...quant.saved import SAVED
-from ...quant.shards import ROW_SHARDS, SHARD_LEAVES
-from ...quant.stored import MODELOPT_ORDER
-from ...quant.svdquant.parts import FORMAT as SVDQUANT
+from ...quant.codecs import codec
+from ...quant.layouts.join import join
+from ...quant.layouts.stored import FORMAT, described, read
 from ..decode import Decode, decoder
 
 if TYPE_CHECKING:
@@ -26,8 +23,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("exact", "stock")
 METADATA = "_quantization_metadata"  # where readers other than the host look; the host takes it or `comfy_quant`
-WHY = {ROW_SHARDS: "a scale for each of q, k, v, or activation scales computed on the fly",
-       SVDQUANT: "4-bit codes with a low-rank branch", ASCEND: "a format of Ascend"}
 Part = dict[str, "torch.Tensor"]
 
 
@@ -35,24 +30,21 @@ Part = dict[str, "torch.Tensor"]
 class Plan:
     """What is going to be written.
 
-    `formats`: Linear -> its format in the file ("BF16" and the like where not quantized). `own`: those in a
-    format of this pack -> format. `changed`: what "stock" did, in words -> the layers.
+    `formats`: Linear -> its format in the file ("BF16" and the like where not quantized). `own`: those in a format of
+    this pack -> its codecs, `why`: those -> why the host has no layout for them. `changed`: what "stock" did, in words
+    -> the layers.
     """
 
     layers: list[Piece] = field(default_factory=list)
     formats: dict[str, str] = field(default_factory=dict)
     own: dict[str, str] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
     changed: dict[str, list[str]] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
         return sum(layer.bytes for layer in self.layers)
-
-
-def why(own: str) -> str:
-    """What a format of this pack is, in words."""
-    return WHY[ASCEND if own.startswith(ASCEND) else own]
 
 
 @dataclass(frozen=True)
@@ -95,15 +87,17 @@ def plan(model: Any, form: str) -> Plan:
         linear: Any = modules.get(name)
         conf = marker_of(group.leaves)
         word = str(conf.get("format", ""))
-        if word and word not in formats and not (word in WHY or word.startswith(ASCEND)):
+        if word and word not in formats and word != FORMAT:
             raise CheckpointError(f"{name} is in the format {word!r}, which neither this ComfyUI nor this pack knows",
                                   "", "save the MODEL with a node of the pack that made it")
-        if word == ROW_SHARDS and _host_holds(group, conf, form == "stock"):
-            layer, conf = _in_host_format(group)
+        shape = (linear.out_features, linear.in_features) if word else (0, 0)
+        held = _in_host_format(group, conf, shape, form == "stock") if word == FORMAT else None
+        if held is not None:
+            layer, conf = held
             made.changed.setdefault(_held(conf), []).append(name)
         elif word and word not in formats and form == "stock":
             decode = decode or decoder()
-            layer, conf = _dequantized(group, (linear.out_features, linear.in_features), half, decode), {}
+            layer, conf = _dequantized(group, shape, half, decode), {}
             made.changed.setdefault(_rounded(half), []).append(name)
         else:
             layer = _as_it_is(group, _widened(model))
@@ -112,7 +106,9 @@ def plan(model: Any, form: str) -> Plan:
         if word in formats:
             metadata[name] = conf
         elif word:
-            made.own[name] = word
+            kinds = [codec(place.codec) for place, _ in described(conf)]
+            word = " + ".join(dict.fromkeys(kind.title for kind in kinds))
+            made.own[name], made.why[word] = word, next(kind.why for kind in kinds if kind.why)
         if hasattr(linear, "in_features") and "weight" in group.leaves:
             made.formats[name] = word or next(t.dtype for t in layer.tensors if t.name == f"{name}.weight")
     made.metadata = {"format": "pt"}
@@ -167,29 +163,25 @@ def _layer(group: _Group, expected: Part, make: Callable[[], Part]) -> Piece:
                  lambda: {_join(group.name, leaf): tensor for leaf, tensor in make().items()})
 
 
-def _host_holds(group: _Group, conf: Mapping[str, Any], always: bool) -> bool:
-    """Whether row shards are the host's own layout, byte for byte: all of one format, under one scale.
+def _in_host_format(group: _Group, conf: Mapping[str, Any], shape: tuple[int, int],
+                    stock: bool) -> tuple[Piece, dict[str, Any]] | None:
+    """Tiles in the host's own layout where that has the same bytes, and their marker; else None.
 
-    For FP8 without an activation scale the host takes 1.0, so there only where the matmul is full precision, or
-    `always`, which makes it so.
+    For FP8 without an activation scale the host takes 1.0, so there only where the matmul is full precision, or for
+    `stock`, which makes it so.
     """
-    part = group.leaves
-    dtypes = {str(part[leaf].dtype) for leaf in ("weight", *SHARD_LEAVES) if leaf in part}
-    scale = part["weight_scale"]
-    if len(dtypes) > 1 or scale.numel() > 1 and ("weight_scale" in group.pending or bool((scale != scale[0]).any())):
-        return False  # a patched weight has new scales when it is written, one for each of its shards
-    return always or dtypes == {"torch.uint8"} or "input_scale" in part or bool(conf.get("full_precision_matrix_mult"))
-
-
-def _in_host_format(group: _Group) -> tuple[Piece, dict[str, Any]]:
-    """Row shards that `_host_holds` in the host's layout, and their marker."""
     import torch
 
+    if len(described(conf)) > 1 and group.pending:
+        return None  # a patched weight has new scales when it is written, one for each of its tiles
+
     def convert(part: Part) -> Part:
-        shards = SAVED.shards(group.name, part, MODELOPT_ORDER)
-        dynamic = shards[0].kind == "fp8" and "input_scale" not in part
-        made = fuse(shards, dequantize=dynamic).tensors
-        return made | ({"bias": part["bias"]} if "bias" in part else {})
+        left = dict(part)
+        tiles = read(left, "", conf, shape)
+        dynamic = stock and any("input_scale" not in tile.fields for tile in tiles)
+        full = dynamic or bool(conf.get("full_precision_matrix_mult"))
+        made = join(tiles, [group.name], shape, full_precision=full).tensors
+        return made | ({"bias": left["bias"]} if "bias" in left else {})
 
     def stand_in(leaf: str, tensor: torch.Tensor) -> torch.Tensor:
         if leaf not in group.pending:
@@ -197,7 +189,8 @@ def _in_host_format(group: _Group) -> tuple[Piece, dict[str, Any]]:
         return (torch.ones if tensor.dtype == torch.float32 else torch.empty)(tensor.shape, dtype=tensor.dtype)
 
     expected = convert({leaf: stand_in(leaf, tensor) for leaf, tensor in group.leaves.items()})
-    return _layer(group, expected, lambda: convert(group.values())), marker_of(expected)
+    own = marker_of(expected)
+    return None if own["format"] == FORMAT else (_layer(group, expected, lambda: convert(group.values())), own)
 
 
 def _dequantized(group: _Group, shape: tuple[int, int], half: str, decode: Decode) -> Piece:

@@ -1,41 +1,45 @@
-"""The stored tensors of one ModelSlim layer -> the tensors of a native layer (schemes.py says which types exist)."""
+"""The stored tensors of one ModelSlim layer -> a tile (schemes.py says which types exist)."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from ..nvfp4 import swizzle
-from ..shards import marker
+from ..tile import Coded, Place, Tile
 from . import integers, mx
-from .kinds import BLOCK, HOST_FORMAT, KINDS, MARKER
-from .layout import AscendLayout, as_ascend, decode
-from .native import OWN_LEAVES, NativeLayer, float_bias, smoothing
+from .kinds import KINDS
 
 Part = dict[str, torch.Tensor]
 
 
-def native_layer(kind: str, name: str, part: Part, bias: bool) -> NativeLayer:
-    """Build the layer. Raises ValueError for scales and offsets that mean nothing; see schemes.Scheme.tensors."""
-    codec = KINDS[kind].codec
+def coded(kind: str, name: str, part: Part, bias: bool) -> Coded:
+    """Read the layer. Raises ValueError for scales and offsets that mean nothing; see schemes.Scheme.coded."""
+    weight = KINDS[kind].codec
     mul, notes = smoothing(name, part), []
     data, own = _static(name, part) if kind == "w8a8" else _codes(kind, name, part)
-    rows, columns = data.shape[0], data.shape[1] * (2 if codec in ("int4", "mxfp4", "mxfp4_dual") else 1)
-    floats = _bias_of_static(name, part, data, own, bias) if kind == "w8a8" else float_bias(name, part, bias)
+    rows, columns = data.shape[0], data.shape[1] * (2 if weight in ("int4", "mxfp4", "mxfp4_dual") else 1)
+    kept = _bias_of_static(name, part, data, own, bias) if kind == "w8a8" else float_bias(name, part, bias)
     if mul is not None:
         own["mul"] = mul
         notes.append(f"{name}: activations are multiplied by its smoothing vector")
-    host = HOST_FORMAT.get(kind)
-    if host == "mxfp8" and _tiny_blocks(data, own["scale"]):
-        host = None  # the host decodes byte 0 as zero
-    if host is None or mul is not None:
-        tensors = {"weight": data, **{f"weight_{leaf}": tensor for leaf, tensor in own.items()}}
-        layout = MARKER + kind
-    else:
-        tensors, layout = _host(host, data, own["scale"]), host
-    return NativeLayer(tensors | floats | {"comfy_quant": marker({"format": layout})}, rows, columns, kind, layout,
-                       tuple(notes))
+    return Coded((Tile(Place(kind, rows, columns), {"codes": data, **own}),), kept, notes=tuple(notes))
+
+
+def smoothing(name: str, part: Part) -> torch.Tensor | None:
+    """The smoothing vector as F32 [columns], or None when there is none or it is all ones."""
+    mul = part.get("mul_scale")
+    if mul is None or bool((mul == 1).all()):
+        return None
+    if not bool(mul.isfinite().all()) or bool((mul == 0).any()):
+        raise ValueError(f"{name}.mul_scale has zeros, infinities or NaN")
+    return mul.float()
+
+
+def float_bias(name: str, part: Part, wanted: bool) -> torch.Tensor | None:
+    """The stored bias of a module that has one. Raises ValueError for a bias where the model has none."""
+    stored = part.get("bias")
+    if not wanted and stored is not None and bool((stored != 0).any()):
+        raise ValueError(f"{name}.bias is stored but this layer of the model has none")
+    return stored if wanted else None
 
 
 def _positive(name: str, leaf: str, scale: torch.Tensor) -> torch.Tensor:
@@ -88,60 +92,21 @@ def _static(name: str, part: Part) -> tuple[torch.Tensor, Part]:
     return part["weight"], {"scale": deq, "input_scale": scale, "input_offset": offset}
 
 
-def _bias_of_static(name: str, part: Part, codes: torch.Tensor, own: Part, wanted: bool) -> Part:
+def _bias_of_static(name: str, part: Part, codes: torch.Tensor, own: Part, wanted: bool) -> torch.Tensor | None:
     """Complete `own` with quant_bias, and return the float bias for the host: one made from the other if need be.
 
     quant_bias = round(bias / deq_scale) - input_offset * (sum of a row's codes). An NPU adds quant_bias only.
     """
     sums = own["input_offset"].double() * codes.sum(1, dtype=torch.int64)
     deq = own["scale"][:, 0].double()
-    floats = float_bias(name, part, wanted)
+    kept = float_bias(name, part, wanted)
     stored = part.get("quant_bias")
     if stored is None:
-        bias = floats["bias"].double() if floats else torch.zeros_like(deq)
+        bias = torch.zeros_like(deq) if kept is None else kept.double()
         stored = ((bias / deq).round() - sums).round().to(torch.int32)
-    elif wanted and not floats:
-        floats = {"bias": ((stored + sums) * deq).float()}
+    elif wanted and kept is None:
+        kept = ((stored + sums) * deq).float()
     own["quant_bias"] = stored
-    if floats:
-        own["bias"] = floats["bias"]
-    return floats
-
-
-def _tiny_blocks(codes: torch.Tensor, scale: torch.Tensor) -> bool:
-    """Whether MXFP8 blocks with byte 0 have codes other than zero."""
-    if not bool((scale == 0).any()):
-        return False
-    return bool(((scale == 0) & (mx.split(codes.float(), BLOCK) != 0).any(-1)).any())
-
-
-def _host(layout: str, data: torch.Tensor, scale: torch.Tensor) -> Part:
-    """Weight and scale as the host's own layout stores them; MXFP8 padded to 32 x 32 with tiled scales."""
-    if layout == "mxfp8":
-        missing_rows, missing_columns = -data.shape[0] % BLOCK, -data.shape[1] % BLOCK
-        if missing_rows or missing_columns:
-            padding = (0, missing_columns, 0, missing_rows)
-            data = torch.nn.functional.pad(data.view(torch.uint8), padding).view(mx.E4M3)
-        return {"weight": data, "weight_scale": swizzle(scale).view(torch.float8_e8m0fnu)}
-    return {"weight": data, "weight_scale": scale}
-
-
-def dequantized(layer: NativeLayer) -> torch.Tensor:
-    """See schemes.dequantized."""
-    weight = layer.tensors["weight"]
-    if not layer.kind:
-        return weight.float()
-    if layer.layout.startswith(MARKER):
-        own: dict[str, Any] = {leaf: layer.tensors[f"weight_{leaf}"] for leaf in OWN_LEAVES
-                               if f"weight_{leaf}" in layer.tensors}
-        params = AscendLayout.Params(kind=layer.kind, orig_dtype=torch.float32,
-                                     orig_shape=(layer.rows, layer.columns), **own)
-        return decode(weight, params)
-    from comfy_kitchen.tensor import QuantizedTensor, get_layout_class
-
-    name = {"mxfp8": "TensorCoreMXFP8Layout", "int8_tensorwise": "TensorWiseINT8Layout"}[layer.layout]
-    params = get_layout_class(name).Params(scale=layer.tensors["weight_scale"], orig_dtype=torch.float32,
-                                           orig_shape=(layer.rows, layer.columns))
-    found = as_ascend(QuantizedTensor(weight, name, params))
-    assert found is not None
-    return decode(*found)
+    if kept is not None:
+        own["bias"] = kept
+    return kept

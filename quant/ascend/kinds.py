@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-MARKER = "qt.ascend."  # + kind: this pack's `comfy_quant` format for layers that the host has no layout for
 BLOCK, DUAL_BLOCK = 32, 512  # columns that share one E8M0 scale, and one second-level scale of dual-scale MXFP4
 LEVELS = {"int8": 127, "int4": 7}  # largest code of the symmetric per-token activations
 
 
 class Kind(NamedTuple):
-    """`codec` of the weight and rule of the `activation`, as layout.py and backends/reference.py implement them.
+    """`codec` of the weight and rule of the `activation`, as codecs/ascend.py and kernels/reference.py implement them.
 
     codec: "int8" (I8 [N, K]), "int4" (U8 [N, K/2]), "e4m3" (a scale a row), "mxfp8", "mxfp4" (E8M0 per 32 columns),
     "mxfp4_dual" (and F32 per 512). activation: "static" (asymmetric INT8, one stored scale), "int8", "int4", "e4m3"

@@ -1,7 +1,5 @@
-"""Quant types of `quant_model_description*.json`: the tensors of a layer of each type -> native tensors for the host.
+"""Quant types of `quant_model_description*.json`: the tensors of a layer of each type -> a tile.
 
-Where the host has the format exactly (INT8 with a scale a row, MXFP8), its own layout and marker are written, so its
-ops, LoRA and memory management work; everything else goes into this pack's layout (layout.py), which ops.py loads.
 Formats: docs/sources/ascend.md, "Stored tensors". Torch is imported inside functions: headers are checked without it.
 """
 
@@ -11,16 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from ..stored import PLAIN_DTYPES, Stored
+from ..stored import PLAIN_DTYPES, Stored, plain_tile
 from .kinds import BLOCK, DUAL_BLOCK, KINDS
-from .native import NativeLayer, float_bias, smoothing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..tile import Coded
+
 FLOATS = PLAIN_DTYPES
-
-
 
 
 class Scheme(Protocol):
@@ -50,8 +47,8 @@ class Scheme(Protocol):
         """What is wrong with the stored dtypes and shapes for a [rows, columns] weight; empty when nothing is."""
         ...
 
-    def tensors(self, name: str, part: dict[str, Tensor], *, bias: bool = True) -> NativeLayer:
-        """The native tensors of layer `name`. `bias` is whether the native module has one.
+    def coded(self, name: str, part: dict[str, Tensor], *, bias: bool = True) -> Coded:
+        """Layer `name` as a tile. `bias` is whether the native module has one.
 
         Raises ValueError for scales that are not finite and positive, and for offsets that integer matmuls ignore.
         """
@@ -73,11 +70,14 @@ class FloatScheme:
     def problem(self, leaves: Mapping[str, Stored], rows: int, columns: int) -> str:
         return _mismatch(leaves, {"weight": (FLOATS, ((rows, columns),)), **_common(rows, columns)}, {"weight"})
 
-    def tensors(self, name: str, part: dict[str, Tensor], *, bias: bool = True) -> NativeLayer:
+    def coded(self, name: str, part: dict[str, Tensor], *, bias: bool = True) -> Coded:
+        from ..tile import Coded
+        from .convert import float_bias, smoothing
+
         weight, mul = part["weight"], smoothing(name, part)
         if mul is not None:
             weight = (weight.float() * mul).to(weight.dtype)
-        return NativeLayer({"weight": weight} | float_bias(name, part, bias), *weight.shape)
+        return Coded((plain_tile(weight),), float_bias(name, part, bias))
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,10 @@ class QuantScheme:
         return _mismatch(leaves, _expected(self.kind, rows, columns), {"weight", *self.required}) \
             or _odd_size(self.kind, rows, columns)
 
-    def tensors(self, name: str, part: dict[str, Tensor], *, bias: bool = True) -> NativeLayer:
+    def coded(self, name: str, part: dict[str, Tensor], *, bias: bool = True) -> Coded:
         from . import convert
 
-        return convert.native_layer(self.kind, name, part, bias)
+        return convert.coded(self.kind, name, part, bias)
 
 
 def _scheme(kind: str, *names: str, required: tuple[str, ...] = ("weight_scale",), optional: tuple[str, ...] = (),
@@ -152,32 +152,6 @@ REFUSED = {
     **dict.fromkeys(("W8A8_SVD", "W8A8_SVD_DYNAMIC", "W4A4_SVD", "W4A4_SVD_DYNAMIC"),
                     "it has a low-rank branch beside every weight"),
 }
-
-
-def dequantized(layer: NativeLayer) -> Tensor:
-    """The weight of a layer in F32 [rows, columns], by its format's definition."""
-    from .convert import dequantized as compute
-
-    return compute(layer)
-
-
-def mxfp8_quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A float weight [N, K] -> (codes F8_E4M3 [N, K], scale U8 E8M0 [N, ceil(K / 32)], row-major), as an NPU does it.
-
-    See mx.quantize for the rule. Raises ValueError for infinities and NaN.
-    """
-    from .mx import quantize_weight
-
-    return quantize_weight(weight)
-
-
-def mxfp8_layer(name: str, weight: Tensor, bias: Tensor | None = None) -> NativeLayer:
-    """A float weight [N, K] as a native MXFP8 layer in the host's layout. Raises ValueError for infinities and NaN."""
-    codes, scale = mxfp8_quantize(weight)
-    part = {"weight": codes, "weight_scale": scale}
-    if bias is not None:
-        part["bias"] = bias
-    return SCHEMES["W8A8_MXFP8"].tensors(name, part, bias=bias is not None)
 
 
 _Spec = tuple[frozenset[str], tuple[tuple[int, ...], ...]]  # dtypes and shapes that a leaf may have
@@ -234,7 +208,3 @@ def _mismatch(leaves: Mapping[str, Stored], specs: Mapping[str, _Spec], required
         if tuple(stored.shape) not in shapes:
             return f"{leaf} is {list(stored.shape)}, expected {' or '.join(str(list(s)) for s in shapes[:2])}"
     return ""
-
-
-
-

@@ -1,4 +1,4 @@
-"""Weights -> FP8 E4M3 with one scale a tensor (quant/fp8.py says how it is stored).
+"""Weights -> FP8 E4M3 with one scale a tensor (quant/codecs/fp8.py says how it is stored).
 
 scale = amax / 448, code = e4m3(clamp(w / scale, +-448)), the division in F32 (docs/sources/sglang.md, "FP8 builder").
 nvidia-modelopt divides in the weight's BF16, which gives some 2.5 % other codes; comfy-kitchen multiplies by a rounded

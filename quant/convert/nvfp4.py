@@ -1,4 +1,4 @@
-"""Weights -> NVFP4 in ModelOpt's byte order (quant/nvfp4.py says how it is stored).
+"""Weights -> NVFP4 in ModelOpt's byte order (quant/codecs/nvfp4.py says how it is stored).
 
 The arithmetic is that of nvidia-modelopt's NVFP4QTensor, byte for byte (tested against it):
 

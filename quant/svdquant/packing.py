@@ -92,7 +92,7 @@ def pack_micro_scales(scale: Tensor) -> Tensor:
 
 def tile_micro_scales(scale: Tensor) -> Tensor:
     """E4M3 [N, K/16] natural order -> the host's 128 x 4 tiles, padded with zeros: [N up to 128, K/16 up to 4]. What
-    `nvfp4.swizzle` does, several times as fast."""
+    `blocks.swizzle` does, several times as fast."""
     padding = (0, -scale.shape[1] % 4, 0, -len(scale) % 128)
     lanes = torch.nn.functional.pad(scale.view(torch.uint8), padding).contiguous()
     tiles = lanes.view(torch.int32).view(len(lanes) // 128, 4, 32, -1)  # bn n32 n kt | bn kt n n32 (int32 = 4 scales)

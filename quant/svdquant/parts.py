@@ -1,4 +1,4 @@
-"""Nunchaku's stored tensors -> parts of a native Linear, in natural order, and parts -> the Linear's state dict.
+"""Nunchaku's stored tensors -> parts of a native Linear, in natural order, and parts -> tiles.
 
 What arrives here is one layer of a file, by the names of format v2. Dtypes and shapes are checked before anything is
 moved, because raw and converted tensors have the same shapes and running the raw ones gives noise without an error
@@ -7,29 +7,30 @@ moved, because raw and converted tensors have the same shapes and running the ra
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from ..nvfp4 import ceil_to
+from ..blocks import ceil_to
+from ..tile import Place, Tile
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = "qt.svdquant"  # this pack's marker; the host may take a name of its own later
 SHIFT = 0.171875  # added to activations of unsigned layers (docs/sources/nunchaku.md, "Unsigned activations")
 GROUP = {"int4": 64, "nvfp4": 16, "awq": 64}
-MAX_PARTS = 2  # FLUX linear1 (qkv over mlp) and linear2 (attn beside mlp)
+# (kind, whether activations are unsigned) -> codec
+CODEC = {("int4", False): "svdq_int4", ("int4", True): "svdq_int4_unsigned", ("nvfp4", False): "svdq_nvfp4",
+         ("awq", False): "awq"}
+KIND = {name: kind for (kind, _), name in CODEC.items()}
 HALF = ("bfloat16", "float16")
 FIELDS = ("codes", "scale", "zeros", "tensor_scale", "channel_scale", "smooth", "down", "up")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One SVDQuant (or AWQ) linear in natural order; placed at rows [row:row+N], columns [column:column+K] of a native
-    weight.
+    """One SVDQuant (or AWQ) linear in natural order.
 
     `kind` is "int4", "nvfp4" or "awq". `codes` is U8 [N, K/2], even column in the low nibble: two's complement (int4),
     E2M1 (nvfp4) or 0..15 (awq). `scale` is [K/64, N], for nvfp4 E4M3 [N, K/16]; awq's `zeros` [K/64, N] are
@@ -48,8 +49,6 @@ class Part:
     down: Tensor | None = None
     up: Tensor | None = None
     unsigned: bool = False
-    row: int = 0
-    column: int = 0
 
     @property
     def rows(self) -> int:
@@ -58,19 +57,6 @@ class Part:
     @property
     def columns(self) -> int:
         return self.codes.shape[1] * 2
-
-
-class Place(NamedTuple):
-    """What a part is and where it goes, without its tensors: the marker's JSON, and a constant under torch.compile."""
-
-    kind: str
-    rows: int
-    columns: int
-    row: int = 0
-    column: int = 0
-    unsigned: bool = False
-    packed: bool = False  # in nunchaku's own order, for its kernels (nunchaku_ops.py)
-    alpha: float = 1.0  # the tensor scale again, as the number those kernels take
 
 
 def _check(leaves: dict[str, Tensor], leaf: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> Tensor:
@@ -213,88 +199,14 @@ def split_rows(part: Part, counts: Sequence[int]) -> list[Part]:
     return out
 
 
-def placed(part: Part, row: int, column: int) -> Part:
-    """The same part at another place of the native weight."""
-    return replace(part, row=row, column=column)
-
-
-def native_tensors(name: str, parts: list[Part], bias: Tensor | None, shape: tuple[int, int]) -> dict[str, Tensor]:
-    """State-dict entries of the native Linear `name` [rows, columns] that its parts make up, with this pack's marker.
-
-    The parts are used up. `bias` [rows] is in natural order and as stored: with two parts on the same rows the sum of
-    theirs. Raises ValueError unless the parts tile the weight.
-    """
-    check_tiling([place_of(part) for part in parts], shape)
-    if bias is not None and tuple(bias.shape) != shape[:1]:
-        raise ValueError(f"bias is {list(bias.shape)}, expected {[shape[0]]}")
-    tensors = {}
-    for i, part in enumerate(parts):
-        for field, tensor in stored_fields(part).items():
-            tensors[f"{name}.{leaf_name(field, i)}"] = tensor
-    tensors[f"{name}.comfy_quant"] = marker([place_of(part) for part in parts])
-    return tensors if bias is None else {**tensors, f"{name}.bias": bias}
-
-
-def place_of(part: Part) -> Place:
-    """Kind, size and place of a part."""
-    return Place(part.kind, part.rows, part.columns, part.row, part.column, part.unsigned)
-
-
-def stored_fields(part: Part) -> dict[str, Tensor]:
-    """A part's tensors as layout.py holds them: natural order, but nvfp4 in the host's (high nibble first, rows padded
-    to 16, block scales in 128 x 4 tiles), converted once here, its codes in place: the part is used up."""
+def tile_of(part: Part) -> Tile:
+    """A part as a tile: natural order, but nvfp4 in the host's (high nibble first, rows padded to 16, block scales in
+    128 x 4 tiles), converted once here, its codes in place: the part is used up."""
     fields = {field: getattr(part, field) for field in FIELDS if getattr(part, field) is not None}
     if part.kind == "nvfp4":
-        from .. import nvfp4
+        from .. import blocks
         from . import packing
 
-        fields["codes"] = nvfp4.pad_rows(packing.swap_nibbles_(part.codes))
+        fields["codes"] = blocks.pad_rows(packing.swap_nibbles_(part.codes))
         fields["scale"] = packing.tile_micro_scales(part.scale)
-    return fields
-
-
-def leaf_name(field: str, index: int) -> str:
-    """The state-dict leaf of a part's tensor: "weight", "weight_scale", and weight_<field>_<index> for the others."""
-    if index == 0 and field in ("codes", "scale"):
-        return "weight" if field == "codes" else "weight_scale"
-    return f"weight_{field}_{index}"
-
-
-def marker(places: Sequence[Place]) -> Tensor:
-    """The `comfy_quant` tensor of a Linear with these parts."""
-    from ..shards import marker as tensor
-
-    return tensor({"format": FORMAT, **marker_conf(places)})
-
-
-def marker_conf(places: Sequence[Place]) -> dict[str, Any]:
-    """What the marker says beside its format."""
-    return {"parts": [place._asdict() for place in places]}
-
-
-def read_marker(stored: Tensor) -> list[Place] | None:
-    """The places that a marker lists, or None when it is another format's. Raises ValueError for a broken one."""
-    conf = json.loads(bytes(stored.tolist()))
-    if conf.get("format") != FORMAT:
-        return None
-    try:
-        places = [Place(**part) for part in conf["parts"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"a {FORMAT} marker that does not list its parts: these tensors were not converted by this "
-                         "pack; load the original file") from error
-    if not places or any(place.kind not in GROUP for place in places):
-        raise ValueError(f"a {FORMAT} marker of unknown parts")
-    return places
-
-
-def check_tiling(places: Sequence[Place], shape: tuple[int, int]) -> None:
-    """Raises ValueError unless one or two parts tile a weight of this shape."""
-    if not 0 < len(places) <= MAX_PARTS:
-        raise ValueError(f"{len(places)} parts, this layout holds 1 to {MAX_PARTS}")
-    text = ", ".join(f"[{p.rows}, {p.columns}] at row {p.row}, column {p.column}" for p in places)
-    inside = all(p.row + p.rows <= shape[0] and p.column + p.columns <= shape[1] for p in places)
-    a, b = places[0], places[-1]
-    overlap = a is not b and a.row < b.row + b.rows and b.row < a.row + a.rows \
-        and a.column < b.column + b.columns and b.column < a.column + a.columns
-    if not inside or overlap or sum(p.rows * p.columns for p in places) != shape[0] * shape[1]:
-        raise ValueError(f"parts {text} do not tile a weight of {list(shape)}")
+    return Tile(Place(CODEC[part.kind, part.unsigned], part.rows, part.columns), fields)

@@ -10,6 +10,8 @@ from browser.make_blueprints import BLUEPRINTS, DROPPED, OUTSIDE
 from support.graphs import prompt_differences
 from support.pack import PACK
 
+pytestmark = pytest.mark.browser
+
 TITLES = [blueprint.title for blueprint in BLUEPRINTS]
 OPEN = """async (graph) => {
   await app.loadGraphData(graph, true, true, null)

@@ -37,6 +37,8 @@ from browser.extension import (
 from quantized_transformers.views.layer_map import PROBLEM_COLOUR, format_colours
 from support.pack import PACK
 
+pytestmark = pytest.mark.browser
+
 BLUEPRINT = PACK / "subgraphs" / "FLUX.1 ModelOpt FP8 text to image.json"
 
 

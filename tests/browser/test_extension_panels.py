@@ -7,6 +7,8 @@ from collections import Counter
 import pytest
 from browser.extension import HOSTILE, IMAGES, OUT, QWEN, WEIGHTS, badge, build, shown, sidebar, stored_formats
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.fixture(scope="module")
 def server(extension_server):

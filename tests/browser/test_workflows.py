@@ -12,6 +12,8 @@ from browser.notes import HYPER
 from support.graphs import graph_differences, prompt_differences
 from support.pack import PACK
 
+pytestmark = pytest.mark.browser
+
 FOLDER = PACK / "workflows"
 NAMES = [workflow.name for workflow in WORKFLOWS]
 # Loads a graph as the template browser does, and says what the frontend made of it. The stores are those behind its error

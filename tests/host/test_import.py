@@ -8,7 +8,11 @@ import subprocess
 import sys
 from functools import cache
 
+import pytest
+
 from support.pack import COMFYUI, FOLDERS, PACK
+
+pytestmark = pytest.mark.host
 
 # The host's own imports at the time custom nodes load (main.py imports these first), then the pack as the host loads it.
 MEASURE = """

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -177,3 +177,46 @@ def comfy_order(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             out[f"{layer}.weight"] = (codes << 4) | (codes >> 4)
             out[f"{layer}.weight_scale"] = swizzle(tensors[f"{layer}.weight_scale"])
     return out
+
+
+class Header(NamedTuple):
+    """dtype (safetensors' name) and shape, as a file's header tells them."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def header_of(part: dict[str, torch.Tensor]) -> dict[str, Header]:
+    """What the header of a file with these tensors would say."""
+    from quantized_transformers.loaders.containers.safetensors import dtype_name
+
+    return {leaf: Header(dtype_name(tensor.dtype), tuple(tensor.shape)) for leaf, tensor in part.items()}
+
+
+def assembled(architecture, dims, naming, tensors: dict[str, torch.Tensor], order=None):
+    """What a load makes of tensors in memory, which say by themselves what they are: a NativeStateDict."""
+    from quantized_transformers.loaders import assemble, plan
+    from quantized_transformers.loaders.containers.safetensors import TensorInfo
+    from quantized_transformers.loaders.description import CheckpointDescription
+    from quantized_transformers.loaders.families.modelopt import StoredLayers
+    from quantized_transformers.quant.stored import MODELOPT_ORDER
+
+    class InMemory(assemble.Tensors):
+        def __init__(self):
+            self.mapped, self.stored, self.copied = tensors, str, lambda: None
+
+    def read(module, name, rows, group, problems):
+        """As the last family, but tensors of any dtype may stand for weights: tests put marks where those go."""
+        if group[module.stored_leaf].dtype == "I64":
+            leaves = plan.leaves(module.stored_leaf, *plan.bias_of(module))
+            for leaf in leaves:
+                del group[leaf]
+            return plan.Layer(name, "I64", leaves)
+        return stored(module, name, rows, group, problems)
+
+    description = CheckpointDescription("here", [], 0, architecture.name, naming, dims, "", order or MODELOPT_ORDER)
+    stored = StoredLayers(description)
+    infos = {name: TensorInfo(*header, 0, 0) for name, header in header_of(tensors).items()}
+    made = plan.make(plan.LoadPlan(description, architecture), infos, read)
+    description.require_loadable()
+    return assemble.assemble(made, InMemory())

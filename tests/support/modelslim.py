@@ -325,6 +325,8 @@ def weights(patcher: Any) -> dict[str, torch.Tensor]:
 
 
 def same(patcher: Any, other: Any) -> bool:
-    """Whether two models have the same tensors."""
+    """Whether two models have the same tensors, bit for bit: integers that are kept as floats may look like NaN."""
     first, second = patcher.model.state_dict(), other.model.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+    return first.keys() == second.keys() and all(
+        first[k].dtype == second[k].dtype and first[k].shape == second[k].shape
+        and torch.equal(*(t[k].contiguous().reshape(-1).view(torch.uint8) for t in (first, second))) for k in first)

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import torch
 
-from quantized_transformers.quant.svdquant import lora
-from quantized_transformers.quant.svdquant.ops import with_svdquant
-from quantized_transformers.quant.svdquant.parts import awq_part, native_tensors, placed, w4a4_part
+from quantized_transformers.quant import lora
+from quantized_transformers.quant.layouts.join import join
+from quantized_transformers.quant.linear import with_tiles_of
+from quantized_transformers.quant.svdquant.parts import CODEC, awq_part, tile_of, w4a4_part
 from support.svdquant import awq, w4a4
+
+
+def placed(part, row, column):
+    """A part at another place of the native weight than its start."""
+    return part, row, column
+
+
+def native_tensors(name, parts, bias, shape):
+    """What a load makes of parts (or of what `placed` gives)."""
+    tiles = [tile_of(one[0]).at(*one[1:]) if isinstance(one, tuple) else tile_of(one) for one in parts]
+    made = join(tiles, [name], shape).tensors
+    return {f"{name}.{leaf}": tensor for leaf, tensor in made.items()} | ({} if bias is None else {f"{name}.bias": bias})
+
+
+def by(backend):
+    """Codec -> kernel where this back end multiplies SVDQuant."""
+    return dict.fromkeys(CODEC.values(), backend)
 
 
 def linear_of(tensors, shape, backend="comfy_kitchen", dtype=torch.float32, disabled=(), bias=True, **options):
     """A Linear of the host's mixed-precision operations with native tensors loaded, as a checkpoint load does it."""
     import comfy.ops
 
-    operations = with_svdquant(comfy.ops.mixed_precision_ops({"mixed_ops": True}, dtype, disabled=disabled, **options),
-                               backend)
+    operations = with_tiles_of(comfy.ops.mixed_precision_ops({"mixed_ops": True}, dtype, disabled=disabled, **options),
+                               by(backend))
     module = operations.Linear(shape[1], shape[0], bias=bias, device="cpu", dtype=dtype)
     missing, unexpected = module.load_state_dict({k.removeprefix("x."): v for k, v in tensors.items()}, strict=False)
     assert not missing and not unexpected

@@ -1,7 +1,7 @@
 """Checkpoints written by msmodelslim for Ascend: quant_model_description*.json beside the weights.
 
 files.py finds them, description.py reads the types, names.py the tensor names, layers.py holds both against the
-architecture, native.py makes the native tensors. What ComfyUI's save nodes write of such a model is read by comfy.py.
+architecture. What ComfyUI's save nodes write of such a model is read by comfy.py.
 Nothing heavy is imported before it is needed.
 """
 
@@ -18,10 +18,9 @@ from . import files
 
 if TYPE_CHECKING:
     from ...architectures import Architecture, Dims
-    from ...assemble import NativeStateDict
     from ...containers.checkpoint import Checkpoint
     from ...description import CheckpointDescription
-    from ..base import How
+    from ...plan import LoadPlan
 
 # Of the layer map: INT8 blues, INT4 greens, FP8 and MXFP8 oranges, MXFP4 violets.
 COLOURS = {"W8A8": (70, 110, 200), "W8A8_DYNAMIC": (90, 150, 220), "W8A16": (140, 180, 225),
@@ -37,6 +36,12 @@ class ModelSlim(Family):
     kind = "modelslim"
     title = "ModelSlim"
     published = files.KNOWN
+
+    def badge(self, reference: str) -> str:
+        return "ModelSlim W8A8"
+
+    def usual_formats(self, reference: str) -> tuple[str, ...]:
+        return ("W8A8_DYNAMIC",)
 
     def colours(self) -> Mapping[str, tuple[int, int, int]]:
         return COLOURS
@@ -66,16 +71,10 @@ class ModelSlim(Family):
                                   checkpoint.source.folder,
                                   "give the folder of an export; Load Base Model loads other checkpoints")
 
-    def describe(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> CheckpointDescription:
-        from .layers import describe
+    def read(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> LoadPlan:
+        from .layers import read_plan
 
-        return describe(checkpoint, base)
-
-    def prepare(self, checkpoint: Checkpoint, description: CheckpointDescription,
-                how: How) -> tuple[NativeStateDict, Any]:
-        from .native import prepare
-
-        return prepare(checkpoint, description, how)
+        return read_plan(checkpoint, base)
 
 
 FAMILY = ModelSlim()

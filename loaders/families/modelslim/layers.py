@@ -9,22 +9,29 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from copy import copy
-from typing import Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
-from ....quant.ascend.fused import fusion_problem
 from ....quant.ascend.kinds import KINDS
 from ....quant.ascend.schemes import REFUSED, SCHEMES, Scheme
 from ....quant.stored import PLAIN_DTYPES
+from ... import plan as plans
 from ...architectures import Architecture, Dims, Module
 from ...architectures.base import tensor_name
 from ...containers.checkpoint import Checkpoint
 from ...containers.safetensors import TensorInfo
 from ...description import CheckpointDescription
 from ...files.source import read_json
+from ...plan import Group, Layer, LoadPlan, ReadTensors
 from ...words import first_ten
-from ..reading import architecture_of, by_layer, check_plain, check_sizes, compare_dims, dims_of
+from ..reading import architecture_of, check_sizes, compare_dims, dims_of
 from .description import FLOAT, Claims, check_names, description_path, read_claims
 from .names import plain_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ....quant.tile import Coded
 
 FAMILY = "modelslim"
 # Wan's own config.json -> the sizes of loaders/architectures/wan.py, and what ComfyUI has fixed for Wan.
@@ -37,11 +44,11 @@ _EMBEDDERS = frozenset((
     "time_text_embed", "x_embedder", "t_embedder", "cap_embedder"))  # Qwen-Image, Z-Image
 
 
-def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> CheckpointDescription:
-    """loaders.describe.describe for a checkpoint with a description.
+def read_plan(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> LoadPlan:
+    """base.Family.read for a checkpoint with a description.
 
     Raises CheckpointError when the files cannot be interpreted at all; everything else that forbids loading is listed
-    in `problems`.
+    in the description's `problems`.
     """
     path = description_path(checkpoint.source)
     assert path is not None
@@ -50,7 +57,7 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> 
     check_names(claims, checkpoint.tensors, path)
     tensors, stored_names, ignored = plain_names(checkpoint.tensors, where)
     types = {name: claims.types[stored] for name, stored in stored_names.items() if stored in claims.types}
-    groups = by_layer(tensors)
+    groups = plans.by_layer(tensors)
     view = copy(checkpoint)
     view.tensors = {name: _unpacked(name, info, groups, types) for name, info in tensors.items()}
     architecture, naming = architecture_of(view)
@@ -62,16 +69,11 @@ def describe(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> 
     _compare_vendor_config(description, checkpoint)
     description.notes += [f"{key} is told by neither the tensors nor a config.json; taken as off"
                           for key in sorted(architecture.config_only - dims.keys())]
-    for module in architecture.modules(dims, naming):
-        for stored, rows in zip(module.stored, module.rows, strict=True):
-            _check_layer(description, module, stored, rows, groups.setdefault(stored, {}), types)
-    marks = {naming.prefix + mark for mark in architecture.marks(dims)}
-    extra = [tensor_name(name, leaf) for name, leaves in groups.items() for leaf in leaves]
-    extra = [name for name in extra if name not in marks]
-    if extra:
-        description.problems.append(f"{len(extra)} unexpected tensors: {first_ten(extra)}")
+    plan = LoadPlan(description, architecture, stored=lambda name: stored_names.get(name, name), ignored=ignored,
+                    hint="copy the export again, or report it to its publisher")
+    plans.make(plan, tensors, partial(_read_layer, description.notes, types))
     description.notes += _notes(claims, ignored)
-    return description
+    return plan
 
 
 def _unpacked(name: str, info: TensorInfo, groups: Mapping[str, Mapping[str, TensorInfo]],
@@ -112,57 +114,80 @@ def _never_quantized(module: Module) -> str:
     return "" if module.linear else "no Linear layer, and only those can be quantized"
 
 
-def _check_layer(description: CheckpointDescription, module: Module, stored: str, rows: int,
-                 group: dict[str, TensorInfo], types: Mapping[str, str]) -> None:
-    """Check one stored layer and count its type, taking its tensors out of `group`: what stays belongs to no layer."""
-    problems, name = description.problems, tensor_name(stored, module.stored_leaf)
-    weight = group.pop(module.stored_leaf, None)
+def _read_layer(notes: list[str], types: Mapping[str, str], module: Module, name: str, rows: int, group: Group,
+                problems: list[str]) -> Layer | None:
+    """plan.ReadLayer: a stored layer and its type in the description."""
+    stored = tensor_name(name, module.stored_leaf)
+    weight = plans.take_weight(module, name, group, problems)
     if weight is None:
-        problems.append(f"missing tensor {name}")
-        return
-    claimed = types.get(name, FLOAT)
+        return None
+    claimed = types.get(stored, FLOAT)
     never = _never_quantized(module)
     plain = weight.dtype in PLAIN_DTYPES and not group.keys() - {"bias"}  # the tensors are right, whatever is claimed
     if never and claimed != FLOAT and not (module.linear and plain):
-        problems.append(f"{stored} is described as {claimed}, but it is {never}; export the model again with this "
+        problems.append(f"{name} is described as {claimed}, but it is {never}; export the model again with this "
                         "layer excluded, so that it stays FLOAT")
         group.clear()
-        return
+        return None
     if not module.linear:
-        check_plain(problems, name, weight, (rows, *module.inner))
-        if module.bias:
-            _check_bias(problems, stored, rows, group.pop("bias", None))
-        return
-    scheme = SCHEMES.get(claimed)
+        plans.take_bias(module, name, rows, group, problems)
+        return plans.plain(module, name, rows, weight, problems)
     leaves = {"weight": weight, **group}
     group.clear()
-    if scheme is None:
+    if claimed not in SCHEMES:
         why = f" ({REFUSED[claimed]})" if claimed in REFUSED else ""
-        problems.append(f"{stored} is described as {claimed}, which this version does not load{why}")
-        return
+        problems.append(f"{name} is described as {claimed}, which this version does not load{why}")
+        return None
     if claimed != FLOAT and weight.dtype in PLAIN_DTYPES and not leaves.keys() - {"weight", "bias"}:
-        description.notes.append(f"{stored} is described as {claimed} but stored as {weight.dtype} without scales; "
-                                 "the tensors are right")
-        claimed, scheme = FLOAT, SCHEMES[FLOAT]
-    problem = _contradiction(stored, claimed, leaves, types) or _unexpected(claimed, scheme, leaves) \
+        notes.append(f"{name} is described as {claimed} but stored as {weight.dtype} without scales; "
+                     "the tensors are right")
+        claimed = FLOAT
+    scheme = SCHEMES[claimed]
+    problem = _contradiction(name, claimed, leaves, types) or _unexpected(claimed, scheme, leaves) \
         or scheme.problem(leaves, rows, module.inner[0])
-    changed = claimed != FLOAT or "mul_scale" in leaves
-    if not problem and changed and (len(module.stored) > 1 or module.swap_halves):
-        claims = {types.get(tensor_name(other, module.stored_leaf), FLOAT) for other in module.stored}
-        problem = fusion_problem({SCHEMES[claim].kind for claim in claims | {claimed} if claim in SCHEMES})
     if problem:
-        how = f"described as {claimed}" if name in types else "not in the description"
-        problems.append(f"{stored} ({how}): {problem}")
+        how = f"described as {claimed}" if stored in types else "not in the description"
+        problems.append(f"{name} ({how}): {problem}")
     if module.bias and "bias" not in leaves and "quant_bias" not in leaves:
-        problems.append(f"missing tensor {stored}.bias")
-    _count(description, stored, leaves["weight"].dtype if claimed == FLOAT else claimed, scheme)
+        problems.append(f"missing tensor {name}.bias")
+    named = plans.leaves(module.stored_leaf, *sorted(leaves.keys() - {"weight"}))
+    if claimed == FLOAT and "mul_scale" not in leaves and module.bias == ("bias" in leaves):
+        return Layer(name, weight.dtype, named)
+    activation = KINDS[scheme.kind].activation if scheme.kind else ""
+    return Layer(name, weight.dtype if claimed == FLOAT else claimed, named, _reader(claimed, module.bias),
+                 activation == "static" if activation else None, (scheme.kind,) if scheme.kind else ())
 
 
-def _check_bias(problems: list[str], stored: str, rows: int, bias: TensorInfo | None) -> None:
-    if bias is None:
-        problems.append(f"missing tensor {stored}.bias")
-    else:
-        check_plain(problems, f"{stored}.bias", bias, (rows,))
+@cache
+def _reader(claimed: str, bias: bool) -> ReadTensors:
+    """How layers of a type are read; `bias` is whether the native module has one."""
+    def read(layer: Layer, part: dict[str, Tensor]) -> list[Coded]:
+        notes = check_quant_bias(layer.name, part) if "quant_bias" in part and "bias" in part else ()
+        made = SCHEMES[claimed].coded(layer.name, part, bias=bias)
+        return [made._replace(notes=(*notes, *made.notes))]
+
+    return read
+
+
+def check_quant_bias(name: str, part: dict[str, Tensor]) -> tuple[str, ...]:
+    """Hold the two biases of a static W8A8 layer against each other, and drop `quant_bias` where it overflowed.
+
+    quant_bias = round(bias / deq_scale) - input_offset * (sum of a row's codes). msmodelslim computes the quotient in
+    the source's dtype, good to 2^-8 in BF16; in F16 it is infinite above 65504, and the integer made of that is noise.
+    Raises ValueError for any other difference, which would be another layer's bias.
+    """
+    from ....quant.ascend.integers import deq_scale
+
+    deq, bias = deq_scale(part["deq_scale"]).double().flatten(), part["bias"].double()
+    sums = part["weight"].sum(1).double() * float(part["input_offset"])  # int64
+    wrong = ((part["quant_bias"].double() + sums) * deq - bias).abs() > 2 ** -6 * bias.abs() + 4 * deq
+    overflow = bias.abs() > 65000 * deq
+    if bool((wrong & ~overflow).any()):
+        raise ValueError(f"{name}: bias and quant_bias are of two different layers")
+    if not bool(wrong.any()):
+        return ()
+    del part["quant_bias"]
+    return (f"{name}: quant_bias overflowed when it was exported (F16), made again from bias",)
 
 
 def _unexpected(claimed: str, scheme: Scheme, leaves: Mapping[str, Any]) -> str:
@@ -176,14 +201,6 @@ def _contradiction(stored: str, claimed: str, leaves: Mapping[str, Any], types: 
     wrong = [f"{leaf} {kind}" for leaf, kind in other.items() if kind not in (claimed, FLOAT)
              and SCHEMES.get(kind) is not SCHEMES[claimed] and claimed != FLOAT]
     return f"the description contradicts itself: {', '.join(wrong)}" if wrong else ""
-
-
-def _count(description: CheckpointDescription, stored: str, name: str, scheme: Scheme) -> None:
-    description.layers[stored] = name
-    description.formats[name] = description.formats.get(name, 0) + 1
-    activation = KINDS[scheme.kind].activation if scheme.kind else ""
-    description.static_activations += activation == "static"
-    description.dynamic_activations += bool(activation) and activation != "static"
 
 
 def _notes(claims: Claims, ignored: list[str]) -> list[str]:

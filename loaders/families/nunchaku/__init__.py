@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from ...files.selection import Folder, Selection, component_folder
 from ..base import Family
-from .files import KNOWN, Choice, choose_file, download_pattern, named_file
+from .files import KNOWN, PRECISIONS, Choice, choose_file, download_pattern, named_file
 
 if TYPE_CHECKING:
     from ...architectures import Architecture, Dims
-    from ...assemble import NativeStateDict
+    from ...assemble import Tensors
     from ...containers.checkpoint import Checkpoint
     from ...description import CheckpointDescription
-    from ..base import How
+    from ...plan import LoadPlan
 
 
 class Nunchaku(Family):
@@ -29,6 +29,7 @@ class Nunchaku(Family):
     title = "SVDQuant"
     words = {"svdquant-int4": "SVDQuant INT4", "svdquant-nvfp4": "SVDQuant NVFP4"}
     published = KNOWN
+    options = {"precision": PRECISIONS}
 
     def colours(self) -> Mapping[str, tuple[int, int, int]]:
         from .plan import COLOURS
@@ -38,7 +39,7 @@ class Nunchaku(Family):
     def is_named(self, reference: str) -> bool:
         return named_file(reference)
 
-    def usual_formats(self) -> tuple[str, ...]:
+    def usual_formats(self, reference: str) -> tuple[str, ...]:
         from .plan import AWQ, W4A4
 
         return W4A4["nvfp4" if "fp4" in download_pattern() else "int4"], AWQ
@@ -74,20 +75,21 @@ class Nunchaku(Family):
 
         check_widgets(description, *_choice(choices))
 
-    def describe(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> CheckpointDescription:
-        from .describe import describe_svdquant
+    def read(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> LoadPlan:
+        from .describe import read_svdquant
 
-        return describe_svdquant(checkpoint, base)
+        return read_svdquant(checkpoint, base)
 
-    def prepare(self, checkpoint: Checkpoint, description: CheckpointDescription,
-                how: How) -> tuple[NativeStateDict, Any]:
-        from .. import running
-        from .convert import convert
-        from .plan import part_kinds
+    def tensors(self, checkpoint: Checkpoint, plan: LoadPlan) -> Tensors:
+        from .convert import FileTensors
 
-        running.svdquant_backend(how, part_kinds(description), checkpoint.source.reference)  # before anything is read
-        native = convert(checkpoint, description, how.step)
-        return native, running.operations(native, how, checkpoint.source.reference)
+        return FileTensors(checkpoint, plan)
+
+    def runs(self, plan: LoadPlan, compute: str) -> list[str]:
+        pieces = [[piece.layer.name for piece in planned.pieces if piece.layer.read] for planned in plan.modules]
+        made = [names for names in pieces if names]
+        return [f"{len({name for names in made for name in names})} quantized layers of the file are {len(made)} "
+                f"modules in ComfyUI, {sum(len(names) > 1 for names in made)} of them in two parts"]
 
 
 def _choice(choices: Any) -> Choice:

@@ -1,4 +1,4 @@
-"""A planned SVDQuant file -> the host's native state dict, one stored layer at a time.
+"""A planned SVDQuant file as the plan that a load executes, and its layers as tiles, one at a time.
 
 Quantized layers are read with ordinary file reads, because every byte of them is laid out anew: memory-mapped pages of
 the source would stay in memory beside the result. Unquantized tensors stay memory-mapped views, and their pages are let
@@ -7,138 +7,106 @@ go whenever the host has copied a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ....quant import fuse
-from ....quant.nvfp4 import ceil_to
-from ...architectures import Module
+from ....quant.blocks import ceil_to
+from ....quant.svdquant.parts import CODEC
 from ...architectures.base import tensor_name
-from ...assemble import NativeStateDict
+from ...assemble import Tensors
 from ...containers.checkpoint import Checkpoint
 from ...containers.safetensors import TORCH_DTYPES
 from ...description import CheckpointDescription
 from ...errors import CheckpointError
-from .describe import read_plan
+from ...plan import Layer, LoadPlan, Piece, Planned, bias_of, count, leaves
 from .mapped import letting_go
-from .plan import LEAVES, UNNEEDED, Layer, Piece, Rows, part_kinds
+from .plan import LEAVES, UNNEEDED, Plan
+from .plan import Layer as StoredLayer
 from .recognise import Found
 
 if TYPE_CHECKING:
     import torch
 
-    from ....quant.svdquant.parts import Part
+    from ....quant.tile import Coded
 
 _AGAIN = "download it again, or report it to its publisher"
 
 
-def convert(checkpoint: Checkpoint, description: CheckpointDescription,
-            step: Callable[[], None] = lambda: None) -> NativeStateDict:
-    """Native tensors of a described file; `step` is called once a module.
+def load_plan(found: Found, plan: Plan, description: CheckpointDescription, names: Mapping[str, str]) -> LoadPlan:
+    """The plan of a file as a load executes it. `names` are the formats of layers in reports, by stored name."""
+    layers = {name: Layer(name, names[name], leaves(*(leaf for leaf in LEAVES if f"{name}.{leaf}" in found.stored
+                                                      and leaf != UNNEEDED)), partial(_read, found, layer),
+                          codecs=(_codec(found, layer),))
+              for name, layer in plan.layers.items()}
+    out = LoadPlan(description, found.family.architecture, stored=lambda name: found.stored[name], hint=_AGAIN)
+    for module, pieces, plain in plan.modules:
+        made = [Piece(layers[piece.layer.name], piece.layer.counts[piece.split], piece.split, piece.row, piece.column)
+                for piece in pieces if piece.layer.name in layers]
+        row = 0
+        for part in plain:
+            dtype = found.tensors[tensor_name(part.stored, module.stored_leaf)].dtype
+            made.append(Piece(Layer(part.stored, dtype, leaves(module.stored_leaf, *bias_of(module)),
+                                    first=part.first), part.rows, 0, row))
+            row += part.rows
+        out.modules.append(Planned(module, _in_rows(made)))
+    return count(out)
 
-    Raises CheckpointError for scales that are not finite, a bias where the model has none, and a file that changed on
-    the way.
-    """
+
+def _codec(found: Found, layer: StoredLayer) -> str:
+    unsigned = layer.entry.unsigned and found.precision == "int4"
+    return CODEC["awq" if layer.entry.awq else found.precision, unsigned]
+
+
+def _in_rows(pieces: list[Piece]) -> tuple[Piece, ...]:
+    return tuple(sorted(pieces, key=lambda piece: (piece.row, piece.column)))
+
+
+def _read(found: Found, layer: StoredLayer, _: Layer, leaves: dict[str, torch.Tensor]) -> list[Coded]:
+    """A quantized layer as tiles, one for each of the native modules that it is split into."""
     import torch
 
-    found, plan = read_plan(checkpoint, description)
-    native, mapped = NativeStateDict(), checkpoint.load_tensors()
-    native.copied = letting_go(mapped, checkpoint.headers)
-    native.copied()  # making the views has touched every tensor
-    with _Reader(checkpoint) as reader:
-        layers = _Layers(found, reader)
-        for planned in plan.modules:
-            if planned.pieces:
-                native.tensors |= _quantized(planned.module, planned.pieces, layers)
-            else:
-                native.tensors |= _plain(planned.module, planned.plain, found, mapped)
-            step()
-    native.copied()
-    for mark in found.family.architecture.marks(description.dims):
-        native.tensors[mark] = torch.zeros(0)
-    native.part_kinds = part_kinds(description)
-    pieces = [len(planned.pieces) for planned in plan.modules if planned.pieces]
-    native.runs.append(f"{len(plan.layers)} quantized layers of the file are {len(pieces)} modules in ComfyUI, "
-                       f"{sum(count > 1 for count in pieces)} of them in two parts")
-    return native
+    from ....quant.svdquant.parts import awq_part, split_rows, tile_of, w4a4_part
+    from ....quant.tile import Coded
+
+    if "bias" not in leaves:  # a model without biases; packed zeros are zeros
+        leaves["bias"] = torch.zeros(leaves["wscales"].shape[-1], dtype=torch.bfloat16)
+    try:
+        if layer.entry.awq:
+            part, bias = awq_part(leaves, layer.rows, layer.columns, layer.entry.awq)
+        else:
+            unsigned = layer.entry.unsigned and found.precision == "int4"
+            part, bias = w4a4_part(leaves, layer.rows, layer.columns, unsigned)
+    except ValueError as error:
+        raise ValueError(f"{layer.name}: {error}") from error
+    if len(layer.counts) == 1:
+        return [Coded((tile_of(part),), bias)]
+    return [Coded((tile_of(one),), own) for one, own in
+            zip(split_rows(part, layer.counts), bias.split(list(layer.counts)), strict=True)]
 
 
-def _plain(module: Module, rows: tuple[Rows, ...], found: Found, mapped: dict[str, torch.Tensor]
-           ) -> dict[str, torch.Tensor]:
-    def join(leaf: str) -> torch.Tensor:
-        parts = [mapped[found.stored[tensor_name(part.stored, leaf)]] for part in rows]
-        parts = [tensor if part.rows == part.total else tensor[part.first:part.first + part.rows]
-                 for part, tensor in zip(rows, parts, strict=True)]
-        return fuse.swap_rows(parts[0]) if module.swap_halves else fuse.join_rows(parts)
+class FileTensors(Tensors):
+    """Quantized layers by ordinary reads, the others memory-mapped; see the module."""
 
-    tensors = {tensor_name(module.native, module.leaf): join(module.stored_leaf)}
-    return tensors | {f"{module.native}.bias": join("bias")} if module.bias else tensors
+    def __init__(self, checkpoint: Checkpoint, plan: LoadPlan) -> None:
+        super().__init__(checkpoint, plan)
+        self.copied = letting_go(self.mapped, checkpoint.headers)
+        self.copied()  # making the views has touched every tensor
+        self._reader = _Reader(checkpoint)
 
+    def take(self, layer: Layer) -> dict[str, torch.Tensor]:
+        names = {leaf: self.stored(tensor_name(layer.name, leaf)) for leaf in layer.leaves}
+        if layer.read is not None:
+            return self._reader.read(names)
+        return {leaf if i else "weight": self.mapped[name]  # several modules may have its rows
+                for i, (leaf, name) in enumerate(names.items())}
 
-def _quantized(module: Module, pieces: tuple[Piece, ...], layers: _Layers) -> dict[str, torch.Tensor]:
-    """The tensors of one native Linear: its parts in their places, and one bias (that of parts which share rows is the
-    sum, in F32)."""
-    import torch
+    def left(self) -> Collection[str]:
+        return ()  # plan.py accounts for every tensor
 
-    from ....quant.svdquant.parts import native_tensors, placed
-
-    taken = [(piece, *layers.take(piece)) for piece in pieces]
-    shape = (sum(module.rows), module.inner[0])
-    bias: torch.Tensor | None = taken[0][2]
-    if len(taken) > 1:
-        bias = torch.zeros(shape[0])
-        for piece, _, rows in taken:
-            bias[piece.row:piece.row + len(rows)] += rows.float()
-    if not module.bias:
-        if bias is not None and bias.any():
-            raise CheckpointError(f"{pieces[0].layer.name} has a bias, and this model has none there", layers.where,
-                                  _AGAIN)
-        bias = None
-    parts = [placed(part, piece.row, piece.column) for piece, part, _ in taken]
-    return native_tensors(module.native, parts, bias, shape)
-
-
-class _Layers:
-    """Stored layers as parts, unpacked when the first of their rows is asked for and let go with the last."""
-
-    def __init__(self, found: Found, reader: _Reader) -> None:
-        self.found, self.reader, self.where = found, reader, reader.where
-        self._open: dict[str, list[tuple[Part, torch.Tensor] | None]] = {}
-
-    def take(self, piece: Piece) -> tuple[Part, torch.Tensor]:
-        """The part and the bias of a piece; each can be taken once."""
-        name = piece.layer.name
-        if name not in self._open:
-            self._open[name] = list(self._read(piece.layer))
-        splits = self._open[name]
-        taken, splits[piece.split] = splits[piece.split], None
-        assert taken is not None
-        if not any(splits):
-            del self._open[name]
-        return taken
-
-    def _read(self, layer: Layer) -> list[tuple[Part, torch.Tensor]]:
-        import torch
-
-        from ....quant.svdquant.parts import awq_part, split_rows, w4a4_part
-
-        stored = self.found.stored
-        leaves = self.reader.read({leaf: stored[f"{layer.name}.{leaf}"] for leaf in LEAVES
-                                   if f"{layer.name}.{leaf}" in stored and leaf != UNNEEDED})
-        if "bias" not in leaves:  # a model without biases; packed zeros are zeros
-            leaves["bias"] = torch.zeros(leaves["wscales"].shape[-1], dtype=torch.bfloat16)
-        try:
-            if layer.entry.awq:
-                part, bias = awq_part(leaves, layer.rows, layer.columns, layer.entry.awq)
-            else:
-                unsigned = layer.entry.unsigned and self.found.precision == "int4"
-                part, bias = w4a4_part(leaves, layer.rows, layer.columns, unsigned)
-        except ValueError as error:
-            raise CheckpointError(f"{layer.name}: {error}", self.where, _AGAIN) from error
-        if len(layer.counts) == 1:
-            return [(part, bias)]
-        return list(zip(split_rows(part, layer.counts), bias.split(list(layer.counts)), strict=True))
+    def opened(self) -> AbstractContextManager[object]:
+        return self._reader
 
 
 class _Reader:

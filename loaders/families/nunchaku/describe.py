@@ -1,37 +1,28 @@
-"""An SVDQuant file as a CheckpointDescription, for reports, the Inspect node and the loader."""
+"""An SVDQuant file, read: its plan and what it is, for reports, the Inspect node and the loader."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from ...architectures import Architecture, Dims, Naming
 from ...containers.checkpoint import Checkpoint
+from ...description import CheckpointDescription
 from ...errors import CheckpointError
+from ...plan import LoadPlan
+from ..reading import check_dims
 from .claims import claim_notes, config_only
+from .convert import load_plan
 from .files import LEGACY
-from .plan import AWQ, W4A4, Plan, make_plan
-from .recognise import Found, recognise
-
-if TYPE_CHECKING:
-    from ...description import CheckpointDescription
+from .plan import AWQ, W4A4, make_plan
+from .recognise import recognise
 
 
-def read_plan(checkpoint: Checkpoint, description: CheckpointDescription) -> tuple[Found, Plan]:
-    """The plan of a load, for the sizes of a description made by `describe_svdquant`."""
-    found = recognise(checkpoint)
-    return found, make_plan(found, description.dims)
-
-
-def describe_svdquant(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = None) -> CheckpointDescription:
-    """Describe an opened file of SVDQuant layers.
+def read_svdquant(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = None) -> LoadPlan:
+    """base.Family.read for a file of SVDQuant layers.
 
     `base` is the architecture and the sizes it must fit. Raises CheckpointError, naming what it is, for every file that
     is not one of the families that load; what else forbids loading is in `problems`.
     """
-    from ...description import CheckpointDescription
-    from ..reading import check_dims
-
     found = recognise(checkpoint)
     architecture = found.family.architecture
     try:
@@ -56,11 +47,5 @@ def describe_svdquant(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | 
     plan = make_plan(found, description.dims)
     description.problems += plan.problems
     description.notes += claim_notes(checkpoint, found, plan, description.dims)
-    for planned in plan.modules:
-        description.layers |= {rows.stored: found.tensors[f"{rows.stored}.weight"].dtype for rows in planned.plain
-                               if planned.module.linear}
-        description.layers |= {piece.layer.name: AWQ if piece.layer.entry.awq else W4A4[found.precision]
-                               for piece in planned.pieces}
-    for name in description.layers.values():
-        description.formats[name] = description.formats.get(name, 0) + 1
-    return description
+    names = {name: AWQ if layer.entry.awq else W4A4[found.precision] for name, layer in plan.layers.items()}
+    return load_plan(found, plan, description, names)

@@ -10,6 +10,7 @@ from .... import host
 from ...errors import CheckpointError, MissingFiles
 from ...words import first_ten
 
+PRECISIONS = ("auto", "int4", "nvfp4")  # of the node
 KNOWN = tuple(f"nunchaku-tech/nunchaku-{name}" for name in (
     "flux.1-dev", "flux.1-schnell", "flux.1-fill-dev", "flux.1-canny-dev", "flux.1-depth-dev", "flux.1-kontext-dev",
     "flux.1-krea-dev", "qwen-image", "qwen-image-edit", "qwen-image-edit-2509", "z-image-turbo", "sdxl",

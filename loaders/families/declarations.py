@@ -1,0 +1,145 @@
+"""What the files claim about their quantization, merged from config.json and safetensors metadata.
+
+Tensors are the truth (see describe.py); a declaration names the family and producer, lists what was left alone, and
+must not contradict itself. The order and the recursive merge are SGLang-Diffusion's (`resolve_override`): config.json
+first, then `_quantization_metadata` and `quantization_config` of every file header; two different values under one key
+are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..containers.checkpoint import Checkpoint
+from ..errors import CheckpointError
+from ..files.source import read_json
+
+METADATA_KEYS = ("_quantization_metadata", "quantization_config")
+SUPPORTED = "supported: modelopt FP8 and NVFP4, and fp8 with per-tensor scales"
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """The merged claim.
+
+    `family` is "modelopt-fp8", "modelopt-nvfp4", "fp8", "nvfp4" or "" (nothing declared). `swap_weight_nibbles`: True
+    says that even columns are in the high nibble, False in the low one, None says nothing. `comfy`: layers are listed
+    as ComfyUI lists them, without a quantization method.
+    """
+
+    family: str = ""
+    producer: str = ""
+    activation_scheme: str = ""
+    ignore: tuple[str, ...] = ()
+    layers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    swap_weight_nibbles: bool | None = None
+    comfy: bool = False
+    origins: tuple[str, ...] = ()
+
+
+def _merge(into: dict[str, Any], other: dict[str, Any], path: str, where: str) -> None:
+    for key, value in other.items():
+        old = into.setdefault(key, value)
+        if isinstance(old, dict) and isinstance(value, dict):
+            if old is not value:
+                _merge(old, value, f"{path}{key}.", where)
+        elif old != value:
+            raise CheckpointError(
+                f"conflicting quantization declarations: {path}{key} is {str(old)[:80]!r} in one place and "
+                f"{str(value)[:80]!r} in another", where,
+                "config.json and weights come from different exports; download both again")
+
+
+def _config_spec(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The quantization block of a config.json, wherever the usual writers put it."""
+    text = config.get("text_config")
+    for spec in (config.get("quantization_config"), text.get("quantization_config") if isinstance(text, dict) else None,
+                 config.get("compression_config")):
+        if spec is not None:
+            return spec
+    return None
+
+
+def read_declaration(checkpoint: Checkpoint) -> Declaration:
+    """Merge every quantization claim of a checkpoint.
+
+    Raises CheckpointError for invalid JSON, contradictory claims, and methods that this pack does not know.
+    """
+    merged: dict[str, Any] = {}
+    origins: list[str] = []
+
+    def add(spec: Any, name: str, where: str) -> None:
+        if not isinstance(spec, dict):
+            raise CheckpointError(f"{name} is no JSON object", where, "download the file again")
+        _merge(merged, json.loads(json.dumps(spec)), "", where)
+        if name not in origins:
+            origins.append(name)
+
+    path = checkpoint.source.config or checkpoint.source.beside
+    config = checkpoint.config if checkpoint.source.config else read_json(path) if path else None
+    if config and path:
+        spec = _config_spec(config)
+        if spec is not None:
+            add(spec, "config.json", path)
+    for header in checkpoint.headers:
+        for key in METADATA_KEYS:
+            if key in header.metadata:
+                try:
+                    spec = json.loads(header.metadata[key])
+                except ValueError as error:
+                    raise CheckpointError(f"invalid {key} in the file's metadata: {error}", header.path,
+                                          "download the file again") from error
+                add(spec, f"metadata {key}", header.path)
+    return _interpret(merged, tuple(origins), checkpoint.source.folder) if merged else Declaration()
+
+
+def _interpret(spec: dict[str, Any], origins: tuple[str, ...], where: str) -> Declaration:
+    nested = spec.get("quantization")
+    nested = nested if isinstance(nested, dict) else {}
+    layers = spec.get("layers")
+    layers = layers if isinstance(layers, dict) and all(isinstance(v, dict) for v in layers.values()) else {}
+    producer = spec.get("producer")
+    producer = producer if isinstance(producer, dict) else {}
+    ignore = spec.get("ignore") or spec.get("ignored_layers") or spec.get("modules_to_not_convert") \
+        or nested.get("exclude_modules") or ()
+    if not isinstance(ignore, (list, tuple)) or not all(isinstance(name, str) for name in ignore):
+        raise CheckpointError("the list of layers left alone (ignore) is no list of names", where,
+                              "download config.json again")
+    scheme = spec.get("activation_scheme") or ""
+    if scheme not in ("", "static", "dynamic"):
+        raise CheckpointError(f"unknown activation_scheme {scheme!r}", where, "supported: static, dynamic")
+    if spec.get("weight_block_size"):
+        raise CheckpointError(f"block-wise FP8 (weight_block_size {spec['weight_block_size']}) is not supported", where,
+                              SUPPORTED)
+    swap = spec.get("swap_weight_nibbles", nested.get("swap_weight_nibbles"))
+    if swap is not None and not isinstance(swap, bool):
+        raise CheckpointError(f"swap_weight_nibbles is {swap!r}, expected true or false", where,
+                              "correct config.json; true means that even columns are in the high nibble")
+    family = _family(spec, nested, layers, where)
+    comfy = bool(layers) and not (spec.get("quant_method") or spec.get("quant_algo") or nested.get("quant_algo"))
+    return Declaration(family, " ".join(str(producer[key]) for key in ("name", "version") if key in producer),
+                       scheme, tuple(ignore), layers, swap, comfy, origins)
+
+
+def _family(spec: dict[str, Any], nested: dict[str, Any], layers: dict[str, Any], where: str) -> str:
+    """Name the family from quant_method and quant_algo (the table of SGLang's `_resolve_quant_method_name`)."""
+    method = str(spec.get("quant_method") or "").lower()
+    algo = str(spec.get("quant_algo") or nested.get("quant_algo") or "").upper()
+    if method.startswith("modelopt") or (not method and algo):
+        declared = {"modelopt_fp8": "FP8", "modelopt_fp4": "NVFP4"}.get(method, "")
+        if declared and algo and algo != declared:
+            raise CheckpointError(f"conflicting declarations: quant_method is {method!r} but quant_algo is {algo!r}",
+                                  where, "download config.json again, or ask its publisher")
+        algo = algo or declared
+        if algo in ("FP8", "NVFP4"):
+            return f"modelopt-{algo.lower()}"
+        raise CheckpointError(f"ModelOpt {algo or 'without a quant_algo'} is not supported by this version", where,
+                              SUPPORTED)
+    if method == "fp8":
+        return "fp8"
+    if method:
+        raise CheckpointError(f"the quantization method {method!r} is not supported by this version", where, SUPPORTED)
+    words = {str(conf.get("format")) for conf in layers.values()}
+    return "" if not layers else "nvfp4" if "nvfp4" in words else "fp8"

@@ -1,0 +1,11 @@
+"""Published checkpoints with ModelOpt's layers; apart, because the nodes' lists need them while ComfyUI starts."""
+
+from __future__ import annotations
+
+# The nine validated overrides of the support matrix.
+MODELOPT = (
+    "lmsys/flux1-dev-modelopt-fp8-sglang-transformer", "lmsys/flux1-dev-modelopt-nvfp4-sglang-transformer",
+    "lmsys/flux2-dev-modelopt-fp8-sglang-transformer", "black-forest-labs/FLUX.2-dev-NVFP4",
+    "lmsys/wan22-t2v-a14b-modelopt-fp8-sglang-transformer", "lmsys/wan22-t2v-a14b-modelopt-nvfp4-sglang-transformer",
+    "lmsys/hunyuanvideo-modelopt-fp8-sglang-transformer", "lmsys/qwen-image-modelopt-fp8-sglang-transformer",
+    "lmsys/qwen-image-edit-modelopt-fp8-sglang-transformer")

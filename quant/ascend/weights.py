@@ -1,0 +1,91 @@
+"""Weights of Ascend's kinds in plain torch: what the codes of a tile mean, and a patched weight coded again.
+
+The fields of a tile: quant/codecs/ascend.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..blocks import swizzle
+from ..tile import Tile
+from . import integers, mx
+from .kinds import BLOCK, KINDS, LEVELS
+
+
+def integer_codes(tile: Tile) -> Tensor:
+    """The codes of an integer weight as I8 [rows, columns]."""
+    return integers.unpack_int4(tile["codes"]) if KINDS[tile.place.codec].codec == "int4" else tile["codes"]
+
+
+def decode(tile: Tile, *, smoothed: bool = True) -> Tensor:
+    """The weight in F32 [rows, columns]; without the smoothing vector when not `smoothed`."""
+    codec = KINDS[tile.place.codec].codec
+    scale, mul = tile["scale"], tile.get("mul")
+    if codec in ("int8", "int4"):
+        scale = scale / tile["input_scale"] if "input_scale" in tile.fields else scale
+        weight = integers.dequantize_rows(integer_codes(tile), scale, tile.get("offset"))
+    elif codec == "e4m3":
+        weight = tile["codes"].float() * scale
+    elif codec == "mxfp8":
+        weight = mx.dequantize(tile["codes"], scale)
+    elif codec == "mxfp4":
+        weight = mx.dequantize_fp4(tile["codes"], scale)
+    else:
+        weight = mx.dequantize_dual(tile["codes"], scale, tile["dual"])
+    return weight if mul is None or not smoothed else weight * mul
+
+
+def _static_bias(codes: Tensor, scale: Tensor, like: Tile) -> dict[str, Tensor]:
+    """deq_scale and quant_bias of "w8a8" for new codes and weight scales [rows, 1]; the layer's bias stays what the old
+    quant_bias holds."""
+    total = like["quant_bias"] + like["input_offset"] * like["codes"].sum(1, dtype=torch.float32)
+    bias, deq = total * like["scale"][:, 0], scale * like["input_scale"]
+    quant_bias = bias / deq[:, 0] - like["input_offset"] * codes.sum(1, dtype=torch.float32)
+    return {"scale": deq, "quant_bias": quant_bias.round().to(torch.int32)}
+
+
+def _tiny_blocks(codes: Tensor, scale: Tensor) -> bool:
+    """Whether MXFP8 blocks with byte 0 have codes other than zero."""
+    if not bool((scale == 0).any()):
+        return False
+    return bool(((scale == 0) & (mx.split(codes.float(), BLOCK) != 0).any(-1)).any())
+
+
+def requantize(weight: Tensor, like: Tile, seed: int) -> Tile:
+    """A float weight coded as `like` is. Scales come from the new weight; offsets become zero, as new codes are
+    symmetric."""
+    codec, activation = KINDS[like.place.codec]
+    mul, weight = like.get("mul"), weight.float()
+    if mul is not None:
+        weight = weight / mul
+    made: dict[str, Tensor] = {}
+    if codec in ("int8", "int4"):
+        codes, made["scale"] = integers.quantize_rows(weight, LEVELS[codec], like["scale"].shape[1], seed)
+        if activation == "static":
+            made |= _static_bias(codes, made["scale"], like)
+        made["codes"] = mx.pack(codes) if codec == "int4" else codes
+    elif codec == "e4m3":
+        made["scale"] = (weight.abs().amax(1, keepdim=True) / mx.E4M3_MAX).clamp(min=1e-30)
+        values = mx.dither(weight / made["scale"], 3, -6, seed)
+        made["codes"] = values.clamp(-mx.E4M3_MAX, mx.E4M3_MAX).to(mx.E4M3)
+    elif codec == "mxfp8":
+        made["codes"], made["scale"] = mx.quantize(weight, seed)
+    elif codec == "mxfp4":
+        made["codes"], made["scale"] = mx.quantize_fp4(weight, seed=seed)
+    else:
+        made["codes"], made["scale"], made["dual"] = mx.quantize_dual(weight, seed)
+    if "offset" in like.fields:
+        made["offset"] = torch.zeros_like(like["offset"])
+    return like.having(**made)
+
+
+def for_host(codes: Tensor, scale: Tensor) -> dict[str, Tensor] | None:
+    """MXFP8 as the host's layout has it: padded to 32 x 32, scales in tiles; None where its decoding differs."""
+    if _tiny_blocks(codes, scale):  # the host decodes byte 0 as zero
+        return None
+    rows, columns = -codes.shape[0] % BLOCK, -codes.shape[1] % BLOCK
+    if rows or columns:
+        codes = torch.nn.functional.pad(codes.view(torch.uint8), (0, columns, 0, rows)).view(mx.E4M3)
+    return {"weight": codes, "weight_scale": swizzle(scale).view(torch.float8_e8m0fnu)}

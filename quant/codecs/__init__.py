@@ -1,0 +1,27 @@
+"""What a weight's numbers mean: the registry of codecs (base.py says what one is)."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .base import Codec
+
+# Modules with CODECS.
+MODULES = ("plain", "fp8", "nvfp4", "ascend", "svdquant")
+
+
+@cache
+def codecs() -> dict[str, Codec]:
+    """All codecs by name, imported when they are first needed: ComfyUI's start does without."""
+    return {codec.name: codec for module in MODULES for codec in import_module(f".{module}", __name__).CODECS}
+
+
+def codec(name: str) -> Codec:
+    """A codec by its name. Raises ValueError for one that this version does not know."""
+    found = codecs().get(name)
+    if found is None:
+        raise ValueError(f"a codec {name!r}, which this version does not know")
+    return found

@@ -1,0 +1,167 @@
+"""What a codec is: which tensors a weight is stored in, and which numbers they mean.
+
+A new codec is one module with `CODECS` and one line in the registry (`MODULES`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..tile import Place, Tile
+
+if TYPE_CHECKING:
+    from torch import Tensor, dtype
+
+FLOATS = ("float32", "bfloat16", "float16")
+AS_SAVED = {"uint8": "float8_e4m3fn", "int8": "float8_e4m3fn", "int32": "float32"}
+
+
+class Field(NamedTuple):
+    """A tensor of a tile: its dtypes (torch's names), its shape as a rule of rows and columns (-1: any number), and the
+    axis that its rows are on (None: all rows have it in common)."""
+
+    dtypes: tuple[str, ...]
+    shape: Callable[[int, int], tuple[int, ...]]
+    axis: int | None = None
+    optional: bool = False
+
+
+# The low-rank branch that any tile may have: up [rows, rank] @ down [columns, rank].T, on the activation as it comes.
+LOW_RANK = {"down": Field(FLOATS, lambda rows, columns: (columns, -1), optional=True),
+            "up": Field(FLOATS, lambda rows, columns: (rows, -1), 0, optional=True)}
+
+
+class Codec:
+    """One way to code a weight. `residual` is what every codec has; the rest says what sets it apart.
+
+    `title` is its name in messages, `feature` what it needs of the host (host/contract.py). `fields` are a tile's
+    tensors in the codec's own order, `orders` those in a kernel's. `word` is the host's format that means the same
+    numbers, `switch` the one whose matmul the host may have off, and with it those of kernels that lean on it; `why`
+    says in words why the host's layout does not hold such tiles. `one_input`: whether one activation scale holds for a
+    whole weight, so that its tiles share what is made of the activation; weights that mix these with plain ones are
+    multiplied in full precision. `requantizes`: whether a patched weight can be coded again; where not, patches stay
+    beside it. `coarse`: whether that would lose a usual patch, so that a patched weight stays a float one in memory.
+    """
+
+    name: str
+    title: str
+    fields: Mapping[str, Field]
+    orders: Mapping[str, Mapping[str, Field]] = {}
+    word = ""
+    why = ""
+    switch = ""
+    feature = ""
+    one_input = False
+    requantizes = True
+    coarse = False
+
+    def residual(self, tile: Tile, dtype: dtype) -> Tensor:
+        """The weight [rows, columns] without a low-rank branch, by definition."""
+        raise NotImplementedError
+
+    def dequantize(self, tile: Tile, dtype: dtype) -> Tensor:
+        """The weight [rows, columns]; with a low-rank branch computed in F32 and rounded once."""
+        import torch
+
+        down, up = tile.get("down"), tile.get("up")
+        if down is None or up is None or not down.shape[1]:
+            return self.residual(tile, dtype)
+        if tile.place.order:
+            tile = self.natural(tile)
+            down, up = tile["down"], tile["up"]
+        return self.residual(tile, torch.float32).addmm_(up.float(), down.float().t()).to(dtype)
+
+    def shift(self, tile: Tile) -> Tensor | None:
+        """What a matmul with the dequantized weight adds to the bias that is stored, F32 [rows]; None for nothing."""
+        return None
+
+    def natural(self, tile: Tile) -> Tile:
+        """A tile in a kernel's order -> in the codec's own."""
+        return tile
+
+    def loaded(self, tile: Tile, dtype: dtype) -> Tile:
+        """A tile as a layer that computes in `dtype` holds it."""
+        return tile
+
+    def requantize(self, weight: Tensor, like: Tile, seed: int, **options: Any) -> Tile:
+        """A float weight [rows, columns] coded as `like` is, rounded stochastically with a seed other than 0.
+
+        `options` are those of the host's own layouts. Only where `requantizes`.
+        """
+        raise NotImplementedError(f"a weight cannot be quantized to {self.title} again")
+
+    def host(self, tiles: Sequence[Tile], full_precision: bool) -> dict[str, Tensor] | None:
+        """The leaves of the host's own layout for tiles of this codec one below the other, where their bytes are the
+        same; else None. The marker is `word`'s."""
+        return None
+
+    def merge(self, tiles: Sequence[Tile]) -> Tile | None:
+        """Tiles of this codec one below the other as one tile, or None where they differ in what a tile has once."""
+        return None
+
+    def swapped(self, tile: Tile) -> Tile:
+        """A tile whose upper and lower half of the rows are exchanged."""
+        half = tile.place.rows // 2
+        parts = [cut(tile, half, half, self.fields), cut(tile, 0, half, self.fields)]
+        return Tile(tile.place, stack(parts, self.fields).fields)
+
+
+def stack(tiles: Sequence[Tile], fields: Mapping[str, Field]) -> Tile:
+    """Tiles one below the other as one, their rows joined; what rows have in common is that of the first."""
+    import torch
+
+    first = tiles[0]
+    if len(tiles) == 1:
+        return first
+    joined = {name: tensor if fields[name].axis is None else
+              torch.cat([tile[name] for tile in tiles], fields[name].axis or 0)
+              for name, tensor in first.fields.items()}
+    return Tile(first.place._replace(rows=sum(tile.place.rows for tile in tiles)), joined)
+
+
+def cut(tile: Tile, first: int, rows: int, fields: Mapping[str, Field]) -> Tile:
+    """`rows` rows of a tile from `first` on, as views."""
+    parts = {name: tensor if fields[name].axis is None else tensor.narrow(fields[name].axis or 0, first, rows)
+             for name, tensor in tile.fields.items()}
+    return Tile(tile.place._replace(rows=rows, row=tile.place.row + first), parts)
+
+
+def alike(tiles: Sequence[Tile], fields: Mapping[str, Field]) -> bool:
+    """Whether tiles have the same fields, but for their number of rows, and equal values where all rows have one."""
+    import torch
+
+    def fits(mine: Tensor, theirs: Tensor, axis: int | None) -> bool:
+        if axis is None:
+            return torch.equal(mine, theirs)
+        sizes = [[size for i, size in enumerate(tensor.shape) if i != axis] for tensor in (mine, theirs)]
+        return sizes[0] == sizes[1] and mine.dtype == theirs.dtype
+
+    first = tiles[0]
+    return all(tile.fields.keys() == first.fields.keys()
+               and all(fits(tile[name], first[name], fields[name].axis) for name in first.fields) for tile in tiles[1:])
+
+
+Seen = tuple[str, tuple[int, ...]]  # dtype (torch's name) and shape of a tensor
+
+
+def problem(place: Place, fields: Mapping[str, Seen], codec: Codec) -> str:
+    """What is wrong with the fields of a tile, by their dtypes and shapes; empty when nothing is. Integers may be
+    floats of their size (layouts.stored.as_saved)."""
+    known = codec.orders.get(place.order, {}) if place.order else codec.fields
+    if not known:
+        return f"no order {place.order!r}"
+    unknown = fields.keys() - known.keys()
+    if unknown:
+        return f"{', '.join(sorted(unknown))} belongs to no {codec.title}"
+    for name, field in known.items():
+        if name not in fields:
+            if not field.optional:
+                return f"{name} is missing"
+            continue
+        (dtype, shape), wanted = fields[name], field.shape(place.rows, place.columns)
+        if dtype not in field.dtypes and AS_SAVED.get(field.dtypes[0]) != dtype:
+            return f"{name} is {dtype}, expected {' or '.join(field.dtypes)}"
+        if len(shape) != len(wanted) or any(want not in (-1, have) for have, want in zip(shape, wanted, strict=True)):
+            return f"{name} is {list(shape)}, expected {list(wanted)}"
+    return ""

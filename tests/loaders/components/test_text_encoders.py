@@ -1,0 +1,382 @@
+"""The text encoders of FLUX.1, Wan and HunyuanVideo against diffusers' own encode_prompt on the same folder.
+
+Weights are kept in F32 (dtype fp32) on both sides: the same network in two implementations.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantized_transformers.loaders.components import text_encoder
+from quantized_transformers.loaders.components import text_encoders as registry
+from quantized_transformers.loaders.errors import CheckpointError
+from support import text_encoders as tiny
+from support import text_encoders_llm as llm
+from support.common import config_of, rel_l2, stored
+from support.common import save as write
+
+pytestmark = pytest.mark.parity
+
+HARD = "Two cats,  1234 snowflakes; naïve été\n\nﬁne ½ “quotes” 日本 it's"
+PROMPTS = ("a red cat, running over the old river", "")
+# measured: 1e-8 .. 1e-6, and up to 5e-6 for T5, whose attention is not scaled and so sharp with random weights
+FORWARD = 2e-5
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bases")
+    return {family: tiny.base(family, root / family) for family in tiny.PIPELINES}
+
+
+def load(folder: Path, dtype: str = "fp32"):
+    return text_encoder.load(text_encoder.Request(str(folder), dtype=dtype))
+
+
+def ids(tokens: dict, name: str) -> list[int]:
+    (batch,) = tokens[name]
+    return [pair[0] for pair in batch]
+
+
+def ids_by_tokenizer_json(folder: Path, text: str) -> list[int]:
+    """What the folder's tokenizer.json says, by the library that it is made for, without transformers."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+
+
+def encode(clip, prompt: str) -> tuple[torch.Tensor, dict]:
+    ((states, rest),) = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+    return states, rest
+
+
+def diffusers_pipeline(folder: Path):
+    """The pipeline with nothing but its text encoders, in F32, by transformers' and diffusers' own loaders."""
+    import diffusers
+    import transformers
+
+    index = json.loads((folder / "model_index.json").read_text())
+    kind = getattr(diffusers, index.pop("_class_name"))
+    parts = {}
+    for name, (_, cls) in index.items():
+        part = getattr(transformers, cls).from_pretrained(folder / name)
+        parts[name] = part.float() if "encoder" in name else part
+    absent = dict.fromkeys({"transformer", "vae", "scheduler"})
+    if kind is diffusers.WanPipeline:
+        del absent["transformer"]
+    return kind(**parts, **absent)
+
+
+def assert_flux(clip, folder: Path, within: float = FORWARD, prompts=PROMPTS) -> None:
+    pipeline = diffusers_pipeline(folder)
+    stated = ids_by_tokenizer_json(folder / "tokenizer_2", HARD)
+    assert ids(clip.tokenize(HARD), "t5xxl")[:len(stated)] == stated
+    for prompt in prompts:
+        tokens = clip.tokenize(prompt)
+        options = {"padding": "max_length", "truncation": True}
+        assert ids(tokens, "l") == pipeline.tokenizer(prompt, max_length=77, **options).input_ids
+        assert ids(tokens, "t5xxl") == pipeline.tokenizer_2(prompt, max_length=512, **options).input_ids
+        with torch.inference_mode():
+            expected, pooled, _ = pipeline.encode_prompt(prompt, None, device="cpu", max_sequence_length=512)
+        states, rest = encode(clip, prompt)
+        assert states.shape == expected.shape and rel_l2(states, expected) < within
+        assert rel_l2(rest["pooled_output"], pooled) < FORWARD
+
+
+def assert_wan(clip, folder: Path, length: int = 512, prompts=PROMPTS) -> None:
+    pipeline = diffusers_pipeline(folder)
+    for prompt in prompts:
+        expected_ids = pipeline.tokenizer(prompt, padding="max_length", max_length=length, truncation=True).input_ids
+        assert ids(clip.tokenize(prompt), "umt5xxl") == expected_ids
+        with torch.inference_mode():
+            expected = pipeline._get_t5_prompt_embeds(prompt, max_sequence_length=length, device="cpu")
+        states, _ = encode(clip, prompt)
+        assert states.shape == expected.shape == (1, length, expected.shape[-1]) and rel_l2(states, expected) < FORWARD
+        assert torch.equal(states == 0, expected == 0)
+
+
+def assert_hunyuan_video(clip, folder: Path, language=None, prompts=PROMPTS) -> None:
+    from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video as module
+
+    pipeline = diffusers_pipeline(folder)
+    if language is not None:  # I2V: the text half alone, whose states the pipeline takes
+        pipeline.text_encoder = language(pipeline.text_encoder)
+    template = module.DEFAULT_PROMPT_TEMPLATE["template"]
+    assert ids(clip.tokenize(HARD), "llama") == ids_by_tokenizer_json(folder / "tokenizer", template.format(HARD))
+    for prompt in prompts:
+        tokens = clip.tokenize(prompt)
+        assert ids(tokens, "llama") == pipeline.tokenizer(template.format(prompt)).input_ids
+        assert ids(tokens, "l") == pipeline.tokenizer_2(prompt, padding="max_length", max_length=77,
+                                                        truncation=True).input_ids
+        with torch.inference_mode():
+            expected, pooled, mask = pipeline.encode_prompt(prompt, device="cpu")
+        states, rest = encode(clip, prompt)
+        expected = expected[:, :int(mask.sum())]  # the host does not pad
+        assert states.shape == expected.shape and rel_l2(states, expected) < FORWARD
+        assert rel_l2(rest["pooled_output"], pooled) < FORWARD
+
+
+CHECKS = {"flux1": assert_flux, "wan": assert_wan, "hunyuan_video": assert_hunyuan_video}
+
+
+@pytest.mark.parametrize("family", tiny.PIPELINES)
+def test_states_are_those_of_the_pipeline(family, bases):
+    loaded = load(bases[family])
+    CHECKS[family](loaded.clip, bases[family])
+    widths = {"flux1": (tiny.FLUX_TEXT, tiny.FLUX_POOLED), "wan": (tiny.WAN_TEXT, None),
+              "hunyuan_video": (tiny.HUNYUAN_TEXT, tiny.HUNYUAN_POOLED)}[family]
+    states, rest = encode(loaded.clip, "a")
+    assert (states.shape[-1], rest["pooled_output"].shape[-1] if widths[1] else None) == widths
+    for name in ("text_encoder", "model.safetensors", "float32", "tokenizer"):
+        assert name in loaded.report
+
+
+def test_every_family_is_called_with_a_prompt():
+    """Here or beside: a family whose tokenizer nobody calls would break unseen where the host calls it otherwise."""
+    called = [*tiny.PIPELINES.values(), *llm.PIPELINES.values()]
+    for family in registry.families():
+        assert any(pipeline.startswith(family.pipelines) for pipeline in called), family.name
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(folder, target / "base"))
+
+
+def rewrite(folder: Path, change) -> None:
+    """Write an encoder folder again with other tensors; `change` gets them and returns them."""
+    tensors, config = stored(folder), config_of(folder)
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    write(folder, change(tensors), config, {"format": "pt"}, "model.safetensors")
+
+
+def test_names_of_transformers_4(bases, tmp_path):
+    """As the published files have them: CLIP's prefix and position_ids, T5's embedding twice."""
+    folder = copy_of(bases["flux1"], tmp_path)
+    rewrite(folder / "text_encoder", lambda tensors: {
+        **{f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()},
+        "text_model.embeddings.position_ids": torch.arange(77)[None]})
+    rewrite(folder / "text_encoder_2", lambda tensors: {
+        **tensors, "encoder.embed_tokens.weight": tensors["shared.weight"].clone()})
+    assert_flux(load(folder).clip, folder, prompts=PROMPTS[:1])
+
+
+def test_embedding_stored_by_its_other_name(bases, tmp_path):
+    folder = copy_of(bases["flux1"], tmp_path)
+    rewrite(folder / "text_encoder_2", lambda tensors: {
+        "encoder.embed_tokens.weight" if name == "shared.weight" else name: tensor for name, tensor in tensors.items()})
+    expected, _ = encode(load(bases["flux1"]).clip, PROMPTS[0])
+    assert torch.equal(encode(load(folder).clip, PROMPTS[0])[0], expected)
+
+
+def test_llava(bases, tmp_path):
+    """HunyuanVideo I2V: the names of the published file, and those of transformers 5 in memory."""
+    from transformers import LlamaModel
+
+    folder = copy_of(bases["hunyuan_video"], tmp_path)
+    tiny.llava().save_pretrained(folder / "text_encoder")
+    edit(folder / "model_index.json", _class_name="HunyuanVideoImageToVideoPipeline",
+         text_encoder=["transformers", "LlavaForConditionalGeneration"])
+    loaded = load(folder)
+    assert "vision tower" in loaded.report
+    # the pipeline without pictures takes the states of the language model alone
+    edit(folder / "model_index.json", _class_name="HunyuanVideoPipeline")
+    assert_hunyuan_video(loaded.clip, folder, lambda model: next(
+        module for module in model.modules() if isinstance(module, LlamaModel)), PROMPTS[:1])
+    moved = {"vision_tower.": "model.vision_tower.", "multi_modal_projector.": "model.multi_modal_projector.",
+             "language_model.lm_head.": "lm_head.", "language_model.model.": "model.language_model."}
+
+    def rename(name: str) -> str:
+        old = next(old for old in moved if name.startswith(old))
+        return moved[old] + name.removeprefix(old)
+
+    rewrite(folder / "text_encoder", lambda tensors: {rename(name): t for name, t in tensors.items()})
+    again = load(folder).clip
+    assert torch.equal(encode(again, PROMPTS[0])[0], encode(loaded.clip, PROMPTS[0])[0])
+
+
+def test_as_deep_as_published(bases, tmp_path):
+    """24 blocks with 10240 rows: what ComfyUI recognises a T5-XXL by, without help. Narrow in everything else."""
+    folder = copy_of(bases["flux1"], tmp_path)
+    tiny.t5(d_model=16, d_ff=10240, num_layers=24, num_heads=2, d_kv=8).save_pretrained(folder / "text_encoder_2")
+    # transformers in F32 is 2.5e-5 away from itself in F64 here, ComfyUI 3.1e-5
+    assert_flux(load(folder).clip, folder, within=1e-4, prompts=PROMPTS[:1])
+
+
+def test_as_wide_as_published(bases, tmp_path):
+    """One block of UMT5-XXL's real sizes (but for the vocabulary)."""
+    folder = copy_of(bases["wan"], tmp_path)
+    tiny.umt5(128, d_kv=64, d_ff=10240, num_heads=64, num_layers=1).save_pretrained(folder / "text_encoder")
+    clip = load(folder, "default").clip
+    feed_forward = clip.cond_stage_model.umt5xxl.transformer.encoder.block[0].layer[1].DenseReluDense
+    assert feed_forward.wi_1.weight.shape == (10240, 4096)
+    clip.set_tokenizer_option("umt5xxl_min_length", 32)
+    assert_wan(clip, folder, 32, PROMPTS[:1])
+
+
+def test_shards(bases, tmp_path):
+    folder = copy_of(bases["wan"], tmp_path)
+    (folder / "text_encoder" / "model.safetensors").unlink()
+    tiny.umt5(128, d_ff=64).save_pretrained(folder / "text_encoder", max_shard_size="3MB")
+    shards = len(list((folder / "text_encoder").glob("*.safetensors")))
+    loaded = load(folder)
+    assert shards > 1 and f"{shards} shards" in loaded.report
+    assert_wan(loaded.clip, folder, prompts=PROMPTS[:1])
+
+
+def test_dtypes(bases):
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    for family, names in (("flux1", ("clip_l", "t5xxl")), ("wan", ("umt5xxl",))):
+        for dtype, expected in kinds.items():
+            loaded = load(bases[family], dtype)
+            for name in names:
+                model = getattr(loaded.clip.cond_stage_model, name).transformer
+                assert {p.dtype for p in model.parameters()} == {expected}
+            assert str(expected).removeprefix("torch.") in loaded.report
+    assert load(bases["wan"], "default").clip.cond_stage_model.umt5xxl.transformer.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("family", ["flux1", "wan"])
+def test_the_host_can_load_it_again(family, bases):
+    clip = load(bases[family]).clip
+    factory, arguments = clip.patcher.cached_patcher_init[:2]
+    again = factory(*arguments, disable_dynamic=True)
+    assert type(again) is not type(clip) and again.cached_patcher_init[1] == arguments
+    first, second = clip.patcher.model_state_dict(), again.model_state_dict()
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert again.clone().model is again.model
+
+
+def refused(folder: Path, *words: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load(folder)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(("family", "part", "name"), [
+    ("flux1", "text_encoder", "encoder.layers.1.mlp.fc2.bias"), ("flux1", "text_encoder_2", "shared.weight"),
+    ("wan", "text_encoder", "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight")])
+def test_missing_and_unknown_tensors(family, part, name, bases, tmp_path):
+    folder = copy_of(bases[family], tmp_path)
+    rewrite(folder / part, lambda tensors: {key: t for key, t in tensors.items() if not key.endswith(name)})
+    refused(folder, "missing", name)
+    rewrite(folder / part, lambda tensors: {**tensors, "adapter.weight": torch.zeros(2, 2)})
+    refused(folder, "unused", "adapter.weight")
+
+
+def test_other_twin(bases, tmp_path):
+    folder = copy_of(bases["wan"], tmp_path)
+    rewrite(folder / "text_encoder", lambda tensors: {
+        **tensors, "encoder.embed_tokens.weight": tensors["shared.weight"] * 2})
+    refused(folder, "shared.weight", "differ")
+
+
+def edit(path: Path, **values) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(("part", "values", "words"), [
+    ("text_encoder", {"architectures": ["CLIPTextModelWithProjection"]}, ["CLIPTextModelWithProjection"]),
+    ("text_encoder", {"hidden_act": "silu"}, ["hidden_act silu"]),
+    ("text_encoder", {"eos_token_id": 3}, ["eos_token_id 3"]),
+    ("text_encoder_2", {"relative_attention_num_buckets": 16}, ["relative_attention_num_buckets 16"]),
+    ("text_encoder_2", {"dense_act_fn": "relu"}, ["dense_act_fn relu"]),
+    ("text_encoder_2", {"d_ff": 128}, ["shapes"]), ("text_encoder_2", {"num_layers": 2}, ["unused"]),
+    ("text_encoder_2", {"quantization_config": {"quant_method": "bitsandbytes"}}, ["quantized", "bitsandbytes"])])
+def test_configurations_that_are_refused(part, values, words, bases, tmp_path):
+    folder = copy_of(bases["flux1"], tmp_path)
+    edit(folder / part / "config.json", **values)
+    refused(folder, *words)
+
+
+def test_other_rotary_embeddings_are_refused(bases, tmp_path):
+    folder = copy_of(bases["hunyuan_video"], tmp_path)
+    edit(folder / "text_encoder" / "config.json", rope_parameters={"rope_type": "llama3", "rope_theta": 5e5})
+    refused(folder, "llama3")
+    edit(folder / "text_encoder" / "config.json", head_dim=64, rope_parameters={"rope_theta": 5e5})
+    refused(folder, "head_dim 64")
+
+
+def test_quantized_weights_are_refused(bases, tmp_path):
+    """FP8 weights with scales and no declaration."""
+    folder = copy_of(bases["flux1"], tmp_path)
+    name = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    rewrite(folder / "text_encoder_2", lambda tensors: {
+        **tensors, name: tensors[name].to(torch.float8_e4m3fn), f"{name}_scale": torch.ones(())})
+    refused(folder, "quantized", "F8_E4M3")
+
+
+@pytest.mark.parametrize("change", ["other", "lost", "merges"])
+def test_another_tokenizer_is_refused(change, bases, tmp_path):
+    folder = copy_of(bases["flux1"], tmp_path)
+    path = folder / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    vocab, merges = content["model"]["vocab"], content["model"]["merges"]
+    if change == "other":
+        vocab["cat</w>"], vocab["dog</w>"] = vocab["dog</w>"], vocab["cat</w>"]
+    elif change == "lost":
+        del vocab["cat</w>"]
+    else:
+        merges[0], merges[1] = merges[1], merges[0]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    refused(folder, "another tokenizer", *(["cat</w>"] if change != "merges" else []))
+
+
+def test_tokenizer_as_older_repositories_have_it(bases, tmp_path):
+    """vocab.json and merges.txt, without tokenizer.json."""
+    import shutil
+
+    folder = copy_of(bases["flux1"], tmp_path)
+    shutil.rmtree(folder / "tokenizer")
+    shutil.copytree(tiny.BUNDLED / "sd1_tokenizer", folder / "tokenizer")
+    load(folder)
+    (folder / "tokenizer" / "vocab.json").unlink()
+    refused(folder, "tokenizer.json")
+
+
+def test_umt5_needs_its_sentencepiece_model(bases, tmp_path):
+    folder = copy_of(bases["wan"], tmp_path)
+    (folder / "tokenizer" / "spiece.model").unlink()
+    refused(folder, "spiece.model")
+
+
+def test_other_pipelines_are_refused_by_name(bases, tmp_path):
+    folder = copy_of(bases["flux1"], tmp_path)
+    edit(folder / "model_index.json", _class_name="StableDiffusion3Pipeline")
+    refused(folder, "StableDiffusion3Pipeline", "CLIPTextModel", "supported: FLUX.1")
+    edit(folder / "model_index.json", _class_name="FluxPipeline", text_encoder_3=["transformers", "T5EncoderModel"])
+    refused(folder, "text_encoder_3")
+
+
+def test_components_without_a_class_are_none(bases, tmp_path):
+    folder = copy_of(bases["wan"], tmp_path)
+    edit(folder / "model_index.json", text_encoder_2=[None, None], image_encoder=["transformers", "CLIPVisionModel"])
+    load(folder)
+
+
+def test_the_check_of_the_hosts_choice_can_fail(bases, monkeypatch):
+    from dataclasses import replace
+
+    flux = registry.family_of(json.loads((bases["flux1"] / "model_index.json").read_text()))
+    monkeypatch.setattr(text_encoder, "family_of", lambda index: replace(flux, host_class="SD3ClipModel"))
+    refused(bases["flux1"], "FluxClipModel_")
+
+
+def test_node(bases):
+    from quantized_transformers.nodes.load_text_encoder import QT_LoadBaseTextEncoder as Node
+
+    folder = str(bases["wan"])
+    clip, report = Node.execute(base_model="", reference=folder, dtype="bf16").args
+    assert report.startswith("Wan") and clip.tokenize("a")
+    first = Node.fingerprint_inputs(base_model="", reference=folder)
+    assert first == Node.fingerprint_inputs(base_model="", reference=folder)
+    spiece = bases["wan"] / "tokenizer" / "spiece.model"
+    spiece.write_bytes(spiece.read_bytes())
+    assert first != Node.fingerprint_inputs(base_model="", reference=folder)

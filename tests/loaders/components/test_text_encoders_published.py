@@ -1,0 +1,143 @@
+"""FLUX.2's, Qwen-Image's and Z-Image's text encoders in their published sizes: names, shapes and configs. No memory."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from quantized_transformers.loaders.components.text_encoders import mistral3, qwen3, qwen25_vl
+from quantized_transformers.loaders.errors import CheckpointError
+from support import text_encoders_llm as llm
+
+pytestmark = pytest.mark.parity
+
+# The published sizes in the form of transformers 4, put together by hand (no Hub here); Mistral's tower is cut short.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "mistral3": {
+        "architectures": ["Mistral3ForConditionalGeneration"], "image_token_index": 10, "model_type": "mistral3",
+        "text_config": {"head_dim": 128, "hidden_act": "silu", "hidden_size": 5120, "intermediate_size": 32768,
+                        "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 40,
+                        "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e9, "sliding_window": None,
+                        "vocab_size": 131072},
+        "vision_config": {"model_type": "pixtral", "hidden_size": 1024, "num_hidden_layers": 2, "head_dim": 64,
+                          "num_attention_heads": 16, "intermediate_size": 4096, "patch_size": 14}},
+    "qwen25_vl": {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"], "hidden_act": "silu", "hidden_size": 3584,
+        "image_token_id": 151655, "intermediate_size": 18944, "max_window_layers": 28, "model_type": "qwen2_5_vl",
+        "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-6,
+        "rope_scaling": {"mrope_section": [16, 24, 24], "rope_type": "default", "type": "default"}, "rope_theta": 1e6,
+        "sliding_window": 32768, "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 152064,
+        "vision_config": {**llm.VISION, "out_hidden_size": 3584, "in_chans": 3, "spatial_patch_size": 14,
+                          "tokens_per_second": 2, "model_type": "qwen2_5_vl"}},
+    "qwen3": {
+        "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "head_dim": 128, "hidden_act": "silu",
+        "hidden_size": 2560, "intermediate_size": 9728, "max_window_layers": 36, "model_type": "qwen3",
+        "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8, "rms_norm_eps": 1e-6,
+        "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": True,
+        "use_sliding_window": False, "vocab_size": 151936}}
+MODULES = {"mistral3": mistral3, "qwen25_vl": qwen25_vl, "qwen3": qwen3}
+HOSTS = {"mistral3": "Mistral3Small24B", "qwen25_vl": "Qwen25_7BVLI", "qwen3": "Qwen3_4B"}
+LEAVES = {"mistral3": ("model.language_model.", "language_model.model."), "qwen25_vl": ("model.language_model.", "model."),
+          "qwen3": ("model.", "")}
+
+
+def changed(name: str, **values: Any) -> dict[str, Any]:
+    """A published config.json with other values in its language model's part; vision={...} in its vision_config."""
+    config = json.loads(json.dumps(PUBLISHED[name]))
+    config.get("vision_config", {}).update(values.pop("vision", {}))
+    (config.get("text_config") or config).update(values)
+    return config
+
+
+def in_memory(name: str) -> dict[str, torch.Tensor]:
+    """The published model as transformers 5 names it, without memory."""
+    import transformers
+
+    config = json.loads(json.dumps(PUBLISHED[name]))
+    made = transformers.AutoConfig.for_model(**config)
+    with torch.device("meta"):
+        tensors = getattr(transformers, config["architectures"][0])(made).state_dict()
+    new, old = LEAVES[name]
+    if any(key.startswith(new) for key in tensors):
+        return dict(tensors)
+    # before 4.52 the names in memory were those in files
+    return {new + key.removeprefix(old) if key.startswith(old) else
+            key.removeprefix("language_model.") if key.endswith("lm_head.weight") else f"model.{key}": value
+            for key, value in tensors.items()}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_published_sizes_and_names(name):
+    """transformers' published model -> exactly the host's, from the names in memory (5) and in files (4)."""
+    import comfy.ops
+    import comfy.text_encoders.llama
+
+    config, tensors = PUBLISHED[name], in_memory(name)
+    assert MODULES[name].host_config(config) == {}
+    host = getattr(comfy.text_encoders.llama, HOSTS[name])({}, torch.bfloat16, "meta", comfy.ops.manual_cast)
+    expected = {key: value.shape for key, value in host.state_dict().items()}
+    new, old = LEAVES[name]
+    files = {key.replace(new, old, 1) if key.startswith(new) else key.removeprefix("model."): value
+             for key, value in tensors.items()}
+    assert files.keys() != tensors.keys()
+    if name == "mistral3":
+        files["language_model.lm_head.weight"] = files.pop("lm_head.weight")
+    for stored in (tensors, files):
+        out = MODULES[name].convert(stored, config)
+        assert {key: value.shape for key, value in out.items()} == expected
+        assert all(any(value is given for given in stored.values()) for value in list(out.values())[::50])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_damaged_tensors_are_refused(name):
+    config, tensors = PUBLISHED[name], in_memory(name)
+    convert = MODULES[name].convert
+    norm = next(key for key in tensors if key.endswith("layers.1.post_attention_layernorm.weight"))
+    with pytest.raises(CheckpointError, match="missing: model.layers.1.post_attention_layernorm.weight"):
+        convert({key: value for key, value in tensors.items() if key != norm}, config)
+    with pytest.raises(CheckpointError, match="no place .*: model.layers.1.mlp.extra"):
+        convert({**tensors, norm.replace("post_attention_layernorm.weight", "mlp.extra"): tensors[norm]}, config)
+    with pytest.raises(CheckpointError, match="no place .*: model.layers.36.norm|no place .*: model.layers.40.norm"):
+        last = "40" if name == "mistral3" else "36"
+        convert({**tensors, norm.replace("layers.1.post_attention_layernorm", f"layers.{last}.norm"): tensors[norm]}, config)
+    with pytest.raises(CheckpointError, match="other shapes than config.json says: model.layers.1.post"):
+        convert({**tensors, norm: torch.empty(7, device="meta")}, config)
+    with pytest.raises(CheckpointError, match="twice"):
+        alias = norm.replace("model.language_model.", "language_model." if name == "qwen25_vl" else "model.")
+        alias = norm.removeprefix("model.") if name == "qwen3" else alias
+        convert({**tensors, alias: tensors[norm]}, config)
+    with pytest.raises(CheckpointError, match="other shapes"):
+        convert(tensors, changed(name, intermediate_size=4096))
+
+
+@pytest.mark.parametrize(("name", "values"), [
+    ("mistral3", {"hidden_size": 4096}), ("mistral3", {"head_dim": 160}), ("mistral3", {"hidden_act": "gelu"}),
+    ("mistral3", {"sliding_window": 4096}), ("mistral3", {"num_hidden_layers": 29}), ("mistral3", {"rope_theta": None}),
+    ("mistral3", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e9, "factor": 16.0}}),
+    ("mistral3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),  # beside rope_theta 1e9
+    ("qwen3", {"hidden_size": 2048}), ("qwen3", {"attention_bias": True}), ("qwen3", {"use_sliding_window": True}),
+    ("qwen3", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}), ("qwen3", {"partial_rotary_factor": 0.5}),
+    ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}), ("qwen3", {"num_hidden_layers": 2}),
+    ("qwen3", {"head_dim": 64}),
+    ("qwen25_vl", {"num_key_value_heads": 2}), ("qwen25_vl", {"num_attention_heads": 14}),
+    ("qwen25_vl", {"rope_scaling": {"type": "mrope", "mrope_section": [24, 20, 20]}}), ("qwen25_vl", {"rope_scaling": None}),
+    ("qwen25_vl", {"vision": {"depth": 16}}), ("qwen25_vl", {"vision": {"window_size": 56}}),
+    ("qwen25_vl", {"vision": {"fullatt_block_indexes": [7]}}), ("qwen25_vl", {"vision": {"out_hidden_size": 2048}}),
+    ("qwen25_vl", {"vision": {"hidden_act": "gelu"}}), ("qwen25_vl", {"image_token_id": 7}),
+    ("qwen25_vl", {"vision": {"rope_parameters": {"rope_theta": 500.0, "rope_type": "axial"}}})])
+def test_what_the_host_fixes_is_refused(name, values):
+    with pytest.raises(CheckpointError):
+        MODULES[name].host_config(changed(name, **values))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_the_host_can_be_told_is_passed_on(name):
+    values = {"rope_theta": 12345.0, "rms_norm_eps": 1e-3, "vocab_size": 1000, "intermediate_size": 64}
+    assert MODULES[name].host_config(changed(name, **values)) == values
+    rope = {"rope_parameters": {"rope_theta": 12345.0, "rope_type": "default", "mrope_section": [16, 24, 24]}}
+    assert MODULES[name].host_config(changed(name, rope_theta=None, rope_scaling=None, **rope)) == {"rope_theta": 12345.0}
+    expected = {"num_hidden_layers": 30} | ({"final_norm": True} if name == "mistral3" else {})
+    assert MODULES[name].host_config(changed(name, num_hidden_layers=30)) == expected

@@ -1,0 +1,219 @@
+"""Forwards of FLUX.2's, Qwen-Image's and Z-Image's text encoders against transformers and diffusers' own pipelines.
+
+ComfyUI and transformers both compute in fp32 on the stored BF16 weights, on this CPU.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from quantized_transformers.loaders.components import text_encoder
+from quantized_transformers.loaders.components.text_encoders import mistral3, qwen25_vl
+from support import text_encoders_llm as llm
+from support.common import rel_l2
+from support.text_encoders_llm import PROMPTS, STRINGS, ids
+
+pytestmark = pytest.mark.parity
+
+# fp32 rounding (6e-8) over some hundred sums a layer; measured 2e-7 .. 9e-7
+FORWARD = 1e-5
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """family -> its folder, made once."""
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp(family)
+            entries = llm.save(family, made[family])
+            index = {"_class_name": llm.PIPELINES[family], **entries}
+            (made[family] / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+        return made[family]
+    return make
+
+
+@pytest.fixture(autouse=True)
+def free():
+    yield
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+    gc.collect()
+
+
+def load(folder: Path) -> Any:
+    return text_encoder.load(text_encoder.Request(str(folder))).clip
+
+
+def reference(folder: Path) -> Any:
+    """transformers' model, fp32; of a large one the BF16 tensors are made fp32 only while they are used."""
+    import transformers
+
+    name = json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    model = getattr(transformers, name).from_pretrained(folder / "text_encoder").eval()
+    for parameter in model.parameters():  # transformers 4 makes them fp32
+        parameter.data = parameter.data.bfloat16()
+    model.requires_grad_(False)
+    model.lm_head = torch.nn.Identity()  # nobody reads the logits
+    if sum(p.numel() for p in model.parameters()) < 2e8:
+        return model.float()
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    large = {id(p) for block in lists for p in block.parameters()} | {id(model.get_input_embeddings().weight)}
+    for parameter in model.parameters():
+        if id(parameter) not in large:
+            parameter.data = parameter.data.float()
+    for block in (block for blocks in lists for block in blocks):
+        block.register_forward_pre_hook(to_fp32)
+        block.register_forward_hook(back)
+    model.get_input_embeddings().register_forward_hook(lambda _module, _args, out: out.float())
+    return model
+
+
+def to_fp32(block: torch.nn.Module, _args: Any) -> None:
+    for parameter in block.parameters():
+        parameter.stored, parameter.data = parameter.data, parameter.data.float()
+
+
+def back(block: torch.nn.Module, _args: Any, _out: Any) -> None:
+    for parameter in block.parameters():
+        parameter.data = parameter.stored
+
+
+def places(_module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """What the processor says of each token, which diffusers 0.42 does not hand on. Without it transformers 5 numbers a
+    picture's tokens as if they were text; transformers 4, with which the model was published, sees them by their ids."""
+    return args, {**kwargs, "mm_token_type_ids": (kwargs["input_ids"] == qwen25_vl.IMAGE_TOKEN).int()}
+
+
+def picture(width: int, height: int, seed: int) -> tuple[Any, torch.Tensor]:
+    """The same picture for diffusers (PIL) and for the host (F32 [1, H, W, 3] in 0..1)."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels), torch.from_numpy(pixels)[None].float() / 255
+
+
+def test_flux2(base, tmp_path):
+    from diffusers import Flux2Pipeline
+    from diffusers.pipelines.flux2.pipeline_flux2 import format_input
+    from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+    from transformers import AutoProcessor
+
+    folder = base("flux2")
+    model, processor = reference(folder), AutoProcessor.from_pretrained(folder / "tokenizer")
+    states = Flux2Pipeline._get_mistral_3_small_prompt_embeds(model, processor, list(PROMPTS), dtype=torch.float32,
+                                                              max_sequence_length=160)
+    del model
+    clip = load(folder)
+    for prompt, padded in zip(PROMPTS, states, strict=True):
+        tokens = clip.tokenize(prompt)
+        assert ids(tokens) == processor.apply_chat_template(format_input([prompt], SYSTEM_MESSAGE), tokenize=True,
+                                                            return_dict=True)["input_ids"][0].tolist()
+        out, = clip.encode_from_tokens(tokens)
+        assert out.shape[-1] == llm.WIDTHS["flux2"] and len(out) < 160
+        assert rel_l2(out, padded[-len(out):]) < FORWARD
+    saved = saved_tokenizer(clip, tmp_path)
+    assert all(ids(saved.tokenize_with_weights(text)) == ids(clip.tokenize(text)) for text in STRINGS)
+
+
+def saved_tokenizer(clip: Any, folder: Path) -> Any:
+    """The host's tokenizer from what its CLIPSave node writes."""
+    import comfy.text_encoders.flux
+    import folder_paths
+    from comfy_extras.nodes_model_merging import CLIPSave
+    from safetensors import safe_open
+
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(folder))
+    CLIPSave().save(clip, "saved")
+    folder_paths.set_output_directory(before)
+    file, = folder.glob("saved*.safetensors")
+    with safe_open(file, "pt") as content:
+        assert "mistral3_24b.transformer.model.layers.30.self_attn.q_proj.weight" in content.keys()  # noqa: SIM118
+        with mistral3.MISTRAL3.during():
+            return comfy.text_encoders.flux.Flux2Tokenizer(tokenizer_data={"tekken_model": content.get_tensor("tekken_model")})
+
+
+def test_qwen_image_and_edit(base):
+    """One encoder for both: text alone, then two pictures (40 and 16 patches, the first in two windows)."""
+    from diffusers import QwenImageEditPlusPipeline, QwenImagePipeline
+    from transformers import AutoTokenizer, Qwen2VLProcessor
+
+    folder = base("qwen_image_edit")
+    model = reference(folder)
+    towers: list[torch.Tensor] = []
+    tower = getattr(model.model, "visual", None) or model.visual  # before 4.52
+    tower.register_forward_hook(lambda _m, _a, out: towers.append(getattr(out, "pooler_output", out)))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    processor = Qwen2VLProcessor.from_pretrained(folder / "processor")
+    text = QwenImagePipeline(None, None, model, tokenizer, None)
+    edit = QwenImageEditPlusPipeline(None, None, model, tokenizer, processor, None)
+    expected = [text._get_qwen_prompt_embeds([prompt], torch.device("cpu"), torch.float32)[0] for prompt in PROMPTS]
+    text_ids = [tokenizer(text.prompt_template_encode.format(prompt))["input_ids"] for prompt in PROMPTS]
+    (first, first_pixels), (second, second_pixels) = picture(140, 56, 1), picture(56, 56, 2)
+    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
+        model.register_forward_pre_hook(places, with_kwargs=True)
+    edited, _ = edit._get_qwen_prompt_embeds([PROMPTS[0]], [first, second], torch.device("cpu"), torch.float32)
+    template = edit.prompt_template_encode
+    del model, text, edit
+    clip = load(folder)
+    for prompt, states, token_ids in zip(PROMPTS, expected, text_ids, strict=True):
+        tokens = clip.tokenize(prompt)
+        assert ids(tokens) == token_ids
+        out = clip.encode_from_tokens(tokens)
+        assert out.shape == states.shape and out.shape[-1] == llm.WIDTHS["qwen_image"]
+        assert rel_l2(out, states) < FORWARD
+    seen: list[torch.Tensor] = []
+    clip.cond_stage_model.qwen25_7b.transformer.visual.register_forward_hook(lambda _m, _a, out: seen.append(out))
+    mark = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"  # as the host's TextEncodeQwenImageEditPlus
+    tokens = clip.tokenize(mark.format(1) + mark.format(2) + PROMPTS[0], images=[first_pixels, second_pixels],
+                           llama_template=template)
+    out = clip.encode_from_tokens(tokens)
+    assert rel_l2(torch.cat(seen), towers[0]) < FORWARD
+    assert out.shape == edited.shape and rel_l2(out, edited) < FORWARD
+
+
+def test_z_image(base):
+    from diffusers import ZImagePipeline
+    from transformers import AutoTokenizer
+
+    folder = base("z_image")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    pipeline = ZImagePipeline(None, None, reference(folder), tokenizer, None)
+    expected = [pipeline._encode_prompt([prompt], torch.device("cpu"))[0] for prompt in PROMPTS]
+    del pipeline
+    clip = load(folder)
+    for prompt, states in zip(PROMPTS, expected, strict=True):
+        chat = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,
+                                             add_generation_prompt=True, enable_thinking=True)
+        tokens = clip.tokenize(prompt)
+        assert ids(tokens) == tokenizer(chat)["input_ids"]
+        out = clip.encode_from_tokens(tokens)[0]
+        assert out.shape == states.shape and out.shape[-1] == llm.WIDTHS["z_image"]
+        assert rel_l2(out, states) < FORWARD
+
+
+def test_other_numbers_reach_the_model(qwen_folder, tmp_path):
+    """transformers' own result with another rope_theta, epsilon, vocabulary and heads than Qwen3 4B's."""
+    from transformers import Qwen3Config
+
+    llm.write("Qwen3ForCausalLM", Qwen3Config(
+        hidden_size=2560, intermediate_size=64, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=3,
+        head_dim=128, vocab_size=1000, rms_norm_eps=0.1, rope_theta=50.0), tmp_path / "text_encoder")
+    (tmp_path / "tokenizer").symlink_to(qwen_folder)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "ZImagePipeline", "text_encoder": [
+        "transformers", "Qwen3ForCausalLM"], "tokenizer": ["transformers", "Qwen2Tokenizer"]}), encoding="utf-8")
+    numbers = list(range(7, 1000, 31))
+    states = reference(tmp_path)(torch.tensor([numbers]), output_hidden_states=True).hidden_states[-2]
+    out = load(tmp_path).encode_from_tokens({"qwen3_4b": [[(number, 1.0) for number in numbers]]})
+    assert rel_l2(out, states) < FORWARD

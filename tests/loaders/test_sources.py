@@ -1,0 +1,227 @@
+"""Which files a reference means, and which references are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from quantized_transformers.loaders.containers.checkpoint import Checkpoint
+from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.loaders.files.places import local_references
+from quantized_transformers.loaders.files.selection import INDEX
+from quantized_transformers.loaders.locate import locate
+
+pytestmark = pytest.mark.unit
+
+
+def names(source) -> list[str]:
+    return [os.path.basename(f) for f in source.files]
+
+
+def refused(message: str, *args, **kwargs) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint(locate(*map(str, args), **kwargs))
+    text = str(caught.value)
+    assert message in text and "what to do:" in text, text
+    return text
+
+
+def test_every_way_to_name_the_same_weights(tiny):
+    file = next(tiny.fp8.glob("*.safetensors"))
+    assert locate(str(file)).files == (str(file),) and locate(str(file)).config is None
+    assert locate(str(tiny.fp8)).files == (str(file),)
+    assert locate(str(tiny.fp8)).config == str(tiny.fp8 / "config.json")
+    assert locate(str(tiny.fp8), weights_name=file.name).files == (str(file),)
+    assert locate(str(tiny.pipeline)).folder == str(tiny.bf16)
+    index = next(tiny.sharded.glob(f"*{INDEX}"))
+    by_folder, by_index = locate(str(tiny.sharded)), locate(str(index))
+    assert by_folder == locate(str(tiny.sharded), weights_name=index.name)
+    assert names(by_folder) == names(by_index) == sorted(set(json.loads(index.read_text())["weight_map"].values()))
+
+
+def test_spaces_and_other_alphabets_in_paths(tiny, tmp_path):
+    folder = tmp_path / "mein Modell 模型"
+    shutil.copytree(tiny.fp8, folder)
+    assert Checkpoint(locate(str(folder))).tensors == Checkpoint(locate(str(tiny.fp8))).tensors
+
+
+def test_model_folders_and_repo_ids(tiny, tmp_path, monkeypatch):
+    import folder_paths
+
+    root = tmp_path / "diffusers"
+    shutil.copytree(tiny.pipeline, root / "owner" / "tiny")
+    shutil.copytree(tiny.fp8, root / "tiny-fp8")
+    (root / "loose").mkdir()
+    shutil.copy(next(tiny.fp8.glob("*.safetensors")), root / "loose" / "one.safetensors")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusers", ([str(root)], {"folder"}))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path / "none")], set()))
+    assert local_references() == ["loose/one.safetensors", "owner/tiny", "tiny-fp8"]
+    assert locate("owner/tiny").folder == str(root / "owner" / "tiny" / "transformer")
+    assert locate("somebody/tiny-fp8").folder == str(root / "tiny-fp8")
+    assert locate("loose/one.safetensors").files == (str(root / "loose" / "one.safetensors"),)
+
+
+def test_missing_references_name_the_command(tmp_path):
+    text = refused("not on this machine", "owner/never-heard-of", revision="v1")
+    assert "hf download owner/never-heard-of --revision v1" in text
+    refused("no such file or folder", tmp_path / "nothing")
+    refused("no checkpoint is chosen", "  ")
+    refused("must not contain '..'", "owner/../../etc")
+
+
+def test_ambiguous_and_empty_folders(tiny, tmp_path):
+    file = next(tiny.fp8.glob("*.safetensors"))
+    two = tmp_path / "two"
+    two.mkdir()
+    for name in ("a.safetensors", "b.safetensors"):
+        shutil.copy(file, two / name)
+    assert "a.safetensors, b.safetensors" in refused("2 weight files without an index", two)
+    assert names(locate(str(two), weights_name="b.safetensors")) == ["b.safetensors"]
+    refused("holds no c.safetensors", two, weights_name="c.safetensors")
+    for outside in ("../fp8/x.safetensors", "..\\fp8\\x.safetensors", "/etc/x.safetensors", "C:/x.safetensors"):
+        refused("must stay inside the folder", two, weights_name=outside)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused("no .safetensors file", empty)
+    (empty / "model.pt").write_bytes(b"PK\x03\x04")
+    refused("only .safetensors", empty / "model.pt")
+    refused("no transformer_2", tiny.pipeline, component="transformer_2")
+    refused("single component", tiny.fp8, component="transformer_2")
+
+
+@pytest.fixture()
+def shards(tiny, tmp_path) -> Path:
+    folder = tmp_path / "shards"
+    shutil.copytree(tiny.sharded, folder)
+    return folder
+
+
+def touch(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+A, B = "diffusion_pytorch_model", "flux2-dev-nvfp4"
+
+
+@pytest.mark.parametrize(("files", "chosen"), [
+    # SGLang 0.5.23's test_transformer_quant.py, lines 1311, 1325, 1342
+    ([f"{B}.safetensors", f"{B}-mixed.safetensors"], [f"{B}-mixed.safetensors"]),
+    ([f"{A}.safetensors", f"{A}.fp16.safetensors"], [f"{A}.safetensors"]),
+    ([f"{A}.fp16.safetensors"], [f"{A}.fp16.safetensors"]),
+    ([f"{A}.safetensors", f"{A}.bf16.safetensors", f"{A}.fp32.safetensors"], [f"{A}.safetensors"]),
+    (["weights/only.safetensors"], ["only.safetensors"]),
+    ([f"{A}.safetensors", "ema/other.safetensors"], [f"{A}.safetensors"]),
+])
+def test_choice_among_files(files, chosen, tmp_path):
+    folder = touch(tmp_path / "folder", *files)
+    source = locate(str(folder))
+    assert names(source) == chosen
+    assert bool(source.choice) == (len(files) > 1 and "ema" not in files[1])
+    for name in files:  # an explicit name beats every rule
+        assert names(locate(str(folder), weights_name=name)) == [os.path.basename(name)]
+
+
+@pytest.mark.parametrize("files", [
+    ["a.safetensors", "b.safetensors"], ["a-mixed.safetensors", "b-mixed.safetensors", "c.safetensors"],
+    [f"{A}.fp16.safetensors", f"{A}.bf16.safetensors"], ["x/a.safetensors", "y/b.safetensors"]])
+def test_ambiguous_among_files(files, tmp_path):
+    refused("without an index", touch(tmp_path / "folder", *files))
+
+
+def test_index_wins_over_mixed_and_twins(shards):
+    (shards / "transformer-mixed.safetensors").write_bytes(b"")
+    index = next(shards.glob(f"*{INDEX}"))
+    shutil.copy(index, shards / "diffusion_pytorch_model.fp16.safetensors.index.json")
+    shutil.copy(index, shards / "diffusion_pytorch_model.safetensors.index.bf16.json")
+    source = locate(str(shards))
+    assert source.index_file == str(index) and len(source.files) == len(set(json.loads(index.read_text())["weight_map"].values()))
+
+
+def test_a_quantized_repo_given_as_the_base(tmp_path, monkeypatch):
+    """FLUX.2-dev-NVFP4: its mixed file are the weights, FLUX.2-dev gives the configuration."""
+    import folder_paths
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusers", ([str(tmp_path)], {"folder"}))
+    touch(tmp_path / "black-forest-labs" / "FLUX.2-dev-NVFP4", f"{B}.safetensors", f"{B}-mixed.safetensors")
+    base = touch(tmp_path / "black-forest-labs" / "FLUX.2-dev", "transformer/config.json")
+    (base / "model_index.json").write_text("{}")
+    assert names(locate("black-forest-labs/FLUX.2-dev-NVFP4")) == [f"{B}-mixed.safetensors"]
+    explicit = locate("black-forest-labs/FLUX.2-dev-NVFP4", weights_name=f"{B}.safetensors")
+    assert names(explicit) == [f"{B}.safetensors"]
+    deferred = locate("black-forest-labs/FLUX.2-dev-NVFP4", need_weights=False)
+    assert deferred.config == str(base / "transformer" / "config.json")
+
+
+def test_two_transformers_are_never_mixed_up(tmp_path):
+    pipeline = touch(tmp_path / "wan", "model_index.json", "transformer/a.safetensors", "transformer_2/b.safetensors",
+                     "vae/c.safetensors")
+    assert names(locate(str(pipeline))) == ["a.safetensors"]
+    assert names(locate(str(pipeline), component="transformer_2")) == ["b.safetensors"]
+
+
+def test_deferred_needs_a_config_and_nothing_else(tiny, tmp_path):
+    shutil.copy(tiny.bf16 / "config.json", tmp_path / "config.json")
+    assert locate(str(tmp_path), need_weights=False).files == ()
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        locate(str(next(tiny.fp8.glob("*.safetensors"))), need_weights=False)
+
+
+def edit_index(folder: Path, change) -> None:
+    index = next(folder.glob(f"*{INDEX}"))
+    content = json.loads(index.read_text())
+    change(content)
+    index.write_text(json.dumps(content))
+
+
+def test_missing_shard(shards):
+    victim = sorted(shards.glob("*.safetensors"))[1]
+    victim.unlink()
+    assert victim.name in refused("shards are missing", shards)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd.safetensors", "a/../../b.safetensors",
+                                  "..\\elsewhere.safetensors", "C:evil.safetensors"])
+def test_index_naming_a_file_outside(shards, name):
+    edit_index(shards, lambda c: c["weight_map"].update(x=name))
+    refused("outside its folder", shards)
+
+
+def test_index_naming_a_pickle_or_nothing(shards):
+    edit_index(shards, lambda c: c["weight_map"].update(x="model.bin"))
+    refused("no .safetensors file", shards)
+    edit_index(shards, lambda c: c.update(weight_map={}))
+    refused("no weight_map", shards)
+    next(shards.glob(f"*{INDEX}")).write_text("{broken")
+    refused("invalid JSON", shards)
+
+
+def test_two_indexes(shards):
+    index = next(shards.glob(f"*{INDEX}"))
+    shutil.copy(index, shards / f"other{INDEX}")
+    refused("2 index files", shards)
+
+
+def test_index_and_shards_disagree(shards):
+    edit_index(shards, lambda c: c["weight_map"].update(ghost=next(iter(c["weight_map"].values()))))
+    refused("tensors that no shard holds: ghost", shards)
+
+
+def test_shards_holding_the_same_tensor(shards):
+    first, second, *_ = sorted(shards.glob("*.safetensors"))
+    shutil.copy(first, second)
+    refused("two shards hold the same tensors", shards)
+
+
+def test_truncated_shard(shards):
+    victim = sorted(shards.glob("*.safetensors"))[-1]
+    with open(victim, "r+b") as file:
+        file.truncate(victim.stat().st_size - 1)
+    assert victim.name in refused("truncated", shards)

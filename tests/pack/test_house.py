@@ -1,0 +1,64 @@
+"""What holds the house together, beside the contracts of import-linter (`dev.py lint`)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from support.pack import PACK
+
+pytestmark = pytest.mark.unit
+
+FOLDERS = ("host", "quant", "loaders", "makers", "views", "routes", "nodes", "commands")
+FILES = [path for folder in FOLDERS for path in sorted((PACK / folder).rglob("*.py"))]
+# Who may name one format: its codec and those made of it, the kernels that have a matmul for it, ComfyUI's own names, the
+# families that write it, its builder with node and command, and the markers of 0.1.
+NAMES_NVFP4 = ("host/", "loaders/families/", "quant/kernels/", "quant/codecs/", "quant/svdquant/", "quant/convert/nvfp4.py",
+               "quant/layouts/old.py", "makers/builders/", "nodes/build_quantized.py", "nodes/__init__.py",
+               "nodes/apply_override.py", "nodes/nunchaku.py", "commands/build_nvfp4.py", "commands/__init__.py")
+REPOS = ("loaders/locate.py",)  # published under a name that has it
+
+
+def words(path: Path) -> set[str]:
+    """Names and texts of a file, without its docstrings and comments."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docstrings = {id(node.body[0].value) for node in ast.walk(tree)
+                  if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body
+                  and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant)}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            found.add(node.value)
+        for name in ("id", "attr", "name", "arg", "module"):
+            if isinstance(value := getattr(node, name, None), str):
+                found.add(value)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACK).as_posix())
+def test_no_file_is_long(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_nvfp4_is_named_where_it_belongs():
+    named = [path.relative_to(PACK).as_posix() for path in FILES if any("nvfp4" in word.lower() for word in words(path))]
+    assert len(named) > 10
+    strangers = [name for name in named if not name.startswith(NAMES_NVFP4) and name not in REPOS]
+    assert not strangers
+
+
+def test_generic_code_asks_no_family_by_name():
+    """Rooms above and below the families know them by their registry alone."""
+    from quantized_transformers.loaders.families import FAMILIES
+
+    rooms = [path for path in FILES if path.relative_to(PACK).as_posix().startswith(
+        ("loaders/assemble", "loaders/plan", "loaders/prepare", "loaders/describe", "loaders/report", "loaders/locate",
+         "loaders/files/", "loaders/containers/", "views/", "quant/layouts/", "quant/linear", "quant/multiply", "quant/lora"))]
+    assert len(rooms) > 20
+    for path in rooms:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        compared = {value.value for node in ast.walk(tree) if isinstance(node, ast.Compare)
+                    for value in (node.left, *node.comparators) if isinstance(value, ast.Constant)}
+        assert not compared & set(FAMILIES), path

@@ -1,0 +1,150 @@
+"""The process that reads files for the web routes, what cards say against the host's own numbers, and download jobs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from quantized_transformers import host
+from quantized_transformers.loaders import model
+from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.routes import downloads, helper
+from quantized_transformers.views.card import Query, card, judged
+from quantized_transformers.views.confine import OutsideError, TooLargeError, check_headers, confined
+from support import svdquant_models
+from support.pack import PACK
+
+pytestmark = pytest.mark.unit
+
+STORED = ("bf16", "mixed", "fp8", "nvfp4")
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_expected_memory_is_what_the_host_counts(tiny, name):
+    """Within what re-layout adds: NVFP4's scales in 128 x 4 tiles, fused modules' scales; 3 % at these tiny sizes."""
+    folder = str(getattr(tiny, name))
+    counted = model.load(model.Request(folder)).patcher.model_size()
+    assert judged(card(Query(folder)))["vram"] == pytest.approx(counted, rel=0.03)
+
+
+def test_expected_memory_of_svdquant(tmp_path):
+    path = str(svdquant_models.make_flux().write(tmp_path))
+    counted = model.load(model.Request(path, backend="auto")).patcher.model_size()
+    assert judged(card(Query(path)))["vram"] == pytest.approx(counted, rel=0.05)
+
+
+def test_the_process_needs_no_torch_and_survives(monkeypatch, tiny):
+    """It answers without torch and ComfyUI; when it is killed or hangs the next question starts another."""
+    monkeypatch.setattr(helper, "_START", f"import sys; sys.modules['torch'] = None; {helper._START}")
+    monkeypatch.setattr(host, "model_folders", lambda: [str(tiny.fp8.parent)])
+    asker = helper.Helper()
+    try:
+        query = vars(Query("fp8", "QT_ApplyTransformerOverride", base="pipeline"))
+        first = asker.ask("describe", query)
+        assert first["architecture"] == "FLUX.1" and first["mismatch"] is None
+        process = asker._process
+        process.kill()
+        process.wait()
+        assert asker.ask("describe", query) == first and asker._process.pid != process.pid
+        if os.name == "posix":
+            monkeypatch.setattr(helper, "SECONDS", 0.3)
+            os.kill(asker._process.pid, signal.SIGSTOP)
+            with pytest.raises(helper.HelperError, match="could not be read within"):
+                asker.ask("describe", query)
+            monkeypatch.undo()
+    finally:
+        asker.close()
+
+
+def test_the_process_ends_with_its_server():
+    process = subprocess.Popen([sys.executable, "-c", helper._START, str(PACK / "__main__.py")],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.close()
+    assert process.wait(20) == 0
+    process.stdout.close()
+
+
+def test_limits(monkeypatch, tmp_path):
+    from quantized_transformers.views import confine
+
+    monkeypatch.setattr(host, "model_folders", lambda: [str(tmp_path)])
+    (tmp_path / "many").mkdir()
+    for i in range(12):
+        (tmp_path / "many" / f"{i}.safetensors").write_bytes((40).to_bytes(8, "little") + b" " * 40)
+    monkeypatch.setattr(confine, "MAX_ENTRIES", 12)
+    assert len(confined("many").paths) == 1
+    monkeypatch.setattr(confine, "MAX_ENTRIES", 11)
+    with pytest.raises(TooLargeError):
+        confined("many")
+    files = sorted(map(str, (tmp_path / "many").iterdir()))
+    monkeypatch.setattr(confine, "MAX_HEADERS", 480)
+    check_headers(files)
+    monkeypatch.setattr(confine, "MAX_HEADERS", 479)  # together, though each is short
+    with pytest.raises(TooLargeError):
+        check_headers(files)
+
+
+def test_stamps_follow_the_files(monkeypatch, tmp_path):
+    """Any file that a reader could open changes the stamp, and a link's target does."""
+    monkeypatch.setattr(host, "model_folders", lambda: [str(tmp_path / "models")])
+    folder = tmp_path / "models" / "it" / "transformer"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    seen = [confined("it").stamp]
+    assert confined("it").stamp == seen[0]
+    (folder / "config.json").write_text("{ }", encoding="utf-8")
+    seen.append(confined("it").stamp)
+    os.utime(folder / "config.json", ns=(1, 1))
+    seen.append(confined("it").stamp)
+    (folder / "x.safetensors").write_bytes(b"")
+    seen.append(confined("it").stamp)
+    assert len(set(seen)) == 4
+    (tmp_path / "models2").mkdir()
+    (folder / "out").symlink_to(tmp_path / "models2")  # a name that only begins as the folder's does
+    with pytest.raises(OutsideError):
+        confined("it")
+
+
+def test_too_many_downloads(monkeypatch):
+    """Those that wait can be cancelled before their turn, and one more than the line holds is refused."""
+    monkeypatch.setattr(downloads, "locate_parts", lambda *_: pytest.fail("it was not its turn"))
+    line = downloads.Downloads()
+    for _ in range(downloads.AT_ONCE):
+        line._turns.acquire()
+    jobs = [line.start(Query(f"owner/name{i}"), False) for i in range(downloads.WAITING)]
+    assert line.start(Query("owner/name0"), False) is jobs[0]
+    with pytest.raises(downloads.TooManyError):
+        line.start(Query("owner/more"), False)
+    with pytest.raises(CheckpointError, match="only a repo id"):
+        line.start(Query("file.safetensors"), False)
+    for job in jobs:
+        line.cancel(job.id)
+    deadline = time.time() + 10
+    while any(job.state != "cancelled" for job in jobs) and time.time() < deadline:
+        time.sleep(0.02)
+    assert {job.state for job in jobs} == {"cancelled"}
+
+
+def test_origins_elsewhere():
+    """Away from loopback addresses, where the host's own middleware does not look, ours does."""
+    from aiohttp.test_utils import make_mocked_request
+
+    from quantized_transformers.routes.requests import RefusedError, check_origin
+
+    for own, origin, allowed in (
+            ("comfy.lan:8188", "http://comfy.lan:8188", True), ("comfy.lan", "https://comfy.lan", True),
+            ("comfy.lan", "http://comfy.lan:80", True), ("Comfy.lan:80", "http://comfy.lan", True),
+            ("comfy.lan:8188", "http://comfy.lan", False), ("comfy.lan:8188", "http://evil.lan:8188", False),
+            ("[::1]:8188", "http://[::1]:8188", True), ("comfy.lan", "null", False), ("comfy.lan", "http://comfy.lan:x", False), ("", "http://comfy.lan", False)):
+        request = make_mocked_request("POST", "/", headers={"Host": own, "Origin": origin})
+        try:
+            check_origin(request, writes=True)
+        except RefusedError as error:
+            assert not allowed and error.answer.status == 403, (own, origin)
+        else:
+            assert allowed, (own, origin)

@@ -1,0 +1,175 @@
+"""The web routes of the real server that change something: who may, downloads, and migrated workflows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+
+import aiohttp
+import pytest
+import torch
+from safetensors.torch import save, save_file
+
+from support import svdquant_models
+from support.hub import COMMIT, FakeRepo, Hub
+from support.routes import ask, describe
+from support.server import Server, error_of, outputs
+from support.workflow import text_to_image
+
+pytestmark = pytest.mark.host
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def svdq():
+    return svdquant_models.make_flux()
+
+
+@pytest.fixture(scope="module")
+def hub(tiny):
+    big = FakeRepo({"config.json": b"{}", WEIGHTS: save({"x": torch.randn(12_000_000)})})
+    with Hub({"owner/tiny": FakeRepo.of(tiny.pipeline), "owner/gated": FakeRepo.of(tiny.fp8, gated="manual"),
+              "owner/big": big}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(tiny, svdq, hub, tmp_path_factory):
+    base = tmp_path_factory.mktemp("routes")
+    for folder in ("diffusion_models", "loras"):
+        (base / "models" / folder).mkdir(parents=True)
+    shutil.copytree(tiny.pipeline, base / "models" / "diffusers" / "tiny-flux")
+    svdq.write(base / "models" / "diffusion_models")
+    env = {"HF_HOME": str(base / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with Server(base, env=env) as running:
+        yield running
+        assert "Traceback" not in running.text()
+
+
+def test_only_our_own_page_writes(server):
+    own = f"http://127.0.0.1:{server.port}"
+    body = json.dumps({"reference": "owner/none", "node": "QT_LoadBaseModel"})
+    is_json = {"Content-Type": "application/json"}
+    for headers, status in (({"Content-Type": "text/plain"}, 415), ({}, 415),
+                            ({**is_json, "Origin": own}, 202), ({**is_json, "Sec-Fetch-Site": "same-site"}, 403)):
+        assert ask(server, "POST", "download", data=body, headers=headers)[0] == status, headers
+    # a page of another port or host is stopped by the host's middleware already, or by ours
+    for origin in ("http://evil.example", "http://127.0.0.1:1", "null"):
+        for method, path, data in (("POST", "download", body), ("DELETE", "download?id=1", None),
+                                   ("POST", "migrate", "{}"), ("GET", "catalog", None)):
+            async def send(method=method, path=path, data=data, origin=origin) -> int:
+                async with aiohttp.ClientSession() as session, session.request(
+                        method, f"{own}/quantized_transformers/{path}", data=data,
+                        headers={**is_json, "Origin": origin}) as response:
+                    return response.status
+
+            assert asyncio.run(send()) == 403, (origin, method)
+    for data, status in ((b"[1]", 400), (b"{", 400), (b"[" * 60_000, 400), (b"{}" + b" " * 70_000, 413),
+                         (b'{"reference": 3}', 400), (b'{"reference": "/etc/passwd"}', 403),
+                         (b'{"reference": "tiny-flux"}', 400), (b'{"reference": "owner/../x"}', 403)):
+        assert ask(server, "POST", "download", data=data, headers=is_json)[0] == status, data[:40]
+    assert ask(server, "POST", "migrate", data=b" " * 2_100_000, headers=is_json)[0] == 413
+
+
+def test_download(server, hub):
+    plan = {"reference": "owner/tiny", "node": "QT_LoadBaseModel"}
+    status, found = ask(server, "POST", "download", json={**plan, "plan": True})
+    files = hub.repos["owner/tiny"].files
+    assert status == 200 and set(found["files"]) == set(files) and found["commit"] == COMMIT
+    assert found["bytes"] == sum(len(data) for data in files.values())
+    assert not found["gated"] and found["licence"] is None and found["free"] > 0
+    status, job = ask(server, "POST", "download", json=plan)
+    assert status == 202
+    state = wait(server, job["id"])
+    assert state["state"] == "done" and state["done"] == state["total"] > 0 and state["error"] is None
+    card = describe(server, "owner/tiny", node="QT_LoadBaseModel")
+    assert card["on_disk"] and card["architecture"] == "FLUX.1"
+
+
+def wait(server: Server, job: str, until: tuple[str, ...] = ("done", "failed", "cancelled")) -> dict:
+    deadline = time.time() + 20
+    while time.time() < deadline:
+        status, state = ask(server, "GET", f"download?id={job}")
+        assert status == 200
+        if state["state"] in until and (state["state"] != "running" or state["done"] > 1e6):
+            return state
+        time.sleep(0.02)
+    raise TimeoutError(state)
+
+
+def test_gated(server, hub):
+    plan = {"reference": "owner/gated", "node": "QT_ApplyTransformerOverride"}
+    status, found = ask(server, "POST", "download", json={**plan, "plan": True})
+    assert status == 200 and found["gated"] and found["licence"] == "https://huggingface.co/owner/gated"
+    for accepted in (False, True):  # accepting here does not help without access there
+        before = sum("/resolve/" in path for path, _ in hub.log)
+        _, job = ask(server, "POST", "download", json={**plan, "accept_licence": accepted})
+        state = wait(server, job["id"])
+        assert state["state"] == "failed" and "gated" in state["error"]["error"]
+        assert state["error"]["where"] == "https://huggingface.co/owner/gated"
+        assert accepted == (sum("/resolve/" in path for path, _ in hub.log) > before)  # no file was asked for before
+
+
+@pytest.mark.parametrize("method", ["DELETE", "POST"])
+def test_cancel_and_continue(server, hub, method):
+    cache = server.base / "hf" / "hub" / "models--owner--big"
+    hub.seconds_per_mb = 0.05
+    try:
+        _, job = ask(server, "POST", "download", json={"reference": "owner/big", "node": "QT_LoadBaseModel"})
+        _, again = ask(server, "POST", "download", json={"reference": "owner/big", "node": "QT_LoadBaseModel"})
+        assert again == job  # one download of one thing
+        running = wait(server, job["id"], ("running",))
+        for node, base, known in (("QT_LoadBaseModel", "", job["id"]), ("QT_LoadBaseModel", "&base=owner/hub", job["id"]),
+                                  ("QT_ApplyTransformerOverride", "", None)):
+            assert ask(server, "GET", f"describe?reference=owner/big&node={node}{base}")[1]["downloading"] == known
+        assert running["file"] and running["total"] >= running["done"]
+        status, _ = ask(server, "DELETE", f"download?id={job['id']}") if method == "DELETE" \
+            else ask(server, "POST", "download/cancel", json={"id": job["id"]})
+        assert status == 200 and wait(server, job["id"])["state"] == "cancelled"
+    finally:
+        hub.seconds_per_mb = 0.0
+    assert [path for path in cache.glob("blobs/*.incomplete") if path.stat().st_size]
+    if method == "POST":
+        _, job = ask(server, "POST", "download", json={"reference": "owner/big", "node": "QT_LoadBaseModel"})
+        assert wait(server, job["id"])["state"] == "done"
+        assert any(hub.asked_for(WEIGHTS))  # with a range: from where it stopped
+
+
+def test_migration_knows_the_nodes_it_makes(server):
+    """Widgets by position, sockets and outputs of every target are those of the real nodes."""
+    from quantized_transformers.makers.migrate.rules import TARGETS
+
+    for kind, target in TARGETS.items():
+        info = server.get(f"/object_info/{kind}")[kind]
+        inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
+        names = [*info["input_order"]["required"], *info["input_order"].get("optional", [])]
+        sockets = [(name, inputs[name][0]) for name in names if inputs[name][0] in ("MODEL", "CLIP", "VAE")]
+        assert [name for name in names if name not in dict(sockets)] == list(target.widgets), kind
+        assert sockets == list(target.sockets), kind
+        assert list(zip(info["output_name"], info["output"], strict=True)) == list(target.outputs), kind
+        for name, default in zip(target.widgets, target.defaults, strict=True):
+            options = inputs[name][1] if len(inputs[name]) > 1 else {}
+            choices = inputs[name][0] if isinstance(inputs[name][0], list) else options.get("options")
+            assert default == "" or default in (choices or [options.get("default")]), (kind, name)
+
+
+def test_migrated_workflow_runs(server, svdq):
+    """A workflow of nunchaku's nodes, migrated over HTTP, becomes a picture."""
+    save_file({"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.randn(8, 256),
+               "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": torch.randn(256, 8)},
+              str(server.base / "models" / "loras" / "tiny.safetensors"))
+    old = {"1": {"class_type": "NunchakuFluxDiTLoader", "inputs": {
+               "model_path": svdq.file, "cache_threshold": 0, "attention": "nunchaku-fp16", "cpu_offload": "auto",
+               "device_id": 0, "data_type": "bfloat16", "i2f_mode": "enabled"}},
+           "2": {"class_type": "NunchakuFluxLoraLoader",
+                 "inputs": {"model": ["1", 0], "lora_name": "tiny.safetensors", "lora_strength": 0.5}},
+           **text_to_image(["2", 0], "m_", steps=1, size=64)}
+    status, done = ask(server, "POST", "migrate", json=old)
+    assert status == 200 and len(done["changes"]) == 2 and done["left"] == []
+    history = server.run(done["workflow"])
+    assert not error_of(history) and outputs(server, history, "images")
+    status, answer = ask(server, "POST", "migrate", json={"nothing": 1})
+    assert status == 400 and "no workflow" in answer["error"]
