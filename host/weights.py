@@ -37,8 +37,10 @@ def is_patching(code: Any) -> bool:
 
 
 @needs("quantized layers")
-def fetch_weight(module: Any, x: torch.Tensor) -> tuple[Any, Any, Callable[[Any, Any], None]]:
-    """Weight (quantized as it is) and bias (in x's dtype) of a module on x's device, and what to call after use."""
+def fetch_weight(module: Any, x: torch.Tensor,
+                 requantize: bool = True) -> tuple[Any, Any, Callable[[Any, Any], None]]:
+    """Weight (quantized as it is; a patched one quantized again if `requantize`) and bias (in x's dtype) of a module on
+    x's device, and what to call after use."""
     import comfy.model_management
     import comfy.ops
 
@@ -48,5 +50,5 @@ def fetch_weight(module: Any, x: torch.Tensor) -> tuple[Any, Any, Callable[[Any,
         return module.weight.to(x.device), bias, lambda weight, bias: None
     weight, bias, stream = comfy.ops.cast_bias_weight(module, dtype=module.weight.dtype, device=x.device,
                                                       bias_dtype=x.dtype, offloadable=True, compute_dtype=x.dtype,
-                                                      want_requant=True)
+                                                      want_requant=requantize)
     return weight, bias, lambda weight, bias: comfy.ops.uncast_bias_weight(module, weight, bias, stream)

@@ -174,7 +174,10 @@ def _quantized(native: NativeStateDict, planned: Planned, found: list[Coded], de
         native.notes.append(f"{module.native}: {kinds} dequantized, because ComfyUI detects the model by its width")
         tiles = [plain_tile(codec(tile.place.codec).dequantize(tile, torch.float32)).at(tile.place.row)
                  for tile in tiles]
+    delta = next((one.delta for one in found if one.delta is not None), None)
     if all(tile.place.codec == "plain" for tile in tiles):
+        if delta is not None:
+            raise ValueError(f"{pieces[0].layer.name}: a delta beside a weight that is not quantized")
         _put(native, module, tensor_name(module.native, module.leaf), [tile["codes"] for tile in tiles])
     else:
         if module.swap_halves:
@@ -192,7 +195,10 @@ def _quantized(native: NativeStateDict, planned: Planned, found: list[Coded], de
         native.joined += done.tiles > 1
         native.dynamic += done.dynamic
         native.notes += done.notes
-        native.tensors.update({f"{module.native}.weight_delta": one.delta for one in found if one.delta is not None})
+        if delta is not None:
+            if done.layout != stored.FORMAT:
+                raise ValueError(f"{pieces[0].layer.name}: a delta beside a weight that ComfyUI's own layout holds")
+            native.tensors[f"{module.native}.weight_delta"] = delta
     _add_bias(native, planned, found)
 
 

@@ -63,7 +63,7 @@ def quantize(model: Any, keep: str = "", backend: str = "auto", step: Callable[[
                               f"{len(choice.already)} are quantized already, {len(choice.kept)} are kept by patterns, "
                               f"{len(choice.odd)} have sizes that are no multiple of {MULTIPLE}", "",
                               "connect a model in BF16, FP16 or FP32, or keep less")
-    chosen = _kernel(backend)
+    chosen = _kernels(backend, modules)
     step = step or host.progress(len(choice.quantize))
     tensors = host.unpatched_tensors(model)
     before = sum(_bytes(tensors[f"{name}.weight"]) for name in choice.quantize)
@@ -157,10 +157,14 @@ def _other_names(model: Any) -> tuple[dict[str, tuple[str, ...]], Preset]:
             for m in architecture.modules(dims, Naming("diffusers"))}, preset
 
 
-def _kernel(wanted: str) -> Choice:
+def _kernels(wanted: str, modules: dict[str, Any]) -> Choice:
+    """Who multiplies the new layers, and those that are in the host's INT8 already."""
     from ..quant.kernels.choose import Wanted, choose, here
+    from ..quant.layouts.int8 import is_int8
 
-    return choose(Wanted(backend=wanted), [KIND], here([KIND]))
+    int8 = any(hasattr(module.weight, "_layout_cls") and is_int8(module.weight) for module in modules.values())
+    codecs = [KIND, *(("w8a8_dynamic",) if int8 else ())]
+    return choose(Wanted(backend=wanted), codecs, here(codecs))
 
 
 def _layer(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -170,16 +170,18 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
                 raise RuntimeError("A LoRA was put on quantized weights by something that is not the host's model "
                                    "loading. Use the LoRA nodes of ComfyUI on the MODEL of the loader.")
             beside = patches_stay_beside(self.weight)
-            if not beside and (self.weight_function or self.bias_function
-                               or getattr(self, "comfy_force_cast_weights", False)):
+            if not beside and (self.weight_function or self.bias_function):
                 return super().forward_comfy_cast_weights(input, input.dtype)  # the host patches it dequantized
+            forced = not beside and getattr(self, "comfy_force_cast_weights", False)
             functions = self._functions() if beside else []
             weight, bias, done = self._fetch(input, bare=beside)
             try:
                 if not is_tiled(weight):
                     return matmul(input, weight.to(input.dtype), bias)
+                if forced:
+                    return self._dense(input, weight, bias, [])
                 if not functions:
-                    return matmul(input, weight, bias)
+                    return _product(input, weight, bias)
                 if len(lora.pending(functions)) < len(functions):  # others want to see the weight
                     return self._dense(input, weight, bias, functions)
                 return self._patched(input, weight, bias, functions)
@@ -193,7 +195,8 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
 
             functions, first = self.weight_function, getattr(self, "weight_lowvram_function", None)
             if not bare or not functions and first is None:
-                return host.fetch_weight(self, input)
+                # a patched weight is coded again only for a kernel that needs it so
+                return host.fetch_weight(self, input, bare or any(self.weight._params.kernels))
             self.weight_function, self.weight_lowvram_function = [], None
             try:
                 return host.fetch_weight(self, input)
@@ -201,7 +204,7 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
                 self.weight_function, self.weight_lowvram_function = functions, first
 
         def _patched(self, input, weight, bias, functions):
-            out = matmul(input, weight, bias)
+            out = _product(input, weight, bias)
             patches = self._beside()
             found = lora.factors(patches, weight.shape)
             if found is None:
@@ -238,11 +241,14 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
 
         def set_weight(self, weight, inplace_update=False, seed=None, return_weight=False, **kwargs):
             held, ours = self.weight, getattr(self, "quant_format", None) == stored.FORMAT
+            if ours and inplace_update:  # the host would put back the first tensor of the weight alone
+                raise NotImplementedError("LoRA hooks (scheduled LoRAs) do not work on weights of several tensors; use "
+                                          "the LoRA nodes without hooks")
             if not ours:
                 return super().set_weight(weight, inplace_update=inplace_update, seed=seed,
                                           return_weight=return_weight, **kwargs)
             if is_tiled(held) and patches_stay_beside(held):
-                return self._set_beside(weight, inplace_update, return_weight)
+                return self._set_beside(weight, return_weight)
             if not is_tiled(held) or is_coarse(held) and not return_weight:
                 new = weight.to(held.dtype)
             else:
@@ -252,10 +258,7 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
             self.weight = torch.nn.Parameter(new, requires_grad=False)
             return None
 
-        def _set_beside(self, weight, inplace_update, return_weight):
-            if inplace_update:
-                raise NotImplementedError("LoRA hooks (scheduled LoRAs) do not work on SVDQuant weights; use the LoRA "
-                                          "nodes without hooks")
+        def _set_beside(self, weight, return_weight):
             if not weight.is_meta:
                 own = self.weight.to(weight.device)
                 new = lora.add_delta(own, (weight.float() - own.dequantize().float()).to(own.dtype))
@@ -274,3 +277,9 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
             return None
 
     return type("TileOperations", (operations,), {"Linear": Linear})
+
+
+def _product(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [..., K] times a weight, plus bias: in two dimensions, or outside inference mode torch may take a product of
+    three apart, and the bias away from the layout."""
+    return matmul(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], weight.shape[0])

@@ -23,8 +23,10 @@ def linear(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
     params = weight._params
     flat = x.reshape(-1, x.shape[-1])
     act, rows = Activation(flat), dict[int, Tensor]()
-    tiles = sorted(zip(tiles_of(weight), params.kernels, strict=True), key=lambda one: one[0].place[3:5])
-    if not _in_bands([tile.place for tile, _ in tiles]):
+    tiles = list(zip(tiles_of(weight), params.kernels, strict=True))
+    if len(tiles) > 1:
+        tiles.sort(key=lambda one: one[0].place[3:5])
+    if len(tiles) > 1 and not _in_bands([tile.place for tile, _ in tiles]):
         out = _anywhere(act, tiles, bias, params.orig_shape[0])
     else:
         for tile, name in tiles:

@@ -51,7 +51,8 @@ def by_title() -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {name: (kind,) for name, kind in HOST_KIND_OF.items()}
     for name, codec in codecs().items():
         if name != "plain":
-            found[codec.title] = (*found.get(codec.title, ()), name)
+            for title in (codec.title, *codec.also):
+                found[title] = (*found.get(title, ()), name)
     return found
 
 
@@ -81,5 +82,8 @@ def _of_handed(name: str) -> Verdict:
 
 def families() -> list[tuple[str, Verdict]]:
     """One line for each codec: what happens to it on this machine."""
-    lines = [(title, of_codecs(frozenset(codecs))) for title, codecs in by_title().items()]
+    from ..quant.codecs import codecs as every
+
+    others = {title for codec in every().values() for title in codec.also}
+    lines = [(title, of_codecs(frozenset(codecs))) for title, codecs in by_title().items() if title not in others]
     return [*lines, ("BF16, F16, F32", Verdict(GREEN, "not quantized: runs as ComfyUI runs it"))]

@@ -23,7 +23,7 @@ from ...quant.formats import formats, identify, name_unsupported
 from ...quant.host_formats import HOST_FORMATS
 from ...quant.layouts import old
 from ...quant.layouts.stored import FORMAT
-from ...quant.stored import ByteOrder
+from ...quant.stored import ByteOrder, read_scale
 from .. import plan as plans
 from ..architectures import Architecture, Dims, Module
 from ..containers.checkpoint import Checkpoint
@@ -171,7 +171,8 @@ def _with_whole_weights(tensors: Mapping[str, TensorInfo],
     found = {}
     for layer, conf in confs.items():
         tiles = conf.get("tiles") or conf.get("parts")
-        if isinstance(tiles, list) and all(isinstance(tile, dict) for tile in tiles):
+        if isinstance(tiles, list) and tiles and all(isinstance(tile, dict) and all(
+                isinstance(tile.get(size, 0), int) for size in ("row", "rows", "column", "columns")) for tile in tiles):
             shape = (max(tile.get("row", 0) + tile.get("rows", 0) for tile in tiles),
                      max(tile.get("column", 0) + tile.get("columns", 0) for tile in tiles))
             found[f"{layer}.weight"] = TensorInfo("BF16", shape, 0, 0)
@@ -257,6 +258,10 @@ def _tiles(conf: dict[str, Any], module: Module, name: str, rows: int, weight: T
     delta = own.pop("weight_delta", None)
     headers = {leaf: (TORCH_DTYPES.get(info.dtype, info.dtype), tuple(info.shape))
                for leaf, info in {"weight": weight, **own}.items()}
+    wide = [leaf for leaf in old.words_of_four(conf) if headers.get(leaf, ("",))[0] == "float8_e4m3fn"]
+    headers |= {leaf: ("int32", (*headers[leaf][1][:-1], headers[leaf][1][-1] // 4)) for leaf in wide}
+    if delta is not None:
+        plans.check_plain(problems, f"{name}.weight_delta", delta, (rows, module.inner[0]))
     try:
         described = stored.described(conf) if conf["format"] == FORMAT else old.described(conf, headers)
         stored.check(described, headers, (rows, module.inner[0]))
@@ -267,7 +272,14 @@ def _tiles(conf: dict[str, Any], module: Module, name: str, rows: int, weight: T
     plans.check_extra(problems, [f"{name}.{leaf}" for leaf in sorted(unread)])
 
     def read(layer: Layer, part: dict[str, Tensor]) -> list[Coded]:
-        return [Coded(tuple(stored.tiles(described, part)), part.get("bias"), delta=part.get("weight_delta"),
+        import torch
+
+        part = part | {leaf: part[leaf].view(torch.int32) for leaf in wide}
+        tiles = tuple(stored.tiles(described, part))
+        for tile in tiles:
+            for field in ("scale", "input_scale") if codec(tile.place.codec).one_input else ():
+                read_scale(layer.name, tile.fields, field)
+        return [Coded(tiles, part.get("bias"), delta=part.get("weight_delta"),
                       full_precision=bool(conf.get("full_precision_matrix_mult")))]
 
     kinds = [codec(place.codec) for place, _ in described]

@@ -52,6 +52,7 @@ class Ascend(Codec):
         self.weight, self.activation = KINDS[kind]
         self.word = self.switch = HOST_FORMAT.get(kind, "")
         self.why = "a format of Ascend"
+        self.also = ("MXFP4",) if kind == "w4a4_mxfp4" else ()  # as descriptions may call it
         self.coarse = self.weight in ("int4", "mxfp4", "mxfp4_dual")
 
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:

@@ -35,13 +35,14 @@ LOW_RANK = {"down": Field(FLOATS, lambda rows, columns: (columns, -1), optional=
 class Codec:
     """One way to code a weight. `residual` is what every codec has; the rest says what sets it apart.
 
-    `title` is its name in messages, `feature` what it needs of the host (host/contract.py). `fields` are a tile's
-    tensors in the codec's own order, `orders` those in a kernel's. `word` is the host's format that means the same
-    numbers, `switch` the one whose matmul the host may have off, and with it those of kernels that lean on it; `why`
-    says in words why the host's layout does not hold such tiles. `one_input`: whether one activation scale holds for a
-    whole weight, so that its tiles share what is made of the activation; weights that mix these with plain ones are
-    multiplied in full precision. `requantizes`: whether a patched weight can be coded again; where not, patches stay
-    beside it. `coarse`: whether that would lose a usual patch, so that a patched weight stays a float one in memory.
+    `title` is its name in messages, `also` others in reports, `feature` what it needs of the host (host/contract.py).
+    `fields` are a tile's tensors in the codec's own order, `orders` those in a kernel's. `word` is the host's format
+    that means the same numbers, `switch` the one whose matmul the host may have off, and with it those of kernels that
+    lean on it; `why` says in words why the host's layout does not hold such tiles. `one_input`: whether one activation
+    scale holds for a whole weight, so that its tiles share what is made of the activation; weights that mix these with
+    plain ones are multiplied in full precision. `requantizes`: whether a patched weight can be coded again; where not,
+    patches stay beside it. `coarse`: whether that would lose a usual patch, so that a patched weight stays a float one
+    in memory.
     """
 
     name: str
@@ -53,6 +54,8 @@ class Codec:
     switch = ""
     feature = ""
     one_input = False
+    also: tuple[str, ...] = ()
+    shifts = False
     requantizes = True
     coarse = False
 
@@ -70,10 +73,11 @@ class Codec:
         if tile.place.order:
             tile = self.natural(tile)
             down, up = tile["down"], tile["up"]
-        return self.residual(tile, torch.float32).addmm_(up.float(), down.float().t()).to(dtype)
+        return torch.addmm(self.residual(tile, torch.float32), up.float(), down.float().t()).to(dtype)
 
-    def shift(self, tile: Tile) -> Tensor | None:
-        """What a matmul with the dequantized weight adds to the bias that is stored, F32 [rows]; None for nothing."""
+    def shift(self, residual: Tensor) -> Tensor | None:
+        """What a matmul with the dequantized weight (its `residual` in F32) adds to the bias that is stored, F32
+        [rows]; None for nothing, which it is unless `shifts`."""
         return None
 
     def natural(self, tile: Tile) -> Tile:

@@ -54,7 +54,7 @@ class SVDQuant(Codec):
 
     def __init__(self, name: str, title: str, fields: dict[str, Field], order: dict[str, Field] | None,
                  switch: str = "", unsigned: bool = False) -> None:
-        self.name, self.title, self.fields, self.switch, self.unsigned = name, title, fields, switch, unsigned
+        self.name, self.title, self.fields, self.switch, self.shifts = name, title, fields, switch, unsigned
         self.orders = {} if order is None else {"nunchaku": order}
 
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:
@@ -73,13 +73,12 @@ class SVDQuant(Codec):
     def swapped(self, tile: Tile) -> Tile:
         raise ValueError(f"halves of a layer in {self.title} cannot be exchanged")
 
-    def shift(self, tile: Tile) -> Tensor | None:
-        if not self.unsigned:
+    def shift(self, residual: Tensor) -> Tensor | None:
+        if not self.shifts:
             return None
-        from ..svdquant.packed import part_of
-        from ..svdquant.weights import plain_shift, residual
+        from ..svdquant.weights import plain_shift
 
-        return plain_shift(residual(part_of(tile)))
+        return plain_shift(residual)
 
 
 _INT4 = {**_CODES, **_GROUPS, **_SMOOTH, **_LOW}

@@ -57,10 +57,10 @@ NATIVE, USABLE, SLOW = "native", "usable", "slow"
 class Kernel:
     """Who multiplies tiles. `title` is its name in messages, `codecs` are those it has a matmul for.
 
-    `device`: the only type of device that it is for. `by_name`: it is taken only where it is asked for. `own_layout`:
-    it takes tiles only, also where the host's layout would hold them.
-    `host_switches`: whether it is off where the host has the codec's format off. `takes_host_layouts`: whether it also
-    multiplies weights in the host's own layouts (host_tiles.py).
+    `device`: the only type of device that it is for. `by_name`: it is taken only where it is asked for. `whole_file`:
+    it is for files all of whose layers in its codecs it runs. `own_layout`: it takes tiles only, also where the host's
+    layout would hold them. `host_switches`: whether it is off where the host has the codec's format off.
+    `takes_host_layouts`: whether it also multiplies weights in the host's own layouts (host_tiles.py).
     """
 
     name: str
@@ -69,6 +69,7 @@ class Kernel:
     device = ""
     by_name = False
     own_layout = False
+    whole_file = False
     host_switches = False
     takes_host_layouts = False
 
@@ -116,10 +117,12 @@ class Kernel:
 def dense(x: Tensor, tile: Tile, bias: Tensor | None) -> Tensor:
     """x times the dequantized tile, full-precision activations; the low-rank branch as it is."""
     kind = codec(tile.place.codec)
-    shift = kind.shift(tile)
+    tile = kind.natural(tile)
+    weight = kind.residual(tile, torch.float32 if kind.shifts else x.dtype)
+    shift = kind.shift(weight)
     if shift is not None:
         bias = (shift if bias is None else bias.float() + shift).to(x.dtype)
-    return add_low_rank(matmul(x, kind.residual(tile, x.dtype), bias), x, kind.natural(tile))
+    return add_low_rank(matmul(x, weight.to(x.dtype), bias), x, tile)
 
 
 def add_low_rank(out: Tensor, x: Tensor, tile: Tile) -> Tensor:

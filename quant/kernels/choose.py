@@ -16,7 +16,7 @@ from ...host import Machine
 from ...host.errors import CheckpointError
 from ..codecs import codec
 from . import kernel, kernels
-from .base import DEQUANTIZE, NATIVE, USABLE, Kernel, Speed
+from .base import DEQUANTIZE, NATIVE, SLOW, USABLE, Kernel, Speed
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def choose(wanted: Wanted, codecs: Collection[str], machine: Machine) -> Choice:
         found, note = one.asked(wanted, names, machine)
         own |= dict.fromkeys(one.codecs, found) if found else {}
         notes += [note] if note else []
-    picked = {name: _pick(wanted, name, machine, own.get(name, "")) for name in names}
+    picked = {name: _pick(wanted, name, machine, own.get(name, ""), names) for name in names}
     groups: dict[tuple[str, str, str], list[str]] = {}
     for name, (run, why, speed) in picked.items():
         groups.setdefault((run.name or "dequantize", why, speed.words), []).append(codec(name).title)
@@ -78,7 +78,7 @@ def choose(wanted: Wanted, codecs: Collection[str], machine: Machine) -> Choice:
                   all(pick.speed.level == NATIVE for pick in picked.values()))
 
 
-def _pick(wanted: Wanted, name: str, machine: Machine, own: str) -> _Pick:
+def _pick(wanted: Wanted, name: str, machine: Machine, own: str, names: Collection[str]) -> _Pick:
     asked = wanted.backend if wanted.backend not in ("", "auto") else ""
     if asked == "dequantize" or not asked and wanted.compute == "dequantize":
         return _Pick(DEQUANTIZE, "as chosen", DEQUANTIZE.speed(name, machine))
@@ -90,19 +90,23 @@ def _pick(wanted: Wanted, name: str, machine: Machine, own: str) -> _Pick:
     if asked and name in kernel(asked).codecs:
         problem = kernel(asked).runs(name, machine)
         if problem:
-            auto = _auto(name, machine).kernel.name or "dequantize"
+            auto = _auto(name, machine, names).kernel.name or "dequantize"
             raise CheckpointError(f"{asked} cannot run these layers: {problem}", f"{codec(name).title} layers",
                                   f"set backend to 'auto', which takes {auto} here")
-        return _Pick(kernel(asked), "as chosen", kernel(asked).speed(name, machine))
-    return _native(name, machine) if wanted.compute == "native" else _auto(name, machine)
+        speed, kind = kernel(asked).speed(name, machine), codec(name)
+        if speed.level == SLOW and kind.switch and not kind.requantizes:  # the host has its matmul off here
+            speed = speed._replace(words=f"{speed.words}; {DEQUANTIZE.speed(name, machine).words}")
+        return _Pick(kernel(asked), "as chosen", speed)
+    return _native(name, machine) if wanted.compute == "native" else _auto(name, machine, names)
 
 
 def _candidates(name: str) -> list[Kernel]:
     return [one for one in kernels() if name in one.codecs and not one.by_name]
 
 
-def _auto(name: str, machine: Machine) -> _Pick:
-    found = [(one, one.speed(name, machine)) for one in _candidates(name) if not one.runs(name, machine)]
+def _auto(name: str, machine: Machine, names: Collection[str]) -> _Pick:
+    found = [(one, one.speed(name, machine)) for one in _candidates(name) if not any(
+        one.runs(other, machine) for other in (names if one.whole_file else (name,)) if other in one.codecs)]
     for level in (NATIVE, USABLE):
         for one, speed in found:
             if speed.level == level:

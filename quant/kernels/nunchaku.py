@@ -36,12 +36,12 @@ class Nunchaku(Kernel):
 
     name, title = ORDER, "nunchaku"
     codecs = frozenset(KIND)
+    whole_file = True
 
     def probe(self, machine: Machine) -> nunchaku_wheel.Wheel:
         return nunchaku_wheel.find()
 
     def runs(self, name: str, machine: Machine) -> str:
-        """Why not. A modulation (AWQ) runs wherever the file's W4A4 layers do; those decide."""
         gate = nunchaku_wheel.gate({KIND[name]}, machine.capability)
         return (gate or machine.found[self.name].problem).strip()
 

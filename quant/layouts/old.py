@@ -31,7 +31,7 @@ def described(conf: Mapping[str, Any], leaves: Mapping[str, Seen]) -> list[Descr
         if word == ROW_SHARDS:
             return _row_shards(leaves)
         return _svdquant(conf, leaves) if word == SVDQUANT else _ascend(leaves, word.removeprefix(ASCEND))
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"a {word} marker that does not list its parts: these tensors were not converted by this "
                          "pack; load the original file") from error
 
@@ -52,7 +52,17 @@ def _row_shards(leaves: Mapping[str, Seen]) -> list[Described]:
             fields |= {"input_scale": "input_scale"} if "input_scale" in leaves else {}
         tiles.append((Place(name, rows, columns * (2 if name == "nvfp4" else 1), row), fields))
         row += rows
+    scales = leaves["weight_scale"][1]
+    if scales != (len(tiles),):
+        raise ValueError(f"weight_scale is {list(scales)}, expected {[len(tiles)]}")
     return tiles
+
+
+def words_of_four(conf: Mapping[str, Any]) -> list[str]:
+    """The leaves of I32 codes, which 0.1 saved as F8_E4M3 of four times the columns."""
+    parts = conf.get("parts") if conf.get("format") == SVDQUANT else None
+    return [_leaf("codes", i) for i, one in enumerate(parts if isinstance(parts, list) else ())
+            if isinstance(one, dict) and one.get("kind") == "awq" and one.get("packed")]
 
 
 def _svdquant(conf: Mapping[str, Any], leaves: Mapping[str, Seen]) -> list[Described]:

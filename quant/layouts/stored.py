@@ -63,6 +63,11 @@ def described(conf: Mapping[str, Any]) -> list[Described]:
                          "pack; load the original file") from error
     if not found:
         raise ValueError(f"a {FORMAT} marker of no tiles")
+    for place, fields in found:
+        sizes = (place.rows, place.columns, place.row, place.column)
+        if not all(type(size) is int and size >= 0 for size in sizes) or not isinstance(place.number, (int, float)) \
+                or not all(isinstance(text, str) for text in (place.codec, place.order, *fields, *fields.values())):
+            raise ValueError(f"a {FORMAT} marker with a tile that is none: {place}")
     return found
 
 
@@ -77,6 +82,8 @@ def check(tiles: Sequence[Described], leaves: Mapping[str, Seen], shape: tuple[i
             if name not in leaves:
                 raise ValueError(f"{leaf} is missing")
             dtype, sizes = leaves[name]
+            if index is not None and (not sizes or index >= sizes[0]):
+                raise ValueError(f"{name} is {list(sizes)}, too small for {leaf}")
             seen[field] = dtype, sizes if index is None else sizes[1:]
         wrong = problem(place, seen, kind)
         if wrong:

@@ -49,6 +49,8 @@ class TilesLayout(QuantizedLayout):
         if not like:
             raise NotImplementedError("tiles come from a checkpoint; a float weight alone does not say how to code it")
         own = {name: options[name] for name in ("inplace_ops",) if name in options}
+        there = {id(t): t.to(tensor.device) for tile in like for t in tile.fields.values()}  # what stays, stays shared
+        like = [tile.apply(lambda t: there[id(t)]) for tile in like]
         tiles = [codec(tile.place.codec).requantize(_at(tensor, tile.place).contiguous(), tile,
                                                     stochastic_rounding or 0, **own) for tile in like]
         return params_of(tiles, tensor.dtype, tuple(tensor.shape), kernels)
@@ -163,8 +165,11 @@ def is_coarse(weight: QuantizedTensor) -> bool:
 
 def plain_bias(weight: QuantizedTensor, bias: Tensor | None) -> Tensor | None:
     """The bias that goes with the dequantized weight."""
-    shifts = [(tile.place, shift) for tile in tiles_of(weight)
-              if (shift := codec(tile.place.codec).shift(tile)) is not None]
+    shifts = []
+    for tile in tiles_of(weight):
+        kind = codec(tile.place.codec)
+        shift = kind.shift(kind.residual(tile, torch.float32)) if kind.shifts else None
+        shifts += [(tile.place, shift)] if shift is not None else []
     if not shifts:
         return bias
     out = torch.zeros(weight._params.orig_shape[0], device=weight.device) if bias is None else bias.float()

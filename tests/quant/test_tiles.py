@@ -283,3 +283,49 @@ def test_a_scale_that_tiles_have_in_common_is_one_tensor():
     module, fused = linear(parts())
     first, second, third = (tile["input_scale"] for tile in tiles_of(module.weight))
     assert first is second is third and sum("input_scale" in leaf for leaf in fused.tensors) == 1
+
+
+def test_hooks_are_refused():
+    """The host undoes a hook by copying into the parameter's data, which is a clone of all but the first tensor."""
+    module, _ = linear(parts())
+    before = module.weight.dequantize()
+    with pytest.raises(NotImplementedError, match="LoRA hooks"):
+        module.set_weight(before * 1.5, inplace_update=True)
+    assert torch.equal(module.weight.dequantize(), before)
+
+
+def test_forced_casts_multiply_dequantized(cpu_gemm):
+    """What the host's compute dtype does: activations stay as they are."""
+    module, _ = linear(parts())
+    module.comfy_force_cast_weights = True
+    with torch.inference_mode():
+        out = module(activations())
+    exact = torch.nn.functional.linear(activations(), by_definition(parts()), torch.cat([p["bias"] for p in parts()]))
+    assert not cpu_gemm and rel(out, exact) < 1e-6
+
+
+@pytest.mark.parametrize("how", ["columns", "rows"])
+def test_slices_of_three_dimensions_outside_inference_mode(how, cpu_gemm):
+    module, _ = linear(parts())
+    big = torch.randn(2, 9, 2 * COLUMNS, generator=torch.Generator().manual_seed(2))
+    x = big[..., :COLUMNS] if how == "columns" else big[..., :COLUMNS].contiguous()[:, :8]
+    with torch.inference_mode():
+        expected = module(x.contiguous())
+    with torch.no_grad():
+        assert torch.equal(module(x), expected) and len(cpu_gemm) == 6
+
+
+def test_dequantizing_leaves_the_tiles_alone():
+    codes = torch.randn(8, 64)
+    tile = Tile(Place("plain", 8, 64), {"codes": codes.clone(), "down": torch.ones(64, 1), "up": torch.ones(8, 1)})
+    from quantized_transformers.quant.codecs import codec
+
+    assert torch.equal(codec("plain").dequantize(tile, torch.float32), codes + 1)
+    assert torch.equal(tile["codes"], codes)
+
+
+def test_coded_again_where_the_new_weight_is():
+    module, _ = linear(parts())
+    again = module.weight.requantize_from_float(by_definition(parts()).to("meta"), inplace_ops=True)
+    assert {tensor.device.type for tile in tiles_of(again) for tensor in tile.fields.values()} == {"meta"}
+    assert len({id(tile["input_scale"]) for tile in tiles_of(again)}) == 1

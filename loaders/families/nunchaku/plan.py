@@ -14,7 +14,7 @@ from .recognise import HALF, PRECISIONS, Found
 from .table import Entry
 
 if TYPE_CHECKING:
-    from ...description import CheckpointDescription
+    pass
 
 W4A4 = {"int4": "SVDQ INT4", "nvfp4": "SVDQ NVFP4"}  # names of the stored formats in reports and layer maps
 AWQ = "AWQ INT4"
@@ -62,11 +62,6 @@ class Planned(NamedTuple):
     module: Module
     pieces: tuple[Piece, ...] = ()
     plain: tuple[Rows, ...] = ()
-
-
-def part_kinds(description: CheckpointDescription) -> set[str]:
-    """The kinds of quantized layers that a described file holds: "int4" or "nvfp4", and "awq"."""
-    return {kind for kind, name in {**W4A4, "awq": AWQ}.items() if name in description.formats}
 
 
 @dataclass

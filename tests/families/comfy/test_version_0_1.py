@@ -91,11 +91,53 @@ def test_stored_bytes_stay_views(made, output, tmp_path):
     assert native.layouts["qt.tiles"] > 4 and not copied
 
 
+def test_awq_in_the_kernels_order(made, output, tmp_path):
+    """0.1 saved its I32 codes as F8_E4M3 of four times the columns."""
+    from quantized_transformers.quant.layouts import stored
+    from quantized_transformers.quant.svdquant.packed import packed
+
+    tensors = load_file(str(save(made["svdq int4"][0], "0.1 packed", overwrite=True, step=lambda n: None)[0]))
+    for name in [n for n, t in tensors.items() if n.endswith(".comfy_quant") and b'"awq"' in bytes(t.tolist())]:
+        layer, conf = name.removesuffix("comfy_quant"), json.loads(bytes(tensors[name].tolist()))
+        own = {n.removeprefix(layer): t for n, t in tensors.items() if n.startswith(layer)}
+        tiles = [packed(tile) for tile in stored.tiles(stored.described(conf), own)]
+        tensors |= {layer + leaf: stored.as_saved(t) for leaf, t in stored.named(tiles)[1].items()}
+        tensors[name] = marker(stored.conf_of(tiles))
+    assert any(b'"order": "nunchaku"' in bytes(t.tolist()) for n, t in tensors.items() if n.endswith(".comfy_quant"))
+    old = as_version_0_1(tensors)
+    for name, mark in old.items():
+        conf = json.loads(bytes(mark.tolist())) if name.endswith(".comfy_quant") else {}
+        if any(one.get("packed") for one in conf.get("parts", ())):
+            weight = name.replace("comfy_quant", "weight")
+            old[weight] = old[weight].view(torch.float8_e4m3fn)
+    save_file({n: t.contiguous() for n, t in old.items()}, str(tmp_path / "old.safetensors"))
+    patcher, run = made["svdq int4"]
+    assert torch.equal(run(load(tmp_path / "old.safetensors", compute="dequantize").patcher), run(patcher))
+
+
+MALFORMED = [{"rows": "32"}, {"rows": None}, {"codec": ["fp8"]}, {"fields": {"codes": ["weight"]}}, {"row": -1}]
+
+
+@pytest.mark.parametrize("change", MALFORMED, ids=str)
+def test_malformed_markers_are_refused(change, made, output, tmp_path):
+    tensors = load_file(str(save(made["fp8"][0], "0.1 malformed", overwrite=True, step=lambda n: None)[0]))
+    name = next(n for n, t in tensors.items() if n.endswith(".comfy_quant") and b"qt.tiles" in bytes(t.tolist()))
+    conf = json.loads(bytes(tensors[name].tolist()))
+    conf["tiles"][0] |= change
+    save_file({**tensors, name: marker(conf)}, str(tmp_path / "malformed.safetensors"))
+    with pytest.raises(CheckpointError):
+        load(tmp_path / "malformed.safetensors")
+
+
 BROKEN = {
     "rows": ("fp8", lambda t, layer: {f"{layer}.weight_shard_1": t[f"{layer}.weight_shard_1"][:8]}, "tiles .* do not make"),
     "scales": ("fp8", lambda t, layer: {f"{layer}.weight_scale": t[f"{layer}.weight_scale"].half()}, "scale is float16"),
     "no parts": ("svdq int4", lambda t, layer: {f"{layer}.comfy_quant": marker({"format": "qt.svdquant"})},
                  "does not list its parts"),
+    "one scale short": ("fp8", lambda t, layer: {f"{layer}.weight_scale": t[f"{layer}.weight_scale"][:-1]},
+                        r"weight_scale is \[2\], expected \[3\]"),
+    "no number": ("fp8", lambda t, layer: {f"{layer}.weight_scale": t[f"{layer}.weight_scale"] * float("nan")},
+                  "must be a finite positive number"),
     "unknown": ("w8a8", lambda t, layer: {f"{layer}.comfy_quant": marker({"format": "qt.ascend.w1a1"})},
                 "'qt.ascend.w1a1', which this version does not load"),
     "another layer's": ("w8a8", lambda t, layer: {f"{layer}.weight_quant_bias": t[f"{layer}.weight_quant_bias"][:5]},

@@ -264,3 +264,10 @@ def test_an_impostor_is_told_of():
     found = {"nunchaku": nunchaku_wheel.Wheel("0.16.1", "a statistics library"), "torch_npu": None}
     assert choose(Wanted(), ["svdq_int4"], Machine("cuda", "here", (8, 0), found=found)).notes == ("a statistics library",)
     assert not choose(Wanted(), ["fp8"], Machine("cuda", "here", (8, 0), found=found)).notes
+
+
+def test_the_engine_runs_a_whole_file_or_nothing_of_it():
+    """Turing has no FP4 kernels; the modulation of such a file stays out of the engine's, too."""
+    choice = choose(Wanted(), ["svdq_nvfp4", "awq"], machine((7, 5), ""))
+    assert choice.kernels == {"svdq_nvfp4": "", "awq": ""}
+    assert choose(Wanted(), ["svdq_int4", "awq"], machine((7, 5), "")).kernels["awq"] == ENGINE

@@ -360,3 +360,13 @@ def test_an_unknown_codec_in_a_saved_model_is_an_error():
     conf["tiles"][0]["codec"] = "w1a1"
     with pytest.raises(ValueError, match="w1a1"):
         module.load_state_dict(dict(layer.tensors) | {"comfy_quant": marker(conf)})
+
+
+def test_a_static_bias_is_added_once_whatever_the_input_is():
+    part = make("W8A8")
+    module, _ = linear("W8A8", part)
+    big = activations(256).reshape(2, 8, 256)
+    x = big[..., :128]
+    expected = run(module, x.contiguous())
+    with torch.no_grad():
+        assert torch.equal(module(x), expected) and torch.equal(module(big[..., :128].contiguous()[:, :5]), expected[:, :5])
