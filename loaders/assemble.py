@@ -169,6 +169,12 @@ def _quantized(native: NativeStateDict, planned: Planned, found: list[Coded], de
     tiles = [tile.at(piece.row + tile.place.row, piece.column + tile.place.column)
              for piece, one in zip(pieces, found, strict=True) for tile in one.tiles]
     native.layer_notes += [note for one in found for note in one.notes]
+    if len(pieces) > 1 or module.swap_halves:  # one alone may have the rows that the host's kernels pad
+        for piece, one in zip(pieces, found, strict=True):
+            rows = max((tile.place.row + tile.place.rows for tile in one.tiles), default=0)
+            if rows > piece.rows:
+                raise ValueError(f"{piece.layer.name} is padded to {rows} rows, expected {piece.rows} in a layer that "
+                                 "ComfyUI fuses")
     if module.native in DETECTED and any(tile["codes"].dtype == torch.uint8 for tile in tiles):
         kinds = " and ".join(dict.fromkeys(codec(tile.place.codec).title for tile in tiles))
         native.notes.append(f"{module.native}: {kinds} dequantized, because ComfyUI detects the model by its width")

@@ -329,3 +329,33 @@ def test_coded_again_where_the_new_weight_is():
     again = module.weight.requantize_from_float(by_definition(parts()).to("meta"), inplace_ops=True)
     assert {tensor.device.type for tile in tiles_of(again) for tensor in tile.fields.values()} == {"meta"}
     assert len({id(tile["input_scale"]) for tile in tiles_of(again)}) == 1
+
+
+@pytest.mark.parametrize(("parts", "swap"), [(("to_q", "to_k"), False), (("linear",), True)])
+def test_padded_rows_do_not_shift_the_rows_of_others(parts, swap):
+    """Rows that the host's kernels pad (24 -> 32) are kept where a layer is alone, and refused in a fused one, where the
+    rows of the next part would lie below zeros."""
+    from quantized_transformers.loaders.architectures import Module
+    from quantized_transformers.loaders.assemble import Layers, NativeStateDict, Tensors, add
+    from quantized_transformers.loaders.plan import Layer, Piece, Planned
+    from quantized_transformers.quant.codecs.nvfp4 import NVFP4_FORMAT
+
+    class Given(Tensors):
+        def __init__(self):
+            self.mapped = {}
+
+        def take(self, layer):
+            return {"weight": torch.zeros(32, 32, dtype=torch.uint8), "weight_scale_2": torch.tensor(1.0),
+                    "weight_scale": torch.zeros(128, 4).to(torch.float8_e4m3fn)}
+
+    def made(parts, swap):
+        layers = [Layer(name, "NVFP4", ("weight",), read=lambda layer, part: [
+            NVFP4_FORMAT.coded(layer.name, part, ByteOrder(False, True))]) for name in parts]
+        module = Module("qkv", parts, (24,) * len(parts), (64,), bias=False, swap_halves=swap)
+        native = NativeStateDict()
+        add(native, Planned(module, tuple(Piece(x, 24, 0, 24 * i) for i, x in enumerate(layers))), Layers(Given()))
+        return native.tensors
+
+    assert made(("linear",), False)["qkv.weight"].shape == (32, 32)
+    with pytest.raises(ValueError, match=f"{parts[0]} is padded to 32 rows, expected 24"):
+        made(parts, swap)
