@@ -22,7 +22,10 @@ from .server import Server
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 # This pack answers 404 for a checkpoint that is not there, and its pages take it for that.
 OPTIONAL = "/api/quantized_transformers/describe"
-READY = "(node) => node in (window.LiteGraph?.registered_node_types ?? {}) && window.app?.vueAppReady === true"
+# The page's spinner turns from before it registers nodes until its start graph is there, which takes the place of any
+# graph loaded before it.
+READY = ("(node) => node in (window.LiteGraph?.registered_node_types ?? {}) && window.app?.vueAppReady === true"
+         " && window.app.extensionManager.spinner === false")
 QUIET = 2  # seconds
 
 
