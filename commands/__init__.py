@@ -12,6 +12,7 @@ COMMANDS = {
     "build-nvfp4": "build_nvfp4",
     "repack-wan": "repack_wan",
     "compare": "compare",
+    "bench": "bench",
     "migrate": "migrate",
     "doctor": "doctor",
 }

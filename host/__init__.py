@@ -7,20 +7,24 @@ Where hosts differ, ask for the capability, not the version. contract.py lists w
 from .check import all_lacks, lacking, require, version
 from .check import found as found_lacks
 from .devices import (
+    allocated_memory,
     amd_architecture,
     capability,
     compute_device,
     device_name,
     device_type,
     float_bytes,
+    forget_peak,
     free_memory,
     has_matmul,
     is_cpu,
     is_out_of_memory,
     kitchen_backends,
     progress,
+    synchronize,
     torch_builds,
 )
+from .dynamic import start_dynamic_vram
 from .elsewhere import act_for
 from .errors import HostChanged
 from .folders import (
@@ -34,6 +38,7 @@ from .folders import (
     register_model_folder,
 )
 from .machine import MATMULS, Machine, machine
+from .measuring import empty_latent, let_go, weight_bytes
 from .models import (
     ATTACHMENT,
     PREFERENCE,

@@ -164,6 +164,26 @@ FEATURES = {
         "comfy.utils:PROGRESS_BAR_ENABLED",
         "latent_preview:prepare_callback(model, steps)",
     )),
+    "measuring": Feature("the command `bench` does not work", (
+        f"{_PATCHER}.get_model_object(self, name)",
+        f"{_PATCHER}.loaded_size(self)",
+        f"{_PATCHER}.model_size(self)",
+        f"{_PATCHER}.is_dynamic(self)",
+        *(f"comfy.latent_formats:LatentFormat->{name}" for name in (
+            "latent_channels", "latent_dimensions", "spacial_downscale_ratio", "temporal_downscale_ratio")),
+        "comfy.model_management:unload_all_models()",
+        "comfy.model_management:soft_empty_cache()",
+    )),
+    "dynamic VRAM": Feature("the command `bench` measures without ComfyUI's dynamic VRAM", (
+        "comfy.cli_args:args",
+        "comfy.cli_args:enables_dynamic_vram()",
+        "comfy.model_management:is_nvidia()",
+        "comfy.model_management:is_wsl()",
+        "comfy.model_management:get_all_torch_devices()",
+        "comfy.model_patcher:CoreModelPatcher",
+        "comfy.model_patcher:ModelPatcherDynamic",
+        "comfy.memory_management:aimdo_enabled",
+    )),
     "text encoders": Feature("Load Base Text Encoder does not work; use ComfyUI's CLIP loaders", (
         "comfy.sd:load_text_encoder_state_dicts(sds, embedding_directory=, clip_type=, model_options=, "
         "disable_dynamic=)",

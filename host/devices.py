@@ -123,6 +123,40 @@ def is_out_of_memory(error: BaseException) -> bool:
     return bool(is_oom(error)) if is_oom else isinstance(error, torch.OutOfMemoryError)
 
 
+@needs("devices")
+def synchronize() -> None:
+    """Wait until the device the host runs models on has done what it was given; nothing to wait for on a CPU."""
+    import torch
+
+    wait = getattr(getattr(torch, device_type(), None), "synchronize", None)
+    if wait is not None and not is_cpu():
+        wait()
+
+
+@needs("devices")
+def allocated_memory(peak: bool = False) -> int:
+    """Bytes that torch has allocated on the host's device, or the most since `forget_peak`; 0 where torch does not
+    count both (a CPU, MPS, DirectML)."""
+    counter = _counter()
+    return int(counter.max_memory_allocated() if peak else counter.memory_allocated()) if counter else 0
+
+
+@needs("devices")
+def forget_peak() -> None:
+    """Let the peak of `allocated_memory` begin anew."""
+    counter = _counter()
+    if counter:
+        counter.reset_peak_memory_stats()
+
+
+def _counter() -> Any:
+    """torch's module for the host's device, where that counts memory and its peak; else None."""
+    import torch
+
+    module = None if is_cpu() else getattr(torch, device_type(), None)
+    return module if hasattr(module, "max_memory_allocated") else None
+
+
 def free_memory(device: torch.device, patcher: Any) -> int:
     """Bytes that the host can give to a computation of a model on a device now, with the weights that it can evict."""
     return int(patcher.get_free_memory(device))

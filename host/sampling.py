@@ -47,25 +47,27 @@ def start_of(patcher: Any, latent: dict[str, Any], seed: int) -> tuple[torch.Ten
 
 @needs("comparing")
 def sample(patcher: Any, start: tuple[torch.Tensor, torch.Tensor], on_step: Callable[[int, torch.Tensor], None], *,
-           mask: Any = None, steps: int, **options: Any) -> torch.Tensor:
+           mask: Any = None, steps: int, quiet: bool = False, **options: Any) -> torch.Tensor:
     """Sample from (latent, noise); the result on the CPU.
 
     `on_step` gets the number of the step, from 0, and the denoised prediction x0 of the sampler's callback. Previews,
-    progress and Cancel are those of the host's nodes. `options`: those of comfy.sample.sample.
+    progress and Cancel are those of the host's nodes; with `quiet` there are none, for they take time of the next step.
+    `options`: those of comfy.sample.sample.
     """
     import comfy.sample
     import comfy.utils
     import latent_preview
 
-    shown = latent_preview.prepare_callback(patcher, steps)
+    shown = None if quiet else latent_preview.prepare_callback(patcher, steps)
 
     def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
         on_step(step, x0)
-        shown(step, x0, x, total)
+        if shown:
+            shown(step, x0, x, total)
 
     latent, noise = start
     result = comfy.sample.sample(patcher, noise, steps=steps, latent_image=latent, noise_mask=mask, callback=callback,
-                                 disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, **options)
+                                 disable_pbar=quiet or not comfy.utils.PROGRESS_BAR_ENABLED, **options)
     return result.to("cpu")
 
 

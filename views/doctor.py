@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from .. import host
@@ -17,7 +19,7 @@ def facts() -> dict[str, Any]:
     With it: "device", "capability" (CUDA's, or None), "cuda", "hip", "npu", "kitchen" (back end -> "available" or why
     not), "nunchaku", "flashinfer", "<kind> matmul", and "families": [{"family", "verdict", "text"}].
     """
-    out: dict[str, Any] = {"python": sys.version.split()[0], "ComfyUI": host.version()}
+    out: dict[str, Any] = {"this pack": _pack(), "python": sys.version.split()[0], "ComfyUI": host.version()}
     out |= {package: _version(package) for package in PACKAGES}
     out |= {"nunchaku": _nunchaku(), "flashinfer": _flashinfer()}
     if out["ComfyUI"] != "not found":
@@ -38,6 +40,13 @@ def lines(found: dict[str, Any]) -> list[str]:
         out.append(f"{key}: {'none' if value in (None, '') else value}")
     width = max((len(row["family"]) for row in found.get("families", ())), default=0)
     return out + [f"{row['verdict']:5}  {row['family']:{width}}  {row['text']}" for row in found.get("families", ())]
+
+
+def _pack() -> str:
+    """The version in pyproject.toml, for which Python 3.10 has no reader."""
+    text = (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r'^version = "(.+)"$', text, re.MULTILINE)
+    return found[1] if found else "unknown"
 
 
 def _version(package: str) -> str:

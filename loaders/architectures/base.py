@@ -50,6 +50,18 @@ def tensor_name(module: str, leaf: str) -> str:
     return f"{module}.{leaf}" if module else leaf
 
 
+class Inputs(NamedTuple):
+    """What a model is given beside the latents, as ComfyUI's own text encoders give it, for runs without any.
+
+    `text`: (tokens, width) of an encoded prompt. `pooled`: width of a pooled one, 0 where the model takes none.
+    `patch`: side of the square of latents that becomes one token; 0 for a UNet, which has none.
+    """
+
+    text: tuple[int, int]
+    pooled: int = 0
+    patch: int = 2
+
+
 class Entry(NamedTuple):
     """A row of an architecture's table: the stored parts of one native module, with sizes still by name."""
 
@@ -179,4 +191,8 @@ class Architecture(Protocol):
 
     def marks(self, dims: Dims) -> tuple[str, ...]:
         """Names of empty tensors that switch the host's behaviour for these sizes and are stored nowhere."""
+        ...
+
+    def inputs(self, dims: Dims) -> Inputs:
+        """What a model of these sizes, those of `dims_from_model`, is given beside the latents."""
         ...

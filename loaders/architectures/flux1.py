@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..containers.safetensors import TensorInfo
-from .base import Dims, Module, Naming, config_int, count_blocks, expand, fused, linear, norm, shape_of
+from .base import Dims, Inputs, Module, Naming, config_int, count_blocks, expand, fused, linear, norm, shape_of
 
 HEAD = 128  # fixed in ComfyUI: head size, rotary axes, MLP ratio 4, 256 timestep channels
 AXES = [16, 56, 56]
@@ -136,6 +136,9 @@ class Flux1:
 
     def marks(self, dims: Dims) -> tuple[str, ...]:
         return ()
+
+    def inputs(self, dims: Dims) -> Inputs:
+        return Inputs((256, dims["text"]), dims["pooled"])  # T5 pads to 256, CLIP-L pools
 
 
 FLUX1 = Flux1()

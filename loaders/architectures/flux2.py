@@ -14,7 +14,20 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..containers.safetensors import TensorInfo
-from .base import Dims, Module, Naming, check_fixed, config_int, count_blocks, expand, fused, linear, norm, shape_of
+from .base import (
+    Dims,
+    Inputs,
+    Module,
+    Naming,
+    check_fixed,
+    config_int,
+    count_blocks,
+    expand,
+    fused,
+    linear,
+    norm,
+    shape_of,
+)
 
 HEAD, CHANNELS = 128, 128
 # Fixed in ComfyUI (comfy/model_detection.py, "flux2"; comfy/ldm/flux/layers.py); also diffusers' defaults.
@@ -130,6 +143,9 @@ class Flux2:
 
     def marks(self, dims: Dims) -> tuple[str, ...]:
         return ()
+
+    def inputs(self, dims: Dims) -> Inputs:
+        return Inputs((512, dims["text"]), patch=1)  # the host pads to 512; 2 x 2 are in the channels of its latents
 
 
 FLUX2 = Flux2()

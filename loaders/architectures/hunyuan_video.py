@@ -17,6 +17,7 @@ from typing import Any
 from ..containers.safetensors import TensorInfo
 from .base import (
     Dims,
+    Inputs,
     Module,
     Naming,
     check_fixed,
@@ -179,6 +180,9 @@ class HunyuanVideo:
 
     def marks(self, dims: Dims) -> tuple[str, ...]:
         return ()
+
+    def inputs(self, dims: Dims) -> Inputs:
+        return Inputs((256, dims["text"]), POOLED, PATCH[1])  # LLaMA pads to 256, CLIP-L pools
 
 
 HUNYUAN_VIDEO = HunyuanVideo()

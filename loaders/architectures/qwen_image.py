@@ -12,11 +12,12 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..containers.safetensors import TensorInfo
-from .base import Dims, Entry, Module, Naming, Size, config_int, count_blocks, expand, linear, norm, shape_of
+from .base import Dims, Entry, Inputs, Module, Naming, Size, config_int, count_blocks, expand, linear, norm, shape_of
 
 HEAD = 128  # fixed in ComfyUI: head size, rotary axes, patches of 2x2, 16 channels out, MLP ratio 4
 AXES = [16, 56, 56]
 PATCH, CHANNELS_OUT = 2, 16
+TEXT = 3584  # as it is in ComfyUI's code; its detection leaves it out
 TIMESTEP_ZERO = "__index_timestep_zero__"  # what the host looks for: reference latents are conditioned on timestep 0
 
 
@@ -104,7 +105,7 @@ class QwenImage:
         return {
             "layers": config_int(config, "num_layers", 60),
             "hidden": head * config_int(config, "num_attention_heads", 24), "in": channels, "out": patch ** 2 * out,
-            "text": config_int(config, "joint_attention_dim", 3584),
+            "text": config_int(config, "joint_attention_dim", TEXT),
             "zero_cond_t": int(bool(config.get("zero_cond_t", False))),
         }
 
@@ -113,6 +114,7 @@ class QwenImage:
             return None
         # the host keeps the other sizes in its code, not in unet_config
         return {"layers": unet_config["num_layers"], "in": unet_config["in_channels"],
+                "text": unet_config.get("joint_attention_dim", TEXT),
                 "zero_cond_t": int(unet_config.get("default_ref_method") == "index_timestep_zero")}
 
     def modules(self, dims: Dims, naming: Naming) -> Iterator[Module]:
@@ -124,6 +126,9 @@ class QwenImage:
 
     def marks(self, dims: Dims) -> tuple[str, ...]:
         return (TIMESTEP_ZERO,) if dims.get("zero_cond_t") else ()
+
+    def inputs(self, dims: Dims) -> Inputs:
+        return Inputs((128, dims["text"]), patch=PATCH)  # a long prompt; nothing is padded
 
 
 QWEN_IMAGE = QwenImage()

@@ -20,6 +20,7 @@ from ..containers.safetensors import TensorInfo
 from .base import (
     Dims,
     Entry,
+    Inputs,
     Module,
     Naming,
     check_fixed,
@@ -34,6 +35,7 @@ from .base import (
 
 HEAD = 64  # fixed in ComfyUI for every UNet of this kind
 LEVELS = (1, 2, 4)  # widths of the levels, in those of the first
+SIZE_EMBEDDING = 256  # of each of six numbers: height, width, crop and target
 RESNETS = 2  # of a level on the way down; one more on the way up
 SIZES = {"hidden": 320, "in": 4, "out": 4, "text": 2048, "vector": 2816, "middle": 2, "deep": 10}  # of all SDXL models
 
@@ -85,8 +87,8 @@ FIXED = {
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     "layers_per_block": RESNETS, "use_linear_projection": True, "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256, "norm_num_groups": 32, "norm_eps": 1e-5, "act_fn": "silu", "flip_sin_to_cos": True,
-    "freq_shift": 0, "center_input_sample": False, "resnet_time_scale_shift": "default",
+    "addition_time_embed_dim": SIZE_EMBEDDING, "norm_num_groups": 32, "norm_eps": 1e-5, "act_fn": "silu",
+    "flip_sin_to_cos": True, "freq_shift": 0, "center_input_sample": False, "resnet_time_scale_shift": "default",
 }
 
 _SAVED = re.compile(r"^(?P<prefix>model\.diffusion_model\.|)input_blocks\.\d+\.1\.transformer_blocks\.\d+\.attn1\."
@@ -221,6 +223,10 @@ class Sdxl:
 
     def marks(self, dims: Dims) -> tuple[str, ...]:
         return ()
+
+    def inputs(self, dims: Dims) -> Inputs:
+        # CLIP-L and CLIP-G side by side, in chunks of 77; the host makes six embeddings of sizes itself
+        return Inputs((77, dims["text"]), dims["vector"] - 6 * SIZE_EMBEDDING, patch=0)
 
 
 SDXL = Sdxl()

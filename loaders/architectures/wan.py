@@ -15,7 +15,20 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..containers.safetensors import TensorInfo
-from .base import Dims, Module, Naming, config_int, conv, count_blocks, expand, linear, norm, parameter, shape_of
+from .base import (
+    Dims,
+    Inputs,
+    Module,
+    Naming,
+    config_int,
+    conv,
+    count_blocks,
+    expand,
+    linear,
+    norm,
+    parameter,
+    shape_of,
+)
 
 # Fixed in ComfyUI: its detection (comfy/model_detection.py, "Wan 2.1") sets these or leaves WanModel's defaults.
 HEAD, PATCH, TEXT, FREQUENCIES, IMAGE, EPSILON, QK_NORM = 128, [1, 2, 2], 4096, 256, 1280, 1e-6, "rms_norm_across_heads"
@@ -159,6 +172,9 @@ class Wan:
 
     def marks(self, dims: Dims) -> tuple[str, ...]:
         return ()
+
+    def inputs(self, dims: Dims) -> Inputs:
+        return Inputs((512, TEXT), patch=PATCH[1])  # UMT5 pads to 512; without a picture the host fills its channels
 
 
 def _runnable(dims: Dims) -> Dims:

@@ -11,7 +11,20 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..containers.safetensors import TensorInfo
-from .base import Dims, Module, Naming, config_int, count_blocks, expand, fused, linear, norm, parameter, shape_of
+from .base import (
+    Dims,
+    Inputs,
+    Module,
+    Naming,
+    config_int,
+    count_blocks,
+    expand,
+    fused,
+    linear,
+    norm,
+    parameter,
+    shape_of,
+)
 
 # Fixed in ComfyUI (comfy/model_detection.py and ldm/lumina/model.py), by the names of diffusers' config.
 FIXED = {"all_patch_size": [2], "all_f_patch_size": [1], "in_channels": 16, "n_refiner_layers": 2,
@@ -109,6 +122,9 @@ class ZImage:
 
     def marks(self, dims: Dims) -> tuple[str, ...]:
         return ()
+
+    def inputs(self, dims: Dims) -> Inputs:
+        return Inputs((128, dims["text"]), patch=PATCH)  # a long prompt; nothing is padded
 
 
 Z_IMAGE = ZImage()

@@ -306,5 +306,5 @@ def test_a_qwen_image_of_the_hosts_own_loader_is_a_base(bf16, fp8):
     import comfy.sd
 
     base = comfy.sd.load_diffusion_model(str(next(bf16.glob("*.safetensors"))))
-    assert model.base_of(base) == ("Qwen-Image", {"layers": 2, "in": 64, "zero_cond_t": 0})
+    assert model.base_of(base) == ("Qwen-Image", {"layers": 2, "in": 64, "text": 64, "zero_cond_t": 0})
     assert torch.equal(full(model.override(base, model.Request(str(fp8))).patcher), full(load(fp8).patcher))

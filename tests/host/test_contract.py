@@ -179,3 +179,19 @@ def test_without_matmul_switches_layers_count_as_emulated(monkeypatch):
     assert host.has_matmul("FP8")
     monkeypatch.delattr(comfy.model_management, "supports_fp8_compute")
     assert not host.has_matmul("FP8") and FEATURES["matmuls"].stops in check.lacking("matmuls")
+
+
+def test_dynamic_vram_needs_a_gpu(monkeypatch):
+    """comfy-aimdo itself says that it has nothing to manage here, and models are then loaded as they were."""
+    import comfy.cli_args
+    import comfy.memory_management
+    import comfy.model_management
+    import comfy.model_patcher
+
+    before = comfy.model_patcher.CoreModelPatcher
+    assert not host.start_dynamic_vram()  # --cpu
+    monkeypatch.setattr(comfy.cli_args, "enables_dynamic_vram", lambda: True)
+    monkeypatch.setattr(comfy.model_management, "is_nvidia", lambda: True)
+    monkeypatch.setattr(comfy.model_management, "get_all_torch_devices", lambda: [torch.device("cuda", 0)])
+    assert not host.start_dynamic_vram()
+    assert comfy.model_patcher.CoreModelPatcher is before and not comfy.memory_management.aimdo_enabled
