@@ -10,7 +10,9 @@
     python3 dev.py lint     ruff, the type checker, and which folder may import which
     python3 dev.py host     start ComfyUI with this pack for your browser (arguments go on to ComfyUI)
     python3 dev.py bench    timings, ratios and budgets; fails when a budget is broken
-    python3 dev.py bench-gpu    step times and memory of every format on this machine's GPU
+    python3 dev.py gpu-table     what every format does on this machine's GPU (docs/gpu.md)
+    python3 dev.py gpu-kit OUT   all that a GPU machine without a network needs for that
+    python3 dev.py gpu-report    what was measured, as docs/performance.md and the README's column
     python3 dev.py train-miniature OUT    train the model that the demo draws with (tests/data/miniature)
 
 The environment (several GB) is built once in a cache folder, keyed by the files that define it, so every clone on
@@ -214,7 +216,8 @@ def host(python: Path, comfyui: Path, arguments: list[str]) -> int:
 
 
 def main() -> int:
-    commands = ("demo", "test", "drift", "lint", "host", "bench", "bench-gpu", "train-miniature")
+    commands = ("demo", "test", "drift", "lint", "host", "bench", "gpu-table", "gpu-kit", "gpu-report",
+                "train-miniature")
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         print(__doc__)
         return 2

@@ -25,11 +25,11 @@ def import_pack() -> None:
     spec.loader.exec_module(module)
 
 
-def start_comfy(*options: str) -> None:
-    """Put the real ComfyUI on sys.path, on the CPU, and import the pack beside it."""
+def start_comfy(*options: str, cpu: bool = True) -> None:
+    """Put the real ComfyUI on sys.path, on the CPU unless told otherwise, and import the pack beside it."""
     if "comfy.cli_args" not in sys.modules:
         sys.path.insert(0, str(COMFYUI))
-        arguments, sys.argv = sys.argv, ["comfyui", "--cpu", *options]
+        arguments, sys.argv = sys.argv, ["comfyui", *(["--cpu"] if cpu else []), *options]
         import comfy.options
         comfy.options.enable_args_parsing()
         import comfy.cli_args  # noqa: F401  # parses sys.argv once
