@@ -56,7 +56,7 @@ cp "$out/gpu-table.jsonl" "$home/"
 exit $code
 """
 AV = '''"""Stands in for PyAV, which ComfyUI imports to read videos and nothing measured here uses: every name in it is an
-empty class, so that imports and annotations work. Reading a video does not."""
+empty class with names of the same kind, so that imports and annotations work. Reading a video does not."""
 
 import importlib.abc
 import importlib.machinery
@@ -64,13 +64,22 @@ import sys
 import types
 
 
+class _Anything(type):
+    def __getattr__(cls, name):
+        return _anything(name)
+
+
+def _anything(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return _Anything(name, (), {"__init__": lambda self, *args, **kwargs: None})
+
+
 class _Module(types.ModuleType):
     __path__: list = []
 
-    def __getattr__(self, name: str) -> type:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {})
+    def __getattr__(self, name):
+        return _anything(name)
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -85,7 +94,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 sys.meta_path.append(_Finder())
-__getattr__ = _Module("av").__getattr__
+__getattr__ = _anything
 '''
 
 

@@ -43,6 +43,7 @@ class Rows:
             found = work()
         except Exception as error:  # the next row is another matter
             text = str(error) or type(error).__name__
+            print(f"  {key}: FAILED: {text.splitlines()[0][:400]}", flush=True)
             self.write(key, error=text.splitlines()[0][:400], trace=traceback.format_exc()[-1500:])
             if "CUDA error" in text or "illegal memory access" in text:
                 os._exit(SPOILED)

@@ -41,8 +41,8 @@ def test_it_measures_from_its_own_files_alone(kit, tmp_path):
     start = ["bash", str(kit / "start.sh"), "0", "2"]
     environment |= {"QT_GPU_HOME": str(home), "PYTHON": sys.executable, "TABLE_OPTIONS": "--cpu --tiny"}
     done = subprocess.run(start, env=environment, capture_output=True, text=True, check=False)
-    rows = list(read(home / "out" / "gpu-table.jsonl"))
     assert done.returncode == 0, done.stdout + done.stderr
+    rows = list(read(home / "out" / "gpu-table.jsonl"))
     versions, = (row for row in rows if row["key"] == "versions")
     assert versions["pack"] == gpu_kit.revision() and sum(row["stage"] == 2 for row in rows) > 40
     probe = ("import sys; sys.path.insert(0, sys.argv[1]); from support.pack import start_comfy; start_comfy(); import av, nodes, "
