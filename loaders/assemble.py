@@ -16,7 +16,7 @@ from .architectures import Module
 from .architectures.base import tensor_name
 from .errors import CheckpointError
 from .plan import Layer, LoadPlan, Planned
-from .words import first_ten
+from .words import first_ten, grouped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,7 +126,7 @@ def assemble(plan: LoadPlan, tensors: Tensors, *, dequantize: bool = False, own:
     if left:
         raise CheckpointError(f"{len(left)} stored tensors were not used: {first_ten(left)}", where,
                               "report this; the checkpoint holds more than its architecture")
-    native.notes += summary(native.layer_notes)
+    native.notes += grouped(native.layer_notes)
     return native
 
 
@@ -243,24 +243,23 @@ def _pass_on(native: NativeStateDict, module: Module, leaves: Mapping[str, Tenso
 
 
 def _rows(part: dict[str, Tensor], first: int, rows: int) -> dict[str, Tensor]:
-    """Some rows of unquantized tensors, as views."""
+    """Some rows of unquantized tensors, as views; one in FP8 times its scale, if it has one."""
+    scale = part.pop("weight_scale", None)
+    if scale is not None:
+        value = float(scale)
+        if not 0 < value < float("inf"):
+            raise ValueError(f"weight_scale is {value}: a scale must be a finite positive number")
+        part["weight"] = part["weight"].float() * scale.float().reshape(())
     return {leaf: tensor if tensor.shape[:1] == (rows,) else tensor[first:first + rows]
             for leaf, tensor in part.items()}
 
 
 def _put(native: NativeStateDict, module: Module, name: str, parts: list[Tensor]) -> None:
-    """Add a tensor of all parts' rows: the stored view itself for a single part, one copy for several."""
+    """Add a tensor of all parts' rows: the stored view itself for a single part, one copy for several. FP8 becomes
+    BF16, which has all its numbers."""
     import torch
 
+    parts = [part.to(torch.bfloat16) if part.dtype.itemsize == 1 else part for part in parts]
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
     # diffusers' scale|shift against the vendor's shift|scale
     native.tensors[name] = torch.cat(tuple(reversed(whole.chunk(2)))) if module.swap_halves else whole
-
-
-def summary(notes: list[str]) -> list[str]:
-    """Notes on one layer each ("layer: text"): those that say the same as one line."""
-    layers: dict[str, list[str]] = {}
-    for note in notes:
-        layer, _, text = note.partition(": ")
-        layers.setdefault(text, []).append(layer)
-    return [f"{text}: {len(names)} layers ({first_ten(names)})" for text, names in layers.items()]

@@ -8,6 +8,7 @@ from typing import Any
 from ..quant.stored import ByteOrder
 from .architectures import Dims, Naming
 from .errors import CheckpointError
+from .words import grouped
 
 
 @dataclass
@@ -41,10 +42,13 @@ class CheckpointDescription:
     def require_loadable(self) -> None:
         """Raise CheckpointError naming the first ten problems, if there are any."""
         if self.problems:
-            shown = "\n  - ".join(self.problems[:10])
-            more = f"\n  - and {len(self.problems) - 10} more" if len(self.problems) > 10 else ""
+            problems = grouped(self.problems)
+            shown = "\n  - ".join(problems[:10])
+            more = f"\n  - and {len(problems) - 10} more" if len(problems) > 10 else ""
+            lost = any(problem.startswith("missing tensor") for problem in problems)
             raise CheckpointError(f"this {self.architecture} checkpoint cannot be loaded:\n  - {shown}{more}",
-                                  self.reference, "download it again, or report it to its publisher")
+                                  self.reference, "download it again, or report it to its publisher" if lost else
+                                  "take another checkpoint of this model, or report it to its publisher")
 
     def to_json(self) -> dict[str, Any]:
         """The description as JSON-able values."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from ..quant.stored import PLAIN_DTYPES
+from ..quant.stored import FP8_DTYPES, PLAIN_DTYPES, scalar_problem
 from .architectures import Architecture, Module
 from .architectures.base import tensor_name
 from .containers.safetensors import TensorInfo
@@ -168,10 +168,14 @@ def take_bias(module: Module, name: str, rows: int, group: Group, problems: Prob
         check_plain(problems, f"{name}.bias", bias, (rows,))
 
 
-def plain(module: Module, name: str, rows: int, weight: TensorInfo, problems: Problems) -> Layer:
-    """A layer that is never quantized, or is not: its weight's shape, and a float dtype."""
+def plain(module: Module, name: str, rows: int, weight: TensorInfo, group: Group, problems: Problems) -> Layer:
+    """A layer that is never quantized, or is not: its weight's shape, and a float dtype. One in FP8 may have one scale,
+    which is taken out of its group."""
     check_plain(problems, tensor_name(name, module.stored_leaf), weight, (rows, *module.inner))
-    return Layer(name, weight.dtype, leaves(module.stored_leaf, *bias_of(module)))
+    scale = ("weight_scale",) if weight.dtype in FP8_DTYPES and "weight_scale" in group else ()
+    if scale and (problem := scalar_problem({"weight_scale": group.pop("weight_scale")}, "weight_scale")):
+        problems.append(f"{name}: {problem}")
+    return Layer(name, weight.dtype, leaves(module.stored_leaf, *scale, *bias_of(module)))
 
 
 def bias_of(module: Module) -> tuple[str, ...]:
@@ -186,8 +190,8 @@ def leaves(weight: str, *others: str) -> tuple[str, ...]:
 
 
 def check_plain(problems: Problems, name: str, info: TensorInfo, shape: tuple[int, ...]) -> None:
-    """A tensor that is never quantized: its shape, and a float dtype."""
+    """A tensor that is never quantized: its shape, and a float dtype, that of a plain FP8 cast among them."""
     if tuple(info.shape) != shape:
         problems.append(f"{name} is {list(info.shape)}, expected {list(shape)}")
-    elif info.dtype not in PLAIN_DTYPES:
+    elif info.dtype not in PLAIN_DTYPES | FP8_DTYPES:
         problems.append(f"{name} is stored as {info.dtype}, expected BF16, F16 or F32")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .. import host
 from .description import CheckpointDescription
-from .words import size
+from .words import grouped, size
 
 if TYPE_CHECKING:
     from .assemble import NativeStateDict
@@ -37,7 +37,7 @@ def describe_report(description: CheckpointDescription) -> str:
     if description.declared_in:
         lines.append(f"declared in: {', '.join(description.declared_in)}")
     lines += [f"note: {note}" for note in description.notes]
-    lines += [f"PROBLEM: {problem}" for problem in description.problems]
+    lines += [f"PROBLEM: {problem}" for problem in grouped(description.problems)]
     lines.append("this checkpoint loads" if not description.problems else "this checkpoint is refused")
     return "\n".join(lines)
 

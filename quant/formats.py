@@ -37,14 +37,10 @@ def name_unsupported(leaves: Mapping[str, Any]) -> str:
         return "GPTQ/AWQ packed integers"
     if any(leaf.startswith(("absmax", "quant_map", "quant_state", "weight.")) for leaf in leaves):
         return "bitsandbytes"
-    if "weight_scale_inv" in leaves:
-        return "block-wise FP8"
     if "deq_scale" in leaves or "weight_offset" in leaves:
         return "Ascend ModelSlim"
     if dtype.startswith("F8") and scale is not None and scale.dtype in ("U8", "F8_E8M0"):
         return "MXFP8"
-    if dtype == "F8_E5M2":
-        return "FP8 E5M2"
     if dtype == "I8":
         return "INT8"
     return f"{dtype or 'unknown'} weights"

@@ -31,6 +31,7 @@ class ByteOrder(NamedTuple):
 MODELOPT_ORDER = ByteOrder(why="ModelOpt's default")
 Leaves = Mapping[str, Stored]  # one layer: "weight", "bias", "weight_scale", ... -> what is stored
 PLAIN_DTYPES = frozenset({"F32", "BF16", "F16"})
+FP8_DTYPES = frozenset({"F8_E4M3", "F8_E5M2"})
 
 
 class StoredFormat(Protocol):
@@ -118,5 +119,5 @@ def scalar_problem(leaves: Leaves, leaf: str) -> str:
     if scale.dtype not in PLAIN_DTYPES:
         return f"{leaf} is {scale.dtype}, expected F32"
     if tuple(scale.shape) not in ((), (1,)):
-        return f"{leaf} is {list(scale.shape)}, expected one value; per-row and per-block FP8 do not load"
+        return f"{leaf} is {list(scale.shape)}, expected one value"
     return ""

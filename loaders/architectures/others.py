@@ -26,6 +26,8 @@ _MARKS = [_Mark(pattern, what, do) for pattern, what, do in (
     (r"^(model\.diffusion_model\.)?(input_blocks|output_blocks|middle_block)\.|^down_blocks\.\d+\.attentions",
      "a Stable Diffusion / SDXL UNet",
      "load it with ComfyUI's Load Checkpoint or Load Diffusion Model; of SDXL this pack loads Nunchaku's files only"),
+    (r"(^|\.)audio_(adaln_single|patchify_proj)\.", "LTX-2", _MODEL),
+    (r"(^|\.)patchify_proj\.", "LTX-Video", _MODEL),
     (r"distilled_guidance_layer", "Chroma", _MODEL),
     (r"double_stream_modulation_img", "an incomplete or modified FLUX.2", _MODEL),
     (r"cond_type_embed|(^|\.)vision_in\.|byt5_in\.|context_embedder_2\.", "HunyuanVideo 1.5 or HunyuanImage", _MODEL),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ... import host
@@ -19,6 +20,7 @@ class Checkpoint:
 
     Attributes: `source`, `headers` (one a file), `tensors` (name -> TensorInfo, all files), `preferences` (those of
     attention.py, which are no weights and not among `tensors`), `config` (config.json of the component, or None).
+    `stored_tensors` are the tensors under the names of the files, `tensors` those that count, as `call` names them.
     """
 
     def __init__(self, source: Source) -> None:
@@ -34,6 +36,17 @@ class Checkpoint:
         self.preferences = {name: info for name, info in self.tensors.items() if name.endswith(host.PREFERENCE)}
         if self.preferences:
             self.tensors = {name: info for name, info in self.tensors.items() if name not in self.preferences}
+        self.stored_tensors = self.tensors
+        self._called: Mapping[str, str] | None = None
+
+    def call(self, names: Mapping[str, str]) -> None:
+        """Let tensors go by other names from now on (name -> stored name); those not among them are left out."""
+        self.tensors = {name: self.stored_tensors[stored] for name, stored in names.items()}
+        self._called = names
+
+    def stored(self, name: str) -> str:
+        """What the files call a tensor."""
+        return (self._called or {}).get(name, name)
 
     def _merge_shards(self) -> None:
         for header in self.headers:
@@ -56,14 +69,15 @@ class Checkpoint:
         return sum(header.size for header in self.headers)
 
     def load_tensors(self) -> dict[str, torch.Tensor]:
-        """All `tensors` by stored name, memory-mapped by the host's own reader (bytes come in when they are used)."""
+        """All `tensors` by name, memory-mapped by the host's own reader (bytes come in when they are used)."""
         tensors: dict[str, torch.Tensor] = {}
         for header in self.headers:
             tensors.update(host.load_file(header.path))
         for name in self.preferences:
             del tensors[name]
-        return tensors
+        return {name: tensors[stored] for name, stored in self._called.items()} if self._called else tensors
 
     def read(self, name: str) -> bytes:
-        """The bytes of one small tensor, by its stored name."""
-        return next(header for header in self.headers if name in header.tensors).read(name)
+        """The bytes of one small tensor."""
+        stored = self.stored(name)
+        return next(header for header in self.headers if stored in header.tensors).read(stored)

@@ -27,12 +27,13 @@ from ...quant.stored import ByteOrder, read_scale
 from .. import plan as plans
 from ..architectures import Architecture, Dims, Module
 from ..containers.checkpoint import Checkpoint
-from ..containers.safetensors import TORCH_DTYPES, Header, TensorInfo
+from ..containers.safetensors import TORCH_DTYPES, TensorInfo
 from ..description import CheckpointDescription
 from ..errors import CheckpointError
 from ..plan import Group, Layer, LoadPlan
 from .base import Family
 from .modelopt import StoredLayers
+from .names import adopt
 from .reading import architecture_of, check_dims, dims_of, spellings
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Comfy(Family):
         return _is_marked(checkpoint)
 
     def read(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> LoadPlan:
+        names = adopt(checkpoint)
         architecture, naming = architecture_of(checkpoint)
         confs = _confs(checkpoint)
         dims = dims_of(architecture.dims_from_tensors, checkpoint, _with_whole_weights(checkpoint.tensors, confs),
@@ -80,12 +82,14 @@ class Comfy(Family):
             return plan
         if base is not None:
             check_dims(description, *base)
-        stored = StoredLayers(description)
+        description.notes += names.notes
+        stored = StoredLayers(description, names, scaled=False)  # markers say which layers are more than a cast
 
         def read_layer(module: Module, name: str, rows: int, group: Group, problems: list[str]) -> Layer | None:
             return _layer(stored, confs.get(name, {}), module, name, rows, group, problems)
 
         plans.make(plan, checkpoint.tensors, read_layer)
+        description.notes += stored.notes()
         if any(name.lower() in KINDS for one in description.formats for name in one.split(" + ")):
             description.family = ASCEND
         description.notes += [f"{name} is ComfyUI's own format {host_formats.NAMES[name]!r}, which loads where the "
@@ -151,11 +155,11 @@ def _confs(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     """
     confs = dict(_listed(checkpoint))
     where = dict.fromkeys(confs, checkpoint.source.reference)
-    for header in checkpoint.headers:
-        for name in header.tensors:
-            if name.endswith(".comfy_quant"):
-                layer = name.removesuffix(".comfy_quant")
-                confs[layer], where[layer] = _marker(header, name), header.path
+    for name in checkpoint.tensors:
+        if name.endswith(".comfy_quant"):
+            layer = name.removesuffix(".comfy_quant")
+            confs[layer] = _marker(checkpoint, name)
+            where[layer] = checkpoint.source.reference
     for layer, conf in confs.items():
         word = str(conf.get("format"))
         known = word.removeprefix(old.ASCEND) in KINDS if word.startswith(old.ASCEND) else old.is_old(word)
@@ -179,12 +183,13 @@ def _with_whole_weights(tensors: Mapping[str, TensorInfo],
     return {**tensors, **found}
 
 
-def _marker(header: Header, name: str) -> dict[str, Any]:
+def _marker(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     try:
-        conf = json.loads(header.read(name))
+        conf = json.loads(checkpoint.read(name))
         assert isinstance(conf, dict)
     except (ValueError, AssertionError) as error:
-        raise CheckpointError(f"{name} is no JSON object", header.path, "save the model again") from error
+        raise CheckpointError(f"{name} is no JSON object", checkpoint.source.reference,
+                              "save the model again") from error
     return conf
 
 
@@ -194,10 +199,13 @@ def _layer(stored: StoredLayers, conf: dict[str, Any], module: Module, name: str
     weight = plans.take_weight(module, name, group, problems)
     if weight is None:
         return None
+    stored.beside(module, name, weight, group)
     plans.take_bias(module, name, rows, group, problems)
     word = str(conf.get("format", ""))
     if not word:
-        return plans.plain(module, name, rows, weight, problems)
+        fmt = identify({"weight": weight, **group}) if module.linear else None
+        return stored.of_format(fmt, module, name, rows, weight, group, problems) if fmt else \
+            plans.plain(module, name, rows, weight, group, problems)
     if not module.linear:
         problems.append(f"{name} ({word}): it is no Linear layer")
         return None

@@ -17,7 +17,7 @@ from ..errors import CheckpointError
 from ..files.source import read_json
 
 METADATA_KEYS = ("_quantization_metadata", "quantization_config")
-SUPPORTED = "supported: modelopt FP8 and NVFP4, and fp8 with per-tensor scales"
+SUPPORTED = "supported: modelopt FP8 and NVFP4, and fp8"
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,11 @@ def _interpret(spec: dict[str, Any], origins: tuple[str, ...], where: str) -> De
     scheme = spec.get("activation_scheme") or ""
     if scheme not in ("", "static", "dynamic"):
         raise CheckpointError(f"unknown activation_scheme {scheme!r}", where, "supported: static, dynamic")
-    if spec.get("weight_block_size"):
-        raise CheckpointError(f"block-wise FP8 (weight_block_size {spec['weight_block_size']}) is not supported", where,
-                              SUPPORTED)
+    block = spec.get("weight_block_size")
+    if block and not (isinstance(block, list) and len(block) == 2 and all(
+            isinstance(size, int) and size > 0 and not size & (size - 1) for size in block)):
+        raise CheckpointError(f"weight_block_size {block} is not supported", where,
+                              "supported: two powers of two, such as [128, 128]")
     swap = spec.get("swap_weight_nibbles", nested.get("swap_weight_nibbles"))
     if swap is not None and not isinstance(swap, bool):
         raise CheckpointError(f"swap_weight_nibbles is {swap!r}, expected true or false", where,

@@ -12,9 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ...quant.formats import formats, identify, name_unsupported
-from ...quant.stored import PLAIN, PLAIN_DTYPES, ByteOrder, StoredFormat
+from ...quant.stored import FP8_DTYPES, PLAIN, PLAIN_DTYPES, ByteOrder, StoredFormat
 from .. import plan as plans
 from ..architectures import Architecture, Dims, Module
+from ..architectures.base import tensor_name
 from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import TensorInfo
 from ..description import CheckpointDescription
@@ -23,6 +24,7 @@ from ..words import first_ten
 from . import repos
 from .base import Family
 from .declarations import Declaration, read_declaration
+from .names import NOTHING, Names, adopt
 from .reading import architecture_of, check_sizes, dims_of, spellings
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class ModelOpt(Family):
         return True
 
     def read(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> LoadPlan:
+        names = adopt(checkpoint)
         architecture, naming = architecture_of(checkpoint)
         declaration = read_declaration(checkpoint)
         dims = dims_of(architecture.dims_from_tensors, checkpoint, checkpoint.tensors, naming)
@@ -66,8 +69,13 @@ class ModelOpt(Family):
         for key in sorted(architecture.config_only - dims.keys()):
             description.notes.append(f"{key} is told by neither the tensors nor a config.json; taken as off. If this "
                                      "is a model that has it, give its folder, or use the file as weights on its base")
-        plan = plans.make(LoadPlan(description, architecture), checkpoint.tensors, StoredLayers(description))
+        description.notes += names.notes
+        scaled = bool(declaration.family) or names.marked or any(
+            name.endswith((".weight_scale", ".weight_scale_inv")) for name in checkpoint.tensors)
+        stored = StoredLayers(description, names, scaled, e4m3=declaration.family.startswith("modelopt"))
+        plan = plans.make(LoadPlan(description, architecture), checkpoint.tensors, stored)
         _compare_with_declaration(description, declaration)
+        description.notes += stored.notes()
         return plan
 
 
@@ -92,19 +100,28 @@ def byte_order(tensors: dict[str, TensorInfo], declaration: Declaration) -> Byte
 
 
 class StoredLayers:
-    """Layers that say by their tensors what they are; a plan.ReadLayer."""
+    """Layers that say by their tensors what they are; a plan.ReadLayer.
 
-    def __init__(self, description: CheckpointDescription) -> None:
-        self.description = description
+    `scaled`: FP8 weights must have a scale, as others of the file have one or the file says so. `e4m3`: they must be
+    E4M3, as its writer's are. `casts` are those found without a scale,
+    `others` the FP8 tensors that are no weights of Linear layers.
+    """
+
+    def __init__(self, description: CheckpointDescription, names: Names = NOTHING, scaled: bool = True,
+                 e4m3: bool = False) -> None:
+        self.description, self.names, self.scaled, self.e4m3 = description, names, scaled, e4m3
+        self.casts: list[str] = []
+        self.others: list[str] = []
         self._readers: dict[str, ReadTensors] = {}  # one for each format, not for each layer
 
     def __call__(self, module: Module, name: str, rows: int, group: Group, problems: list[str]) -> Layer | None:
         weight = plans.take_weight(module, name, group, problems)
         if weight is None:
             return None
+        self.beside(module, name, weight, group)
         plans.take_bias(module, name, rows, group, problems)
         if not module.linear:
-            return plans.plain(module, name, rows, weight, problems)
+            return plans.plain(module, name, rows, weight, group, problems)
         leaves = {"weight": weight, **group}
         fmt = identify(leaves)
         if fmt is None:
@@ -113,11 +130,35 @@ class StoredLayers:
             return None
         return self.of_format(fmt, module, name, rows, weight, group, problems)
 
+    def beside(self, module: Module, name: str, weight: TensorInfo, group: Group) -> None:
+        """Remember what of a layer is FP8 and no weight of a Linear."""
+        if not module.linear and weight.dtype in FP8_DTYPES:
+            self.others.append(tensor_name(name, module.stored_leaf))
+        if "bias" in group and group["bias"].dtype in FP8_DTYPES:
+            self.others.append(f"{name}.bias")
+
+    def notes(self) -> list[str]:
+        """What is worth saying of FP8 that is more, or less, than weights with scales."""
+        casts = [f"{len(self.casts)} FP8 layers have no scale: their values are the weight (a plain cast), and "
+                 "activations are not quantized"] if self.casts else []
+        others = [f"{len(self.others)} tensors are FP8 that are no weights of Linear layers; they are read as the "
+                  f"numbers they are: {first_ten(self.others)}"] if self.others else []
+        return casts + others
+
     def of_format(self, fmt: StoredFormat, module: Module, name: str, rows: int, weight: TensorInfo, group: Group,
                   problems: list[str]) -> Layer:
         """A Linear in a format of quant.formats, its tensors taken out of `group`."""
         own = {leaf: group.pop(leaf) for leaf in sorted(fmt.companions & group.keys())}
         problem = fmt.problem({"weight": weight, **own}, rows, module.inner[0])
+        if weight.dtype in FP8_DTYPES:
+            if not own.keys() & {"weight_scale", "weight_scale_inv"}:
+                if self.scaled:
+                    problem = "FP8 weight without weight_scale, without which its values mean nothing here"
+                self.casts.append(name)
+            if self.e4m3 and weight.dtype != "F8_E4M3":
+                problem = "E5M2 weight, and the file declares ModelOpt's FP8, which is E4M3"
+            if self.names.full_precision:
+                self.description.full_precision.append(name)
         if problem:
             problems.append(f"{name}: {problem}")
         leaves = plans.leaves(module.stored_leaf, *own, *plans.bias_of(module))
@@ -128,6 +169,8 @@ class StoredLayers:
         return Layer(name, fmt.name, leaves, read, static, (fmt.codec,))
 
     def _read(self, fmt: StoredFormat, layer: Layer, part: dict[str, Tensor]) -> list[Coded]:
+        if layer.name in self.names.renamed and "input_scale" in part and float(part["input_scale"]) == 1:
+            del part["input_scale"]  # as that format's writers say that there is none
         made, asked = fmt.coded(layer.name, part, self.description.byte_order), self.description.full_precision
         return [made._replace(full_precision=made.full_precision or layer.name in asked)]
 
@@ -145,7 +188,8 @@ def _compare_with_declaration(description: CheckpointDescription, declaration: D
     """Hold the claims against the tensors: notes where only words differ, problems where numbers would."""
     quantized = [name for name, fmt in description.layers.items() if fmt not in PLAIN_DTYPES]
     kinds = {fmt for fmt in description.formats if fmt not in PLAIN_DTYPES}
-    described = "fp8" if "FP8" in kinds else "nvfp4" if "NVFP4" in kinds else "".join(sorted(kinds))
+    described = "fp8" if any(kind.startswith("FP8") for kind in kinds) else \
+        "nvfp4" if "NVFP4" in kinds else "".join(sorted(kinds))
     description.family = declaration.family if declaration.family and quantized else described if quantized else "none"
     if "NVFP4" in kinds:
         order = description.byte_order

@@ -13,6 +13,13 @@ from ..errors import CheckpointError
 _PREFIX = "model.diffusion_model."  # of names in a checkpoint that ComfyUI saves whole
 
 
+# Ends of names that only one writer has, with the line's end -> what its layers are stored as.
+_PACKED = {".quant_state.bitsandbytes__": "bitsandbytes 4-bit codes (NF4 or FP4)", ".SCB\n": "bitsandbytes INT8",
+           ".weight._data\n": "optimum-quanto's tensors", "._weight_qdata\n": "torchao's tensors",
+           ".g_idx\n": "GPTQ integers", ".qzeros\n": "GPTQ or AWQ integers",
+           ".weight_packed\n": "compressed-tensors' packed integers", ".svd_down\n": "SDNQ's tensors"}
+
+
 def spellings(layer: str) -> tuple[str, ...]:
     """What tensors may call a layer that metadata list: some writers list it with the prefix of ComfyUI's checkpoints
     where the tensors have none, or without."""
@@ -24,7 +31,11 @@ def architecture_of(checkpoint: Checkpoint) -> tuple[Architecture, Naming]:
 
     Raises CheckpointError that says what the file is instead when it is none of the supported ones.
     """
-    where = checkpoint.source.reference
+    where, text = checkpoint.source.reference, "\n".join((*checkpoint.stored_tensors, ""))
+    for end, what in _PACKED.items():
+        if end in text:
+            raise CheckpointError(f"the layers are stored as {what}, which this version does not load", where,
+                                  "take another checkpoint of this model (README, \"Which node for which file\")")
     claim = str((checkpoint.config or {}).get("_class_name") or "")
     for architecture in ARCHITECTURES:
         naming = architecture.naming(checkpoint.tensors)
@@ -36,7 +47,7 @@ def architecture_of(checkpoint: Checkpoint) -> tuple[Architecture, Naming]:
                 raise CheckpointError(f"config.json says {claim}, but the tensors are {architecture.name}", where,
                                       "config.json and weights do not belong together; download both again")
             return architecture, naming
-    what, do = name_other(checkpoint.tensors)
+    what, do = name_other(checkpoint.stored_tensors)
     if claim:
         what += f" (config.json says {claim})"
     raise CheckpointError(f"this is {what}, not a transformer this version loads ({supported()})", where, do)

@@ -4,7 +4,8 @@ Stored per Linear P (nvidia-modelopt 0.47 export, docs/formats/fp8.md; SGLang's 
 with scales of shape [1]):
 
     P.weight        F8_E4M3 [out, in]    W = weight.float() * weight_scale
-    P.weight_scale  F32     [] or [1]    weight amax / 448
+    P.weight_scale  F32     [] or [1]    weight amax / 448 (BF16 and F16 occur); in a file without any, the values
+                                         are the weight
     P.input_scale   F32     [] or [1]    activation amax / 448; absent means a dynamic scale, never 1.0
     P.bias          BF16    [out]
 """
@@ -82,21 +83,21 @@ class FP8Format:
     def matches(self, leaves: Leaves) -> bool:
         scale = leaves.get("weight_scale")
         return leaves["weight"].dtype == "F8_E4M3" and "weight_scale_inv" not in leaves \
-            and (scale is None or scale.dtype in PLAIN_DTYPES)
+            and (scale is None or scale.dtype in PLAIN_DTYPES and tuple(scale.shape) in ((), (1,)))
 
     def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
-        if "weight_scale" not in leaves:
-            return ("FP8 weight without weight_scale (its values mean nothing without it; an unscaled FP8 cast loads "
-                    "with ComfyUI's own Load Diffusion Model)")
         problem = scalar_problem(leaves, "weight_scale") or scalar_problem(leaves, "input_scale")
         return problem or wrong_shape(leaves, rows, columns)
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
+        import torch
+
         scales = {"scale": read_scale(name, part, "weight_scale"), "input_scale": read_scale(name, part, "input_scale")}
-        codes = part["weight"]
+        codes, cast = part["weight"], scales["scale"] is None
+        scales["scale"] = torch.ones(()) if cast else scales["scale"]
         tile = Tile(Place("fp8", codes.shape[0], codes.shape[1]), {"codes": codes}).having(**scales)
         full = full_precision_marker(name, part, ("float8_e4m3fn", "qt.row_shards"))
-        return Coded((tile,), part.get("bias"), full_precision=full)
+        return Coded((tile,), part.get("bias"), full_precision=full or cast)  # a cast asks for no quantized activations
 
 
 FP8_FORMAT = FP8Format()

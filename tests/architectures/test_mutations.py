@@ -52,12 +52,10 @@ def flip_bits(weight):
 
 
 def bias(change):
-    """A change of q's bias, or of its weight scale where the architecture has no biases."""
+    """A change of q's bias, or of a norm where the architecture has no biases."""
     def mutate(t, c, m, s, f):
-        if f"{f.q}.bias" in t:
-            t[f"{f.q}.bias"] = change(t[f"{f.q}.bias"])
-        else:
-            t[f"{f.q}.{s}"] = change(t[f"{f.q}.{s}"].to(torch.bfloat16).reshape(1).repeat(3))
+        name = f"{f.q}.bias" if f"{f.q}.bias" in t else f.norm
+        t[name] = change(t[name])
     return mutate
 
 
@@ -73,24 +71,21 @@ MUTATIONS = {
     "embedder dropped": (lambda t, c, m, s, f: t.pop(f.embedder), REFUSED),
     "norm dropped": (lambda t, c, m, s, f: t.pop(f.norm), REFUSED),
     "weight renamed": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.wieght", t.pop(f"{f.q}.weight")), REFUSED),
-    "scale renamed": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.scale_weight", t.pop(f"{f.q}.{s}")), REFUSED),
     "layer renamed": (lambda t, c, m, s, f: [t.__setitem__(k.replace("to_q", "to_qq"), t.pop(k)) for k in list(t) if k.startswith(f"{f.q}.")], REFUSED),
     "extra tensor": (lambda t, c, m, s, f: t.__setitem__("extra.weight", torch.ones(4)), REFUSED),
-    "extra LoRA": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.lora_A.weight", torch.ones(4, 256)), REFUSED),
     "extra smoothing scale": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.pre_quant_scale", torch.ones(256)), REFUSED),
     "weight as INT8": (put("weight", lambda w: w.view(torch.int8)), REFUSED),
     "weight as E5M2": (put("weight", lambda w: w.view(torch.float8_e5m2)), REFUSED),
     "weight cast to BF16 codes": (put("weight", lambda w: w.to(torch.bfloat16)), REFUSED),
     "scale as integers": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.{s}", t[f"{f.q}.{s}"].to(torch.int32)), REFUSED),
-    "bias quantized": (bias(lambda b: b.to(torch.float8_e4m3fn)), REFUSED),
     "weight reshaped": (put("weight", lambda w: w.reshape(w.shape[0] // 2, -1)), REFUSED),
     "weight cut": (put("weight", lambda w: w[:-1]), REFUSED),
     "weight transposed": (put("weight", lambda w: w.t().contiguous(), "other"), REFUSED),
     "bias cut": (bias(lambda b: b[:-1]), REFUSED),
-    "scale per row": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.{s}", t[f"{f.q}.{s}"].repeat(256)), REFUSED),
+    "scale of three": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.{s}", t[f"{f.q}.{s}"].repeat(3)), REFUSED),
     "scale NaN": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.{s}", torch.tensor(float("nan"))), REFUSED),
     "scale zero": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.{s}", torch.tensor(0.0)), REFUSED),
-    "scale negative": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.{s}", -t[f"{f.q}.{s}"]), REFUSED),
+    "scale negative": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.{s}", -t[f"{f.q}.{s}"].clone()), REFUSED),
     "scale infinite": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.{s}", torch.tensor(float("inf"))), REFUSED),
     "input scale NaN": (put("input_scale", lambda x: x * float("nan")), REFUSED),
     "input scale zero": (put("input_scale", lambda x: x * 0), REFUSED),
@@ -112,6 +107,9 @@ MUTATIONS = {
     "second file beside it": ("twin", REFUSED),
     "config that is no JSON": ("config", REFUSED),
 
+    "extra LoRA": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.lora_A.weight", torch.ones(4, 256)), RIGHT),
+    "state of a quantizer": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.weight_quantizer._amax", torch.ones(())), RIGHT),
+    "all names below another": (lambda t, c, m, s, f: [t.__setitem__(f"module._orig_mod.{k}", t.pop(k)) for k in list(t)], RIGHT),
     "scales of shape [1]": (lambda t, c, m, s, f: t.update({k: v.reshape(1) for k, v in t.items() if v.ndim == 0}), RIGHT),
     "biases in F32": (lambda t, c, m, s, f: t.update({k: v.float() for k, v in t.items() if k.endswith(".bias")}), RIGHT),
     "norm in F32": (lambda t, c, m, s, f: t.update({k: v.float() for k, v in t.items() if "norm_q" in k}), RIGHT),
@@ -123,13 +121,36 @@ MUTATIONS = {
     "unknown metadata": (lambda t, c, m, s, f: m.update(something="else"), RIGHT),
     "tensors in another order": (lambda t, c, m, s, f: [t.__setitem__(k, t.pop(k)) for k in sorted(t, reverse=True)], RIGHT),
 
+    "bias rounded to FP8": (bias(lambda b: b.to(torch.float8_e4m3fn)), UNDETECTABLE),
     "q and k exchanged": (exchange("q", "k", "weight", "weight_scale"), UNDETECTABLE),
     "bits flipped in codes": (put("weight", flip_bits), UNDETECTABLE),
     # not q's: a norm behind it can take any scale back
     "scale doubled": (lambda t, c, m, s, f: t.__setitem__(f"{f.other}.{s}", t[f"{f.other}.{s}"] * 2), UNDETECTABLE),
     "norm doubled": (lambda t, c, m, s, f: t.__setitem__(f.norm, t[f.norm] * 2), UNDETECTABLE),
 }
+
+
+def rename_scale(t, c, m, s, f):
+    t[f"{f.q}.scale_weight"] = t.pop(f"{f.q}.{s}")
+
+
+def scale_per_row(t, c, m, s, f):
+    t[f"{f.q}.{s}"] = t[f"{f.q}.{s}"].repeat(t[f"{f.q}.weight"].shape[0])
+
+
+ONLY_FP8 = {
+    "scale by ComfyUI's first name": (rename_scale, RIGHT),
+    "scale by both names": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.scale_weight", t[f"{f.q}.{s}"].clone()), REFUSED),
+    "scale per row": (scale_per_row, RIGHT),
+    "one scale per row NaN": (lambda t, c, m, s, f: [scale_per_row(t, c, m, s, f),
+                                                     t[f"{f.q}.{s}"][5:6].fill_(float("nan"))], REFUSED),
+    "scale per block": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.weight_scale_inv", t.pop(f"{f.q}.{s}").expand(
+        -(-t[f"{f.q}.weight"].shape[0] // 128), -(-t[f"{f.q}.weight"].shape[1] // 128)).contiguous()), RIGHT),
+    "no scale, and another layer has one": (lambda t, c, m, s, f: [c.pop("quantization_config"), t.pop(f"{f.q}.{s}")], REFUSED),
+}
 ONLY_NVFP4 = {
+    "tensor scale by ComfyUI's first name": (rename_scale, REFUSED),
+    "tensor scale per row": (scale_per_row, REFUSED),
     "block scales dropped to one": (put("weight_scale", lambda b: b[:1, :1].contiguous()), REFUSED),
     "block scales cut": (put("weight_scale", lambda b: b[:, :-1].contiguous()), REFUSED),
     "block scales as U8": (put("weight_scale", lambda b: b.view(torch.uint8)), REFUSED),
@@ -141,7 +162,7 @@ ONLY_NVFP4 = {
     "nibbles swapped, undeclared": (lambda t, c, m, s, f: t.update(
         {k: v for k, v in comfy_order(t).items() if k.endswith(".weight")}), UNDETECTABLE),
 }
-FORMATS = {"FP8": ("weight_scale", MUTATIONS), "NVFP4": ("weight_scale_2", {**MUTATIONS, **ONLY_NVFP4})}
+FORMATS = {"FP8": ("weight_scale", {**MUTATIONS, **ONLY_FP8}), "NVFP4": ("weight_scale_2", {**MUTATIONS, **ONLY_NVFP4})}
 # Z-Image cannot be tiny (84 million parameters): its NVFP4 file goes the way its FP8 file goes.
 CASES = [(name, algorithm) for name in FAMILIES for algorithm in FORMATS if (name, algorithm) != ("z_image", "NVFP4")]
 

@@ -60,7 +60,7 @@ FILE = '''
     def read_layer(module, name, rows, group, problems):
         weight = plans.take_weight(module, name, group, problems)
         plans.take_bias(module, name, rows, group, problems)
-        layer = plans.plain(module, name, rows, weight, problems)
+        layer = plans.plain(module, name, rows, weight, group, problems)
         return layer._replace(format="halves")
 
 

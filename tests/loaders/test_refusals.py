@@ -36,7 +36,7 @@ def change(name, function):
 
 REFUSED = {
     "FP8 weight without scale": (drop(f"{PROJ}.weight_scale"), f"{PROJ}: FP8 weight without weight_scale"),
-    "scale of wrong shape": (change(f"{Q}.weight_scale", lambda s: s.repeat(256)), f"{Q}: weight_scale is [256]"),
+    "scale of wrong shape": (change(f"{Q}.weight_scale", lambda s: s.repeat(3)), f"{Q}: the scale is [3]"),
     "input scale of wrong shape": (change(f"{Q}.input_scale", lambda s: s.repeat(2)), f"{Q}: input_scale is [2]"),
     "scale of wrong dtype": (change(f"{Q}.weight_scale", lambda s: s.to(torch.int32)), f"{Q} is stored as"),
     "input scale of wrong dtype": (change(f"{Q}.input_scale", lambda s: s.to(torch.int32)), "input_scale is I32"),
@@ -62,11 +62,11 @@ REFUSED = {
     "transposed weight": (change("transformer_blocks.0.ff.net.2.weight", lambda w: w.t().contiguous()), "(transposed)"),
     "reshaped weight": (change(f"{PROJ}.weight", lambda w: w.reshape(128, 512)), f"{PROJ}: weight is [128, 512]"),
     "reshaped bias": (change(f"{Q}.bias", lambda b: b[:100]), f"{Q}.bias is [100], expected [256]"),
-    "bias in FP8": (change(f"{Q}.bias", lambda b: b.to(torch.float8_e4m3fn)), f"{Q}.bias is stored as F8_E4M3"),
+    "bias in INT8": (change(f"{Q}.bias", lambda b: b.to(torch.int8)), f"{Q}.bias is stored as I8"),
     "weight retyped to bytes": (change(f"{Q}.weight", lambda w: w.view(torch.uint8)), f"{Q} is stored as U8"),
     "INT8": (change(f"{Q}.weight", lambda w: w.view(torch.int8)), f"{Q} is stored as INT8"),
-    "E5M2": (change(f"{Q}.weight", lambda w: w.float().to(torch.float8_e5m2)), f"{Q} is stored as FP8 E5M2"),
-    "block-wise FP8": (put(f"{Q}.weight_scale_inv", torch.ones(2, 2)), f"{Q} is stored as block-wise FP8"),
+    "E5M2": (change(f"{Q}.weight", lambda w: w.float().to(torch.float8_e5m2)), f"{Q}: E5M2 weight, and the file declares ModelOpt's FP8"),
+    "block-wise FP8": (put(f"{Q}.weight_scale_inv", torch.ones(2, 2)), f"{Q}: weight_scale and weight_scale_inv"),
     "NVFP4 without its tensor scale": (lambda t, c, m: t.update({f"{Q}.weight": torch.zeros(256, 128, dtype=torch.uint8), f"{Q}.weight_scale":
                                        torch.zeros(256, 16, dtype=torch.float8_e4m3fn)}), f"{Q}: NVFP4 weight without weight_scale_2"),
     "config of another size": (lambda t, c, m: c.update(num_attention_heads=3), "hidden = 384, but the tensors have 256"),
@@ -77,7 +77,7 @@ REFUSED = {
     "mixed precision": (declare(quant_algo="MIXED_PRECISION"), "MIXED_PRECISION is not supported"),
     "unknown method": (declare(quant_method="compressed-tensors"), "'compressed-tensors' is not supported"),
     "method against algo": (declare(quant_method="modelopt_fp8", quant_algo="MXFP8"), "conflicting declarations"),
-    "block size declared": (declare(weight_block_size=[128, 128]), "block-wise FP8"),
+    "block size declared": (declare(weight_block_size=[100, 128]), "weight_block_size [100, 128] is not supported"),
     "unknown activation scheme": (declare(activation_scheme="often"), "unknown activation_scheme"),
     "dynamic declared, static stored": (declare(quant_method="fp8", activation_scheme="dynamic"),
                                         "declared dynamic, but 47 layers carry a static input_scale"),

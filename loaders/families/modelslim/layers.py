@@ -131,7 +131,7 @@ def _read_layer(notes: list[str], types: Mapping[str, str], module: Module, name
         return None
     if not module.linear:
         plans.take_bias(module, name, rows, group, problems)
-        return plans.plain(module, name, rows, weight, problems)
+        return plans.plain(module, name, rows, weight, {}, problems)
     leaves = {"weight": weight, **group}
     group.clear()
     if claimed not in SCHEMES:

@@ -1,0 +1,112 @@
+"""What writers call tensors that others call otherwise, and what they leave in a file that is no transformer's.
+
+Families that read layer by layer call `adopt` first: from then on a checkpoint's tensors go by the names that this pack
+and ComfyUI know. Sources: ComfyUI's comfy/utils.py (convert_old_quants) for its first scaled FP8; the prefixes that
+torch.compile, DDP and savers of whole pipelines leave; files as they are published (docs/formats/fp8.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from math import prod
+from typing import NamedTuple
+
+from ..architectures import ARCHITECTURES
+from ..containers.checkpoint import Checkpoint
+from ..errors import CheckpointError
+from ..words import first_ten
+
+WHOLE = "model.diffusion_model."  # the transformer's in a checkpoint that ComfyUI saves whole
+PREFIXES = ("module.", "_orig_mod.", "diffusion_model.", "transformer.", "model.", "net.")  # in any order
+LEAVES = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
+MARK = "scaled_fp8"  # of a whole file: of two elements where it asks for full-precision matmul
+
+# Beside a transformer under WHOLE; and wherever they are. Pattern -> what it is.
+_BESIDE = {r"^(text_encoders|cond_stage_model|conditioner)\.": "text encoders", r"^(vae|first_stage_model)\.": "a VAE"}
+_LEFTOVERS = {
+    r"^(model_ema|ema)\.": "an EMA copy",
+    r"(^|\.)(global_step|num_batches_tracked)$": "counters of a training",
+    r"\.(lora_[AB]|lora_up|lora_down)(\.\w+)*\.weight$|\.lora_alpha$": "a LoRA that was not merged",
+    r"\.(weight|input|output|[qkv]_bmm|softmax)_quantizer\.|\.[kv]_scale$": "state of a quantizer",
+    r"(^|\.)norm_final\.weight$": "a norm that the model does not use"}
+# One of these is in every name that any of the above is about: searching for words is a scan in C for each.
+_WORDS = ("text_encoders.", "cond_stage_model.", "conditioner.", "vae.", "first_stage_model.", "ema.", "global_step",
+          "num_batches_tracked", "lora_", "_quantizer.", "k_scale", "v_scale", "norm_final.weight", MARK, *LEAVES)
+
+
+class Names(NamedTuple):
+    """`notes` for the report. `marked`: there was a mark of ComfyUI's first scaled FP8, which `full_precision` asks for
+    full-precision matmul. `renamed` are the layers whose scales had that format's names."""
+
+    notes: tuple[str, ...] = ()
+    marked: bool = False
+    full_precision: bool = False
+    renamed: frozenset[str] = frozenset()
+
+
+NOTHING = Names()
+
+
+def adopt(checkpoint: Checkpoint) -> Names:
+    """Let a checkpoint's tensors go by known names, and leave out what is known to be foreign.
+
+    Raises CheckpointError for two tensors that come out with one name.
+    """
+    stored = checkpoint.stored_tensors
+    text = "\n".join(stored)
+    if not _prefix(list(stored)) and not any(word in text for word in _WORDS):
+        return NOTHING
+    left = _foreign(stored)
+    notes = [f"left out, as no part of the transformer: {what} ({len(names)} tensors: {first_ten(names)})"
+             for what, names in left.items()]
+    gone = {name for names in left.values() for name in names}
+    kept = [name for name in stored if name not in gone]
+    prefix = _prefix(kept)
+    if prefix and any(architecture.naming(kept) for architecture in ARCHITECTURES):
+        prefix = ""  # one that an architecture's files are published with
+    if prefix:
+        notes.append(f"all names begin with {prefix!r}, which is taken away")
+    marks = [name for name in kept if name.removeprefix(prefix).removeprefix(WHOLE) == MARK
+             and prod(stored[name].shape) <= 2]
+    aliases: dict[str, str] = {}
+    renamed = set()
+    for name in kept:
+        if name in marks:
+            continue
+        called = name.removeprefix(prefix)
+        module, dot, leaf = called.rpartition(".")
+        if leaf in LEAVES:
+            renamed.add(module)
+            called = f"{module}{dot}{LEAVES[leaf]}"
+        if called in aliases:
+            raise CheckpointError(f"{aliases[called]} and {name} say the same twice", checkpoint.source.reference,
+                                  "download it again, or report it to its publisher")
+        aliases[called] = name
+    checkpoint.call(aliases)
+    full = any(prod(stored[name].shape) == 2 for name in marks)
+    return Names(tuple(notes), bool(marks), full, frozenset(renamed))
+
+
+def _foreign(names: Collection[str]) -> dict[str, list[str]]:
+    """What is foreign -> the stored names of it."""
+    whole = any(name.startswith(WHOLE) for name in names)
+    found: dict[str, list[str]] = {}
+    for name in names:
+        known = _LEFTOVERS | (_BESIDE if whole and not name.startswith(WHOLE) else {})
+        what = next((what for pattern, what in known.items() if re.search(pattern, name)), "")
+        if what:
+            found.setdefault(what, []).append(name)
+    return found
+
+
+def _prefix(names: list[str]) -> str:
+    """What all names begin with and no architecture knows, dot included."""
+    found = ""
+    while names:
+        rest = names[0][len(found):]
+        step = next((p for p in PREFIXES if rest.startswith(p) and not rest.startswith(WHOLE)), "")
+        if not step or not all(name.startswith(found + step) for name in names):
+            return found
+        found += step
+    return found

@@ -1,0 +1,268 @@
+"""FP8 files as people have them: ComfyUI's first scaled FP8, casts, E5M2, scales by row and block; under the names and in
+the company they come in.
+
+The truth is a formula of this file's; a forward is held against stock ComfyUI on that truth in F32.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from quantized_transformers.loaders import model
+from quantized_transformers.loaders.containers.checkpoint import Checkpoint
+from quantized_transformers.loaders.describe import describe
+from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.loaders.locate import locate
+from support import common, flux
+from support import lora as lora_tools
+
+pytestmark = pytest.mark.parity
+
+EXACT = 1e-5  # two F32 runs of one network
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+WHOLE = "model.diffusion_model."
+BLOCK = "double_blocks.0.img_attn.qkv"
+BESIDE = {"text_encoders.clip_l.logit_scale": torch.tensor(4.6), "vae.decoder.conv_in.weight": torch.ones(4, 4, 3, 3),
+          "text_encoders.t5xxl.transformer.shared.weight": torch.ones(8, 8).to(E4M3), "model_ema.decay": torch.ones(())}
+
+
+@pytest.fixture(scope="module")
+def weights(tiny):
+    """The tiny FLUX.1 in F32 by style: diffusers' names, and the vendor's by ComfyUI's own converter."""
+    import comfy.model_detection
+
+    diffusers = {name: tensor.float() for name, tensor in common.stored(tiny.bf16).items()}
+    native = comfy.model_detection.convert_diffusers_mmdit(dict(diffusers))
+    return {"diffusers": diffusers, "native": {name.replace("_norm.weight", "_norm.scale"): t for name, t in native.items()}}
+
+
+def linears(tensors):
+    return [name.removesuffix(".weight") for name, tensor in tensors.items() if name.endswith(".weight") and tensor.ndim == 2]
+
+
+def codes(weight, scale, dtype=E4M3):
+    largest = torch.finfo(dtype).max
+    return (weight / scale).clamp(-largest, largest).to(dtype)
+
+
+def spread(scale, shape, sizes):
+    """A scale of blocks of these sizes over all values of a weight."""
+    return scale.repeat_interleave(sizes[0], 0).repeat_interleave(sizes[1], 1)[:shape[0], :shape[1]]
+
+
+def scaled(tensors, *, dtype=torch.float32, shape=(), marker=0, input_scale=None, codes_in=E4M3, leaf="scale_weight"):
+    """(stored, truth) in ComfyUI's first scaled FP8; another `leaf` for today's names."""
+    stored, truth = {name: t.to(torch.bfloat16) for name, t in tensors.items()}, {}
+    for layer in linears(tensors):
+        weight = tensors[f"{layer}.weight"]
+        scale = (weight.abs().max() / torch.finfo(codes_in).max).to(dtype)
+        stored[f"{layer}.weight"] = codes(weight, scale.float(), codes_in)
+        stored[f"{layer}.{leaf}"] = scale.reshape(shape)
+        if input_scale is not None:
+            stored[f"{layer}.scale_input"] = torch.tensor(input_scale).reshape(shape)
+        truth[f"{layer}.weight"] = stored[f"{layer}.weight"].float() * scale.float()
+    if marker is not None:
+        stored["scaled_fp8"] = torch.zeros(marker, dtype=codes_in)
+    return stored, {name: truth.get(name, stored[name].float()) for name in tensors}
+
+
+def cast(tensors, dtype):
+    """Everything in FP8: weights, biases and norms."""
+    stored = {name: t.to(dtype) for name, t in tensors.items()}
+    return stored, {name: t.float() for name, t in stored.items()}
+
+
+def blocks(tensors, sizes, *, leaf="weight_scale", dtype=torch.float32, shape=None, codes_in=E4M3):
+    """A scale for every block of [rows, columns] (0: all of them)."""
+    stored, truth = {name: t.to(torch.bfloat16) for name, t in tensors.items()}, {}
+    for layer in linears(tensors):
+        weight = tensors[f"{layer}.weight"]
+        size = [want or have for want, have in zip(sizes, weight.shape, strict=True)]
+        padded = torch.nn.functional.pad(weight, (0, -weight.shape[1] % size[1], 0, -weight.shape[0] % size[0]))
+        cut = padded.reshape(padded.shape[0] // size[0], size[0], padded.shape[1] // size[1], size[1])
+        scale = (cut.abs().amax((1, 3)) / torch.finfo(codes_in).max).clamp(min=1e-8).to(dtype)
+        whole = spread(scale.float(), weight.shape, size)
+        stored[f"{layer}.weight"] = codes(weight, whole, codes_in)
+        stored[f"{layer}.{leaf}"] = shape(scale) if shape else scale
+        truth[f"{layer}.weight"] = stored[f"{layer}.weight"].float() * whole
+    return stored, {name: truth.get(name, stored[name].float()) for name in tensors}
+
+
+KINDS = {
+    "scaled": lambda t: scaled(t), "scaled F32 [1], full": lambda t: scaled(t, shape=(1,), marker=2, input_scale=1.0),
+    "scaled BF16, no mark": lambda t: scaled(t, dtype=torch.bfloat16, marker=None),
+    "scaled F16": lambda t: scaled(t, dtype=torch.float16, marker=1), "scaled E5M2": lambda t: scaled(t, codes_in=E5M2),
+    "today's names, E5M2": lambda t: scaled(t, codes_in=E5M2, marker=None, leaf="weight_scale"),
+    "cast E4M3": lambda t: cast(t, E4M3), "cast E5M2": lambda t: cast(t, E5M2),
+    "rows [N]": lambda t: blocks(t, (1, 0), shape=lambda scale: scale[:, 0]),
+    "rows [N, 1] BF16": lambda t: blocks(t, (1, 0), dtype=torch.bfloat16),
+    "rows of E5M2": lambda t: blocks(t, (1, 0), codes_in=E5M2),
+    "tensor [1, 1]": lambda t: blocks(t, (0, 0)),
+    "blocks 128": lambda t: blocks(t, (128, 128), leaf="weight_scale_inv"),
+    "blocks 64 x 32": lambda t: blocks(t, (64, 32), dtype=torch.bfloat16),
+    "blocks of rows [N, K/64, 1]": lambda t: blocks(t, (1, 64), shape=lambda scale: scale[..., None])}
+NAMES = {"native": "", "native, whole": WHOLE, "diffusers": "", "diffusers, whole pipeline": "transformer.",
+         "native, compiled": "module._orig_mod."}
+
+
+def write(folder, stored, prefix="", beside=None, shards=1, metadata=None):
+    """The files, and what to load."""
+    tensors = {prefix + name: t for name, t in stored.items()} | (beside or {})
+    names = sorted(tensors)
+    for i in range(shards):
+        part = {name: tensors[name] for name in names[i::shards]}
+        common.save(folder, part, None, metadata, f"model-{i + 1:05}-of-{shards:05}.safetensors" if shards > 1 else "model.safetensors")
+    if shards > 1:
+        placed = {name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(names)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}), encoding="utf-8")
+    return folder if shards > 1 else folder / "model.safetensors"
+
+
+def load(path, **options):
+    return model.load(model.Request(str(path), **{"dtype": "fp32", **options}), quiet=True)
+
+
+def expected(truth):
+    """Stock ComfyUI on the weights that a file means."""
+    import comfy.model_detection
+    import comfy.sd
+
+    if "x_embedder.weight" in truth:
+        truth = comfy.model_detection.convert_diffusers_mmdit(dict(truth))
+    patcher = comfy.sd.load_diffusion_model_state_dict(dict(truth), model_options={"dtype": torch.float32})
+    return flux.comfy_velocity(patcher, **flux.inputs())
+
+
+@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_under_every_name(weights, tmp_path, kind, names):
+    stored, truth = KINDS[kind](weights[names.split(",")[0]])
+    loaded = load(write(tmp_path, stored, NAMES[names]))
+    assert common.rel_l2(flux.comfy_velocity(loaded.patcher, **flux.inputs()), expected(truth)) < EXACT
+    quantized = sum(count for name, count in loaded.description.formats.items() if name.startswith("FP8"))
+    assert quantized == len(linears(weights[names.split(",")[0]]))
+    if kind.startswith("cast"):
+        assert any("no scale" in note for note in loaded.description.notes)
+        assert any("no weights of Linear layers" in note for note in loaded.description.notes)
+
+
+@pytest.mark.parametrize("kind", ["scaled F32 [1], full", "cast E4M3", "blocks 128"])
+def test_in_shards_and_in_company(weights, tmp_path, kind):
+    """Several files; and one with text encoders, a VAE and an EMA's counter beside, which is said."""
+    stored, truth = KINDS[kind](weights["native"])
+    wanted = expected(truth)
+    loaded = load(write(tmp_path / "shards", stored, shards=3))
+    assert common.rel_l2(flux.comfy_velocity(loaded.patcher, **flux.inputs()), wanted) < EXACT
+    loaded = load(write(tmp_path / "whole", stored, WHOLE, BESIDE))
+    assert common.rel_l2(flux.comfy_velocity(loaded.patcher, **flux.inputs()), wanted) < EXACT
+    for what in ("text encoders (2 tensors", "a VAE (1 tensors", "an EMA copy (1 tensors"):
+        assert f"left out, as no part of the transformer: {what}" in loaded.report
+
+
+def test_what_the_mark_asks_for(weights, tmp_path):
+    """Two elements: full-precision matmul. Static activation scales stay, and 1.0 is none (convert_old_quants)."""
+    for marker, value in ((0, 0.25), (2, 0.25), (0, 1.0)):
+        stored, _ = scaled(weights["native"], marker=marker, input_scale=value)
+        module = load(write(tmp_path / f"{marker}-{value}", stored)).patcher.get_model_object(f"diffusion_model.{BLOCK}")
+        assert bool(module._full_precision_mm_config) is (marker == 2)
+        if value == 1.0:
+            assert getattr(module, "input_scale", None) is None
+        else:
+            assert float(module.input_scale) == 0.25
+
+
+def test_memory_stays_that_of_the_file(weights, tmp_path):
+    """A cast is not blown up to BF16, and a scale for each row is all that E5M2 takes beside its bytes."""
+    for kind in ("cast E4M3", "cast E5M2", "scaled E5M2", "rows [N]"):
+        stored, _ = KINDS[kind](weights["native"])
+        module = load(write(tmp_path / kind[:9], stored)).patcher.get_model_object(f"diffusion_model.{BLOCK}")
+        assert module.weight._qdata.dtype == stored[f"{BLOCK}.weight"].dtype
+        assert torch.equal(module.weight._qdata.view(torch.uint8), stored[f"{BLOCK}.weight"].view(torch.uint8))
+
+
+@pytest.mark.parametrize("kind", ["scaled", "cast E4M3", "cast E5M2", "rows [N]", "blocks 128"])
+def test_lora(weights, tmp_path, kind):
+    """In low VRAM exactly W + B A; fully loaded, coded again, the same effect."""
+    stored, truth = KINDS[kind](weights["native"])
+    loaded = load(write(tmp_path, stored), dtype="default")
+    g, lora = torch.Generator().manual_seed(5), {}
+    for layer in (BLOCK, "single_blocks.1.linear1", "double_blocks.1.txt_mlp.2"):
+        rows, columns = truth[f"{layer}.weight"].shape
+        a, b = torch.randn(8, columns, generator=g) * columns ** -0.5, torch.randn(rows, 8, generator=g) * 8 ** -0.5
+        lora |= {f"diffusion_model.{layer}.lora_A.weight": a, f"diffusion_model.{layer}.lora_B.weight": b}
+        truth[f"{layer}.weight"] = truth[f"{layer}.weight"] + b @ a
+    folder = tmp_path / f"lora-{kind.split()[0]}-{kind[-4:].strip('[]')}"
+    folder.mkdir()
+    patched = lora_tools.load_lora(loaded.patcher, lora, folder)
+    assert len(patched.patches) == 3
+    before, wanted = flux.comfy_velocity(loaded.patcher, **flux.inputs()), expected(truth)
+    low = lora_tools.low_vram(patched, lambda p: flux.comfy_velocity(p, load=False, **flux.inputs()))
+    assert common.rel_l2(low, wanted) < EXACT
+    effect, full = wanted - before, flux.comfy_velocity(patched, **flux.inputs()) - before
+    assert torch.nn.functional.cosine_similarity(full.flatten(), effect.flatten(), 0) > 0.9
+    assert abs(float(full.norm() / effect.norm()) - 1) < 0.1
+    assert torch.equal(flux.comfy_velocity(loaded.patcher, **flux.inputs()), before)
+
+
+def test_a_scaled_norm_and_convolution(tmp_path):
+    """SGLang's converter for Wan quantizes the 5-D patch embedding, too: it is read exactly, times its scale."""
+    from support import wan
+
+    tensors = {name: t.float() for name, t in wan.make().state_dict().items()}
+    name = "patch_embedding.weight"
+    scale = tensors[name].abs().max() / 448
+    stored = {key: t.to(torch.bfloat16) for key, t in tensors.items()}
+    stored |= {name: codes(tensors[name], scale), "patch_embedding.weight_scale": scale}
+    common.save(tmp_path, stored, {"_class_name": "WanTransformer3DModel", **dict(wan.make().config)})
+    loaded = load(tmp_path)
+    found = loaded.patcher.get_model_object("diffusion_model.patch_embedding").weight
+    assert torch.equal(found, stored[name].float() * scale)
+    assert any("read as the numbers they are: patch_embedding.weight" in note for note in loaded.description.notes)
+
+
+REFUSED = {
+    "one scale lost": (lambda t: t.pop(f"{BLOCK}.scale_weight"), "FP8 weight without weight_scale"),
+    "all scales lost, with the mark": (lambda t: [t.pop(k) for k in list(t) if k.endswith("scale_weight")],
+                                       r"FP8 weight without weight_scale, without which its values mean nothing here: 36 layers"),
+    "a scale twice": (lambda t: t.update({f"{BLOCK}.weight_scale": t[f"{BLOCK}.scale_weight"].clone()}), "say the same twice"),
+    "a scale for some rows": (lambda t: t.update({f"{BLOCK}.scale_weight": torch.ones(7)}), r"the scale is \[7\]"),
+    "blocks of no power of two": (lambda t: t.update({f"{BLOCK}.scale_weight": torch.ones(8, 3)}), r"the scale is \[8, 3\]"),
+    "a negative scale of a row": (lambda t: t.update({f"{BLOCK}.scale_weight": torch.ones(768).index_fill_(0, torch.tensor(3), -1)}),
+                                  "not finite and positive"),
+    "an unknown tensor beside": (lambda t: t.update({"something.weight": torch.ones(3)}), "unexpected tensors: something.weight"),
+    "bitsandbytes": (lambda t: t.update({f"{BLOCK}.weight.quant_state.bitsandbytes__nf4": torch.zeros(9, dtype=torch.uint8)}),
+                     "bitsandbytes 4-bit"),
+    "torchao": (lambda t: t.update({f"{BLOCK}._weight_qdata": torch.zeros(9, dtype=torch.uint8)}), "torchao"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(weights, tmp_path, name):
+    change, message = REFUSED[name]
+    stored, _ = scaled(weights["native"])
+    change(stored)
+    with pytest.raises(CheckpointError, match=message):
+        load(write(tmp_path, stored))
+
+
+def test_many_layers_with_one_problem_are_one_line(weights, tmp_path):
+    stored, _ = scaled(weights["native"])
+    for layer in linears(weights["native"])[:15]:
+        stored[f"{layer}.scale_weight"] = torch.ones(7)
+    with pytest.raises(CheckpointError) as refused:
+        load(write(tmp_path, stored))
+    text = str(refused.value)
+    assert "15 layers (" in text and ", and 5 more)" in text and "download it again" not in text and text.count("\n  - ") <= 10
+
+
+def test_unknown_names_are_left_as_they_are(weights, tmp_path):
+    """Nothing is taken away but what is known: another prefix is another model."""
+    stored, _ = scaled(weights["native"])
+    with pytest.raises(CheckpointError, match="unknown kind of model|incomplete"):
+        load(write(tmp_path, stored, "mystery."))
+    path = write(tmp_path / "b", stored, "net.")
+    description = describe(Checkpoint(locate(str(path))))
+    assert "all names begin with 'net.', which is taken away" in description.notes and not description.problems
