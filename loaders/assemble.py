@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..quant.stored import read_scale
 from .architectures import Module
 from .architectures.base import tensor_name
 from .errors import CheckpointError
@@ -135,7 +136,7 @@ def add(native: NativeStateDict, planned: Planned, layers: Layers, dequantize: b
     """Add one native module. Raises ValueError or KeyError for tensors that do not fit."""
     module, pieces = planned
     if all(piece.layer.read is None for piece in pieces):
-        parts = [_rows(layers.tensors.take(piece.layer), piece.layer.first, piece.rows) for piece in pieces]
+        parts = [_rows(layers.tensors.take(piece.layer), piece.layer, piece.rows) for piece in pieces]
         _put(native, module, tensor_name(module.native, module.leaf), [part["weight"] for part in parts])
         if module.bias:
             _put(native, module, f"{module.native}.bias", [part["bias"] for part in parts])
@@ -146,7 +147,7 @@ def add(native: NativeStateDict, planned: Planned, layers: Layers, dequantize: b
     found = []
     for piece in pieces:
         if piece.layer.read is None:
-            part = _rows(layers.tensors.take(piece.layer), piece.layer.first, piece.rows)
+            part = _rows(layers.tensors.take(piece.layer), piece.layer, piece.rows)
             found.append(Coded((plain_tile(part["weight"]),), part.get("bias")))
         else:
             found.append(layers.take(piece.layer, piece.split))
@@ -242,15 +243,13 @@ def _pass_on(native: NativeStateDict, module: Module, leaves: Mapping[str, Tenso
     native.layouts[word] = native.layouts.get(word, 0) + 1
 
 
-def _rows(part: dict[str, Tensor], first: int, rows: int) -> dict[str, Tensor]:
-    """Some rows of unquantized tensors, as views; one in FP8 times its scale, if it has one."""
-    scale = part.pop("weight_scale", None)
+def _rows(part: dict[str, Tensor], layer: Layer, rows: int) -> dict[str, Tensor]:
+    """The rows that are wanted of unquantized tensors, as views; one in FP8 times its scale, if it has one."""
+    scale = read_scale(layer.name, part, "weight_scale")
     if scale is not None:
-        value = float(scale)
-        if not 0 < value < float("inf"):
-            raise ValueError(f"weight_scale is {value}: a scale must be a finite positive number")
-        part["weight"] = part["weight"].float() * scale.float().reshape(())
-    return {leaf: tensor if tensor.shape[:1] == (rows,) else tensor[first:first + rows]
+        part = {leaf: tensor for leaf, tensor in part.items() if leaf != "weight_scale"}
+        part["weight"] = part["weight"].float() * scale
+    return {leaf: tensor if tensor.shape[:1] == (rows,) else tensor[layer.first:layer.first + rows]
             for leaf, tensor in part.items()}
 
 

@@ -25,7 +25,7 @@ from . import repos
 from .base import Family
 from .declarations import Declaration, read_declaration
 from .names import NOTHING, Names, adopt
-from .reading import architecture_of, check_sizes, dims_of, spellings
+from .reading import architecture_of, check_sizes, dims_of, refuse_packed, spellings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,6 +74,8 @@ class ModelOpt(Family):
             name.endswith((".weight_scale", ".weight_scale_inv")) for name in checkpoint.tensors)
         stored = StoredLayers(description, names, scaled, e4m3=declaration.family.startswith("modelopt"))
         plan = plans.make(LoadPlan(description, architecture), checkpoint.tensors, stored)
+        if description.problems:
+            refuse_packed(checkpoint)
         _compare_with_declaration(description, declaration)
         description.notes += stored.notes()
         return plan
@@ -103,8 +105,8 @@ class StoredLayers:
     """Layers that say by their tensors what they are; a plan.ReadLayer.
 
     `scaled`: FP8 weights must have a scale, as others of the file have one or the file says so. `e4m3`: they must be
-    E4M3, as its writer's are. `casts` are those found without a scale,
-    `others` the FP8 tensors that are no weights of Linear layers.
+    E4M3, as its writer's are. `casts` are those found without a scale, `others` the FP8 tensors that are no weights of
+    Linear layers.
     """
 
     def __init__(self, description: CheckpointDescription, names: Names = NOTHING, scaled: bool = True,
@@ -134,7 +136,8 @@ class StoredLayers:
         """Remember what of a layer is FP8 and no weight of a Linear."""
         if not module.linear and weight.dtype in FP8_DTYPES:
             self.others.append(tensor_name(name, module.stored_leaf))
-        if "bias" in group and group["bias"].dtype in FP8_DTYPES:
+        bias = group.get("bias")
+        if bias is not None and bias.dtype in FP8_DTYPES:
             self.others.append(f"{name}.bias")
 
     def notes(self) -> list[str]:
@@ -151,7 +154,7 @@ class StoredLayers:
         own = {leaf: group.pop(leaf) for leaf in sorted(fmt.companions & group.keys())}
         problem = fmt.problem({"weight": weight, **own}, rows, module.inner[0])
         if weight.dtype in FP8_DTYPES:
-            if not own.keys() & {"weight_scale", "weight_scale_inv"}:
+            if "weight_scale" not in own and "weight_scale_inv" not in own:
                 if self.scaled:
                     problem = "FP8 weight without weight_scale, without which its values mean nothing here"
                 self.casts.append(name)

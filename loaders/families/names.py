@@ -31,7 +31,7 @@ _LEFTOVERS = {
     r"\.(weight|input|output|[qkv]_bmm|softmax)_quantizer\.|\.[kv]_scale$": "state of a quantizer",
     r"(^|\.)norm_final\.weight$": "a norm that the model does not use"}
 # One of these is in every name that any of the above is about: searching for words is a scan in C for each.
-_WORDS = ("text_encoders.", "cond_stage_model.", "conditioner.", "vae.", "first_stage_model.", "ema.", "global_step",
+_WORDS = ("text_encoders.", "_stage_model.", "conditioner.", "vae.", "ema.", "global_step",
           "num_batches_tracked", "lora_", "_quantizer.", "k_scale", "v_scale", "norm_final.weight", MARK, *LEAVES)
 
 

@@ -31,11 +31,7 @@ def architecture_of(checkpoint: Checkpoint) -> tuple[Architecture, Naming]:
 
     Raises CheckpointError that says what the file is instead when it is none of the supported ones.
     """
-    where, text = checkpoint.source.reference, "\n".join((*checkpoint.stored_tensors, ""))
-    for end, what in _PACKED.items():
-        if end in text:
-            raise CheckpointError(f"the layers are stored as {what}, which this version does not load", where,
-                                  "take another checkpoint of this model (README, \"Which node for which file\")")
+    where = checkpoint.source.reference
     claim = str((checkpoint.config or {}).get("_class_name") or "")
     for architecture in ARCHITECTURES:
         naming = architecture.naming(checkpoint.tensors)
@@ -47,10 +43,22 @@ def architecture_of(checkpoint: Checkpoint) -> tuple[Architecture, Naming]:
                 raise CheckpointError(f"config.json says {claim}, but the tensors are {architecture.name}", where,
                                       "config.json and weights do not belong together; download both again")
             return architecture, naming
+    refuse_packed(checkpoint)
     what, do = name_other(checkpoint.stored_tensors)
     if claim:
         what += f" (config.json says {claim})"
     raise CheckpointError(f"this is {what}, not a transformer this version loads ({supported()})", where, do)
+
+
+def refuse_packed(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError that names the writer, for layers packed as only one does, which nothing here reads. For
+    checkpoints that turned out to have something wrong: it reads all names."""
+    text = "\n".join((*checkpoint.stored_tensors, ""))
+    what = next((what for end, what in _PACKED.items() if end in text), "")
+    if what:
+        raise CheckpointError(f"the layers are stored as {what}, which this version does not load",
+                              checkpoint.source.reference,
+                              "take another checkpoint of this model (README, \"Which node for which file\")")
 
 
 def dims_of(read: Callable[..., Dims], checkpoint: Checkpoint, *arguments: Any) -> Dims:
@@ -58,6 +66,7 @@ def dims_of(read: Callable[..., Dims], checkpoint: Checkpoint, *arguments: Any) 
     try:
         return read(*arguments)
     except ValueError as error:
+        refuse_packed(checkpoint)
         raise CheckpointError(str(error), checkpoint.source.reference,
                               "download it again; if it is complete, this model cannot run in ComfyUI") from error
 

@@ -221,6 +221,9 @@ def test_a_scaled_norm_and_convolution(tmp_path):
     found = loaded.patcher.get_model_object("diffusion_model.patch_embedding").weight
     assert torch.equal(found, stored[name].float() * scale)
     assert any("read as the numbers they are: patch_embedding.weight" in note for note in loaded.description.notes)
+    common.save(tmp_path / "b", {**stored, "patch_embedding.weight_scale": torch.tensor(float("nan"))}, common.config_of(tmp_path))
+    with pytest.raises(CheckpointError, match="patch_embedding.weight_scale is nan"):
+        load(tmp_path / "b")
 
 
 REFUSED = {
