@@ -125,7 +125,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @needs("devices")
 def synchronize() -> None:
-    """Wait until the device the host runs models on has done what it was given; nothing to wait for on a CPU."""
+    """Wait until the device the host runs models on has done what it was given; nothing to wait for on a CPU. (The
+    host's own `synchronize` waits for CUDA and XPU alone, not for an NPU or MPS.)"""
     import torch
 
     wait = getattr(getattr(torch, device_type(), None), "synchronize", None)

@@ -154,18 +154,15 @@ def _confs(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     Raises CheckpointError for a format that this version does not know.
     """
     confs = dict(_listed(checkpoint))
-    where = dict.fromkeys(confs, checkpoint.source.reference)
     for name in checkpoint.tensors:
         if name.endswith(".comfy_quant"):
-            layer = name.removesuffix(".comfy_quant")
-            confs[layer] = _marker(checkpoint, name)
-            where[layer] = checkpoint.source.reference
+            confs[name.removesuffix(".comfy_quant")] = _marker(checkpoint, name)
     for layer, conf in confs.items():
         word = str(conf.get("format"))
         known = word.removeprefix(old.ASCEND) in KINDS if word.startswith(old.ASCEND) else old.is_old(word)
         if not (known or word == FORMAT or word in STORED or word in _OF_HOST or word in HOST_FORMATS):
-            raise CheckpointError(f"{layer}.comfy_quant says {word!r}, which this version does not load", where[layer],
-                                  "update this pack, or load the original")
+            raise CheckpointError(f"{layer}.comfy_quant says {word!r}, which this version does not load",
+                                  checkpoint.source.reference, "update this pack, or load the original")
     return confs
 
 

@@ -98,13 +98,10 @@ def timed(calls: dict[str, Callable[[], Any]], where: Where) -> dict[str, tuple[
 
 def let_go() -> None:
     """Everything off the device."""
-    import comfy.model_management
+    from quantized_transformers import host
 
-    comfy.model_management.unload_all_models()
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    host.let_go()
 
 
 def versions(where: Where) -> dict[str, Any]:
