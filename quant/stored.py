@@ -31,6 +31,8 @@ class ByteOrder(NamedTuple):
 MODELOPT_ORDER = ByteOrder(why="ModelOpt's default")
 Leaves = Mapping[str, Stored]  # one layer: "weight", "bias", "weight_scale", ... -> what is stored
 PLAIN_DTYPES = frozenset({"F32", "BF16", "F16"})
+# Of ModelOpt's AWQ and SVDQuant: y = W (x * p) + B (A (x * p)).
+FACTORS = ("pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b")
 FP8_DTYPES = frozenset({"F8_E4M3", "F8_E5M2"})
 
 
@@ -61,24 +63,28 @@ class StoredFormat(Protocol):
 
 
 class Plain:
-    """An unquantized layer: BF16, F16 or F32."""
+    """An unquantized layer: BF16, F16 or F32; with `FACTORS` where ModelOpt's AWQ or SVDQuant was switched off for it
+    after it had been calibrated."""
 
     name = "BF16"
     codec = "plain"
     colour = (140, 146, 158)
     words: frozenset[str] = frozenset()
-    companions: frozenset[str] = frozenset()
+    companions = frozenset(FACTORS)
 
     def matches(self, leaves: Leaves) -> bool:
         return leaves["weight"].dtype in PLAIN_DTYPES
 
     def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
-        return wrong_shape(leaves, rows, columns)
+        return wrong_shape(leaves, rows, columns) or factors_problem(leaves, rows, columns)
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
         from .tile import Coded
 
-        return Coded((plain_tile(part["weight"]),), part.get("bias"))
+        weight, (smooth, down, up) = part["weight"], factors(name, part)
+        if down is not None and up is not None:
+            weight = weight.float() + up.float() @ down.float()
+        return Coded((plain_tile(weight if smooth is None else weight.float() * smooth.float()),), part.get("bias"))
 
 
 PLAIN = Plain()
@@ -121,3 +127,30 @@ def scalar_problem(leaves: Leaves, leaf: str) -> str:
     if tuple(scale.shape) not in ((), (1,)):
         return f"{leaf} is {list(scale.shape)}, expected one value"
     return ""
+
+
+def factors_problem(leaves: Leaves, rows: int, columns: int) -> str:
+    """What is wrong with the FACTORS of a [rows, columns] weight, where there are any."""
+    pair = [leaves[leaf] for leaf in FACTORS[1:] if leaf in leaves]
+    if len(pair) == 1:
+        return f"one of {' and '.join(FACTORS[1:])}, and they belong together"
+    rank = pair[0].shape[0] if pair and len(pair[0].shape) == 2 else 0
+    for leaf, shape in zip(FACTORS, ((columns,), (rank, columns), (rows, rank)), strict=True):
+        found = leaves.get(leaf)
+        if found is not None and (found.dtype not in PLAIN_DTYPES or tuple(found.shape) != shape):
+            return f"{leaf} is {found.dtype} {list(found.shape)}, expected floats {list(shape)}"
+    return ""
+
+
+def factors(name: str, part: Mapping[str, Tensor]) -> list[Tensor | None]:
+    """A layer's FACTORS: p [columns], A [rank, columns], B [rows, rank], each of them None where it is not there.
+
+    Raises ValueError for values that are not finite, or a p that is not positive.
+    """
+    found = [part.get(leaf) for leaf in FACTORS]
+    for leaf, tensor in zip(FACTORS, found, strict=True):
+        if tensor is not None and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name}.{leaf} has values that are not finite")
+    if found[0] is not None and not bool((found[0] > 0).all()):
+        raise ValueError(f"{name}.{FACTORS[0]} has values that are not positive")
+    return found

@@ -17,7 +17,10 @@ from ..errors import CheckpointError
 from ..files.source import read_json
 
 METADATA_KEYS = ("_quantization_metadata", "quantization_config")
-SUPPORTED = "supported: modelopt FP8 and NVFP4, and fp8"
+# ModelOpt's quant_algo -> family. What AWQ and SVDQuant add is seen in the tensors.
+_NVFP4 = ("NVFP4", "NVFP4_AWQ", "NVFP4_SVD", "W4A16_NVFP4")
+ALGORITHMS = {"FP8": "modelopt-fp8", **dict.fromkeys(_NVFP4, "modelopt-nvfp4")}
+SUPPORTED = "supported: modelopt FP8 and NVFP4 (with AWQ or SVDQuant, or weights only), and fp8"
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Declaration:
 
     `family` is "modelopt-fp8", "modelopt-nvfp4", "fp8", "nvfp4" or "" (nothing declared). `swap_weight_nibbles`: True
     says that even columns are in the high nibble, False in the low one, None says nothing. `comfy`: layers are listed
-    as ComfyUI lists them, without a quantization method.
+    as ComfyUI lists them, without a quantization method. `weights_only`: activations are not to be quantized.
     """
 
     family: str = ""
@@ -36,6 +39,7 @@ class Declaration:
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
     swap_weight_nibbles: bool | None = None
     comfy: bool = False
+    weights_only: bool = False
     origins: tuple[str, ...] = ()
 
 
@@ -122,21 +126,26 @@ def _interpret(spec: dict[str, Any], origins: tuple[str, ...], where: str) -> De
     family = _family(spec, nested, layers, where)
     comfy = bool(layers) and not (spec.get("quant_method") or spec.get("quant_algo") or nested.get("quant_algo"))
     return Declaration(family, " ".join(str(producer[key]) for key in ("name", "version") if key in producer),
-                       scheme, tuple(ignore), layers, swap, comfy, origins)
+                       scheme, tuple(ignore), layers, swap, comfy, _algorithm(spec, nested).startswith("W4A16"),
+                       origins)
+
+
+def _algorithm(spec: dict[str, Any], nested: dict[str, Any]) -> str:
+    return str(spec.get("quant_algo") or nested.get("quant_algo") or "").upper()
 
 
 def _family(spec: dict[str, Any], nested: dict[str, Any], layers: dict[str, Any], where: str) -> str:
     """Name the family from quant_method and quant_algo (the table of SGLang's `_resolve_quant_method_name`)."""
     method = str(spec.get("quant_method") or "").lower()
-    algo = str(spec.get("quant_algo") or nested.get("quant_algo") or "").upper()
+    algo = _algorithm(spec, nested)
     if method.startswith("modelopt") or (not method and algo):
         declared = {"modelopt_fp8": "FP8", "modelopt_fp4": "NVFP4"}.get(method, "")
         if declared and algo and algo != declared:
             raise CheckpointError(f"conflicting declarations: quant_method is {method!r} but quant_algo is {algo!r}",
                                   where, "download config.json again, or ask its publisher")
         algo = algo or declared
-        if algo in ("FP8", "NVFP4"):
-            return f"modelopt-{algo.lower()}"
+        if algo in ALGORITHMS:
+            return ALGORITHMS[algo]
         raise CheckpointError(f"ModelOpt {algo or 'without a quant_algo'} is not supported by this version", where,
                               SUPPORTED)
     if method == "fp8":

@@ -69,6 +69,9 @@ class ModelOpt(Family):
         for key in sorted(architecture.config_only - dims.keys()):
             description.notes.append(f"{key} is told by neither the tensors nor a config.json; taken as off. If this "
                                      "is a model that has it, give its folder, or use the file as weights on its base")
+        names_of_modelopt = any(name.endswith(".weight_scale_2") for name in checkpoint.tensors)
+        if description.byte_order is LIGHT and names_of_modelopt:
+            description.problems.append("NVFP4 layers by ModelOpt's names and by LightX2V's, whose byte orders differ")
         description.notes += names.notes
         scaled = bool(declaration.family) or names.marked or any(
             name.endswith((".weight_scale", ".weight_scale_inv")) for name in checkpoint.tensors)
@@ -82,18 +85,20 @@ class ModelOpt(Family):
 
 
 FAMILY = ModelOpt()
-
+LIGHT = ByteOrder(low_first=True, swizzled=True, why="LightX2V's names")
 
 _PACKED_QKV = re.compile(r"(^|\.)(double_blocks\.\d+\.(img|txt)_attn\.qkv|single_blocks\.\d+\.linear1)\.weight$",
                          re.MULTILINE)
 
 
 def byte_order(tensors: dict[str, TensorInfo], declaration: Declaration) -> ByteOrder:
-    """How the files pack NVFP4: what swap_weight_nibbles says, else packed q/k/v or ComfyUI's markers (high nibble
-    first, tiled scales), else ModelOpt's order (docs/sources/sglang.md, "NVFP4 by tensors"). Reported, as bytes do not
-    tell."""
+    """How the files pack NVFP4: as LightX2V's names say (low nibble first, tiled scales), else what swap_weight_nibbles
+    says, else packed q/k/v or ComfyUI's markers (high nibble first, tiled scales), else ModelOpt's order
+    (docs/sources/sglang.md, "NVFP4 by tensors"). Reported, as bytes do not tell."""
     text = "\n".join(tensors)
     packed, comfy = bool(_PACKED_QKV.search(text)), ".comfy_quant" in text or declaration.comfy
+    if ".input_global_scale" in text and not comfy:
+        return LIGHT
     why = "packed q/k/v" if packed else "ComfyUI's markers" if comfy else "ModelOpt's default"
     swap = declaration.swap_weight_nibbles
     if swap is not None:
@@ -165,11 +170,11 @@ class StoredLayers:
         if problem:
             problems.append(f"{name}: {problem}")
         leaves = plans.leaves(module.stored_leaf, *own, *plans.bias_of(module))
-        if fmt is PLAIN:
+        if fmt is PLAIN and not own:
             return Layer(name, weight.dtype, leaves)
         read = self._readers.setdefault(fmt.name, partial(self._read, fmt))
         static = "input_scale" in own if "input_scale" in fmt.companions else None
-        return Layer(name, fmt.name, leaves, read, static, (fmt.codec,))
+        return Layer(name, weight.dtype if fmt is PLAIN else fmt.name, leaves, read, static, (fmt.codec,))
 
     def _read(self, fmt: StoredFormat, layer: Layer, part: dict[str, Tensor]) -> list[Coded]:
         if layer.name in self.names.renamed and "input_scale" in part and float(part["input_scale"]) == 1:
@@ -203,6 +208,8 @@ def _compare_with_declaration(description: CheckpointDescription, declaration: D
     if quantized and declared and declared not in kinds:
         description.notes.append(f"{declaration.family} is declared, but the tensors are {', '.join(sorted(kinds))}; "
                                  "the tensors are right")
+    if declaration.weights_only:
+        description.full_precision += [name for name in quantized if description.layers[name] == "NVFP4"]
     if quantized and not declaration.family:
         description.notes.append("no quantization is declared; the formats are taken from the tensors")
     if declaration.family and not quantized:

@@ -28,7 +28,7 @@ from ..exact import REFUSALS
 from ..svdquant.parts import KIND
 from ..tile import Tile
 from .base import HALF, NATIVE, SLOW, USABLE, Activation, Kernel, Speed, add_low_rank, dense
-from .reference import integer_linear
+from .reference import integer_linear, smooth
 
 if TYPE_CHECKING:
     from ...host import Machine
@@ -133,7 +133,7 @@ class ComfyKitchen(Kernel):
                 seen: Tensor = quantize(act, tile).dequantize()
             except REFUSALS:
                 return dense(act.x, tile, bias)
-            weight = codec(tile.place.codec).residual(tile, act.x.dtype)
+            weight = codec(tile.place.codec).residual(tile.having(mul=None), act.x.dtype)  # the activation has it
             return add_low_rank(matmul(seen, weight, bias), act.x, tile)
         return dense(act.x, tile, bias)
 
@@ -158,9 +158,9 @@ def fp8_activation(act: Activation, tile: Tile) -> QuantizedTensor:
 
 def nvfp4_activation(act: Activation, tile: Tile) -> QuantizedTensor:
     """NVFP4 as the host quantizes activations; without a stored scale amax / 2688."""
-    scale = tile.get("input_scale")
-    made: QuantizedTensor = act.once(("nvfp4", id(scale)), lambda: QuantizedTensor.from_float(
-        act.x, "TensorCoreNVFP4Layout", scale=scale))
+    scale, mul = tile.get("input_scale"), tile.get("mul")
+    made: QuantizedTensor = act.once(("nvfp4", id(scale), id(mul)), lambda: QuantizedTensor.from_float(
+        smooth(act.x, tile), "TensorCoreNVFP4Layout", scale=scale))
     return made
 
 

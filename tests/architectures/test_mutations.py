@@ -73,7 +73,6 @@ MUTATIONS = {
     "weight renamed": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.wieght", t.pop(f"{f.q}.weight")), REFUSED),
     "layer renamed": (lambda t, c, m, s, f: [t.__setitem__(k.replace("to_q", "to_qq"), t.pop(k)) for k in list(t) if k.startswith(f"{f.q}.")], REFUSED),
     "extra tensor": (lambda t, c, m, s, f: t.__setitem__("extra.weight", torch.ones(4)), REFUSED),
-    "extra smoothing scale": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.pre_quant_scale", torch.ones(256)), REFUSED),
     "weight as INT8": (put("weight", lambda w: w.view(torch.int8)), REFUSED),
     "weight as E5M2": (put("weight", lambda w: w.view(torch.float8_e5m2)), REFUSED),
     "weight cast to BF16 codes": (put("weight", lambda w: w.to(torch.bfloat16)), REFUSED),
@@ -138,7 +137,22 @@ def scale_per_row(t, c, m, s, f):
     t[f"{f.q}.{s}"] = t[f"{f.q}.{s}"].repeat(t[f"{f.q}.weight"].shape[0])
 
 
+def factors(t, c, m, s, f):
+    """pre_quant_scale of 2 and half the tensor scale: the same weight."""
+    t[f"{f.q}.pre_quant_scale"] = torch.full((t[f"{f.q}.weight"].shape[1] * 2,), 2.0)
+    t[f"{f.q}.{s}"] = t[f"{f.q}.{s}"] / 2
+    if f"{f.q}.input_scale" in t:
+        t[f"{f.q}.input_scale"] = t[f"{f.q}.input_scale"] * 2
+
+
+def low_rank(t, f, leaves):
+    rows, columns = t[f"{f.q}.weight"].shape[0], t[f"{f.q}.weight"].shape[1] * 2
+    pair = {"a": torch.zeros(4, columns), "b": torch.ones(rows, 4)}
+    t.update({f"{f.q}.svdquant_lora_{leaf}": pair[leaf] for leaf in leaves})
+
+
 ONLY_FP8 = {
+    "extra smoothing scale": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.pre_quant_scale", torch.ones(256)), REFUSED),
     "scale by ComfyUI's first name": (rename_scale, RIGHT),
     "scale by both names": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.scale_weight", t[f"{f.q}.{s}"].clone()), REFUSED),
     "scale per row": (scale_per_row, RIGHT),
@@ -153,7 +167,18 @@ ONLY_NVFP4 = {
     "tensor scale per row": (scale_per_row, REFUSED),
     "block scales dropped to one": (put("weight_scale", lambda b: b[:1, :1].contiguous()), REFUSED),
     "block scales cut": (put("weight_scale", lambda b: b[:, :-1].contiguous()), REFUSED),
-    "block scales as U8": (put("weight_scale", lambda b: b.view(torch.uint8)), REFUSED),
+    "block scales as U8": (put("weight_scale", lambda b: b.view(torch.uint8)), RIGHT),
+    "block scales as U8 without a tensor scale": (lambda t, c, m, s, f: [put("weight_scale", lambda b: b.view(torch.uint8))(
+        t, c, m, s, f), t.pop(f"{f.q}.{s}")], REFUSED),
+    "factors of the activation": (factors, RIGHT),
+    "factors of the activation, one zero": (lambda t, c, m, s, f: [factors(t, c, m, s, f),
+                                                                  t[f"{f.q}.pre_quant_scale"][3:4].zero_()], REFUSED),
+    "factors of the activation for other columns": (lambda t, c, m, s, f: [factors(t, c, m, s, f), t.__setitem__(
+        f"{f.q}.pre_quant_scale", t[f"{f.q}.pre_quant_scale"][1:].clone())], REFUSED),
+    "a low-rank pair that is zero": (lambda t, c, m, s, f: low_rank(t, f, "ab"), RIGHT),
+    "half of a low-rank pair": (lambda t, c, m, s, f: low_rank(t, f, "a"), REFUSED),
+    "LightX2V's names in one layer": (lambda t, c, m, s, f: t.update({
+        f"{f.q}.input_global_scale": 1 / t.pop(f"{f.q}.input_scale"), f"{f.q}.alpha": t.pop(f"{f.q}.{s}")}), REFUSED),
     "ComfyUI's byte order, with its markers": (lambda t, c, m, s, f: [t.update(comfy_order(t)), t.update(
         {k.replace(s, "comfy_quant"): torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
          for k in list(t) if k.endswith(s)})], RIGHT),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 
 
@@ -39,23 +41,55 @@ def export(model: Any, folder: Path, forward: Callable[[Any, int], Any], algorit
            keep: list[str] | None = None, **kwargs: Any) -> Path:
     """The real nvidia-modelopt export of a model (docs/sources/modelopt.md, "Export"); `keep` are regexes left in BF16.
 
-    `forward(model, seed)` runs it once for calibration, `algorithm` is "FP8" or "NVFP4". Returns the component folder.
+    `forward(model, seed)` runs it for calibration, `algorithm` is one of ALGORITHMS. Returns the component folder.
     The model given is not changed.
     """
-    import modelopt.torch.quantization as mtq
     from modelopt.torch.export import export_hf_checkpoint
+
+    export_hf_checkpoint(calibrated(model, forward, algorithm, keep), export_dir=str(folder), **kwargs)
+    return folder
+
+
+def calibrated(model: Any, forward: Callable[[Any, int], Any], algorithm: str, keep: list[str] | None = None) -> Any:
+    """A copy of a model as nvidia-modelopt quantizes it, before its export; see there."""
+    import modelopt.torch.quantization as mtq
 
     def loop(m: Any) -> None:
         with torch.no_grad():
             for seed in (3, 4):
                 forward(m, seed)
 
-    config = copy.deepcopy({"FP8": mtq.FP8_DEFAULT_CFG, "NVFP4": mtq.NVFP4_DEFAULT_CFG}[algorithm])
-    model = mtq.quantize(copy.deepcopy(model), config, loop)
+    config = copy.deepcopy(getattr(mtq, ALGORITHMS[algorithm]))
+    with nvfp4_without_cuda():
+        model = mtq.quantize(copy.deepcopy(model), config, loop)
     if keep:
         mtq.disable_quantizer(model, lambda name: any(re.match(k, name) for k in keep))
-    export_hf_checkpoint(model, export_dir=str(folder), **kwargs)
-    return folder
+    return model
+
+
+@contextlib.contextmanager
+def nvfp4_without_cuda() -> Iterator[None]:
+    """ModelOpt's rounding to NVFP4 and back needs CUDA: here it is comfy-kitchen's eager code."""
+    from modelopt.torch.quantization import tensor_quant
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensor_quant, "dynamic_block_quantize_op", _fake_nvfp4)
+        yield
+
+
+ALGORITHMS = {"FP8": "FP8_DEFAULT_CFG", "NVFP4": "NVFP4_DEFAULT_CFG", "NVFP4_AWQ": "NVFP4_AWQ_LITE_CFG",
+              "NVFP4_SVD": "NVFP4_SVDQUANT_DEFAULT_CFG"}
+
+
+def _fake_nvfp4(inputs: torch.Tensor, block_size: int, amax: torch.Tensor, *bits: int) -> torch.Tensor:
+    """NVFP4 and back, by comfy-kitchen's eager code."""
+    from comfy_kitchen import dequantize_nvfp4, quantize_nvfp4
+
+    flat = inputs.reshape(-1, inputs.shape[-1])
+    padded = torch.nn.functional.pad(flat, (0, 0, 0, -len(flat) % 16))
+    scale = (amax.float().amax() / 2688).reshape(())
+    codes, block = quantize_nvfp4(padded.contiguous(), scale)
+    return dequantize_nvfp4(codes, scale, block, inputs.dtype)[:len(flat)].reshape(inputs.shape)
 
 
 def rel_l2(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -90,14 +124,25 @@ def config_of(folder: Path) -> dict:
 
 
 def dequantize(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Stored FP8 and (ModelOpt's) NVFP4 tensors -> F32 by their definitions; scales dropped. Independent of the pack."""
+    """Stored FP8 and (ModelOpt's) NVFP4 tensors -> F32 by their definitions; scales dropped. Independent of the pack.
+
+    NVFP4_AWQ and NVFP4_SVD: y = W (x * p) + B (A (x * p)), as ModelOpt's SVDQuantLinear has it.
+    """
     out = {}
     for name, tensor in tensors.items():
-        if name.endswith((".weight_scale", ".weight_scale_2", ".input_scale")):
+        if name.endswith((".weight_scale", ".weight_scale_2", ".input_scale", ".pre_quant_scale", ".svdquant_lora_a",
+                          ".svdquant_lora_b")):
             continue
-        second = tensors.get(name.replace(".weight", ".weight_scale_2"))
+        layer = name.removesuffix(".weight")
+        second = tensors.get(f"{layer}.weight_scale_2")
         if tensor.dtype == torch.uint8 and second is not None:
-            out[name] = decode_nvfp4(tensor, tensors[name.replace(".weight", ".weight_scale")], second)
+            out[name] = decode_nvfp4(tensor, tensors[f"{layer}.weight_scale"], second)
+        if f"{layer}.svdquant_lora_a" in tensors:
+            low = tensors[f"{layer}.svdquant_lora_b"].float() @ tensors[f"{layer}.svdquant_lora_a"].float()
+            out[name] = out.get(name, tensor.float()) + low
+        if f"{layer}.pre_quant_scale" in tensors and name.endswith(".weight"):
+            out[name] = out.get(name, tensor.float()) * tensors[f"{layer}.pre_quant_scale"].float()
+        if name in out:
             continue
         scale = tensors.get(name.replace(".weight", ".weight_scale"))
         fp8 = tensor.dtype == torch.float8_e4m3fn and scale is not None

@@ -268,7 +268,7 @@ def test_odd_sizes_padded_or_not(rows, columns):
     ("input_scale", torch.tensor(float("nan")), "input_scale is nan"),
     ("weight_scale", torch.ones(256, 8).to(torch.float8_e4m3fn), "weight_scale is \\[256, 8\\]"),
     ("weight", torch.zeros(256, 256, dtype=torch.uint8), "two codes a byte"),
-    ("pre_quant_scale", torch.ones(256), "unexpected tensors: .*pre_quant_scale"),
+    ("pre_quant_scale", torch.ones(255), "pre_quant_scale is F32 \\[255\\], expected floats \\[256\\]"),
 ])
 def test_refusals(leaf, value, message, tiny, tmp_path):
     from quantized_transformers.loaders.errors import CheckpointError

@@ -6,41 +6,25 @@ The truth is a formula of this file's; a forward is held against stock ComfyUI o
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
-from quantized_transformers.loaders import model
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.locate import locate
 from support import common, flux
-from support import lora as lora_tools
+from support.real_files import BESIDE, EXACT, NAMES, WHOLE, expected, linears, load, lora_agrees, weights_of, write
 
 pytestmark = pytest.mark.parity
 
-EXACT = 1e-5  # two F32 runs of one network
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
-WHOLE = "model.diffusion_model."
 BLOCK = "double_blocks.0.img_attn.qkv"
-BESIDE = {"text_encoders.clip_l.logit_scale": torch.tensor(4.6), "vae.decoder.conv_in.weight": torch.ones(4, 4, 3, 3),
-          "text_encoders.t5xxl.transformer.shared.weight": torch.ones(8, 8).to(E4M3), "model_ema.decay": torch.ones(())}
 
 
 @pytest.fixture(scope="module")
 def weights(tiny):
-    """The tiny FLUX.1 in F32 by style: diffusers' names, and the vendor's by ComfyUI's own converter."""
-    import comfy.model_detection
-
-    diffusers = {name: tensor.float() for name, tensor in common.stored(tiny.bf16).items()}
-    native = comfy.model_detection.convert_diffusers_mmdit(dict(diffusers))
-    return {"diffusers": diffusers, "native": {name.replace("_norm.weight", "_norm.scale"): t for name, t in native.items()}}
-
-
-def linears(tensors):
-    return [name.removesuffix(".weight") for name, tensor in tensors.items() if name.endswith(".weight") and tensor.ndim == 2]
+    return weights_of(tiny)
 
 
 def codes(weight, scale, dtype=E4M3):
@@ -104,36 +88,6 @@ KINDS = {
     "blocks 128": lambda t: blocks(t, (128, 128), leaf="weight_scale_inv"),
     "blocks 64 x 32": lambda t: blocks(t, (64, 32), dtype=torch.bfloat16),
     "blocks of rows [N, K/64, 1]": lambda t: blocks(t, (1, 64), shape=lambda scale: scale[..., None])}
-NAMES = {"native": "", "native, whole": WHOLE, "diffusers": "", "diffusers, whole pipeline": "transformer.",
-         "native, compiled": "module._orig_mod."}
-
-
-def write(folder, stored, prefix="", beside=None, shards=1, metadata=None):
-    """The files, and what to load."""
-    tensors = {prefix + name: t for name, t in stored.items()} | (beside or {})
-    names = sorted(tensors)
-    for i in range(shards):
-        part = {name: tensors[name] for name in names[i::shards]}
-        common.save(folder, part, None, metadata, f"model-{i + 1:05}-of-{shards:05}.safetensors" if shards > 1 else "model.safetensors")
-    if shards > 1:
-        placed = {name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(names)}
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}), encoding="utf-8")
-    return folder if shards > 1 else folder / "model.safetensors"
-
-
-def load(path, **options):
-    return model.load(model.Request(str(path), **{"dtype": "fp32", **options}), quiet=True)
-
-
-def expected(truth):
-    """Stock ComfyUI on the weights that a file means."""
-    import comfy.model_detection
-    import comfy.sd
-
-    if "x_embedder.weight" in truth:
-        truth = comfy.model_detection.convert_diffusers_mmdit(dict(truth))
-    patcher = comfy.sd.load_diffusion_model_state_dict(dict(truth), model_options={"dtype": torch.float32})
-    return flux.comfy_velocity(patcher, **flux.inputs())
 
 
 @pytest.mark.parametrize("names", NAMES)
@@ -187,24 +141,7 @@ def test_memory_stays_that_of_the_file(weights, tmp_path):
 def test_lora(weights, tmp_path, kind):
     """In low VRAM exactly W + B A; fully loaded, coded again, the same effect."""
     stored, truth = KINDS[kind](weights["native"])
-    loaded = load(write(tmp_path, stored), dtype="default")
-    g, lora = torch.Generator().manual_seed(5), {}
-    for layer in (BLOCK, "single_blocks.1.linear1", "double_blocks.1.txt_mlp.2"):
-        rows, columns = truth[f"{layer}.weight"].shape
-        a, b = torch.randn(8, columns, generator=g) * columns ** -0.5, torch.randn(rows, 8, generator=g) * 8 ** -0.5
-        lora |= {f"diffusion_model.{layer}.lora_A.weight": a, f"diffusion_model.{layer}.lora_B.weight": b}
-        truth[f"{layer}.weight"] = truth[f"{layer}.weight"] + b @ a
-    folder = tmp_path / f"lora-{kind.split()[0]}-{kind[-4:].strip('[]')}"
-    folder.mkdir()
-    patched = lora_tools.load_lora(loaded.patcher, lora, folder)
-    assert len(patched.patches) == 3
-    before, wanted = flux.comfy_velocity(loaded.patcher, **flux.inputs()), expected(truth)
-    low = lora_tools.low_vram(patched, lambda p: flux.comfy_velocity(p, load=False, **flux.inputs()))
-    assert common.rel_l2(low, wanted) < EXACT
-    effect, full = wanted - before, flux.comfy_velocity(patched, **flux.inputs()) - before
-    assert torch.nn.functional.cosine_similarity(full.flatten(), effect.flatten(), 0) > 0.9
-    assert abs(float(full.norm() / effect.norm()) - 1) < 0.1
-    assert torch.equal(flux.comfy_velocity(loaded.patcher, **flux.inputs()), before)
+    lora_agrees(load(write(tmp_path, stored), dtype="default"), truth, tmp_path / "lora")
 
 
 def test_a_scaled_norm_and_convolution(tmp_path):
