@@ -45,14 +45,14 @@ def of_formats(formats: Collection[str]) -> Verdict:
 @lru_cache(maxsize=1)
 def by_title() -> dict[str, tuple[str, ...]]:
     """Name of a format in reports -> its codecs."""
-    from ..loaders.families.comfy import HOST_KIND_OF
     from ..quant.codecs import codecs
+    from ..quant.formats import formats
 
-    found: dict[str, tuple[str, ...]] = {name: (kind,) for name, kind in HOST_KIND_OF.items()}
+    found: dict[str, tuple[str, ...]] = {fmt.name: (fmt.codec,) for fmt in formats() if fmt.codec != "plain"}
     for name, codec in codecs().items():
         if name != "plain":
             for title in (codec.title, *codec.also):
-                found[title] = (*found.get(title, ()), name)
+                found[title] = tuple(dict.fromkeys((*found.get(title, ()), name)))
     return found
 
 

@@ -1,10 +1,11 @@
-"""Files with ComfyUI's `comfy_quant` markers: native names, and for every quantized layer one that names its format,
-as a tensor of the layer or in the list of layers in the file's metadata.
+"""Files with ComfyUI's `comfy_quant` markers: for every quantized layer one that names its format, as a tensor of the
+layer or in the list of layers in the file's metadata.
 
 Read layer by layer, so that any mixture loads: ComfyUI's own formats, and this pack's tiles (quant/layouts/stored.py)
 and older markers (old.py). FP8 and NVFP4 alone need no markers, modelopt.py tells them from the tensors. Nothing is
-converted: what the host saved, it loads. Only the host knows its padding, so a weight in INT8 or MXFP8 may have up to
-31 more rows and columns than the model's layer.
+converted: what the host saved, it loads; only where diffusers' names have apart what ComfyUI keeps in one, layers of
+INT8 and MXFP8 become tiles. Only the host knows its padding, so a weight in these may have up to 31 more rows and
+columns than the model's layer.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ... import host
-from ...quant import host_formats
-from ...quant.ascend.kinds import BLOCK, HOST_FORMAT, KINDS
+from ...quant import host_blocks, host_formats
+from ...quant.ascend.kinds import HOST_FORMAT, KINDS
+from ...quant.codecs.int8 import GROUPS
 from ...quant.formats import formats, identify, name_unsupported
 from ...quant.host_formats import HOST_FORMATS
 from ...quant.layouts import old
@@ -34,7 +36,7 @@ from ..plan import Group, Layer, LoadPlan
 from .base import Family
 from .modelopt import StoredLayers
 from .names import adopt
-from .reading import architecture_of, check_dims, dims_of, spellings
+from .reading import architecture_of, check_sizes, dims_of, spellings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,13 +47,9 @@ METADATA = "_quantization_metadata"
 ASCEND = "modelslim (saved)"  # a file with layers in this pack's own layout of ModelSlim's types
 ORDER = ByteOrder(low_first=False, swizzled=True, why="ComfyUI's markers")
 HOST_NAMES = {"int8_tensorwise": "INT8", "mxfp8": "MXFP8"}  # in reports
-COLOURS = {"INT8": (90, 150, 220), "MXFP8": (235, 130, 60)}  # of the layer map: those of ModelSlim's twins
 STORED = frozenset().union(*(fmt.words for fmt in formats()))  # formats that quant/formats.py tells from the tensors
 LEAVES = frozenset({"comfy_quant", "weight_scale", *host_formats.LEAVES})
 _OF_HOST = {host: kind for kind, host in HOST_FORMAT.items()}
-HOST_KIND_OF = {name: _OF_HOST[word] for word, name in HOST_NAMES.items()}  # name in reports -> kind of quant.ascend
-_WEIGHTS = {"int8_tensorwise": ("I8",), "mxfp8": ("F8_E4M3",)}
-_SCALES = {"int8_tensorwise": ("F32", "BF16", "F16"), "mxfp8": ("U8", "F8_E8M0")}
 _OWN = re.compile(r"\.(weight_t\d+_\w+|weight_shard_1|weight_down_0|weight_quant_bias|weight_mul)$")
 
 
@@ -62,7 +60,7 @@ class Comfy(Family):
     title = "ComfyUI"
 
     def colours(self) -> Mapping[str, tuple[int, int, int]]:
-        return host_formats.COLOURS | COLOURS
+        return host_formats.COLOURS
 
     def recognise(self, checkpoint: Checkpoint) -> bool:
         return _is_marked(checkpoint)
@@ -77,11 +75,7 @@ class Comfy(Family):
             checkpoint.source.reference, [os.path.basename(h.path) for h in checkpoint.headers],
             checkpoint.bytes_on_disk, architecture.name, naming, dims, self.name, ORDER, producer="ComfyUI")
         plan = LoadPlan(description, architecture, hint="save the model again")
-        if naming.style != "native":
-            description.problems.append("markers of ComfyUI in a file with diffusers' names")
-            return plan
-        if base is not None:
-            check_dims(description, *base)
+        check_sizes(description, checkpoint, architecture, base)
         description.notes += names.notes
         stored = StoredLayers(description, names, scaled=False)  # markers say which layers are more than a cast
 
@@ -218,34 +212,35 @@ def _layer(stored: StoredLayers, conf: dict[str, Any], module: Module, name: str
     if word == FORMAT or old.is_old(word):
         return _tiles(conf, module, name, rows, weight, group, problems)
     leaves = {"weight": weight, **{leaf: group.pop(leaf) for leaf in sorted(LEAVES & group.keys())}}
-    handed = HOST_FORMATS.get(word)
-    problem = handed.problem(leaves, rows, module.inner[0]) if handed else _problem(word, leaves, rows, module.inner[0])
+    handed, apart = HOST_FORMATS.get(word), len(module.stored) > 1 or module.swap_halves
+    problem = handed.problem(leaves, rows, module.inner[0]) if handed else \
+        host_blocks.problem(word, conf, leaves, rows, module.inner[0])
+    if apart and not handed and host_blocks.convrot(conf) not in (0, *GROUPS):
+        problem = problem or f"ConvRot in groups of {host_blocks.convrot(conf)} is only handed on as it is"
+    if handed and apart:
+        problem = problem or f"ComfyUI keeps {module.native} in one, and this format is only handed on as it is"
     if problem:
         problems.append(f"{name} ({word}): {problem}")
     others = (*(leaf for leaf in leaves if leaf != "weight"), *plans.bias_of(module))
+    read = partial(_as_tiles, conf, rows, module.inner[0]) if apart else partial(_as_it_is, conf)
     return Layer(name, handed.name(leaves, module.inner[0]) if handed else HOST_NAMES[word],
-                 plans.leaves(module.stored_leaf, *others), partial(_as_it_is, conf),
-                 codecs=() if handed else (_OF_HOST[word],))
+                 plans.leaves(module.stored_leaf, *others), read, codecs=() if handed else (_OF_HOST[word],))
 
 
 def _as_it_is(conf: dict[str, Any], layer: Layer, part: dict[str, Tensor]) -> list[Coded]:
     from ...quant.marker import marker
     from ...quant.tile import Coded
 
+    if conf.get("format") == "int8_tensorwise":
+        part = {**part, "weight_scale": host_blocks.int8_scale(layer.name, part["weight_scale"])}
     return [Coded(native={"comfy_quant": marker(conf), **part})]
 
 
-def _problem(word: str, leaves: Mapping[str, TensorInfo], rows: int, columns: int) -> str:
-    """What is wrong with a layer in the host's INT8 or MXFP8."""
-    weight, scale = leaves["weight"], leaves.get("weight_scale")
-    if weight.dtype not in _WEIGHTS[word]:
-        return f"weight is {weight.dtype}, expected {' or '.join(_WEIGHTS[word])}"
-    shape = tuple(weight.shape)
-    if len(shape) != 2 or not (0 <= shape[0] - rows < BLOCK and 0 <= shape[1] - columns < BLOCK):
-        return f"weight is {list(shape)}, expected {[rows, columns]}"
-    if scale is None or scale.dtype not in _SCALES[word]:
-        return f"weight_scale is {scale.dtype if scale else 'missing'}, expected {' or '.join(_SCALES[word])}"
-    return ""
+def _as_tiles(conf: dict[str, Any], rows: int, columns: int, layer: Layer, part: dict[str, Tensor]) -> list[Coded]:
+    from ...quant.tile import Coded
+
+    tile = host_blocks.tile(layer.name, conf, part, rows, columns)
+    return [Coded((tile,), part.get("bias"), full_precision=bool(conf.get("full_precision_matrix_mult")))]
 
 
 def _tiles(conf: dict[str, Any], module: Module, name: str, rows: int, weight: TensorInfo, group: Group,

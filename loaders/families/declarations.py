@@ -17,17 +17,20 @@ from ..errors import CheckpointError
 from ..files.source import read_json
 
 METADATA_KEYS = ("_quantization_metadata", "quantization_config")
-# ModelOpt's quant_algo -> family. What AWQ and SVDQuant add is seen in the tensors.
-_NVFP4 = ("NVFP4", "NVFP4_AWQ", "NVFP4_SVD", "W4A16_NVFP4")
-ALGORITHMS = {"FP8": "modelopt-fp8", **dict.fromkeys(_NVFP4, "modelopt-nvfp4")}
-SUPPORTED = "supported: modelopt FP8 and NVFP4 (with AWQ or SVDQuant, or weights only), and fp8"
+# Family -> ModelOpt's quant_algo (its export/quant_utils.py). What AWQ, SVDQuant and SmoothQuant add, and whether a
+# scale is a row's or a block's, is seen in the tensors.
+ALGORITHMS = {"modelopt-fp8": ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "FP8_PB_REAL"),
+              "modelopt-nvfp4": ("NVFP4", "NVFP4_AWQ", "NVFP4_SVD", "W4A16_NVFP4"),
+              "modelopt-mxfp8": ("MXFP8",), "modelopt-int8": ("W8A8_SQ_PER_CHANNEL", "W8A16")}
+WEIGHTS_ONLY = ("FP8_PB_WO", "W4A16_NVFP4", "W8A16")
+SUPPORTED = "supported: modelopt FP8, INT8, MXFP8 and NVFP4 (with AWQ or SVDQuant, or weights only), and fp8"
 
 
 @dataclass(frozen=True)
 class Declaration:
     """The merged claim.
 
-    `family` is "modelopt-fp8", "modelopt-nvfp4", "fp8", "nvfp4" or "" (nothing declared). `swap_weight_nibbles`: True
+    `family` is one of ALGORITHMS, "fp8", "nvfp4" or "" (nothing declared). `swap_weight_nibbles`: True
     says that even columns are in the high nibble, False in the low one, None says nothing. `comfy`: layers are listed
     as ComfyUI lists them, without a quantization method. `weights_only`: activations are not to be quantized.
     """
@@ -126,7 +129,7 @@ def _interpret(spec: dict[str, Any], origins: tuple[str, ...], where: str) -> De
     family = _family(spec, nested, layers, where)
     comfy = bool(layers) and not (spec.get("quant_method") or spec.get("quant_algo") or nested.get("quant_algo"))
     return Declaration(family, " ".join(str(producer[key]) for key in ("name", "version") if key in producer),
-                       scheme, tuple(ignore), layers, swap, comfy, _algorithm(spec, nested).startswith("W4A16"),
+                       scheme, tuple(ignore), layers, swap, comfy, _algorithm(spec, nested) in WEIGHTS_ONLY,
                        origins)
 
 
@@ -140,12 +143,13 @@ def _family(spec: dict[str, Any], nested: dict[str, Any], layers: dict[str, Any]
     algo = _algorithm(spec, nested)
     if method.startswith("modelopt") or (not method and algo):
         declared = {"modelopt_fp8": "FP8", "modelopt_fp4": "NVFP4"}.get(method, "")
-        if declared and algo and algo != declared:
+        if declared and algo and algo not in ALGORITHMS[f"modelopt-{declared.lower()}"]:
             raise CheckpointError(f"conflicting declarations: quant_method is {method!r} but quant_algo is {algo!r}",
                                   where, "download config.json again, or ask its publisher")
         algo = algo or declared
-        if algo in ALGORITHMS:
-            return ALGORITHMS[algo]
+        family = next((name for name, algorithms in ALGORITHMS.items() if algo in algorithms), "")
+        if family:
+            return family
         raise CheckpointError(f"ModelOpt {algo or 'without a quant_algo'} is not supported by this version", where,
                               SUPPORTED)
     if method == "fp8":

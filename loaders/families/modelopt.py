@@ -23,7 +23,7 @@ from ..plan import Group, Layer, LoadPlan, ReadTensors
 from ..words import first_ten
 from . import repos
 from .base import Family
-from .declarations import Declaration, read_declaration
+from .declarations import ALGORITHMS, Declaration, read_declaration
 from .names import NOTHING, Names, adopt
 from .reading import architecture_of, check_sizes, dims_of, refuse_packed, spellings
 
@@ -37,7 +37,8 @@ class ModelOpt(Family):
     """See base.Family."""
 
     name = "modelopt"
-    words = {"modelopt-fp8": "ModelOpt FP8", "modelopt-nvfp4": "ModelOpt NVFP4", "fp8": "FP8", "nvfp4": "NVFP4"}
+    words = {**{family: f"ModelOpt {family.removeprefix('modelopt-').upper()}" for family in ALGORITHMS},
+             "fp8": "FP8", "nvfp4": "NVFP4", "int8": "INT8", "mxfp8": "MXFP8"}
 
     published = repos.MODELOPT
 
@@ -75,7 +76,7 @@ class ModelOpt(Family):
         description.notes += names.notes
         scaled = bool(declaration.family) or names.marked or any(
             name.endswith((".weight_scale", ".weight_scale_inv")) for name in checkpoint.tensors)
-        stored = StoredLayers(description, names, scaled, e4m3=declaration.family.startswith("modelopt"))
+        stored = StoredLayers(description, names, scaled, e4m3=declaration.family == "modelopt-fp8")
         plan = plans.make(LoadPlan(description, architecture), checkpoint.tensors, stored)
         if description.problems:
             refuse_packed(checkpoint)
@@ -196,22 +197,25 @@ def _compare_with_declaration(description: CheckpointDescription, declaration: D
     """Hold the claims against the tensors: notes where only words differ, problems where numbers would."""
     quantized = [name for name, fmt in description.layers.items() if fmt not in PLAIN_DTYPES]
     kinds = {fmt for fmt in description.formats if fmt not in PLAIN_DTYPES}
-    described = "fp8" if any(kind.startswith("FP8") for kind in kinds) else \
-        "nvfp4" if "NVFP4" in kinds else "".join(sorted(kinds))
+    first = [kind.partition(" ")[0] for kind in kinds]  # without "(blocks)"
+    described = next((kind.lower() for kind in ("FP8", "NVFP4", "MXFP8", "INT8") if kind in first), "")
     description.family = declaration.family if declaration.family and quantized else described if quantized else "none"
     if "NVFP4" in kinds:
         order = description.byte_order
         description.notes.append(
             f"NVFP4 bytes: even columns in the {'low' if order.low_first else 'high'} nibble, block scales "
             f"{'in 128 x 4 tiles' if order.swizzled else 'row-major'} ({order.why})")
-    declared = {"modelopt-fp8": "FP8", "modelopt-nvfp4": "NVFP4"}.get(declaration.family)
-    if quantized and declared and declared not in kinds:
+    declared = declaration.family.partition("modelopt-")[2].upper()
+    if quantized and declared and declared not in first:
         description.notes.append(f"{declaration.family} is declared, but the tensors are {', '.join(sorted(kinds))}; "
                                  "the tensors are right")
-    if declaration.weights_only:
-        description.full_precision += [name for name in quantized if description.layers[name] == "NVFP4"]
     if quantized and not declaration.family:
         description.notes.append("no quantization is declared; the formats are taken from the tensors")
+    if declaration.family and declared != "INT8" and "INT8" in first:  # codes of another type would fit
+        description.problems += [f"{name} is stored as INT8, and the file declares {declaration.family}"
+                                 for name in quantized if description.layers[name].startswith("INT8")]
+    if declaration.weights_only:
+        description.full_precision += quantized
     if declaration.family and not quantized:
         description.notes.append(f"{declaration.family} is declared in {' and '.join(declaration.origins)}, but no "
                                  "tensor is quantized; it is loaded as it is")

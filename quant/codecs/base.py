@@ -37,12 +37,12 @@ class Codec:
 
     `title` is its name in messages, `also` others in reports, `feature` what it needs of the host (host/contract.py).
     `fields` are a tile's tensors in the codec's own order, `orders` those in a kernel's. `word` is the host's format
-    that means the same numbers, `switch` the one whose matmul the host may have off, and with it those of kernels that
-    lean on it; `why` says in words why the host's layout does not hold such tiles. `one_input`: whether one activation
-    scale holds for a whole weight, so that its tiles share what is made of the activation; weights that mix these with
-    plain ones are multiplied in full precision. `requantizes`: whether a patched weight can be coded again; where not,
-    patches stay beside it. `coarse`: whether that would lose a usual patch, so that a patched weight stays a float one
-    in memory.
+    that means the same numbers (with `conf` beside it in a marker), `switch` the one whose matmul the host may have
+    off, and with it those of kernels that lean on it; `why` says in words why the host's layout does not hold such
+    tiles. `one_input`: whether one activation scale holds for a whole weight, so that its tiles share what is made of
+    the activation; weights that mix these with plain ones are multiplied in full precision. `requantizes`: whether a
+    patched weight can be coded again; where not, patches stay beside it. `coarse`: whether that would lose a usual
+    patch, so that a patched weight stays a float one in memory.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Codec:
     fields: Mapping[str, Field]
     orders: Mapping[str, Mapping[str, Field]] = {}
     word = ""
+    conf: Mapping[str, Any] = {}
     why = ""
     switch = ""
     feature = ""

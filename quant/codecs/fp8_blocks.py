@@ -9,9 +9,8 @@ Stored per Linear P, the scale F32, BF16 or F16:
     P.weight_scale_inv  [out / 128, in / 128]          the same by DeepSeek's name: for all that, it multiplies
                                                        (transformers' FineGrainedFP8, SGLang's weight_block_size)
 
-Sizes of blocks are powers of two, and the last ones may be smaller, so shapes tell them: of `count` blocks over `size`
-values each has as many as the smallest power of two that is no less than size / count. A tile keeps a scale for every
-row, so that it can be cut anywhere between rows, as a layer that ComfyUI fuses needs it.
+Sizes of blocks are told by the shapes (quant/scales.py). A tile keeps a scale for every row, so that it can be cut
+anywhere between rows, as a layer that ComfyUI fuses needs it.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..marker import full_precision_marker
+from ..scales import block_of, by_row, shape_problem
 from ..stored import PLAIN_DTYPES, ByteOrder, Leaves, read_scale, scalar_problem, wrong_shape
 from ..tile import Coded, Place, Tile
 from .base import LOW_RANK, Codec, Field, alike, stack
@@ -62,11 +62,6 @@ class FP8Blocks(Codec):
         return stack(tiles, self.fields) if same else None
 
 
-def block_of(size: int, count: int) -> int:
-    """How many values each of `count` blocks over `size` values has, but for the last one; all for one block."""
-    return size if count == 1 else 1 << (-(-size // count) - 1).bit_length()
-
-
 def _times(values: Tensor, scale: Tensor) -> Tensor:
     """F32 values [rows, columns] times a scale [rows, blocks]."""
     rows, columns = values.shape
@@ -95,22 +90,16 @@ class FP8BlocksFormat:
         if {"weight_scale", "weight_scale_inv"} <= leaves.keys():
             return "weight_scale and weight_scale_inv, and one of them is enough"
         scale = _scale(leaves)
-        shape = tuple(scale.shape) if scale is not None else ()
-        if not _fits(shape, rows, columns):
-            return (f"the scale is {list(shape)}, expected one value, one a row, or one a block of a power of two of "
-                    "rows and columns")
-        return scalar_problem(leaves, "input_scale") or wrong_shape(leaves, rows, columns)
+        problem = shape_problem(tuple(scale.shape) if scale is not None else (), rows, columns)
+        return problem or scalar_problem(leaves, "input_scale") or wrong_shape(leaves, rows, columns)
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
         import torch
 
         codes, leaf = part["weight"], "weight_scale" if "weight_scale" in part else "weight_scale_inv"
         rows, columns = codes.shape
-        scale = part.get(leaf, torch.ones(())).float()
-        if not bool((scale.isfinite() & (scale > 0)).all()):
-            raise ValueError(f"{name}.{leaf} has values that are not finite and positive")
+        whole = by_row(f"{name}.{leaf}", part.get(leaf, torch.ones(())), rows)
         read_scale(name, part, "input_scale")
-        whole = _by_row(scale, rows)
         tile = Tile(Place("fp8_blocks", rows, columns), {"codes": codes, "scale": whole})
         full = full_precision_marker(name, part, WORDS)
         return Coded((tile,), part.get("bias"), full_precision=full)
@@ -118,28 +107,6 @@ class FP8BlocksFormat:
 
 def _scale(leaves: Leaves) -> Any:
     return leaves.get("weight_scale") or leaves.get("weight_scale_inv")
-
-
-def _fits(shape: tuple[int, ...], rows: int, columns: int) -> bool:
-    """Whether a scale of this shape is one value, one a row, or one a block of a [rows, columns] weight."""
-    if shape in ((), (1,), (1, 1), (rows,)):
-        return True
-    if len(shape) == 3 and shape[2] == 1:
-        shape = shape[:2]
-    return len(shape) == 2 and all(shape) and all(
-        count == -(-size // block_of(size, count)) for size, count in zip((rows, columns), shape, strict=True))
-
-
-def _by_row(scale: Tensor, rows: int) -> Tensor:
-    """A stored scale that fits -> F32 [rows, blocks of a row]."""
-    if scale.numel() == 1:
-        return scale.reshape(1, 1).expand(rows, 1).contiguous()
-    if scale.ndim == 1:
-        return scale.reshape(rows, 1)
-    scale = scale.reshape(scale.shape[:2])
-    if scale.shape[0] == rows:
-        return scale
-    return scale.repeat_interleave(block_of(rows, scale.shape[0]), 0)[:rows].contiguous()
 
 
 CODECS, FORMATS = (FP8Blocks(),), (FP8BlocksFormat(),)

@@ -94,7 +94,8 @@ def _host(tiles: Sequence[Tile], shape: tuple[int, int], full: bool,
     kept = first.codec in own and not full and not any(tile.place.rows % 16 for tile in tiles)
     made = kind.host(tiles, full) if kind.word and below and not kept else None
     if made is not None:
-        made["comfy_quant"] = marker({"format": kind.word} | ({"full_precision_matrix_mult": True} if full else {}))
+        made["comfy_quant"] = marker({"format": kind.word, **kind.conf}
+                                     | ({"full_precision_matrix_mult": True} if full else {}))
     return kind.word, made
 
 

@@ -22,6 +22,7 @@ LIMIT = 420
 # NVFP4's and MXFP4's blocks; half a step of 1/127 and of 1/7 of the largest of a row, of 64 columns.
 NOISE = {"fp8": 0.055, "nvfp4": 0.2, "w8a8": 0.03, "w8a8_dynamic": 0.03, "w4a4_dynamic": 0.5, "w4a8_dynamic": 0.03,
          "wfp8afp8_dynamic": 0.055, "w8a8_mxfp8": 0.055, "w4a8_mxfp": 0.055, "w4a4_mxfp4": 0.3,
+         **dict.fromkeys(("int8_convrot16", "int8_convrot64", "int8_convrot256"), 0.03),
          "w4a4_mxfp4_dualscale": 0.3, "svdq_int4": 0.25, "svdq_int4_unsigned": 0.25, "svdq_nvfp4": 0.2}
 EXACT = 0.006  # weight, activation and output rounded to BF16 once or twice each
 EAGER = 0.008
@@ -37,7 +38,7 @@ def run(rows: Rows, where: Where) -> None:
 
 def check(arm: Arm, where: Where) -> dict[str, Any]:
     """The worst errors over all numbers of rows, and whether they are within bounds."""
-    rows, columns = (96, 128) if where.tiny else (3072, 3072)
+    rows, columns = (96, 256) if where.tiny else (3072, 3072)
     module = layers.linear(arm, rows, columns, where)
     weight, shift = layers.weight(arm, rows, columns)
     weight = weight.to(where.device)

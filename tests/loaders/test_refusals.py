@@ -64,7 +64,7 @@ REFUSED = {
     "reshaped bias": (change(f"{Q}.bias", lambda b: b[:100]), f"{Q}.bias is [100], expected [256]"),
     "bias in INT8": (change(f"{Q}.bias", lambda b: b.to(torch.int8)), f"{Q}.bias is stored as I8"),
     "weight retyped to bytes": (change(f"{Q}.weight", lambda w: w.view(torch.uint8)), f"{Q} is stored as U8"),
-    "INT8": (change(f"{Q}.weight", lambda w: w.view(torch.int8)), f"{Q} is stored as INT8"),
+    "INT8": (change(f"{Q}.weight", lambda w: w.view(torch.int8)), f"{Q} is stored as INT8, and the file declares modelopt-fp8"),
     "E5M2": (change(f"{Q}.weight", lambda w: w.float().to(torch.float8_e5m2)), f"{Q}: E5M2 weight, and the file declares ModelOpt's FP8"),
     "block-wise FP8": (put(f"{Q}.weight_scale_inv", torch.ones(2, 2)), f"{Q}: weight_scale and weight_scale_inv"),
     "NVFP4 without its tensor scale": (lambda t, c, m: t.update({f"{Q}.weight": torch.zeros(256, 128, dtype=torch.uint8), f"{Q}.weight_scale":

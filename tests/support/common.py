@@ -78,7 +78,9 @@ def nvfp4_without_cuda() -> Iterator[None]:
 
 
 ALGORITHMS = {"FP8": "FP8_DEFAULT_CFG", "NVFP4": "NVFP4_DEFAULT_CFG", "NVFP4_AWQ": "NVFP4_AWQ_LITE_CFG",
-              "NVFP4_SVD": "NVFP4_SVDQUANT_DEFAULT_CFG"}
+              "NVFP4_SVD": "NVFP4_SVDQUANT_DEFAULT_CFG", "MXFP8": "MXFP8_DEFAULT_CFG",
+              "FP8_PER_CHANNEL_PER_TOKEN": "FP8_PER_CHANNEL_PER_TOKEN_CFG", "FP8_PB_WO": "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG",
+              "W8A8_SQ_PER_CHANNEL": "INT8_SMOOTHQUANT_CFG", "W8A16": "INT8_WEIGHT_ONLY_CFG"}
 
 
 def _fake_nvfp4(inputs: torch.Tensor, block_size: int, amax: torch.Tensor, *bits: int) -> torch.Tensor:

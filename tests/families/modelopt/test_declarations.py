@@ -41,7 +41,7 @@ ADMISSION = [
     ("modelopt", "nvfp4", "modelopt-nvfp4"), ("fp8", None, "fp8"), (None, "NVFP4", "modelopt-nvfp4"),
     ("modelopt_fp8", "MXFP8", "!conflicting declarations"), ("modelopt_fp4", "FP8", "!conflicting declarations"),
     ("modelopt", "MIXED_PRECISION", "!ModelOpt MIXED_PRECISION is not supported"),
-    ("modelopt", "MXFP8", "!ModelOpt MXFP8 is not supported"), ("modelopt", "NVFP4_AWQ", "modelopt-nvfp4"), ("modelopt", "NVFP4_SVD", "modelopt-nvfp4"),
+    ("modelopt", "MXFP8", "modelopt-mxfp8"), ("modelopt", "W8A16", "modelopt-int8"), ("modelopt", "NVFP4_AWQ", "modelopt-nvfp4"), ("modelopt", "NVFP4_SVD", "modelopt-nvfp4"),
     ("modelopt", "W4A16_NVFP4", "modelopt-nvfp4"), ("modelopt", "W4A8_AWQ", "!ModelOpt W4A8_AWQ is not supported"), ("modelopt", None, "!ModelOpt without a quant_algo"),
     ("modelopt", "SOMETHING", "!ModelOpt SOMETHING is not supported"), ("compressed-tensors", None, "!'compressed-tensors'"),
     ("bitsandbytes", None, "!'bitsandbytes'"), ("auto-round", None, "!'auto-round'"), ("modelslim", None, "!'modelslim'"),

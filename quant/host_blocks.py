@@ -1,0 +1,81 @@
+"""ComfyUI's INT8 and MXFP8 as its markers have them: what is wrong with a layer, and the layer as a tile.
+
+Sources: ComfyUI's comfy/ops.py (_load_quantized_module), comfy-kitchen's tensor/int8.py and tensor/mxfp8.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .ascend.kinds import BLOCK
+from .blocks import ceil_to
+from .scales import by_row
+from .stored import Stored
+from .tile import Place, Tile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SIZES = tuple(4 ** i for i in range(1, 8))  # of a regular Hadamard matrix
+WEIGHTS = {"int8_tensorwise": ("I8",), "mxfp8": ("F8_E4M3",)}
+SCALES = {"int8_tensorwise": ("F32", "BF16", "F16"), "mxfp8": ("U8", "F8_E8M0")}
+
+
+def convrot(conf: Mapping[str, Any]) -> int:
+    """The columns of a group that ConvRot rotates, by a marker; 0 for none."""
+    params = conf.get("params")
+    conf = {**(params if isinstance(params, dict) else {}), **conf}
+    group = conf.get("convrot_groupsize", 256)
+    return 0 if not conf.get("convrot") else group if isinstance(group, int) else -1
+
+
+def problem(word: str, conf: Mapping[str, Any], leaves: Mapping[str, Stored], rows: int, columns: int) -> str:
+    """What is wrong with a layer in one of these formats; empty when nothing is."""
+    weight, scale = leaves["weight"], leaves.get("weight_scale")
+    if weight.dtype not in WEIGHTS[word]:
+        return f"weight is {weight.dtype}, expected {' or '.join(WEIGHTS[word])}"
+    shape = tuple(weight.shape)
+    if len(shape) != 2 or not (0 <= shape[0] - rows < BLOCK and 0 <= shape[1] - columns < BLOCK):
+        return f"weight is {list(shape)}, expected {[rows, columns]}"
+    if scale is None or scale.dtype not in SCALES[word]:
+        return f"weight_scale is {scale.dtype if scale else 'missing'}, expected {' or '.join(SCALES[word])}"
+    seen = tuple(scale.shape)
+    if word == "mxfp8":
+        tiled = (ceil_to(shape[0], 128), ceil_to(-(-shape[1] // BLOCK), 4))
+        return "" if seen == tiled else f"weight_scale is {list(seen)}, expected {list(tiled)} (128 x 4 tiles)"
+    if seen not in ((), (1,), (1, 1), (shape[0],), (shape[0], 1)):
+        return f"weight_scale is {list(seen)}, expected one value, or one a row"
+    group = convrot(conf)
+    if group and (group not in SIZES or columns % group):
+        return f"convrot_groupsize is {group}, expected a power of four that divides {columns}"
+    return ""
+
+
+def int8_scale(name: str, scale: Tensor) -> Tensor:
+    """The scale of layer `name` as the host's matmuls and dequantization take it: F32, [] or [rows, 1].
+
+    Raises ValueError for values that are not finite and positive.
+    """
+    if not bool((scale.isfinite() & (scale > 0)).all()):
+        raise ValueError(f"{name}.weight_scale has values that are not finite and positive")
+    scale = scale.float()
+    return scale.reshape(-1, 1) if scale.numel() > 1 else scale.reshape(())
+
+
+def tile(name: str, conf: Mapping[str, Any], part: Mapping[str, Tensor], rows: int, columns: int) -> Tile:
+    """A layer without its padding. Raises ValueError for scales that are no numbers."""
+    import torch
+    from comfy_kitchen.float_utils import from_blocked
+
+    codes, scale = part["weight"], part["weight_scale"]
+    if conf["format"] == "int8_tensorwise":
+        group = convrot(conf)
+        place = Place(f"int8_convrot{group}" if group else "w8a8_dynamic", rows, columns)
+        return Tile(place, {"codes": codes[:rows, :columns],
+                            "scale": by_row(f"{name}.weight_scale", scale, codes.shape[0])[:rows]})
+    scale = from_blocked(scale.view(torch.uint8), codes.shape[0], -(-codes.shape[1] // BLOCK))
+    scale = scale[:rows, :-(-columns // BLOCK)].contiguous()
+    if bool((scale == 255).any()):
+        raise ValueError(f"{name}.weight_scale has values that are no number")
+    return Tile(Place("w8a8_mxfp8", rows, columns), {"codes": codes[:rows, :columns], "scale": scale})
