@@ -39,7 +39,12 @@ def start_host(needed: str) -> None:
     if needed == "yes" and path is None:
         sys.exit("ComfyUI was not found.\n  what to do: put this pack into its custom_nodes folder, or set "
                  "COMFYUI_PATH")
-    if needed == "no" or path is None:
+    if path is None:
+        return
+    if needed == "no":
+        from quantized_transformers import host
+
+        host.starters.append(lambda: start_host("maybe"))  # for what only ComfyUI knows
         return
     sys.path.insert(0, str(path))
     arguments, sys.argv = sys.argv, [sys.argv[0]]

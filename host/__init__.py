@@ -4,7 +4,7 @@ Imports happen inside the functions, so that headers can be read and described w
 Where hosts differ, ask for the capability, not the version. contract.py lists what is leaned on, check.py asks for it.
 """
 
-from .check import all_lacks, lacking, require, version
+from .check import all_lacks, is_there, lacking, require, starters, version
 from .check import found as found_lacks
 from .devices import (
     allocated_memory,
@@ -58,6 +58,7 @@ from .models import (
     tensors_for_saving,
     unpatched_tensors,
 )
+from .passthrough import NO_DIFFUSION, Network, config_name, identity, network
 from .sampling import (
     decode_latents,
     sample,

@@ -29,6 +29,19 @@ def version() -> str:
         return "not found"
 
 
+def is_there() -> bool:
+    """Whether there is a ComfyUI in this process, started now where the command line can (`starters`)."""
+    def found() -> bool:
+        return "comfy" in sys.modules or importlib.util.find_spec("comfy") is not None
+
+    while not found() and starters:
+        starters.pop()()
+    return found()
+
+
+starters: list[Callable[[], None]] = []  # what puts a ComfyUI into a process that has none, when one is needed
+
+
 def lacking(feature: str) -> str:
     """One sentence when this ComfyUI lacks something that a feature needs, which is logged the first time; else empty.
 

@@ -76,6 +76,14 @@ FEATURES = {
         f"{_PATCHER}.set_model_patch(self, patch, name)",
         f"{_PATCHER}.model_patches_to(self, device)",
     )),
+    "native passthrough": Feature("of single files only models that this pack has tables for can be loaded", (
+        "comfy.model_detection:model_config_from_unet(sd, prefix, metadata=)",
+        "comfy.ops:disable_weight_init",
+        "comfy.supported_models_base:BASE.get_model(self, sd, prefix)",
+        "comfy.supported_models_base:BASE.set_inference_dtype(self, dtype, manual_cast_dtype)",
+        "comfy.supported_models_base:BASE->unet_config",
+        "comfy.supported_models_base:BASE.custom_operations",
+    )),
     "quantized layers": Feature("quantized transformers cannot be loaded; plain ones can", (
         "comfy.model_detection:model_config_from_unet(sd, prefix)",
         "comfy.model_management:unet_manual_cast(weight_dtype, device, dtypes)",

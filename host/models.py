@@ -28,12 +28,14 @@ def load_file(path: str) -> dict[str, torch.Tensor]:
 
 @needs("transformers")
 def load_state_dict(tensors: dict[str, torch.Tensor], *, options: dict[str, Any] | None = None,
-                    disable_dynamic: bool = False) -> Any:
-    """Native tensors -> the host's ModelPatcher, or None when the host does not know the architecture."""
+                    disable_dynamic: bool = False, metadata: dict[str, str] | None = None) -> Any:
+    """Native tensors -> the host's ModelPatcher, or None when the host does not know the architecture. `metadata` are
+    those of a file, for its detection."""
     import comfy.sd
 
+    more: dict[str, Any] = {"metadata": metadata} if metadata else {}
     return comfy.sd.load_diffusion_model_state_dict(tensors, model_options=options or {},
-                                                    disable_dynamic=disable_dynamic)
+                                                    disable_dynamic=disable_dynamic, **more)
 
 
 @needs("quantized layers")
@@ -67,9 +69,9 @@ def mixed_operations_in(dtype: torch.dtype, native: bool = False) -> Any:
 
 
 @needs("transformers")
-def native_names(model: Any, names: list[str]) -> set[str]:
-    """The names that the host's architecture gives these native tensor names (it renames a few while loading)."""
-    return set(model.model_config.process_unet_state_dict(dict.fromkeys(names)))
+def native_names(model: Any, tensors: dict[str, torch.Tensor]) -> set[str]:
+    """The names that the host's architecture gives native tensors (it renames, cuts or drops a few while loading)."""
+    return set(model.model_config.process_unet_state_dict(dict(tensors)))
 
 
 @needs("deferred transformers")

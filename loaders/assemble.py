@@ -176,7 +176,8 @@ def _quantized(native: NativeStateDict, planned: Planned, found: list[Coded], de
             if rows > piece.rows:
                 raise ValueError(f"{piece.layer.name} is padded to {rows} rows, expected {piece.rows} in a layer that "
                                  "ComfyUI fuses")
-    if module.native in DETECTED and any(tile["codes"].dtype == torch.uint8 for tile in tiles):
+    packed = any(tile["codes"].shape[1] != tile.place.columns for tile in tiles)
+    if packed and (module.detected or module.native in DETECTED):
         kinds = " and ".join(dict.fromkeys(codec(tile.place.codec).title for tile in tiles))
         native.notes.append(f"{module.native}: {kinds} dequantized, because ComfyUI detects the model by its width")
         tiles = [plain_tile(codec(tile.place.codec).dequantize(tile, torch.float32)).at(tile.place.row)
@@ -249,7 +250,7 @@ def _rows(part: dict[str, Tensor], layer: Layer, rows: int) -> dict[str, Tensor]
     if scale is not None:
         part = {leaf: tensor for leaf, tensor in part.items() if leaf != "weight_scale"}
         part["weight"] = part["weight"].float() * scale
-    return {leaf: tensor if tensor.shape[:1] == (rows,) else tensor[layer.first:layer.first + rows]
+    return {leaf: tensor if tensor.shape[:1] == (rows,) or not rows else tensor[layer.first:layer.first + rows]
             for leaf, tensor in part.items()}
 
 
@@ -258,7 +259,8 @@ def _put(native: NativeStateDict, module: Module, name: str, parts: list[Tensor]
     BF16, which has all its numbers."""
     import torch
 
-    parts = [part.to(torch.bfloat16) if part.dtype.itemsize == 1 else part for part in parts]
+    fp8 = torch.float8_e4m3fn, torch.float8_e5m2
+    parts = [part.to(torch.bfloat16) if part.dtype in fp8 else part for part in parts]
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
     # diffusers' scale|shift against the vendor's shift|scale
     native.tensors[name] = torch.cat(tuple(reversed(whole.chunk(2)))) if module.swap_halves else whole

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from .. import host
 from ..quant.stored import PLAIN_DTYPES
 from . import attention
-from .architectures import ARCHITECTURES, Architecture, Dims, Naming
+from .architectures import ARCHITECTURES, Architecture, Dims, Naming, by_name
 from .architectures.base import tensor_name
+from .architectures.passthrough import HostModel, sizes
 from .containers.checkpoint import Checkpoint
 from .describe import describe_config, read
 from .description import CheckpointDescription
@@ -64,12 +65,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A MODEL, what it was made from, and the report for the user. `lora_beside`: LoRAs stay beside its weights."""
+    """A MODEL, what it was made from, and the report for the user. `lora_beside`: LoRAs stay beside its weights.
+    `by_host`: what it is was asked of the host."""
 
     patcher: Any
     description: CheckpointDescription
     report: str
     lora_beside: bool = False
+    by_host: bool = False
 
 
 def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
@@ -80,7 +83,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     read. `quiet` leaves the progress bar alone.
     """
     checkpoint = Checkpoint(_locate(request))
-    base = (_architecture(request.base[0]), dict(request.base[1])) if request.base else None
+    base = (by_name(request.base[0]), dict(request.base[1])) if request.base else None
     family, plan = read(checkpoint, base)
     description = plan.description
     if request.family or request.choices is not None:
@@ -94,7 +97,11 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
                                  (lambda: None) if quiet else host.progress(len(plan.modules)))
     preferences = attention.tensors(checkpoint, description.naming)
     native.tensors.update(preferences)
-    patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic)
+    by_host = isinstance(plan.architecture, HostModel)
+    metadata = checkpoint.metadata if by_host else None
+    patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic, metadata=metadata)
+    if isinstance(plan.architecture, HostModel):
+        plan.architecture.confirm(patcher)
     if preferences and not host.takes_attention_preferences(patcher, preferences):
         native.notes.append("this ComfyUI takes no attention preferences of model files, or not these: its own choice "
                             "of attention runs, and they are not saved with the MODEL")
@@ -102,7 +109,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
         attach_lora(patcher)
     patcher.cached_patcher_init = (rebuild, (request,))
     patcher.set_attachments(host.ATTACHMENT, request)
-    return Loaded(patcher, description, load_report(description, native), native.beside)
+    return Loaded(patcher, description, load_report(description, native), native.beside, by_host)
 
 
 def rebuild(request: Request, disable_dynamic: bool = False) -> Any:
@@ -156,6 +163,8 @@ def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
     request = replace(request, base=(name, tuple(dims.items())) if as_weights else None,
                       dtype=made_by.dtype if made_by else request.dtype)
     loaded = load(request, must_be=None if as_weights else (name, dims))
+    if loaded.by_host:
+        refuse_other_model(loaded.description, host.config_name(model.model), sizes(host.identity(model.model)))
     patcher = host.carry_over(model, loaded.patcher)
     if loaded.lora_beside:
         attach_lora(patcher)
@@ -171,14 +180,13 @@ def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
 
 
 def base_of(model: Any) -> tuple[str, Dims]:
-    """Architecture name and sizes of any MODEL, ours or another loader's. Raises CheckpointError for others."""
+    """Architecture name and sizes of any MODEL, ours or another loader's."""
     unet_config = model.model.model_config.unet_config
     for architecture in ARCHITECTURES:
         dims = architecture.dims_from_model(unet_config)
         if dims is not None:
             return architecture.name, dims
-    raise CheckpointError(f"the base MODEL is {type(model.model).__name__}, which this version has no overrides for",
-                          "", f"supported: {', '.join(a.name for a in ARCHITECTURES)}")
+    return host.config_name(model.model), sizes(host.identity(model.model))
 
 
 def refuse_other_model(description: CheckpointDescription, name: str, dims: Dims) -> None:
@@ -206,13 +214,10 @@ def attach_lora(patcher: Any) -> None:
         lora.attach_lora(patcher)
 
 
-def _architecture(name: str) -> Architecture:
-    return next(a for a in ARCHITECTURES if a.name == name)
-
-
 def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disable_dynamic: bool,
-             deferred: bool = False) -> Any:
-    """The one call into the host's loader, and the check that it used every tensor it was given."""
+             deferred: bool = False, metadata: dict[str, str] | None = None) -> Any:
+    """The one call into the host's loader, and the check that it used every tensor it was given. `metadata` are the
+    file's, where the host's detection is to see them."""
     import torch
 
     options: dict[str, Any] = {}
@@ -222,10 +227,11 @@ def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disa
         options["dtype"] = chosen
     if operations is not None:
         options["custom_operations"] = operations
-    given = list(tensors)
+    given = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     to_model = host.load_without_memory if deferred else host.load_state_dict
     try:
-        patcher = to_model(tensors, options=options, disable_dynamic=disable_dynamic)
+        patcher = to_model(tensors, options=options, disable_dynamic=disable_dynamic,
+                           **({"metadata": metadata} if metadata else {}))
     except ValueError as error:  # our Linears check what they are given
         raise CheckpointError(str(error), "", "download the checkpoint again, or report it") from error
     if patcher is None:
@@ -236,11 +242,11 @@ def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disa
     return patcher
 
 
-def _check_names(patcher: Any, given: list[str]) -> None:
-    """The host only logs missing and unexpected tensors; here they are errors."""
+def _check_names(patcher: Any, given: dict[str, torch.Tensor]) -> None:
+    """The host only logs missing and unexpected tensors; here they are errors. `given` are on the meta device."""
     names = [name for name in given if not name.endswith((host.PREFERENCE, ".comfy_quant"))
              and not name.rpartition(".")[2].startswith("weight_")]  # pieces of a quantized weight
-    wanted = host.native_names(patcher.model, names)
+    wanted = host.native_names(patcher.model, {name: given[name] for name in names})
     there = {name for name, _ in patcher.model.diffusion_model.named_parameters()}
     marks = {name for name, _ in patcher.model.diffusion_model.named_buffers()}
     missing, unused = sorted(there - wanted), sorted(wanted - there - marks)

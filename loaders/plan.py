@@ -171,7 +171,8 @@ def take_bias(module: Module, name: str, rows: int, group: Group, problems: Prob
 def plain(module: Module, name: str, rows: int, weight: TensorInfo, group: Group, problems: Problems) -> Layer:
     """A layer that is never quantized, or is not: its weight's shape, and a float dtype. One in FP8 may have one scale,
     which is taken out of its group."""
-    check_plain(problems, tensor_name(name, module.stored_leaf), weight, (rows, *module.inner))
+    if module.kind != "any":
+        check_plain(problems, tensor_name(name, module.stored_leaf), weight, (rows, *module.inner))
     scale = ("weight_scale",) if weight.dtype in FP8_DTYPES and "weight_scale" in group else ()
     if scale and (problem := scalar_problem({"weight_scale": group.pop("weight_scale")}, "weight_scale")):
         problems.append(f"{name}: {problem}")

@@ -143,11 +143,10 @@ def _choose(model: Any, modules: dict[str, Any], keep: str) -> tuple[_Choice, st
 def _other_names(model: Any) -> tuple[dict[str, tuple[str, ...]], Preset]:
     """Native -> diffusers' module names (several for a fused one), and what the published quantized checkpoints of this
     architecture keep in high precision."""
-    try:
-        name, dims = base_of(model)
-    except CheckpointError:  # of an architecture that this pack does not know: native names only
+    name, dims = base_of(model)
+    architecture = next((a for a in ARCHITECTURES if a.name == name), None)
+    if architecture is None:  # one that only the host knows: native names only
         return {}, NONE
-    architecture = next(a for a in ARCHITECTURES if a.name == name)
     network = model.model.diffusion_model
     shapes = {key: TensorInfo("BF16", tuple(parameter.shape), 0, 0) for key, parameter in network.named_parameters()}
     naming = architecture.naming(shapes.keys()) or Naming("native")

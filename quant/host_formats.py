@@ -82,6 +82,7 @@ HOST_FORMATS = {
     "int4_tensorwise": HostFormat(("INT4",), (95, 185, 105), {
         "weight": _packed(4), "weight_scale": Field(F32, _row, "one value a row")}),
 }
+TWO_A_BYTE = frozenset({"convrot_w4a4", "awq_w4a16", "int4_tensorwise"})
 LEAVES = frozenset(leaf for fmt in HOST_FORMATS.values() for leaf in fmt.fields) - {"weight"}
 COLOURS = {name: fmt.colour for fmt in HOST_FORMATS.values() for name in fmt.names}
 NAMES = {name: word for word, fmt in HOST_FORMATS.items() for name in fmt.names}  # in reports -> in markers

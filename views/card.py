@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import host
-from ..loaders.architectures import ARCHITECTURES, Dims
+from ..loaders.architectures import Dims, by_name
 from ..loaders.architectures.base import tensor_name
 from ..loaders.containers.checkpoint import Checkpoint
 from ..loaders.describe import describe, describe_config
@@ -257,7 +257,7 @@ def _mismatch(query: Query, checkpoint: Checkpoint, description: CheckpointDescr
         return None
     try:
         if checkpoint.source.config is None:
-            new = describe(checkpoint, (next(a for a in ARCHITECTURES if a.name == name), dims)).problems
+            new = describe(checkpoint, (by_name(name), dims)).problems
             return next((problem for problem in new if problem not in description.problems), None)
         refuse_other_model(description, name, dims)
     except CheckpointError as error:

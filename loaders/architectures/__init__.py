@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from .base import Architecture, Dims, Module, Naming
 from .flux1 import FLUX1
 from .flux2 import FLUX2
 from .hunyuan_video import HUNYUAN_VIDEO
 from .others import name_other
+from .passthrough import Named
 from .qwen_image import QWEN_IMAGE
 from .sdxl import SDXL
 from .wan import WAN
@@ -14,12 +17,18 @@ from .z_image import Z_IMAGE
 
 ARCHITECTURES: tuple[Architecture, ...] = (FLUX1, FLUX2, HUNYUAN_VIDEO, QWEN_IMAGE, SDXL, WAN, Z_IMAGE)
 
-__all__ = ["ARCHITECTURES", "Architecture", "Dims", "Module", "Naming", "by_class_name", "name_other", "supported"]
+__all__ = ["ARCHITECTURES", "Architecture", "Dims", "Module", "Naming", "by_class_name", "by_name", "name_other",
+           "supported"]
 
 
 def by_class_name(class_name: str) -> Architecture | None:
     """The architecture of a diffusers `_class_name`, or None."""
     return next((a for a in ARCHITECTURES if class_name in a.class_names), None)
+
+
+def by_name(name: str) -> Architecture:
+    """The architecture of this name; of a model that only the host knows, no more than the name."""
+    return next((a for a in ARCHITECTURES if a.name == name), cast(Architecture, Named(name)))
 
 
 def supported() -> str:

@@ -27,7 +27,9 @@ class Module(NamedTuple):
     `native` is the host's name. `stored` are the stored names in row order, `rows` how many rows each has, `inner` the
     other dimensions of the weight: (columns,) for a Linear, () for a norm, (in, t, h, w) for a Conv3d. `leaf` is the
     native name of the weight and `stored_leaf` the stored one; a bare parameter has its own name there. `swap_halves`:
-    the stored upper and lower half of the rows are exchanged in the native one.
+    the stored upper and lower half of the rows are exchanged in the native one. `kind`: "" goes by the shape, "linear"
+    and "plain" say it, "any" is a buffer, or what the host alone makes sense of: any dtype and shape. `detected`: the
+    host's detection reads the weight's columns.
     """
 
     native: str
@@ -38,11 +40,13 @@ class Module(NamedTuple):
     leaf: str = "weight"
     stored_leaf: str = "weight"
     swap_halves: bool = False
+    kind: str = ""
+    detected: bool = False
 
     @property
     def linear(self) -> bool:
         """Whether this is a Linear, the only kind of module that can be stored quantized."""
-        return len(self.inner) == 1 and self.leaf == "weight"
+        return self.kind == "linear" if self.kind else len(self.inner) == 1 and self.leaf == "weight"
 
 
 def tensor_name(module: str, leaf: str) -> str:

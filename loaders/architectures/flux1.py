@@ -77,7 +77,7 @@ class Flux1:
             return None
         if _DIFFUSERS_BLOCK.search(text):
             return Naming("diffusers")
-        native = _NATIVE_BLOCK.search(text)
+        native = _NATIVE_BLOCK.search(text) if "vector_in." in text else None  # LongCat and Ovis have none
         return Naming("native", native["prefix"], "scale" if "_norm.scale" in text else "weight") if native else None
 
     def dims_from_tensors(self, tensors: Mapping[str, TensorInfo], naming: Naming) -> Dims:
@@ -115,8 +115,8 @@ class Flux1:
         }
 
     def dims_from_model(self, unet_config: Mapping[str, Any]) -> Dims | None:
-        if unet_config.get("image_model") != "flux":
-            return None
+        if unet_config.get("image_model") != "flux" or not unet_config.get("vec_in_dim"):
+            return None  # LongCat and Ovis share the host's class
         patch = unet_config["patch_size"] ** 2
         return {
             "hidden": unet_config["hidden_size"], "in": unet_config["in_channels"] * patch,

@@ -64,6 +64,11 @@ class Checkpoint:
                                   "download the folder again; its shards do not belong together")
 
     @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata of all files' headers, those of the first where they differ."""
+        return {key: value for header in reversed(self.headers) for key, value in header.metadata.items()}
+
+    @property
     def bytes_on_disk(self) -> int:
         """Size of the weight files, in bytes."""
         return sum(header.size for header in self.headers)

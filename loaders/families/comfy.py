@@ -67,10 +67,10 @@ class Comfy(Family):
 
     def read(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> LoadPlan:
         names = adopt(checkpoint)
-        architecture, naming = architecture_of(checkpoint)
         confs = _confs(checkpoint)
-        dims = dims_of(architecture.dims_from_tensors, checkpoint, _with_whole_weights(checkpoint.tensors, confs),
-                       naming)
+        whole = _with_whole_weights(checkpoint.tensors, confs)
+        architecture, naming = architecture_of(checkpoint, whole)
+        dims = dims_of(architecture.dims_from_tensors, checkpoint, whole, naming)
         description = CheckpointDescription(
             checkpoint.source.reference, [os.path.basename(h.path) for h in checkpoint.headers],
             checkpoint.bytes_on_disk, architecture.name, naming, dims, self.name, ORDER, producer="ComfyUI")
@@ -162,9 +162,13 @@ def _confs(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
 
 def _with_whole_weights(tensors: Mapping[str, TensorInfo],
                         confs: Mapping[str, dict[str, Any]]) -> Mapping[str, TensorInfo]:
-    """The headers, with weights in tiles as large as they are together: sizes are read from weights."""
+    """The headers, with weights in tiles as large as they are together, and two codes a byte as two columns: sizes are
+    read from weights."""
     found = {}
     for layer, conf in confs.items():
+        weight = tensors.get(f"{layer}.weight")
+        if weight is not None and conf.get("format") in host_formats.TWO_A_BYTE and len(weight.shape) == 2:
+            found[f"{layer}.weight"] = TensorInfo("BF16", (weight.shape[0], 2 * weight.shape[1]), 0, 0)
         tiles = conf.get("tiles") or conf.get("parts")
         if isinstance(tiles, list) and tiles and all(isinstance(tile, dict) and all(
                 isinstance(tile.get(size, 0), int) for size in ("row", "rows", "column", "columns")) for tile in tiles):

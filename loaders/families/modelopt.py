@@ -95,9 +95,12 @@ _PACKED_QKV = re.compile(r"(^|\.)(double_blocks\.\d+\.(img|txt)_attn\.qkv|single
 def byte_order(tensors: dict[str, TensorInfo], declaration: Declaration) -> ByteOrder:
     """How the files pack NVFP4: as LightX2V's names say (low nibble first, tiled scales), else what swap_weight_nibbles
     says, else packed q/k/v or ComfyUI's markers (high nibble first, tiled scales), else ModelOpt's order
-    (docs/sources/sglang.md, "NVFP4 by tensors"). Reported, as bytes do not tell."""
+    (docs/sources/sglang.md, "NVFP4 by tensors"), which it also is where packed q/k/v are beside scales whose shape is
+    not that of tiles. Reported, as bytes do not tell."""
     text = "\n".join(tensors)
     packed, comfy = bool(_PACKED_QKV.search(text)), ".comfy_quant" in text or declaration.comfy
+    if packed and not comfy and _row_major(tensors):
+        packed = False  # not Black Forest Labs', who have tiles
     if ".input_global_scale" in text and not comfy:
         return LIGHT
     why = "packed q/k/v" if packed else "ComfyUI's markers" if comfy else "ModelOpt's default"
@@ -105,6 +108,13 @@ def byte_order(tensors: dict[str, TensorInfo], declaration: Declaration) -> Byte
     if swap is not None:
         why = f"swap_weight_nibbles = {str(swap).lower()}, {why}"
     return ByteOrder(not (packed or comfy) if swap is None else not swap, packed or comfy, why)
+
+
+def _row_major(tensors: dict[str, TensorInfo]) -> bool:
+    """Whether some block scales have a shape that tiles never have."""
+    return any(name.endswith(".weight_scale") and info.dtype == "F8_E4M3" and len(info.shape) == 2
+               and (info.shape[0] % 128 or info.shape[1] % 4)
+               and f"{name.removesuffix('weight_scale')}weight_scale_2" in tensors for name, info in tensors.items())
 
 
 class StoredLayers:

@@ -20,16 +20,18 @@ from ..words import first_ten
 WHOLE = "model.diffusion_model."  # the transformer's in a checkpoint that ComfyUI saves whole
 PREFIXES = ("module.", "_orig_mod.", "diffusion_model.", "transformer.", "model.", "net.")  # in any order
 LEAVES = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
+WHOLES = (WHOLE, "model.model.", "net.")  # the same, and those of other models
 MARK = "scaled_fp8"  # of a whole file: of two elements where it asks for full-precision matmul
 
 # Beside a transformer under WHOLE; and wherever they are. Pattern -> what it is.
 _BESIDE = {r"^(text_encoders|cond_stage_model|conditioner)\.": "text encoders", r"^(vae|first_stage_model)\.": "a VAE"}
+_UNUSED = "a norm that the model does not use"  # of Lumina 2 and Z-Image (cap_embedder); others have one of this name
 _LEFTOVERS = {
     r"^(model_ema|ema)\.": "an EMA copy",
     r"(^|\.)(global_step|num_batches_tracked)$": "counters of a training",
     r"\.(lora_[AB]|lora_up|lora_down)(\.\w+)*\.weight$|\.lora_alpha$": "a LoRA that was not merged",
     r"\.(weight|input|output|[qkv]_bmm|softmax)_quantizer\.|\.[kv]_scale$": "state of a quantizer",
-    r"(^|\.)norm_final\.weight$": "a norm that the model does not use"}
+    r"(^|\.)norm_final\.weight$": _UNUSED}
 # One of these is in every name that any of the above is about: searching for words is a scan in C for each.
 _WORDS = ("text_encoders.", "_stage_model.", "conditioner.", "vae.", "ema.", "global_step",
           "num_batches_tracked", "lora_", "_quantizer.", "k_scale", "v_scale", "norm_final.weight", MARK, *LEAVES)
@@ -58,6 +60,10 @@ def adopt(checkpoint: Checkpoint) -> Names:
     if not _prefix(list(stored)) and not any(word in text for word in _WORDS):
         return NOTHING
     left = _foreign(stored)
+    whole = next((p for p in WHOLES if sum(name.startswith(p) for name in stored) > 5), "")  # as the host counts
+    known = {name for names in left.values() for name in names}
+    others = [name for name in stored if whole and not name.startswith(whole) and name not in known and name != MARK]
+    left |= {"other parts of a whole checkpoint": others} if others else {}
     notes = [f"left out, as no part of the transformer: {what} ({len(names)} tensors: {first_ten(names)})"
              for what, names in left.items()]
     gone = {name for names in left.values() for name in names}
@@ -92,10 +98,11 @@ def _foreign(names: Collection[str]) -> dict[str, list[str]]:
     """What is foreign -> the stored names of it."""
     whole = any(name.startswith(WHOLE) for name in names)
     found: dict[str, list[str]] = {}
+    used = not any("cap_embedder." in name for name in names)
     for name in names:
         known = _LEFTOVERS | (_BESIDE if whole and not name.startswith(WHOLE) else {})
         what = next((what for pattern, what in known.items() if re.search(pattern, name)), "")
-        if what:
+        if what and not (what == _UNUSED and used):
             found.setdefault(what, []).append(name)
     return found
 

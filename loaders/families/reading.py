@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..architectures import ARCHITECTURES, Architecture, Dims, Naming, by_class_name, name_other, supported
+from ..architectures import ARCHITECTURES, Architecture, Dims, Naming, by_class_name, name_other, passthrough, supported
 from ..containers.checkpoint import Checkpoint
+from ..containers.safetensors import TensorInfo
 from ..description import CheckpointDescription
 from ..errors import CheckpointError
 
@@ -26,8 +27,10 @@ def spellings(layer: str) -> tuple[str, ...]:
     return layer, _PREFIX + layer, layer.removeprefix(_PREFIX)
 
 
-def architecture_of(checkpoint: Checkpoint) -> tuple[Architecture, Naming]:
-    """Recognise the architecture from tensor names, checked against config.json's claim.
+def architecture_of(checkpoint: Checkpoint,
+                    tensors: Mapping[str, TensorInfo] | None = None) -> tuple[Architecture, Naming]:
+    """Recognise the architecture from tensor names, checked against config.json's claim; one that this pack has no
+    table for is asked of the host, by the shapes of `tensors` (the checkpoint's own, with whole weights).
 
     Raises CheckpointError that says what the file is instead when it is none of the supported ones.
     """
@@ -45,6 +48,13 @@ def architecture_of(checkpoint: Checkpoint) -> tuple[Architecture, Naming]:
             return architecture, naming
     refuse_packed(checkpoint)
     what, do = name_other(checkpoint.stored_tensors)
+    try:
+        model = passthrough.recognise(checkpoint.tensors if tensors is None else tensors, checkpoint.metadata)
+    except ValueError as error:
+        raise CheckpointError(f"this is {what}, and not one that ComfyUI makes sense of ({error})", where,
+                              "download it again; if it is complete, load it with another loader") from error
+    if model is not None:
+        return model, Naming("native", model.prefix)
     if claim:
         what += f" (config.json says {claim})"
     raise CheckpointError(f"this is {what}, not a transformer this version loads ({supported()})", where, do)
@@ -79,7 +89,7 @@ def check_sizes(description: CheckpointDescription, checkpoint: Checkpoint, arch
         description.notes.append(checkpoint.source.choice)
     if base is not None:
         check_dims(description, *base)
-    elif checkpoint.config and checkpoint.config.get("_class_name"):
+    elif checkpoint.config and checkpoint.config.get("_class_name") and architecture.class_names:
         compare_dims(description, dims_of(architecture.dims_from_config, checkpoint, checkpoint.config),
                      "config.json says")
 

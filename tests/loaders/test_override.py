@@ -159,7 +159,7 @@ def test_other_models_are_refused(tiny, tmp_path):
             assert difference in str(caught.value) and "base" in str(caught.value)
     base = defer(tiny.bf16)
     base.model.model_config.unet_config = {"image_model": "wan2.1"}
-    with pytest.raises(CheckpointError, match="no overrides for"):
+    with pytest.raises(CheckpointError, match="the override is FLUX.1, but the base model is Flux"):
         model.override(base, model.Request(str(tiny.fp8)))
 
 

@@ -269,14 +269,18 @@ def test_saved_by_the_host_and_loaded_again(path, tmp_path):
     assert torch.equal(run(factory(*arguments, disable_dynamic=True)), run(patcher))
 
 
-def test_unquantized_unets_are_left_to_the_host(made, tmp_path):
-    """Nothing tells what they predict; ComfyUI loads them itself."""
+def test_unquantized_unets(made, tmp_path):
+    """Nothing tells what they predict: with ComfyUI's own names it is what ComfyUI takes it for, other names are left to
+    it."""
+    import comfy.sd
+
     made.model.save_pretrained(tmp_path / "unet")
     native = native_dict(empty(sdxl.SMALL), made.model)
     common.save(tmp_path / "native", native, None)
-    for reference in ("unet", "native"):
-        with pytest.raises(CheckpointError, match=r"SDXL UNet.*(?s:.)*Load Diffusion Model"):
-            load(tmp_path / reference)
+    loaded, stock = load(tmp_path / "native"), comfy.sd.load_diffusion_model_state_dict(dict(native))
+    assert loaded.description.architecture == "SDXL" and torch.equal(run(loaded.patcher), run(stock))
+    with pytest.raises(CheckpointError, match=r"SDXL UNet.*(?s:.)*Load Diffusion Model"):
+        load(tmp_path / "unet")
     with pytest.raises(CheckpointError, match="UNet2DConditionModel, not a transformer this version loads"):
         model.defer(model.Request(str(tmp_path / "unet")))
 

@@ -1,0 +1,158 @@
+"""What the host knows of a file with its own names, of whatever model: its class, and every name, size and kind.
+
+Asked of the host at load time, so that a newer host brings new models. The model is built without memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from .check import needs
+from .models import model_identity
+
+NO_DIFFUSION = frozenset({"RT_DETR_v4", "SAM3", "SAM31", "DepthAnything3"})  # in the host's list all the same
+# Read from values, or chosen for the device: no part of what a model is.
+UNTOLD = frozenset({"dtype", "allow_fp16"})
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model of the host's as its names tell it.
+
+    `name` is the host's class, `identity` what tells two of its models apart (models.model_identity). `parameters` and
+    `buffers`: name -> shape; `linears` are the modules that the host's mixed-precision operations quantize as Linear.
+    `becomes`: stored name -> the name it has in the model; "" for what is cut or computed, None for what is dropped.
+    `by_columns` are the stored weights whose width the host's detection reads.
+    """
+
+    name: str
+    identity: Mapping[str, Any]
+    parameters: Mapping[str, tuple[int, ...]]
+    buffers: Mapping[str, tuple[int, ...]]
+    linears: frozenset[str]
+    becomes: Mapping[str, str | None]
+    by_columns: frozenset[str]
+
+
+@needs("native passthrough")
+def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> Network | None:
+    """The host's model for tensors of these names and logical shapes and a file's metadata; None where it knows none.
+
+    Raises ValueError where its code cannot make sense of them, as for half a model.
+    """
+    import comfy.model_detection
+    import torch
+
+    seen: set[str] = set()
+    tensors = {name: _stand_in(name, shape, seen) for name, shape in shapes.items()}
+    try:
+        config = comfy.model_detection.model_config_from_unet(dict(tensors), "", metadata=dict(metadata))
+        if config is None:
+            return None
+        config.custom_operations = _operations()
+        config.set_inference_dtype(torch.bfloat16, None)
+        by_columns = frozenset(seen)
+        model = config.get_model(dict(tensors), "")
+        made = config.process_unet_state_dict(dict(tensors))
+    except Exception as error:  # whatever its code trips over: assertions, missing keys, sizes that make no model
+        raise ValueError(f"{type(error).__name__}: {str(error)[:200]}") from error
+    net = model.diffusion_model
+    back = {id(tensor): name for name, tensor in tensors.items()}
+    becomes: dict[str, str | None] = dict.fromkeys(tensors)
+    new = [name for name, tensor in made.items() if id(tensor) not in back]
+    for name, tensor in made.items():
+        if id(tensor) in back:
+            becomes[back[id(tensor)]] = name
+    if new:  # something was cut or computed: what is gone may be what it was made of
+        becomes = {name: "" if target is None else target for name, target in becomes.items()}
+    linears = frozenset(name for name, module in net.named_modules() if isinstance(module, torch.nn.Linear))
+    parameters = {name: tuple(tensor.shape) for name, tensor in net.named_parameters()}
+    made_here = set(new)
+    return Network(type(config).__name__, identity(model),
+                   {name: shape for name, shape in parameters.items() if name not in made_here},
+                   {name: tuple(tensor.shape) for name, tensor in net.named_buffers()}, linears, becomes, by_columns)
+
+
+def identity(model: Any) -> dict[str, Any]:
+    """What tells two of the host's models apart, without what a device or a value decides."""
+    return {key: value for key, value in model_identity(model).items() if key not in UNTOLD}
+
+
+def config_name(model: Any) -> str:
+    """The host's class of a model, as `Network.name`."""
+    return type(model.model_config).__name__
+
+
+class _Shape(tuple[int, ...]):
+    """A shape that says when its columns are looked at."""
+
+    looked: Any
+
+    def __getitem__(self, index: Any) -> Any:
+        if index not in (0, -len(self)):
+            self.looked()
+        return super().__getitem__(index)
+
+    def __iter__(self) -> Iterator[int]:
+        self.looked()
+        return super().__iter__()
+
+    def __eq__(self, other: object) -> bool:
+        self.looked()
+        return super().__eq__(other)
+
+    __hash__ = tuple.__hash__
+
+
+def _stand_in(name: str, shape: tuple[int, ...], seen: set[str]) -> Any:
+    """A tensor without memory in the place of a stored one; what is read of its columns goes into `seen`."""
+    import torch
+
+    if len(shape) < 2:  # has values, zeros: detection looks at some
+        return torch.zeros((), dtype=torch.bfloat16).expand(shape)
+    if len(shape) > 2:
+        return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+    made = torch.empty(shape, dtype=torch.bfloat16, device="meta").as_subclass(_stand_in_class())
+    made.stands_for = shape, lambda: seen.add(name)
+    return made
+
+
+@lru_cache(maxsize=1)
+def _stand_in_class() -> Any:
+    import torch
+
+    class StandIn(torch.Tensor):
+        stands_for: Any
+
+        @property
+        def shape(self) -> Any:  # type: ignore[override]
+            found = _Shape(self.stands_for[0])
+            found.looked = self.stands_for[1]
+            return found
+
+        def size(self, *args: Any) -> Any:
+            self.stands_for[1]()
+            return torch.Size(self.stands_for[0]) if not args else self.stands_for[0][args[0]]
+
+    return StandIn
+
+
+def _operations() -> Any:
+    """The host's operations, whose layers have no memory. There is no device around them: some models compute with
+    small tables while they are built."""
+    import comfy.ops
+    import torch
+
+    def of(kind: Any) -> Any:
+        def init(self: Any, *args: Any, **kwargs: Any) -> None:
+            with torch.device("meta"):
+                kind.__init__(self, *args, **{**kwargs, "device": "meta"})
+
+        return type(kind.__name__, (kind,), {"__init__": init})
+
+    layers = {name: of(kind) for name, kind in vars(comfy.ops.disable_weight_init).items()
+              if isinstance(kind, type) and issubclass(kind, torch.nn.Module)}
+    return type("WithoutMemory", (comfy.ops.disable_weight_init,), layers)

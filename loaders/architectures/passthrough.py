@@ -1,0 +1,135 @@
+"""Any model that the host knows, by the host's own names: an architecture without a table.
+
+The host's detection says which model the logical shapes are, and the model it builds (without memory) which names,
+sizes and Linear layers there are. Nothing is renamed or joined here; every parameter must be stored, and every stored
+tensor used, which the host only logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from ... import host
+from ...quant.stored import FACTORS, PLAIN_DTYPES
+from ..containers.safetensors import TensorInfo
+from ..errors import CheckpointError
+from .base import Dims, Inputs, Module, Naming
+
+PREFIXES = ("model.diffusion_model.", "model.model.", "net.")  # the host's, of a transformer in a whole checkpoint
+# Leaves beside a quantized weight, or one that was (`FACTORS`), in any format of this pack.
+_COMPANIONS = frozenset({
+    "comfy_quant", "weight_scale", "weight_scale_2", "weight_scale_inv", "input_scale", "alpha", "input_global_scale",
+    "weight_delta", *FACTORS})
+
+
+class HostModel:
+    """A model of the host's, as an Architecture. Dims: everything that the host's configuration says of it, numbers as
+    they are and anything else in words."""
+
+    class_names: frozenset[str] = frozenset()
+    config_only: frozenset[str] = frozenset()
+
+    def __init__(self, network: host.Network, names: Collection[str], prefix: str) -> None:
+        self.network, self.name, self.prefix, self.names = network, network.name, prefix, names
+
+    def naming(self, names: Collection[str]) -> Naming | None:
+        return Naming("native", self.prefix)
+
+    def dims_from_tensors(self, tensors: Mapping[str, TensorInfo], naming: Naming) -> Dims:
+        return sizes(self.network.identity)
+
+    def dims_from_config(self, config: Mapping[str, Any]) -> Dims:
+        raise ValueError(f"a config.json says nothing that this version reads of {self.name}")
+
+    def dims_from_model(self, unet_config: Mapping[str, Any]) -> Dims | None:
+        return None
+
+    def modules(self, dims: Dims, naming: Naming) -> Iterator[Module]:
+        net = self.network
+        linears = {stored: name for stored, name in net.becomes.items()
+                   if name and stored.endswith(".weight") and name.removesuffix(".weight") in net.linears}
+        pairs = {f"{stored.removesuffix('.weight')}.bias": f"{name.removesuffix('.weight')}.bias"
+                 for stored, name in linears.items()}
+        biases = {stored for stored, name in pairs.items() if net.becomes.get(stored) == name}
+        for stored, name in net.becomes.items():
+            if stored in linears:
+                module = stored.removesuffix(".weight")
+                rows, columns = net.parameters[linears[stored]]
+                yield Module(module, (self.prefix + module,), (rows,), (columns,), f"{module}.bias" in biases,
+                             kind="linear", detected=stored in net.by_columns)
+            elif name and name in net.parameters and stored not in biases:
+                yield self._plain(stored, net.parameters[name])
+            elif not name or name in net.buffers:
+                yield self._plain(stored, (), "any")
+        for name in net.parameters.keys() - set(net.becomes.values()):
+            yield self._plain(name, net.parameters[name])  # which is missing
+
+    def _plain(self, stored: str, shape: tuple[int, ...], kind: str = "plain") -> Module:
+        module, _, leaf = stored.rpartition(".")
+        return Module(module, ((self.prefix + module).removesuffix("."),), shape[:1] or (0,), shape[1:], False, leaf,
+                      leaf, kind=kind if shape else "any")
+
+    def marks(self, dims: Dims) -> tuple[str, ...]:
+        return ()
+
+    def inputs(self, dims: Dims) -> Inputs:
+        raise ValueError(f"what {self.name} is given beside the latents is not known here")
+
+    def confirm(self, patcher: Any) -> None:
+        """Raise CheckpointError unless a loaded MODEL is the one that the names told."""
+        loaded = sizes(host.identity(patcher.model))
+        told = sizes(self.network.identity)
+        other = [f"{key} {loaded.get(key)} (from the names: {told.get(key)})" for key in sorted(told | loaded)
+                 if loaded.get(key) != told.get(key)]
+        if host.config_name(patcher.model) != self.name or other:
+            raise CheckpointError(f"ComfyUI {host.version()} made {host.config_name(patcher.model)} of a {self.name}: "
+                                  f"{', '.join(other[:10])}", "", "report this")
+
+
+class Named:
+    """An architecture of which only the name is known: that of a base from another loader."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def sizes(identity: Mapping[str, Any]) -> Dims:
+    """What tells two models of the host's apart, as sizes: numbers, and anything else in words."""
+    return {key: value if isinstance(value, int) else str(value)  # type: ignore[misc]
+            for key, value in identity.items() if key != "class"}
+
+
+def recognise(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> HostModel | None:
+    """The host's model of a file's headers; None where the host knows none, or is not there.
+
+    Raises ValueError with what the host tripped over, or for what is no diffusion model.
+    """
+    if not host.is_there() or host.lacking("native passthrough"):
+        return None
+    prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), "")
+    shapes = {name.removeprefix(prefix): shape for name, shape in logical_shapes(tensors).items()}
+    network = host.network(shapes, metadata)
+    if network is None:
+        return None
+    if network.name in host.NO_DIFFUSION:
+        raise ValueError(f"{network.name} is no diffusion model")
+    said = network.identity
+    if network.name.startswith("Flux") and not said.get("vec_in_dim") and said.get("yak_mlp") is False:
+        raise ValueError("FLUX.1 without vector_in")  # Ovis has none, and is known by another MLP
+    return HostModel(network, shapes.keys(), prefix)
+
+
+def logical_shapes(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
+    """The shapes that a model's own tensors have, without what quantization adds or packs."""
+    found = {}
+    for name, info in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        weight = tensors.get(f"{module}.weight")
+        if weight is not None and (leaf in _COMPANIONS or leaf.startswith("weight_")) and (
+                weight.dtype not in PLAIN_DTYPES or leaf in FACTORS or f"{module}.comfy_quant" in tensors
+                or leaf == "comfy_quant"):
+            continue
+        packed = leaf == "weight" and info.dtype == "U8" and len(info.shape) == 2
+        found[name] = (info.shape[0], 2 * info.shape[1]) if packed else tuple(info.shape)
+    return found

@@ -1,0 +1,326 @@
+"""Any model that the host knows, in its own names and every format: the weights that stock ComfyUI has of the same
+numbers, and whatever is damaged is refused.
+
+The tiny models are made of the host's own classes (support/host_models.py); what loads is compared with the host's own
+load of the truth in F32, parameter by parameter: an output alone is blind for layers behind a norm.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+from quantized_transformers.host import passthrough
+from quantized_transformers.loaders import model
+from quantized_transformers.loaders.containers.checkpoint import Checkpoint
+from quantized_transformers.loaders.describe import describe
+from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.loaders.locate import locate
+from quantized_transformers.quant.marker import marker
+from support import common, host_models
+
+pytestmark = pytest.mark.parity
+
+E4M3 = torch.float8_e4m3fn
+WHOLE = "model.diffusion_model."
+
+
+def fp8(weight, conf=None, leaf="weight_scale"):
+    scale = weight.abs().max() / 448
+    codes = (weight / scale).clamp(-448, 448).to(E4M3)
+    return {"weight": codes, leaf: scale} | ({"comfy_quant": marker({"format": "float8_e4m3fn"})} if conf else {}), codes.float() * scale
+
+
+def nvfp4(weight, comfy):
+    from comfy_kitchen import quantize_nvfp4
+    from comfy_kitchen.float_utils import from_blocked
+
+    if weight.shape[0] % 16 or weight.shape[1] % 16:
+        return None
+    scale = weight.abs().max() / 2688
+    codes, block = quantize_nvfp4(weight.contiguous(), scale)
+    linear = from_blocked(block.view(torch.uint8), *[codes.shape[0], codes.shape[1] // 8]).contiguous().view(E4M3)
+    low = codes << 4 | codes >> 4
+    truth = common.decode_nvfp4(low, linear, scale)
+    if comfy:
+        return {"weight": codes, "weight_scale": block, "weight_scale_2": scale, "comfy_quant": marker({"format": "nvfp4"})}, truth
+    return {"weight": low, "weight_scale": linear, "weight_scale_2": scale, "input_scale": torch.tensor(0.004)}, truth
+
+
+def int8(weight, group=0):
+    from comfy_kitchen.tensor import TensorWiseINT8Layout
+
+    if group and weight.shape[1] % group:
+        return None
+    codes, params = TensorWiseINT8Layout.quantize(weight, per_channel=True, convrot=bool(group), convrot_groupsize=group or 256)
+    conf = {"format": "int8_tensorwise"} | ({"convrot": True, "convrot_groupsize": group} if group else {})
+    return {"weight": codes, "weight_scale": params.scale, "comfy_quant": marker(conf)}, TensorWiseINT8Layout.dequantize(codes, params)
+
+
+def mxfp8(weight):
+    from comfy_kitchen.tensor import get_layout_class
+
+    if weight.shape[0] % 32 or weight.shape[1] % 32:
+        return None
+    layout = get_layout_class("TensorCoreMXFP8Layout")
+    codes, params = layout.quantize(weight)
+    return {"weight": codes, "weight_scale": params.scale.view(torch.uint8), "comfy_quant": marker({"format": "mxfp8"})}, \
+        layout.dequantize(codes, params)
+
+
+FORMS = {"BF16": None, "cast": lambda w: ({"weight": w.to(E4M3)}, w.to(E4M3).float()), "FP8": fp8,
+         "FP8, marked": lambda w: fp8(w, True), "FP8, first names": lambda w: fp8(w, leaf="scale_weight"),
+         "NVFP4, ModelOpt": lambda w: nvfp4(w, False), "NVFP4, marked": lambda w: nvfp4(w, True),
+         "MXFP8, marked": mxfp8, "INT8, marked": int8, "ConvRot": lambda w: int8(w, 16)}
+
+
+def stored_as(name, tensors, form):
+    """(stored, truth): every Linear that the format can hold, the rest in BF16."""
+    stored = {key: t if t.dtype != torch.float32 else t.to(torch.bfloat16) for key, t in tensors.items()}
+    truth = {key: t.float() if t.dtype == torch.bfloat16 else t for key, t in stored.items()}
+    if FORMS[form] is None:
+        return stored, truth
+    with host_models.detected(name):
+        net = passthrough.network({key: tuple(t.shape) for key, t in tensors.items()}, host_models.metadata_of(name))
+    for key, target in net.becomes.items():
+        layer = key.removesuffix(".weight")
+        made = FORMS[form](tensors[key]) if target and target.removesuffix(".weight") in net.linears and key != layer else None
+        if made:
+            del stored[key]
+            stored |= {f"{layer}.{leaf}": t for leaf, t in made[0].items()}
+            truth[key] = made[1]
+    return stored, truth
+
+
+def load(path, **options):
+    return model.load(model.Request(str(path), **{"dtype": "fp32", **options}), quiet=True)
+
+
+def stock(truth, name):
+    import comfy.sd
+
+    with host_models.detected(name):
+        return comfy.sd.load_diffusion_model_state_dict(dict(truth), model_options={"dtype": torch.float32},
+                                                        metadata=host_models.metadata_of(name) or None).model
+
+
+def weights(net):
+    """Name -> F32 numbers, of quantized weights what they mean; without what belongs to the quantization."""
+    return {key: (p.dequantize() if hasattr(p, "_qdata") else p).float() for key, p in [*net.named_parameters(), *net.named_buffers()]
+            if not key.endswith(".input_scale")}
+
+
+@pytest.fixture(scope="module", params=host_models.MODELS)
+def tiny(request):
+    return request.param, host_models.make(request.param)
+
+
+def test_every_form_has_stocks_weights(tiny, tmp_path):
+    name, tensors = tiny
+    for i, form in enumerate(FORMS):
+        stored, truth = stored_as(name, tensors, form)
+        if form != "BF16" and len(stored) == len(tensors) and form != "cast":
+            continue  # no layer is as large as the format's blocks
+        folder, prefix = tmp_path / str(i), WHOLE if i % 2 else ""
+        common.save(folder, {prefix + key: t for key, t in stored.items()}, None, host_models.metadata_of(name), "model.safetensors")
+        with host_models.detected(name):
+            loaded = load(folder / "model.safetensors")
+        expected, found = weights(stock(truth, name).diffusion_model), weights(loaded.patcher.model.diffusion_model)
+        assert found.keys() == expected.keys(), form
+        worst = max(expected, key=lambda key: float((found[key] - expected[key]).abs().max()) if expected[key].numel() else 0.0)
+        assert torch.allclose(found[worst], expected[worst], rtol=2e-6, atol=1e-7), (form, worst)
+        assert passthrough.identity(loaded.patcher.model) == passthrough.identity(stock(truth, name)), form
+        quantized = sum(count for kind, count in loaded.description.formats.items() if kind not in ("BF16", "F32"))
+        packed = sum(hasattr(p, "_qdata") for p in loaded.patcher.model.diffusion_model.parameters())
+        told = sum("because ComfyUI detects the model by its width" in line for line in loaded.report.splitlines())
+        assert packed == quantized - told and (quantized > 5 or form == "BF16"), (form, quantized, packed, told)
+
+
+DAMAGE = {
+    "missing": lambda t, layer: t.pop(f"{layer}.weight"), "extra": lambda t, layer: t.update({f"{layer}.more": torch.ones(3)}),
+    "no scale": lambda t, layer: t.pop(f"{layer}.weight_scale"),
+    "a scale that is no number": lambda t, layer: t.update({f"{layer}.weight_scale": torch.tensor(torch.nan)}),
+    "transposed": lambda t, layer: t.update({f"{layer}.weight": t[f"{layer}.weight"][:, :-1].contiguous()}),
+    "a vector missing": lambda t, layer: t.pop(next(key for key, v in t.items() if v.ndim == 1 and v.numel() > 1)),
+    "half a model": lambda t, layer: [t.pop(key) for key in sorted(t)[: len(t) // 2]]}
+
+
+def test_damage_is_refused(tiny, tmp_path):
+    name, tensors = tiny
+    if name in host_models.FIXED:
+        pytest.skip("its detection is told the sizes")
+    stored, _ = stored_as(name, tensors, "FP8")
+    net = passthrough.network({key: tuple(t.shape) for key, t in tensors.items()}, host_models.metadata_of(name))
+    layers = sorted(key.removesuffix(".weight_scale") for key in stored if key.endswith(".weight_scale")
+                    and key.replace("_scale", "") not in net.by_columns and re.search(r"\.\d+\.", key))
+    for i, (what, change) in enumerate(DAMAGE.items()):
+        damaged = dict(stored)
+        change(damaged, layers[len(layers) // 2])
+        path = common.save(tmp_path / str(i), damaged, None, host_models.metadata_of(name), "model.safetensors") / "model.safetensors"
+        try:
+            loaded = load(path)
+        except CheckpointError:
+            continue
+        raise AssertionError(f"{what}: {loaded.report}")
+
+
+def test_inspect_names_the_model_as_the_host_does(tiny, tmp_path):
+    name, tensors = tiny
+    path = common.save(tmp_path, stored_as(name, tensors, "FP8")[0], None, host_models.metadata_of(name), "model.safetensors")
+    with host_models.detected(name):
+        description = describe(Checkpoint(locate(str(path / "model.safetensors"))))
+    assert description.architecture == type(stock(tensors, name).model_config).__name__ and not description.problems
+    assert description.naming.style == "native" and description.dims
+    json.dumps(description.to_json())
+
+
+# --- what else is done with such a model: those whose forward takes few arguments
+
+def forward(patcher, name, load_it=True):
+    g = torch.Generator().manual_seed(3)
+
+    def noise(*shape):
+        return torch.randn(*shape, generator=g)
+
+    x, conds = {
+        "SD3.5 M": lambda: (noise(1, 16, 8, 8), {"c_crossattn": noise(1, 7, 64), "y": noise(1, 32)}),
+        "Wan VACE": lambda: (noise(1, 16, 1, 8, 8), {"c_crossattn": noise(1, 7, 4096), "vace_context": noise(1, 1, 96, 1, 8, 8),
+                                                    "vace_strength": [1.0]}),
+        "LongCat-Image": lambda: (noise(1, 16, 8, 8), {"c_crossattn": noise(1, 7, 3584)}),
+    }[name]()
+    return common.apply_model(patcher, x, torch.tensor([0.5]), load_it, **conds)
+
+
+RUN = ("SD3.5 M", "Wan VACE", "LongCat-Image")
+
+
+def file_of(name, form, folder, prefix="", beside=None, rename=None):
+    stored, truth = stored_as(name, host_models.make(name), form)
+    tensors = {prefix + (rename(key) if rename else key): t for key, t in stored.items()} | (beside or {})
+    common.save(folder, tensors, None, None, "model.safetensors")
+    return folder / "model.safetensors", truth
+
+
+def stock_patcher(truth):
+    import comfy.sd
+
+    return comfy.sd.load_diffusion_model_state_dict(dict(truth), model_options={"dtype": torch.float32})
+
+
+@pytest.mark.parametrize("form", ["BF16", "FP8", "NVFP4, ModelOpt", "ConvRot"])
+@pytest.mark.parametrize("name", RUN)
+def test_forward(name, form, tmp_path):
+    path, truth = file_of(name, form, tmp_path)
+    loaded = load(path, compute="dequantize")
+    assert common.rel_l2(forward(loaded.patcher, name), forward(stock_patcher(truth), name)) < 1e-5
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_lora(name, tmp_path):
+    """By the host's own keys, on quantized weights: in low VRAM exactly W + B A, fully loaded the same effect."""
+    from support import lora as lora_tools
+
+    path, truth = file_of(name, "FP8", tmp_path)
+    loaded = load(path, dtype="default")
+    layers = sorted(loaded.description.layers)[::5]
+    g, lora, truth = torch.Generator().manual_seed(5), {}, dict(truth)
+    for layer in layers:
+        rows, columns = truth[f"{layer}.weight"].shape
+        a, b = torch.randn(8, columns, generator=g) * columns ** -0.5, torch.randn(rows, 8, generator=g) * 8 ** -0.5
+        lora |= {f"diffusion_model.{layer}.lora_A.weight": a, f"diffusion_model.{layer}.lora_B.weight": b}
+        truth[f"{layer}.weight"] = truth[f"{layer}.weight"] + b @ a
+    patched = lora_tools.load_lora(loaded.patcher, lora, tmp_path)
+    assert len(patched.patches) == len(layers) > 3
+    before, wanted = forward(loaded.patcher, name), forward(stock_patcher(truth), name)
+    low = lora_tools.low_vram(patched, lambda p: forward(p, name, False))
+    assert common.rel_l2(low, wanted) < 1e-5
+    effect, full = wanted - before, forward(patched, name) - before
+    assert torch.nn.functional.cosine_similarity(full.flatten(), effect.flatten(), 0) > 0.9
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_override_of_any_base(name, tmp_path):
+    """Behind a MODEL of this pack and of ComfyUI's own loader; another model's is refused."""
+    path, truth = file_of(name, "FP8", tmp_path / "fp8")
+    plain, _ = file_of(name, "BF16", tmp_path / "bf16")
+    wanted = forward(stock_patcher(truth), name)
+    for base in (load(plain).patcher, stock_patcher(host_models.make(name))):
+        made = model.override(base, model.Request(str(path), compute="dequantize"))
+        assert common.rel_l2(forward(made.patcher, name), wanted) < (1e-5 if base.get_attachment("quantized_transformers") else 0.02)
+    other = RUN[RUN.index(name) - 1]
+    with pytest.raises(CheckpointError, match="the override is"):
+        model.override(load(file_of(other, "BF16", tmp_path / "other")[0]).patcher, model.Request(str(path)))
+
+
+@pytest.mark.parametrize("form", ["FP8", "NVFP4, ModelOpt", "ConvRot"])
+@pytest.mark.parametrize("how", ["exact", "stock"])
+def test_saved_and_loaded_again(how, form, tmp_path, output):
+    from quantized_transformers.makers.save import save
+
+    name = "SD3.5 M"
+    loaded = load(file_of(name, form, tmp_path)[0], compute="dequantize")
+    before = forward(loaded.patcher, name)
+    save(loaded.patcher, f"passthrough-{form.split(',')[0]}-{how}", how, True)
+    saved = max(output.rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    again = load(saved, compute="dequantize").patcher
+    first, second = weights(loaded.patcher.model.diffusion_model), weights(again.model.diffusion_model)
+    assert all(torch.equal(first[key], second[key]) for key in first) and common.rel_l2(forward(again, name), before) < 1e-5
+
+
+def test_compared_weight_by_weight(tmp_path):
+    from quantized_transformers.makers.compare.weights import compare_weights
+
+    name = "SD3.5 M"
+    paths = [file_of(name, form, tmp_path / str(i))[0] for i, form in enumerate(("BF16", "FP8"))]
+    found = compare_weights(*[locate(str(path)) for path in paths])
+    assert len(found.worst_first) > 20 and 0.01 < found.total.relative < 0.05
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "model.model.", "net.", "diffusion_model.", "module._orig_mod."])
+def test_prefixes_and_company(prefix, tmp_path):
+    """In a whole checkpoint what is beside the transformer is left out, and said."""
+    name = "Wan VACE"
+    whole = prefix in ("model.diffusion_model.", "model.model.", "net.")
+    beside = {"vae.decoder.conv_in.weight": torch.ones(4, 4), "vocoder.conv.weight": torch.ones(4),
+              "text_encoders.t5.shared.weight": torch.ones(4, 4)} if whole else {}
+    path, truth = file_of(name, "FP8, first names", tmp_path, prefix, beside)
+    loaded = load(path, compute="dequantize")
+    assert common.rel_l2(forward(loaded.patcher, name), forward(stock_patcher(truth), name)) < 1e-5
+    assert ("vocoder.conv.weight" in loaded.report) is whole
+
+
+def test_names_that_the_host_renames(tmp_path):
+    """Chroma's norms are `.scale` as published, which the host renames while it loads; no companion is taken for one."""
+    name = "Chroma"
+    stored, truth = stored_as(name, host_models.make(name), "FP8")
+    as_published = {re.sub(r"(query|key)_norm\.weight$", r"\1_norm.scale", key): t for key, t in stored.items()}
+    assert as_published.keys() != stored.keys()
+    common.save(tmp_path, as_published, None, None, "model.safetensors")
+    with host_models.detected(name):
+        loaded = load(tmp_path / "model.safetensors")
+    expected, found = weights(stock(truth, name).diffusion_model), weights(loaded.patcher.model.diffusion_model)
+    assert all(torch.allclose(found[key], expected[key], rtol=2e-6, atol=1e-7) for key in expected)
+
+
+@pytest.mark.parametrize("names", [["detector.a.weight", "tracker.b.weight"], ["something.weight", "else.weight"]])
+def test_what_no_host_knows(names, tmp_path):
+    common.save(tmp_path, {name: torch.ones(8, 8) for name in names}, None, None, "model.safetensors")
+    with pytest.raises(CheckpointError, match="this is"):
+        load(tmp_path / "model.safetensors")
+
+
+def test_flux_without_its_vector_is_no_other_model(tmp_path):
+    """Detection takes a FLUX.1 without vector_in for another of its kind."""
+    from support import flux
+
+    net = flux.make()
+    import comfy.model_detection
+
+    native = comfy.model_detection.convert_diffusers_mmdit(dict(net.state_dict()))
+    left = {key: t for key, t in native.items() if not key.startswith("vector_in.")}
+    common.save(tmp_path, left, None, None, "model.safetensors")
+    with pytest.raises(CheckpointError, match="FLUX.1 without vector_in|missing tensor"):
+        load(tmp_path / "model.safetensors")
