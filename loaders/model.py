@@ -54,6 +54,7 @@ class Request:
     family: str = ""
     choices: Any = None
     backend: str = ""
+    byte_order: str = "auto"
 
     @property
     def wanted(self) -> Any:
@@ -89,6 +90,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     if request.family or request.choices is not None:
         (named(request.family) if request.family else family).require(checkpoint, description, request.choices)
     description.require_loadable()
+    family.settle(checkpoint, plan, request.byte_order)
     if must_be:
         refuse_other_model(description, *must_be)
     if description.formats.keys() - PLAIN_DTYPES:

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..loaders.families.nunchaku.files import KNOWN
 from ..loaders.families.repos import MODELOPT
-from . import inputs
+from . import inputs, nvfp4
 
 
 class QT_ApplyTransformerOverride(io.ComfyNode):
@@ -41,6 +41,7 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
                                        "FlashInfer needs a Blackwell GPU; the report says what was taken."),
                 inputs.revision(),
                 inputs.download_missing(),
+                nvfp4.byte_order(),
             ],
             outputs=[io.Model.Output(), io.String.Output("report", display_name="report")])
 
@@ -55,10 +56,11 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
     @classmethod
     def execute(cls, model, override: str, kind: str = "auto", reference: str = "", weights_name: str = "",
                 compute: str = "auto", fp4_backend: str = "auto", revision: str = "",
-                download_missing: bool = False) -> io.NodeOutput:
+                download_missing: bool = False, byte_order: str = "auto") -> io.NodeOutput:
         from ..loaders import model as models
 
         request = models.Request(reference.strip() or override, weights_name=weights_name, revision=revision,
-                                 compute=compute, fp4_backend=fp4_backend, download=download_missing)
+                                 compute=compute, fp4_backend=fp4_backend, download=download_missing,
+                                 byte_order=byte_order)
         loaded = models.override(model, request, kind)
         return io.NodeOutput(loaded.patcher, loaded.report)

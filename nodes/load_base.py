@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..loaders.locate import KNOWN_BASES
-from . import inputs
+from . import inputs, nvfp4
 
 
 class QT_LoadBaseModel(io.ComfyNode):
@@ -33,6 +33,7 @@ class QT_LoadBaseModel(io.ComfyNode):
                                                       "device."),
                 inputs.revision(),
                 inputs.download_missing(),
+                nvfp4.byte_order(),
             ],
             outputs=[io.Model.Output(), io.String.Output("report", display_name="report")])
 
@@ -46,10 +47,11 @@ class QT_LoadBaseModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, base_model: str, component: str = "transformer", weights: str = "load", reference: str = "",
-                dtype: str = "default", revision: str = "", download_missing: bool = False) -> io.NodeOutput:
+                dtype: str = "default", revision: str = "", download_missing: bool = False,
+                byte_order: str = "auto") -> io.NodeOutput:
         from ..loaders import model
 
         request = model.Request(reference.strip() or base_model, component, revision=revision, dtype=dtype,
-                                download=download_missing)
+                                download=download_missing, byte_order=byte_order)
         loaded = model.load(request) if weights == "load" else model.defer(request)
         return io.NodeOutput(loaded.patcher, loaded.report)

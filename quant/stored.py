@@ -21,13 +21,20 @@ class Stored(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
+TOLD, LIKELY, OPEN = "told", "likely", "open"
+
+
 class ByteOrder(NamedTuple):
     """How a file packs NVFP4: even columns in the low nibble, and block scales in 128 x 4 tiles. Bytes alone do not
-    tell; `why` says what did."""
+    tell; `why` says what did, and `certain` how well: TOLD, LIKELY (the scales' values may say otherwise) or OPEN (they
+    have to)."""
 
     low_first: bool = True
     swizzled: bool = False
     why: str = ""
+    certain: str = TOLD
+
+
 MODELOPT_ORDER = ByteOrder(why="ModelOpt's default")
 Leaves = Mapping[str, Stored]  # one layer: "weight", "bias", "weight_scale", ... -> what is stored
 PLAIN_DTYPES = frozenset({"F32", "BF16", "F16"})

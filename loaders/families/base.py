@@ -43,6 +43,12 @@ class Family:
         """What makes every native module of a checkpoint of this family, and its description; see describe.describe."""
         raise NotImplementedError
 
+    def settle(self, checkpoint: Checkpoint, plan: LoadPlan, byte_order: str) -> None:
+        """Decide from values what the headers of a loadable checkpoint leave open. `byte_order` is what the user says
+        of NVFP4, "auto" for nothing. Raises CheckpointError where nothing tells."""
+        if byte_order != "auto":
+            plan.description.notes.append(f"byte_order {byte_order} has no effect, this file tells its order")
+
     def check(self, plan: LoadPlan) -> None:
         """Raise CheckpointError for what cannot run here, before any tensor is read."""
 

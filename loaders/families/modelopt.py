@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ...quant.formats import formats, identify, name_unsupported
-from ...quant.stored import FP8_DTYPES, PLAIN, PLAIN_DTYPES, ByteOrder, StoredFormat
+from ...quant.stored import FP8_DTYPES, PLAIN, PLAIN_DTYPES, StoredFormat
 from .. import plan as plans
 from ..architectures import Architecture, Dims, Module
 from ..architectures.base import tensor_name
@@ -21,7 +21,7 @@ from ..containers.safetensors import TensorInfo
 from ..description import CheckpointDescription
 from ..plan import Group, Layer, LoadPlan, ReadTensors
 from ..words import first_ten
-from . import repos
+from . import nvfp4_order, repos
 from .base import Family
 from .declarations import ALGORITHMS, Declaration, read_declaration
 from .names import NOTHING, Names, adopt
@@ -64,14 +64,18 @@ class ModelOpt(Family):
         dims = dims_of(architecture.dims_from_tensors, checkpoint, checkpoint.tensors, naming)
         description = CheckpointDescription(
             checkpoint.source.reference, [os.path.basename(h.path) for h in checkpoint.headers],
-            checkpoint.bytes_on_disk, architecture.name, naming, dims, "", byte_order(checkpoint.tensors, declaration),
-            declaration.producer, list(declaration.origins))
+            checkpoint.bytes_on_disk, architecture.name, naming, dims, "", producer=declaration.producer,
+            declared_in=list(declaration.origins))
+        try:
+            description.byte_order = nvfp4_order.from_headers(checkpoint.tensors, declaration)
+        except ValueError as error:
+            description.problems.append(str(error))
         check_sizes(description, checkpoint, architecture, base)
         for key in sorted(architecture.config_only - dims.keys()):
             description.notes.append(f"{key} is told by neither the tensors nor a config.json; taken as off. If this "
                                      "is a model that has it, give its folder, or use the file as weights on its base")
         names_of_modelopt = any(name.endswith(".weight_scale_2") for name in checkpoint.tensors)
-        if description.byte_order is LIGHT and names_of_modelopt:
+        if description.byte_order is nvfp4_order.LIGHT and names_of_modelopt:
             description.problems.append("NVFP4 layers by ModelOpt's names and by LightX2V's, whose byte orders differ")
         description.notes += names.notes
         scaled = bool(declaration.family) or names.marked or any(
@@ -84,38 +88,11 @@ class ModelOpt(Family):
         description.notes += stored.notes()
         return plan
 
+    def settle(self, checkpoint: Checkpoint, plan: LoadPlan, byte_order: str) -> None:
+        nvfp4_order.settle(checkpoint, plan.description, byte_order)
+
 
 FAMILY = ModelOpt()
-LIGHT = ByteOrder(low_first=True, swizzled=True, why="LightX2V's names")
-
-_PACKED_QKV = re.compile(r"(^|\.)(double_blocks\.\d+\.(img|txt)_attn\.qkv|single_blocks\.\d+\.linear1)\.weight$",
-                         re.MULTILINE)
-
-
-def byte_order(tensors: dict[str, TensorInfo], declaration: Declaration) -> ByteOrder:
-    """How the files pack NVFP4: as LightX2V's names say (low nibble first, tiled scales), else what swap_weight_nibbles
-    says, else packed q/k/v or ComfyUI's markers (high nibble first, tiled scales), else ModelOpt's order
-    (docs/sources/sglang.md, "NVFP4 by tensors"), which it also is where packed q/k/v are beside scales whose shape is
-    not that of tiles. Reported, as bytes do not tell."""
-    text = "\n".join(tensors)
-    packed, comfy = bool(_PACKED_QKV.search(text)), ".comfy_quant" in text or declaration.comfy
-    if packed and not comfy and _row_major(tensors):
-        packed = False  # not Black Forest Labs', who have tiles
-    if ".input_global_scale" in text and not comfy:
-        return LIGHT
-    why = "packed q/k/v" if packed else "ComfyUI's markers" if comfy else "ModelOpt's default"
-    swap = declaration.swap_weight_nibbles
-    if swap is not None:
-        why = f"swap_weight_nibbles = {str(swap).lower()}, {why}"
-    return ByteOrder(not (packed or comfy) if swap is None else not swap, packed or comfy, why)
-
-
-def _row_major(tensors: dict[str, TensorInfo]) -> bool:
-    """Whether some block scales have a shape that tiles never have."""
-    return any(name.endswith(".weight_scale") and info.dtype == "F8_E4M3" and len(info.shape) == 2
-               and (info.shape[0] % 128 or info.shape[1] % 4)
-               and f"{name.removesuffix('weight_scale')}weight_scale_2" in tensors for name, info in tensors.items())
-
 
 class StoredLayers:
     """Layers that say by their tensors what they are; a plan.ReadLayer.
@@ -211,10 +188,7 @@ def _compare_with_declaration(description: CheckpointDescription, declaration: D
     described = next((kind.lower() for kind in ("FP8", "NVFP4", "MXFP8", "INT8") if kind in first), "")
     description.family = declaration.family if declaration.family and quantized else described if quantized else "none"
     if "NVFP4" in kinds:
-        order = description.byte_order
-        description.notes.append(
-            f"NVFP4 bytes: even columns in the {'low' if order.low_first else 'high'} nibble, block scales "
-            f"{'in 128 x 4 tiles' if order.swizzled else 'row-major'} ({order.why})")
+        description.notes.append(nvfp4_order.note(description.byte_order))
     declared = declaration.family.partition("modelopt-")[2].upper()
     if quantized and declared and declared not in first:
         description.notes.append(f"{declaration.family} is declared, but the tensors are {', '.join(sorted(kinds))}; "

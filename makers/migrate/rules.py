@@ -57,8 +57,9 @@ SVDQ, BASE, LORA, UNET = "QT_NunchakuSVDQLoader", "QT_LoadBaseModel", "LoraLoade
 TARGETS = {
     SVDQ: Node(("weights", "precision", "rank", "reference", "weights_name", "backend", "revision",
                 "download_missing"), outputs=_REPORT, defaults=("", "auto", 0, "", "", "auto", "", False), pack=_OURS),
-    BASE: Node(("base_model", "component", "weights", "reference", "dtype", "revision", "download_missing"),
-               outputs=_REPORT, defaults=("", "transformer", "load", "", "default", "", False), pack=_OURS),
+    BASE: Node(("base_model", "component", "weights", "reference", "dtype", "revision", "download_missing",
+                "byte_order"),
+               outputs=_REPORT, defaults=("", "transformer", "load", "", "default", "", False, "auto"), pack=_OURS),
     LORA: Node(("lora_name", "strength_model"), _MODEL_IN, defaults=("", 1.0)),
     UNET: Node(("unet_name", "weight_dtype"), defaults=("", "default")),
     "CLIPLoader": Node(("clip_name", "type", "device"), outputs=_CLIP, defaults=("", "stable_diffusion", "default")),

@@ -127,7 +127,7 @@ def test_every_form_has_stocks_weights(tiny, tmp_path):
         folder, prefix = tmp_path / str(i), WHOLE if i % 2 else ""
         common.save(folder, {prefix + key: t for key, t in stored.items()}, None, host_models.metadata_of(name), "model.safetensors")
         with host_models.detected(name):
-            loaded = load(folder / "model.safetensors")
+            loaded = load(folder / "model.safetensors", byte_order="modelopt" if form == "NVFP4, ModelOpt" else "auto")
         expected, found = weights(stock(truth, name).diffusion_model), weights(loaded.patcher.model.diffusion_model)
         assert found.keys() == expected.keys(), form
         worst = max(expected, key=lambda key: float((found[key] - expected[key]).abs().max()) if expected[key].numel() else 0.0)
@@ -214,7 +214,7 @@ def stock_patcher(truth):
 @pytest.mark.parametrize("name", RUN)
 def test_forward(name, form, tmp_path):
     path, truth = file_of(name, form, tmp_path)
-    loaded = load(path, compute="dequantize")
+    loaded = load(path, compute="dequantize", byte_order="modelopt" if form == "NVFP4, ModelOpt" else "auto")
     assert common.rel_l2(forward(loaded.patcher, name), forward(stock_patcher(truth), name)) < 1e-5
 
 
@@ -261,7 +261,8 @@ def test_saved_and_loaded_again(how, form, tmp_path, output):
     from quantized_transformers.makers.save import save
 
     name = "SD3.5 M"
-    loaded = load(file_of(name, form, tmp_path)[0], compute="dequantize")
+    loaded = load(file_of(name, form, tmp_path)[0], compute="dequantize",
+                  byte_order="modelopt" if form == "NVFP4, ModelOpt" else "auto")
     before = forward(loaded.patcher, name)
     save(loaded.patcher, f"passthrough-{form.split(',')[0]}-{how}", how, True)
     saved = max(output.rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)

@@ -37,10 +37,11 @@ def server(tiny, tmp_path_factory):
 
 CONTRACT = {
     "QT_LoadBaseModel": ("Load Base Model", ["base_model", "component", "weights"],
-                         ["reference", "dtype", "revision", "download_missing"], ["MODEL", "STRING"]),
+                         ["reference", "dtype", "revision", "download_missing", "byte_order"], ["MODEL", "STRING"]),
     "QT_ApplyTransformerOverride": (
         "Apply Transformer Override", ["model", "override", "kind"],
-        ["reference", "weights_name", "compute", "fp4_backend", "revision", "download_missing"], ["MODEL", "STRING"]),
+        ["reference", "weights_name", "compute", "fp4_backend", "revision", "download_missing", "byte_order"],
+        ["MODEL", "STRING"]),
     "QT_InspectCheckpoint": ("Inspect Checkpoint", ["checkpoint"], ["reference", "weights_name"], ["STRING", "IMAGE"]),
 }
 CHOICES = {

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.families.declarations import read_declaration
-from quantized_transformers.loaders.families.modelopt import _matching, byte_order
+from quantized_transformers.loaders.families.modelopt import _matching
+from quantized_transformers.loaders.families.nvfp4_order import from_headers
 from quantized_transformers.loaders.locate import locate
 
 pytestmark = pytest.mark.unit
@@ -111,7 +112,7 @@ def test_swap_weight_nibbles(nested, value, tmp_path):
     assert found.swap_weight_nibbles is value
     for names, packed in ((["blocks.0.attn1.to_q.weight"], False), (["double_blocks.0.img_attn.qkv.weight"], True),
                           (["model.diffusion_model.single_blocks.3.linear1.weight"], True), (["a.comfy_quant"], True)):
-        order = byte_order(dict.fromkeys(names), found)
+        order = from_headers(dict.fromkeys(names), found)
         assert order.low_first is (not packed if value is None else not value)
         assert order.swizzled is packed and order.why
 

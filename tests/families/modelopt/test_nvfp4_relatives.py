@@ -167,7 +167,8 @@ def test_every_kind_under_every_name(weights, tmp_path, kind, names):
     if style == "diffusers" and kind in NATIVE_ONLY:
         pytest.skip("markers of ComfyUI in diffusers' names: tests/families/comfy")
     stored, truth = KINDS[kind](weights[style])
-    loaded = load(write(tmp_path, stored, NAMES[names]), compute="dequantize")
+    bare = style == "diffusers" and kind != "LightX2V"  # random weights, and no word on their order
+    loaded = load(write(tmp_path, stored, NAMES[names]), compute="dequantize", byte_order="modelopt" if bare else "auto")
     assert common.rel_l2(flux.comfy_velocity(loaded.patcher, **flux.inputs()), expected(truth)) < EXACT
     assert loaded.description.formats["NVFP4"] > 20
 

@@ -252,7 +252,7 @@ def test_sglang():
     whole(done.workflow)
     kinds = {one["id"]: (one["type"], one["widgets_values"]) for one in done.workflow["nodes"]}
     assert kinds == {
-        2: ("QT_LoadBaseModel", ["flux1-dev.safetensors", "transformer", "load", "", "default", "", False]),
+        2: ("QT_LoadBaseModel", ["flux1-dev.safetensors", "transformer", "load", "", "default", "", False, "auto"]),
         3: ("LoraLoaderModelOnly", ["a.safetensors", 0.7]),
         4: ("UNETLoader", ["flux1-dev.safetensors", "fp8_e4m3fn"]),  # the cast is kept
         5: ("UNETLoader", ["ltx-2.3.safetensors", "default"]),  # of no architecture that ours loads
