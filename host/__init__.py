@@ -58,7 +58,7 @@ from .models import (
     tensors_for_saving,
     unpatched_tensors,
 )
-from .passthrough import NO_DIFFUSION, Network, config_name, identity, network
+from .passthrough import NO_DIFFUSION, Network, config_name, network
 from .sampling import (
     decode_latents,
     sample,

@@ -231,6 +231,6 @@ def quantized_formats() -> set[str]:
 
 def model_identity(model: Any) -> dict[str, Any]:
     """What must be equal for two of the host's models to be one but for their weights: class, kind of prediction and
-    every size."""
-    config = {key: value for key, value in model.model_config.unet_config.items() if key != "dtype"}
+    every size; not what is chosen for the device (dtype) or read from values (allow_fp16)."""
+    config = {key: value for key, value in model.model_config.unet_config.items() if key not in ("dtype", "allow_fp16")}
     return {"class": type(model).__name__, "prediction": model.model_type.name, **config}

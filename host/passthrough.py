@@ -14,8 +14,6 @@ from .check import needs
 from .models import model_identity
 
 NO_DIFFUSION = frozenset({"RT_DETR_v4", "SAM3", "SAM31", "DepthAnything3"})  # in the host's list all the same
-# Read from values, or chosen for the device: no part of what a model is.
-UNTOLD = frozenset({"dtype", "allow_fp16"})
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
         config = comfy.model_detection.model_config_from_unet(dict(tensors), "", metadata=dict(metadata))
         if config is None:
             return None
-        config.custom_operations = _operations()
+        operations = config.custom_operations = _operations()
         config.set_inference_dtype(torch.bfloat16, None)
         by_columns = frozenset(seen)
         model = config.get_model(dict(tensors), "")
@@ -62,23 +60,16 @@ def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
     net = model.diffusion_model
     back = {id(tensor): name for name, tensor in tensors.items()}
     becomes: dict[str, str | None] = dict.fromkeys(tensors)
-    new = [name for name, tensor in made.items() if id(tensor) not in back]
+    new = {name for name, tensor in made.items() if id(tensor) not in back}
     for name, tensor in made.items():
         if id(tensor) in back:
             becomes[back[id(tensor)]] = name
     if new:  # something was cut or computed: what is gone may be what it was made of
         becomes = {name: "" if target is None else target for name, target in becomes.items()}
-    linears = frozenset(name for name, module in net.named_modules() if isinstance(module, torch.nn.Linear))
-    parameters = {name: tuple(tensor.shape) for name, tensor in net.named_parameters()}
-    made_here = set(new)
-    return Network(type(config).__name__, identity(model),
-                   {name: shape for name, shape in parameters.items() if name not in made_here},
+    linears = frozenset(name for name, module in net.named_modules() if isinstance(module, operations.Linear))
+    return Network(type(config).__name__, model_identity(model),
+                   {name: tuple(tensor.shape) for name, tensor in net.named_parameters() if name not in new},
                    {name: tuple(tensor.shape) for name, tensor in net.named_buffers()}, linears, becomes, by_columns)
-
-
-def identity(model: Any) -> dict[str, Any]:
-    """What tells two of the host's models apart, without what a device or a value decides."""
-    return {key: value for key, value in model_identity(model).items() if key not in UNTOLD}
 
 
 def config_name(model: Any) -> str:

@@ -35,16 +35,6 @@ def read(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = None) 
     return family, plan
 
 
-def read_loadable(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = None,
-                  byte_order: str = "auto") -> tuple[Family, LoadPlan]:
-    """As `read`, of a checkpoint that is to be loaded, with all decided that its headers leave open. Raises
-    CheckpointError for what cannot be."""
-    family, plan = read(checkpoint, base)
-    plan.description.require_loadable()
-    family.settle(checkpoint, plan, byte_order)
-    return family, plan
-
-
 def describe_config(checkpoint: Checkpoint) -> tuple[Architecture, Dims]:
     """Architecture and sizes from config.json alone, for a model whose weights come from an override.
 

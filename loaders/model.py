@@ -166,7 +166,7 @@ def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
                       dtype=made_by.dtype if made_by else request.dtype)
     loaded = load(request, must_be=None if as_weights else (name, dims))
     if loaded.by_host:
-        refuse_other_model(loaded.description, host.config_name(model.model), sizes(host.identity(model.model)))
+        refuse_other_model(loaded.description, host.config_name(model.model), sizes(host.model_identity(model.model)))
     patcher = host.carry_over(model, loaded.patcher)
     if loaded.lora_beside:
         attach_lora(patcher)
@@ -188,7 +188,7 @@ def base_of(model: Any) -> tuple[str, Dims]:
         dims = architecture.dims_from_model(unet_config)
         if dims is not None:
             return architecture.name, dims
-    return host.config_name(model.model), sizes(host.identity(model.model))
+    return host.config_name(model.model), sizes(host.model_identity(model.model))
 
 
 def refuse_other_model(description: CheckpointDescription, name: str, dims: Dims) -> None:

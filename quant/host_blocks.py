@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .ascend.kinds import BLOCK
-from .blocks import ceil_to
-from .scales import by_row
+from .codecs import mxfp8
+from .scales import by_row, positive
 from .stored import Stored
 from .tile import Place, Tile
 
@@ -42,7 +42,7 @@ def problem(word: str, conf: Mapping[str, Any], leaves: Mapping[str, Stored], ro
         return f"weight_scale is {scale.dtype if scale else 'missing'}, expected {' or '.join(SCALES[word])}"
     seen = tuple(scale.shape)
     if word == "mxfp8":
-        tiled = (ceil_to(shape[0], 128), ceil_to(-(-shape[1] // BLOCK), 4))
+        tiled = mxfp8.tiled_shape(*shape)
         return "" if seen == tiled else f"weight_scale is {list(seen)}, expected {list(tiled)} (128 x 4 tiles)"
     if seen not in ((), (1,), (1, 1), (shape[0],), (shape[0], 1)):
         return f"weight_scale is {list(seen)}, expected one value, or one a row"
@@ -57,25 +57,16 @@ def int8_scale(name: str, scale: Tensor) -> Tensor:
 
     Raises ValueError for values that are not finite and positive.
     """
-    if not bool((scale.isfinite() & (scale > 0)).all()):
-        raise ValueError(f"{name}.weight_scale has values that are not finite and positive")
-    scale = scale.float()
+    scale = positive(f"{name}.weight_scale", scale)
     return scale.reshape(-1, 1) if scale.numel() > 1 else scale.reshape(())
 
 
 def tile(name: str, conf: Mapping[str, Any], part: Mapping[str, Tensor], rows: int, columns: int) -> Tile:
     """A layer without its padding. Raises ValueError for scales that are no numbers."""
-    import torch
-    from comfy_kitchen.float_utils import from_blocked
-
     codes, scale = part["weight"], part["weight_scale"]
-    if conf["format"] == "int8_tensorwise":
-        group = convrot(conf)
-        place = Place(f"int8_convrot{group}" if group else "w8a8_dynamic", rows, columns)
-        return Tile(place, {"codes": codes[:rows, :columns],
-                            "scale": by_row(f"{name}.weight_scale", scale, codes.shape[0])[:rows]})
-    scale = from_blocked(scale.view(torch.uint8), codes.shape[0], -(-codes.shape[1] // BLOCK))
-    scale = scale[:rows, :-(-columns // BLOCK)].contiguous()
-    if bool((scale == 255).any()):
-        raise ValueError(f"{name}.weight_scale has values that are no number")
-    return Tile(Place("w8a8_mxfp8", rows, columns), {"codes": codes[:rows, :columns], "scale": scale})
+    if conf["format"] == "mxfp8":
+        return mxfp8.tile(name, codes, scale, rows, columns, in_tiles=True)
+    group = convrot(conf)
+    place = Place(f"int8_convrot{group}" if group else "w8a8_dynamic", rows, columns)
+    return Tile(place, {"codes": codes[:rows, :columns],
+                        "scale": by_row(f"{name}.weight_scale", scale, codes.shape[0])[:rows]})

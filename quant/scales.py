@@ -37,12 +37,18 @@ def _blocks(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if len(shape) == 3 and shape[2] == 1 else shape
 
 
-def by_row(name: str, scale: Tensor, rows: int) -> Tensor:
-    """A stored scale of a right shape -> F32 [rows, blocks of a row]. Raises ValueError for values that are not finite
-    and positive; `name` is the tensor's."""
+def positive(name: str, scale: Tensor) -> Tensor:
+    """A scale in F32. Raises ValueError for values that are not finite and positive; `name` is the tensor's."""
     scale = scale.float()
     if not bool((scale.isfinite() & (scale > 0)).all()):
         raise ValueError(f"{name} has values that are not finite and positive")
+    return scale
+
+
+def by_row(name: str, scale: Tensor, rows: int) -> Tensor:
+    """A stored scale of a right shape -> F32 [rows, blocks of a row]. Raises ValueError for values that are not finite
+    and positive; `name` is the tensor's."""
+    scale = positive(name, scale)
     if scale.numel() == 1:
         return scale.reshape(1, 1).expand(rows, 1).contiguous()
     if scale.ndim == 1:

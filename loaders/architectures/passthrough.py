@@ -11,16 +11,14 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ... import host
+from ...quant import host_formats
+from ...quant.formats import formats
 from ...quant.stored import FACTORS, PLAIN_DTYPES
 from ..containers.safetensors import TensorInfo
 from ..errors import CheckpointError
 from .base import Dims, Inputs, Module, Naming
 
 PREFIXES = ("model.diffusion_model.", "model.model.", "net.")  # the host's, of a transformer in a whole checkpoint
-# Leaves beside a quantized weight, or one that was (`FACTORS`), in any format of this pack.
-_COMPANIONS = frozenset({
-    "comfy_quant", "weight_scale", "weight_scale_2", "weight_scale_inv", "input_scale", "alpha", "input_global_scale",
-    "weight_delta", *FACTORS})
 
 
 class HostModel:
@@ -30,8 +28,8 @@ class HostModel:
     class_names: frozenset[str] = frozenset()
     config_only: frozenset[str] = frozenset()
 
-    def __init__(self, network: host.Network, names: Collection[str], prefix: str) -> None:
-        self.network, self.name, self.prefix, self.names = network, network.name, prefix, names
+    def __init__(self, network: host.Network, prefix: str) -> None:
+        self.network, self.name, self.prefix = network, network.name, prefix
 
     def naming(self, names: Collection[str]) -> Naming | None:
         return Naming("native", self.prefix)
@@ -78,7 +76,7 @@ class HostModel:
 
     def confirm(self, patcher: Any) -> None:
         """Raise CheckpointError unless a loaded MODEL is the one that the names told."""
-        loaded = sizes(host.identity(patcher.model))
+        loaded = sizes(host.model_identity(patcher.model))
         told = sizes(self.network.identity)
         other = [f"{key} {loaded.get(key)} (from the names: {told.get(key)})" for key in sorted(told | loaded)
                  if loaded.get(key) != told.get(key)]
@@ -117,16 +115,16 @@ def recognise(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) ->
     said = network.identity
     if network.name.startswith("Flux") and not said.get("vec_in_dim") and said.get("yak_mlp") is False:
         raise ValueError("FLUX.1 without vector_in")  # Ovis has none, and is known by another MLP
-    return HostModel(network, shapes.keys(), prefix)
+    return HostModel(network, prefix)
 
 
 def logical_shapes(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
     """The shapes that a model's own tensors have, without what quantization adds or packs."""
-    found = {}
+    found, companions = {}, host_formats.LEAVES.union(*(fmt.companions for fmt in formats()))
     for name, info in tensors.items():
         module, _, leaf = name.rpartition(".")
         weight = tensors.get(f"{module}.weight")
-        if weight is not None and (leaf in _COMPANIONS or leaf.startswith("weight_")) and (
+        if weight is not None and (leaf in companions or leaf.startswith("weight_")) and (
                 weight.dtype not in PLAIN_DTYPES or leaf in FACTORS or f"{module}.comfy_quant" in tensors
                 or leaf == "comfy_quant"):
             continue

@@ -94,6 +94,7 @@ class ModelOpt(Family):
 
 FAMILY = ModelOpt()
 
+
 class StoredLayers:
     """Layers that say by their tensors what they are; a plan.ReadLayer.
 

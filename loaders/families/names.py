@@ -13,6 +13,7 @@ from math import prod
 from typing import NamedTuple
 
 from ..architectures import ARCHITECTURES
+from ..architectures.passthrough import PREFIXES as WHOLES
 from ..containers.checkpoint import Checkpoint
 from ..errors import CheckpointError
 from ..words import first_ten
@@ -20,7 +21,6 @@ from ..words import first_ten
 WHOLE = "model.diffusion_model."  # the transformer's in a checkpoint that ComfyUI saves whole
 PREFIXES = ("module.", "_orig_mod.", "diffusion_model.", "transformer.", "model.", "net.")  # in any order
 LEAVES = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
-WHOLES = (WHOLE, "model.model.", "net.")  # the same, and those of other models
 MARK = "scaled_fp8"  # of a whole file: of two elements where it asks for full-precision matmul
 
 # Beside a transformer under WHOLE; and wherever they are. Pattern -> what it is.
@@ -56,11 +56,12 @@ def adopt(checkpoint: Checkpoint) -> Names:
     Raises CheckpointError for two tensors that come out with one name.
     """
     stored = checkpoint.stored_tensors
-    text = "\n".join(stored)
-    if not _prefix(list(stored)) and not any(word in text for word in _WORDS):
+    text = "\n".join(("", *stored))
+    counts = {prefix: text.count(f"\n{prefix}") for prefix in WHOLES}
+    whole = next((prefix for prefix, count in counts.items() if 5 < count < len(stored)), "")  # as the host counts
+    if not whole and not _prefix(list(stored)) and not any(word in text for word in _WORDS):
         return NOTHING
     left = _foreign(stored)
-    whole = next((p for p in WHOLES if sum(name.startswith(p) for name in stored) > 5), "")  # as the host counts
     known = {name for names in left.values() for name in names}
     others = [name for name in stored if whole and not name.startswith(whole) and name not in known and name != MARK]
     left |= {"other parts of a whole checkpoint": others} if others else {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from ...quant.codecs.nvfp4 import row_major, tiled
 from ...quant.stored import LIKELY, OPEN, TOLD, ByteOrder
 from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import TensorInfo
@@ -60,9 +61,7 @@ def by_shapes(tensors: Mapping[str, TensorInfo]) -> str:
     both in one file."""
     found = set()
     for _, weight, scale in _scales(tensors):
-        columns = weight.shape[1] // 8
-        rows = scale.shape[0] == weight.shape[0] and scale.shape[1] in (columns, -(-columns // 16) * 16)
-        tiles = scale.shape[0] == -(-weight.shape[0] // 128) * 128 and not scale.shape[1] % 4
+        rows, tiles = row_major(scale.shape, weight.shape, weight.shape[0]), tiled(scale.shape, weight.shape)
         found |= {"rows"} if rows and not tiles else {"tiles"} if tiles and not rows else set()
     if len(found) > 1:
         raise ValueError("the block scales of some layers have shapes of 128 x 4 tiles, those of others are row-major")

@@ -15,7 +15,7 @@ from ...loaders.architectures import Architecture, Dims, Module, Naming
 from ...loaders.architectures.base import tensor_name
 from ...loaders.assemble import Layers, NativeStateDict, add
 from ...loaders.containers.checkpoint import Checkpoint
-from ...loaders.describe import read_loadable
+from ...loaders.describe import read
 from ...loaders.description import CheckpointDescription
 from ...loaders.errors import CheckpointError
 from ...loaders.files.source import Source
@@ -152,8 +152,10 @@ class _Opened:
 
     def __init__(self, source: Source) -> None:
         self.checkpoint = Checkpoint(source)
-        self.family, self.plan = read_loadable(self.checkpoint)
+        self.family, self.plan = read(self.checkpoint)
         self.description = self.plan.description
+        self.description.require_loadable()
+        self.family.settle(self.checkpoint, self.plan, "auto")
         self.architecture: Architecture = self.plan.architecture
         self.dims: Dims = self.description.dims
         self.modules = {_key(planned.module): planned for planned in self.plan.modules}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ascend.kinds import BLOCK, DUAL_BLOCK, HOST_FORMAT, KINDS
 from ..tile import Tile
-from .base import FLOATS, LOW_RANK, Codec, Field, alike, stack
+from .base import FLOATS, LOW_RANK, Codec, Field, stack, stacked
 from .fp8 import SCALAR
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Ascend(Codec):
         return for_host(whole["codes"], whole["scale"])
 
     def merge(self, tiles: Sequence[Tile]) -> Tile | None:
-        return stack(tiles, self.fields) if alike(tiles, self.fields) and "down" not in tiles[0].fields else None
+        return stacked(tiles, self.fields)
 
 
 CODECS = tuple(map(Ascend, KINDS))

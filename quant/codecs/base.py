@@ -125,6 +125,11 @@ def stack(tiles: Sequence[Tile], fields: Mapping[str, Field]) -> Tile:
     return Tile(first.place._replace(rows=sum(tile.place.rows for tile in tiles)), joined)
 
 
+def stacked(tiles: Sequence[Tile], fields: Mapping[str, Field]) -> Tile | None:
+    """Tiles that are alike as one, or None; a low-rank branch has columns of its own and keeps them apart."""
+    return stack(tiles, fields) if alike(tiles, fields) and "down" not in tiles[0].fields else None
+
+
 def cut(tile: Tile, first: int, rows: int, fields: Mapping[str, Field]) -> Tile:
     """`rows` rows of a tile from `first` on, as views."""
     parts = {name: tensor if fields[name].axis is None else tensor.narrow(fields[name].axis or 0, first, rows)

@@ -22,7 +22,7 @@ from ..marker import full_precision_marker
 from ..scales import block_of, by_row, shape_problem
 from ..stored import PLAIN_DTYPES, ByteOrder, Leaves, read_scale, scalar_problem, wrong_shape
 from ..tile import Coded, Place, Tile
-from .base import LOW_RANK, Codec, Field, alike, stack
+from .base import LOW_RANK, Codec, Field, stacked
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -57,9 +57,7 @@ class FP8Blocks(Codec):
         return like.having(codes=values.clamp(-largest, largest).to(codes.dtype), scale=scale)
 
     def merge(self, tiles: Sequence[Tile]) -> Tile | None:
-        same = alike(tiles, self.fields) and "down" not in tiles[0].fields \
-            and len({tile["codes"].dtype for tile in tiles}) == 1
-        return stack(tiles, self.fields) if same else None
+        return stacked(tiles, self.fields)
 
 
 def _times(values: Tensor, scale: Tensor) -> Tensor:

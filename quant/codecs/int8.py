@@ -33,7 +33,7 @@ from ..stored import (
     wrong_shape,
 )
 from ..tile import Coded, Place, Tile
-from .base import LOW_RANK, Codec, Field, alike, stack
+from .base import LOW_RANK, Codec, Field, stack, stacked
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -76,7 +76,7 @@ class ConvRot(Codec):
         return {"weight": whole["codes"], "weight_scale": whole["scale"]}
 
     def merge(self, tiles: Sequence[Tile]) -> Tile | None:
-        return stack(tiles, self.fields) if alike(tiles, self.fields) and "down" not in tiles[0].fields else None
+        return stacked(tiles, self.fields)
 
 
 class INT8Format:

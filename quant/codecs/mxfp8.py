@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..ascend.kinds import BLOCK
 from ..blocks import ceil_to
 from ..stored import ByteOrder, Leaves, wrong_shape
 from ..tile import Coded, Place, Tile
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-BLOCK = 32
 
 
 class MXFP8Format:
@@ -36,26 +35,34 @@ class MXFP8Format:
 
     def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
         scale, blocks = tuple(leaves["weight_scale"].shape), -(-columns // BLOCK)
-        if scale not in ((rows, blocks), _padded(rows, columns)):
+        if scale not in ((rows, blocks), tiled_shape(rows, columns)):
             return f"weight_scale is {list(scale)}, expected {[rows, blocks]}"
         return wrong_shape(leaves, rows, columns)
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
-        import torch
-        from comfy_kitchen.float_utils import from_blocked
-
-        codes, scale = part["weight"], part["weight_scale"].view(torch.uint8)
-        rows, columns = codes.shape
-        blocks = -(-columns // BLOCK)
-        if tuple(scale.shape) != (rows, blocks):
-            scale = from_blocked(scale, rows, blocks).contiguous()
-        if bool((scale == 255).any()):
-            raise ValueError(f"{name}.weight_scale has values that are no number")
-        return Coded((Tile(Place("w8a8_mxfp8", rows, columns), {"codes": codes, "scale": scale}),), part.get("bias"))
+        codes, scale = part["weight"], part["weight_scale"]
+        in_tiles = tuple(scale.shape) != (codes.shape[0], -(-codes.shape[1] // BLOCK))
+        return Coded((tile(name, codes, scale, *codes.shape, in_tiles=in_tiles),), part.get("bias"))
 
 
-def _padded(rows: int, columns: int) -> tuple[int, int]:
+def tiled_shape(rows: int, columns: int) -> tuple[int, int]:
+    """Of the scales of a [rows, columns] weight in 128 x 4 tiles."""
     return ceil_to(rows, 128), ceil_to(-(-columns // BLOCK), 4)
+
+
+def tile(name: str, codes: Tensor, scale: Tensor, rows: int, columns: int, *, in_tiles: bool) -> Tile:
+    """Stored codes and scales of layer `name` without their padding. Raises ValueError for scales that are no number
+    (255)."""
+    import torch
+    from comfy_kitchen.float_utils import from_blocked
+
+    scale = scale.view(torch.uint8)
+    if in_tiles:
+        scale = from_blocked(scale, codes.shape[0], -(-codes.shape[1] // BLOCK))
+        scale = scale[:rows, :-(-columns // BLOCK)].contiguous()
+    if bool((scale == 255).any()):
+        raise ValueError(f"{name}.weight_scale has values that are no number")
+    return Tile(Place("w8a8_mxfp8", rows, columns), {"codes": codes[:rows, :columns], "scale": scale})
 
 
 CODECS, FORMATS = (), (MXFP8Format(),)

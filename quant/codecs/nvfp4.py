@@ -125,7 +125,7 @@ class NVFP4Format:
         weight, scale = tuple(leaves["weight"].shape), tuple(leaves["weight_scale"].shape)
         if weight[1:] != (columns // 2,) or weight[0] not in (rows, ceil_to(rows, 16)):
             return f"weight is {list(weight)}, expected {[rows, columns // 2]} (two codes a byte)"
-        if not _row_major(scale, weight, rows) and not _tiled(scale, weight):
+        if not row_major(scale, weight, rows) and not tiled(scale, weight):
             padded = [ceil_to(rows, 128), ceil_to(columns // 16, 4)]
             return f"weight_scale is {list(scale)}, expected {[rows, columns // 16]} or {padded} in tiles"
         return factors_problem(leaves, rows, columns)
@@ -141,14 +141,14 @@ class NVFP4Format:
         return Coded((tile,), part.get("bias"), full_precision=full_precision_marker(name, part, ("nvfp4",)))
 
 
-def _row_major(scale: Sequence[int], weight: Sequence[int], rows: int) -> bool:
+def row_major(scale: Sequence[int], weight: Sequence[int], rows: int) -> bool:
     """Whether block scales of this shape are row-major, rows and columns padded to 16 or not (ModelOpt's
     padding_strategy)."""
     columns = weight[1] // 8
     return scale[0] in (rows, weight[0]) and scale[1] in (columns, ceil_to(columns, 16))
 
 
-def _tiled(scale: Sequence[int], weight: Sequence[int]) -> bool:
+def tiled(scale: Sequence[int], weight: Sequence[int]) -> bool:
     """Whether they are as large as in tiles."""
     columns = weight[1] // 8
     return scale[0] == ceil_to(weight[0], 128) and scale[1] in (ceil_to(columns, 4), ceil_to(columns, 16))
@@ -159,9 +159,9 @@ def _in_tiles(name: str, codes: Tensor, block: Tensor, swizzled: bool) -> Tensor
     needs no padding goes by the file's order."""
     rows, half = codes.shape
     wanted = (ceil_to(rows, 128), ceil_to(half // 8, 4))
-    if not swizzled and _row_major(block.shape, codes.shape, rows):
+    if not swizzled and row_major(block.shape, codes.shape, rows):
         return swizzle(block[:, :half // 8])
-    if not _tiled(block.shape, codes.shape):
+    if not tiled(block.shape, codes.shape):
         raise ValueError(f"{name}.weight_scale is {list(block.shape)}: too small for 128 x 4 tiles")
     if tuple(block.shape) == wanted:
         return block

@@ -13,7 +13,7 @@ import re
 import pytest
 import torch
 
-from quantized_transformers.host import passthrough
+from quantized_transformers.host import model_identity, passthrough
 from quantized_transformers.loaders import model
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
@@ -21,6 +21,7 @@ from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.locate import locate
 from quantized_transformers.quant.marker import marker
 from support import common, host_models
+from support.real_files import lora_agrees
 
 pytestmark = pytest.mark.parity
 
@@ -132,7 +133,7 @@ def test_every_form_has_stocks_weights(tiny, tmp_path):
         assert found.keys() == expected.keys(), form
         worst = max(expected, key=lambda key: float((found[key] - expected[key]).abs().max()) if expected[key].numel() else 0.0)
         assert torch.allclose(found[worst], expected[worst], rtol=2e-6, atol=1e-7), (form, worst)
-        assert passthrough.identity(loaded.patcher.model) == passthrough.identity(stock(truth, name)), form
+        assert model_identity(loaded.patcher.model) == model_identity(stock(truth, name)), form
         quantized = sum(count for kind, count in loaded.description.formats.items() if kind not in ("BF16", "F32"))
         packed = sum(hasattr(p, "_qdata") for p in loaded.patcher.model.diffusion_model.parameters())
         told = sum("because ComfyUI detects the model by its width" in line for line in loaded.report.splitlines())
@@ -148,10 +149,10 @@ DAMAGE = {
     "half a model": lambda t, layer: [t.pop(key) for key in sorted(t)[: len(t) // 2]]}
 
 
-def test_damage_is_refused(tiny, tmp_path):
-    name, tensors = tiny
-    if name in host_models.FIXED:
-        pytest.skip("its detection is told the sizes")
+@pytest.mark.parametrize("name", [name for name in host_models.MODELS if name not in host_models.FIXED])
+def test_damage_is_refused(name, tmp_path):
+    """Of models whose sizes the host itself detects."""
+    tensors = host_models.make(name)
     stored, _ = stored_as(name, tensors, "FP8")
     net = passthrough.network({key: tuple(t.shape) for key, t in tensors.items()}, host_models.metadata_of(name))
     layers = sorted(key.removesuffix(".weight_scale") for key in stored if key.endswith(".weight_scale")
@@ -221,24 +222,11 @@ def test_forward(name, form, tmp_path):
 @pytest.mark.parametrize("name", RUN)
 def test_lora(name, tmp_path):
     """By the host's own keys, on quantized weights: in low VRAM exactly W + B A, fully loaded the same effect."""
-    from support import lora as lora_tools
-
     path, truth = file_of(name, "FP8", tmp_path)
     loaded = load(path, dtype="default")
-    layers = sorted(loaded.description.layers)[::5]
-    g, lora, truth = torch.Generator().manual_seed(5), {}, dict(truth)
-    for layer in layers:
-        rows, columns = truth[f"{layer}.weight"].shape
-        a, b = torch.randn(8, columns, generator=g) * columns ** -0.5, torch.randn(rows, 8, generator=g) * 8 ** -0.5
-        lora |= {f"diffusion_model.{layer}.lora_A.weight": a, f"diffusion_model.{layer}.lora_B.weight": b}
-        truth[f"{layer}.weight"] = truth[f"{layer}.weight"] + b @ a
-    patched = lora_tools.load_lora(loaded.patcher, lora, tmp_path)
-    assert len(patched.patches) == len(layers) > 3
-    before, wanted = forward(loaded.patcher, name), forward(stock_patcher(truth), name)
-    low = lora_tools.low_vram(patched, lambda p: forward(p, name, False))
-    assert common.rel_l2(low, wanted) < 1e-5
-    effect, full = wanted - before, forward(patched, name) - before
-    assert torch.nn.functional.cosine_similarity(full.flatten(), effect.flatten(), 0) > 0.9
+    lora_agrees(loaded, truth, tmp_path / "lora", sorted(loaded.description.layers)[::5],
+                lambda patcher, load_it=True: forward(patcher, name, load_it),
+                lambda wanted: forward(stock_patcher(wanted), name))
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -282,12 +270,12 @@ def test_compared_weight_by_weight(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "model.model.", "net.", "diffusion_model.", "module._orig_mod."])
 def test_prefixes_and_company(prefix, tmp_path):
-    """In a whole checkpoint what is beside the transformer is left out, and said."""
+    """In a whole checkpoint what is beside the transformer is left out, and said, known or not."""
     name = "Wan VACE"
     whole = prefix in ("model.diffusion_model.", "model.model.", "net.")
-    beside = {"vae.decoder.conv_in.weight": torch.ones(4, 4), "vocoder.conv.weight": torch.ones(4),
-              "text_encoders.t5.shared.weight": torch.ones(4, 4)} if whole else {}
-    path, truth = file_of(name, "FP8, first names", tmp_path, prefix, beside)
+    beside = {"vocoder.conv.weight": torch.ones(4)} if whole else {}
+    beside |= {"vae.decoder.conv_in.weight": torch.ones(4, 4)} if prefix == "net." else {}
+    path, truth = file_of(name, "FP8", tmp_path, prefix, beside)
     loaded = load(path, compute="dequantize")
     assert common.rel_l2(forward(loaded.patcher, name), forward(stock_patcher(truth), name)) < 1e-5
     assert ("vocoder.conv.weight" in loaded.report) is whole

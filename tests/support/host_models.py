@@ -74,16 +74,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "timestep_scale_multiplier": 1000, "av_ca_timestep_scale_multiplier": 1000, "positional_embedding_max_pos":
         [20, 2048, 2048], "audio_positional_embedding_max_pos": [20], "connector_attention_head_dim": 16,
         "connector_num_attention_heads": 2, "connector_num_layers": 1}),
-    "LTX-2.3": ("lightricks.av_model.LTXAVModel", {
-        "image_model": "ltxav", "num_layers": 2, "num_attention_heads": 32, "attention_head_dim": 4,
-        "cross_attention_dim": 128, "audio_num_attention_heads": 32, "audio_attention_head_dim": 2,
-        "audio_cross_attention_dim": 64, "caption_channels": 96, "rope_type": "split", "frequencies_precision":
-        "float64", "causal_temporal_positioning": True, "use_middle_indices_grid": True,
-        "timestep_scale_multiplier": 1000, "av_ca_timestep_scale_multiplier": 1000, "positional_embedding_max_pos":
-        [20, 2048, 2048], "audio_positional_embedding_max_pos": [20], "connector_attention_head_dim": 16,
-        "connector_num_attention_heads": 2, "connector_num_layers": 1, "apply_gated_attention": True,
-        "cross_attention_adaln": True, "caption_proj_before_connector": True, "caption_projection_first_linear":
-        False}),
     "Chroma": ("chroma.model.Chroma", {
         "image_model": "chroma", "in_channels": 64, "out_channels": 64, "context_in_dim": 64, "hidden_size": 128,
         "mlp_ratio": 4.0, "num_heads": 1, "depth": 19, "depth_single_blocks": 38, "axes_dim": [16, 56, 56], "theta":
@@ -135,6 +125,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "in_channels": 64, "num_layers": 2, "num_attention_heads": 1, "joint_attention_dim": 64,
         "use_additional_t_cond": True, "default_ref_method": "negative_index", "image_model": "qwen_image"}),
 }
+MODELS["LTX-2.3"] = (MODELS["LTX-2"][0], {**MODELS["LTX-2"][1], **{'apply_gated_attention': True, 'cross_attention_adaln': True, 'caption_proj_before_connector': True, 'caption_projection_first_linear': False}})
 FIXED = frozenset({"Chroma", "AuraFlow", "Lumina 2", "Cosmos 1", "Cosmos Predict 2", "ERNIE-Image", "HiDream-I1", "PixArt-Sigma", "Hunyuan-DiT", "Ideogram 4", "Qwen-Image-Layered"})
 
 

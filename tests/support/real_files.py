@@ -65,9 +65,14 @@ def expected(truth):
 LORA = ("double_blocks.0.img_attn.qkv", "single_blocks.1.linear1", "double_blocks.1.txt_mlp.2")
 
 
-def lora_agrees(loaded, truth, folder, layers=LORA):
+def run_flux(patcher, load=True):
+    return flux.comfy_velocity(patcher, load=load, **flux.inputs())
+
+
+def lora_agrees(loaded, truth, folder, layers=LORA, run=run_flux, meant=expected):
     """A LoRA on a loaded model whose weights are `truth` (native names): in low VRAM exactly W + B A; fully loaded, coded
-    again, the same effect; and gone when it is taken away."""
+    again, the same effect; and gone when it is taken away. `run`(patcher, load) and `meant`(truth) are one forward of
+    the model and of stock ComfyUI."""
     g, lora, truth = torch.Generator().manual_seed(5), {}, dict(truth)
     for layer in layers:
         rows, columns = truth[f"{layer}.weight"].shape
@@ -77,10 +82,10 @@ def lora_agrees(loaded, truth, folder, layers=LORA):
     folder.mkdir()
     patched = lora_tools.load_lora(loaded.patcher, lora, folder)
     assert len(patched.patches) == len(layers)
-    before, wanted = flux.comfy_velocity(loaded.patcher, **flux.inputs()), expected(truth)
-    low = lora_tools.low_vram(patched, lambda p: flux.comfy_velocity(p, load=False, **flux.inputs()))
+    before, wanted = run(loaded.patcher), meant(truth)
+    low = lora_tools.low_vram(patched, lambda p: run(p, False))
     assert common.rel_l2(low, wanted) < EXACT
-    effect, full = wanted - before, flux.comfy_velocity(patched, **flux.inputs()) - before
+    effect, full = wanted - before, run(patched) - before
     assert torch.nn.functional.cosine_similarity(full.flatten(), effect.flatten(), 0) > 0.9
     assert abs(float(full.norm() / effect.norm()) - 1) < 0.1
-    assert torch.equal(flux.comfy_velocity(loaded.patcher, **flux.inputs()), before)
+    assert torch.equal(run(loaded.patcher), before)

@@ -15,7 +15,7 @@ from support.real_files import EXACT, expected, load
 
 pytestmark = pytest.mark.parity
 
-# Algorithm -> (family, format, how far ModelOpt's rounding in BF16 may be from F32: one code of the format).
+# Algorithm -> (family, format)
 ALGORITHMS = {"MXFP8": ("modelopt-mxfp8", "MXFP8"), "FP8_PER_CHANNEL_PER_TOKEN": ("modelopt-fp8", "FP8 (blocks)"),
               "FP8_PB_WO": ("modelopt-fp8", "FP8 (blocks)"), "W8A8_SQ_PER_CHANNEL": ("modelopt-int8", "INT8"),
               "W8A16": ("modelopt-int8", "INT8")}

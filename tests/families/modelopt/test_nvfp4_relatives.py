@@ -115,7 +115,7 @@ def modelopt(dtype=torch.bfloat16, low_rank=False, marked=False, as_bytes=False,
 
     def kind(tensors):
         packed = "img_in.weight" in tensors  # q, k and v in one layer, as Black Forest Labs packs them: their byte order
-        order.update(high_first=packed, tiles=packed)
+        order.update(high_first=packed or marked, tiles=packed or marked)
         return made(tensors, layer_of, **order)
 
     return kind
@@ -135,7 +135,6 @@ KINDS = {"AWQ": modelopt(), "AWQ, F32": modelopt(torch.float32), "AWQ, marked": 
          "SVDQuant": modelopt(low_rank=True), "SVDQuant, marked": modelopt(low_rank=True, marked=True),
          "low rank alone": modelopt(low_rank=True, smoothed=False), "scales as U8": modelopt(as_bytes=True, smoothed=False),
          "LightX2V": lightx2v}
-NATIVE_ONLY = {"AWQ, marked", "SVDQuant, marked"}  # ComfyUI's markers
 
 
 @pytest.mark.parametrize("algorithm", [AWQ, SVD])
@@ -164,10 +163,8 @@ def test_real_exports(exports, algorithm):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_under_every_name(weights, tmp_path, kind, names):
     style = names.split(",")[0]
-    if style == "diffusers" and kind in NATIVE_ONLY:
-        pytest.skip("markers of ComfyUI in diffusers' names: tests/families/comfy")
     stored, truth = KINDS[kind](weights[style])
-    bare = style == "diffusers" and kind != "LightX2V"  # random weights, and no word on their order
+    bare = style == "diffusers" and kind != "LightX2V" and "marked" not in kind  # random weights, and no word on their order
     loaded = load(write(tmp_path, stored, NAMES[names]), compute="dequantize", byte_order="modelopt" if bare else "auto")
     assert common.rel_l2(flux.comfy_velocity(loaded.patcher, **flux.inputs()), expected(truth)) < EXACT
     assert loaded.description.formats["NVFP4"] > 20
