@@ -6,6 +6,7 @@ Where hosts differ, ask for the capability, not the version. contract.py lists w
 
 from .check import all_lacks, is_there, lacking, require, starters, version
 from .check import found as found_lacks
+from .checkpoints import Parts, load_text_encoders_of, parts_of
 from .devices import (
     allocated_memory,
     amd_architecture,

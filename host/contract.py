@@ -84,6 +84,17 @@ FEATURES = {
         "comfy.supported_models_base:BASE->unet_config",
         "comfy.supported_models_base:BASE.custom_operations",
     )),
+    "whole checkpoints": Feature("text encoders and VAE of an all-in-one file cannot be loaded", (
+        "comfy.model_detection:unet_prefix_from_state_dict(sd)",
+        "comfy.model_detection:model_config_from_unet(sd, prefix, metadata=)",
+        "comfy.supported_models_base:BASE.vae_key_prefix",
+        "comfy.supported_models_base:BASE.process_vae_state_dict(self, sd)",
+        "comfy.supported_models_base:BASE.process_clip_state_dict(self, sd)",
+        "comfy.utils:state_dict_prefix_replace(sd, prefixes, filter_keys=)",
+        "comfy.sd:load_state_dict_guess_config(sd, output_vae=, output_model=, embedding_directory=, "
+        "te_model_options=, metadata=, disable_dynamic=)",
+        "folder_paths:get_folder_paths(key)",
+    )),
     "quantized layers": Feature("quantized transformers cannot be loaded; plain ones can", (
         "comfy.model_detection:model_config_from_unet(sd, prefix)",
         "comfy.model_management:unet_manual_cast(weight_dtype, device, dtypes)",

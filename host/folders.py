@@ -7,7 +7,7 @@ import os
 from .check import lacking, needs
 
 OWN_FOLDER_KEY = "diffusers_components"
-MODEL_FOLDER_KEYS = (OWN_FOLDER_KEY, "diffusers", "diffusion_models")
+MODEL_FOLDER_KEYS = (OWN_FOLDER_KEY, "diffusers", "diffusion_models", "checkpoints")
 
 
 def ready() -> None:

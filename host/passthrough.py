@@ -45,7 +45,7 @@ def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
     import torch
 
     seen: set[str] = set()
-    tensors = {name: _stand_in(name, shape, seen) for name, shape in shapes.items()}
+    tensors = stand_ins(shapes, seen)
     try:
         config = comfy.model_detection.model_config_from_unet(dict(tensors), "", metadata=dict(metadata))
         if config is None:
@@ -70,6 +70,13 @@ def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
     return Network(type(config).__name__, model_identity(model),
                    {name: tuple(tensor.shape) for name, tensor in net.named_parameters() if name not in new},
                    {name: tuple(tensor.shape) for name, tensor in net.named_buffers()}, linears, becomes, by_columns)
+
+
+def stand_ins(shapes: Mapping[str, tuple[int, ...]], seen: set[str] | None = None) -> dict[str, Any]:
+    """Tensors without memory in the place of stored ones, for the host's detection; into `seen` go the names of those
+    whose columns it reads."""
+    looked: set[str] = set() if seen is None else seen
+    return {name: _stand_in(name, shape, looked) for name, shape in shapes.items()}
 
 
 def config_name(model: Any) -> str:

@@ -21,8 +21,8 @@ class QT_LoadBaseModel(io.ComfyNode):
             search_aliases=["diffusers folder", "modelopt", "fp8 loader", "load diffusion model", "sharded", "flux"],
             inputs=[
                 io.Combo.Input("base_model", options=inputs.reference_choices(KNOWN_BASES),
-                               tooltip="What ComfyUI's model folders (diffusers, diffusion_models) hold, and the known "
-                                       "repo ids."),
+                               tooltip="What ComfyUI's model folders (diffusers, diffusion_models, checkpoints) hold, "
+                                       "and the known repo ids."),
                 io.Combo.Input("component", options=["transformer", "transformer_2"], default="transformer",
                                tooltip="Which transformer of a pipeline with two (Wan2.2: high and low noise)."),
                 io.Combo.Input("weights", options=["load", "defer to override"], default="load",

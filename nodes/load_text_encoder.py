@@ -9,19 +9,21 @@ from . import inputs
 
 
 class QT_LoadBaseTextEncoder(io.ComfyNode):
-    """The text encoders and tokenizers of a diffusers pipeline as an ordinary CLIP."""
+    """The text encoders and tokenizers of a diffusers pipeline, or of a whole checkpoint, as an ordinary CLIP."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="QT_LoadBaseTextEncoder", display_name="Load Base Text Encoder", category=inputs.CATEGORY,
             description="Loads the text encoders of a diffusers folder (sharded too) as an ordinary CLIP: those that "
-                        "model_index.json names, with the tokenizers beside them.",
+                        "model_index.json names, with the tokenizers beside them. Or those of an all-in-one "
+                        "checkpoint.",
             search_aliases=["diffusers folder", "clip loader", "t5", "umt5", "llama", "qwen", "mistral", "sharded"],
             inputs=[
                 io.Combo.Input("base_model", options=inputs.reference_choices(KNOWN_BASES),
-                               tooltip="What ComfyUI's model folders (diffusers, diffusion_models) hold, and the known "
-                                       "repo ids. It must be a whole pipeline folder (with model_index.json)."),
+                               tooltip="What ComfyUI's model folders (diffusers, diffusion_models, checkpoints) hold, "
+                                       "and the known repo ids. It must be a whole pipeline folder (with "
+                                       "model_index.json) or an all-in-one checkpoint."),
                 inputs.reference(),
                 io.Combo.Input("dtype", options=["default", "bf16", "fp16", "fp32"], default="default", optional=True,
                                advanced=True, tooltip="Precision to keep the weights in. default: what ComfyUI picks "
@@ -40,7 +42,7 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
         from ..loaders.components import text_encoder
 
         request = text_encoder.Request(reference.strip() or base_model, kwargs.get("revision", ""))
-        return inputs.stamp(lambda: text_encoder.locate_encoders(request).paths, base_model, reference,
+        return inputs.stamp(lambda: text_encoder.paths(request), base_model, reference,
                             sorted(kwargs.items(), key=str))
 
     @classmethod

@@ -9,14 +9,15 @@ from . import inputs
 
 
 class QT_LoadBaseVAE(io.ComfyNode):
-    """The VAE of a diffusers pipeline, a VAE folder, or a single file, as an ordinary VAE."""
+    """The VAE of a diffusers pipeline, a VAE folder, a single file, or a whole checkpoint, as an ordinary VAE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="QT_LoadBaseVAE", display_name="Load Base VAE", category=inputs.CATEGORY,
-            description="Loads the VAE of a diffusers folder (sharded too) or a single file as an ordinary VAE, after "
-                        "checking that it scales latents as ComfyUI's model of that family does.",
+            description="Loads the VAE of a diffusers folder (sharded too), of a single file or of an all-in-one "
+                        "checkpoint as an ordinary VAE, after checking that a diffusers VAE scales latents as "
+                        "ComfyUI's model of that family does.",
             search_aliases=["diffusers folder", "load vae", "autoencoder", "sharded"],
             inputs=[
                 io.Combo.Input("base_model", options=inputs.reference_choices(KNOWN_BASES),

@@ -15,17 +15,16 @@ from ..containers.checkpoint import Checkpoint
 from ..errors import CheckpointError
 from ..files.places import Fetch
 from ..files.source import Source
-from ..model import DTYPES
+from ..locate import locate
 from ..words import first_ten, size
+from . import whole_text_encoders
 from .pipeline import Pipeline, locate_parts
 from .text_encoders import classes, family_of
-from .text_encoders.base import Encoder
+from .text_encoders.base import Encoder, set_dtype
+from .whole import find
 
 if TYPE_CHECKING:
     import torch
-
-# The tensors by whose dtype the host decides in which one it keeps an encoder.
-DTYPE_MARKS = ("encoder.final_layer_norm.weight", "model.norm.weight", "model.layers.0.input_layernorm.weight")
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,28 @@ def locate_encoders(request: Request) -> Pipeline:
                         patterns=("text_encoder*/*", "tokenizer*/*"))
 
 
+def paths(request: Request) -> list[str]:
+    """Every file that a load depends on. Raises CheckpointError as `load` does."""
+    path = find(request.reference, request.revision)
+    return locate(str(path)).paths if path is not None and path.is_file() else locate_encoders(request).paths
+
+
 def load(request: Request, disable_dynamic: bool = False) -> Loaded:
-    """Load all text encoders of a base as one CLIP. Raises CheckpointError for anything not certain to be right."""
+    """Load all text encoders of a base, or of a whole checkpoint, as one CLIP.
+
+    Raises CheckpointError for anything not certain to be right.
+    """
+    path = find(request.reference, request.revision)
+    if path is not None and path.is_file():
+        clip, report = whole_text_encoders.load(Checkpoint(locate(str(path))), request.dtype, disable_dynamic)
+        clip.patcher.cached_patcher_init = (rebuild, (request,))
+        return Loaded(clip, report)
     pipeline = locate_encoders(request)
     family = family_of(pipeline.index)
     parts = [_part(pipeline, *entry) for entry in family.encoders]
     configs = {part.encoder.host_name: part.encoder.host_config(part.checkpoint.config or {}) for part in parts}
     given = [{**part.tensors, **part.tokenizer, **part.encoder.marks(part.checkpoint.config or {})} for part in parts]
-    chosen = _set_dtype(given, request.dtype)
+    chosen = set_dtype(given, request.dtype)
     try:
         with ExitStack() as during:
             for part in parts:
@@ -132,17 +145,6 @@ def _refuse_quantized(checkpoint: Checkpoint, config: dict[str, Any]) -> None:
         how = declared.get("quant_method", "quantized") if isinstance(declared, dict) else " and ".join(dtypes)
         raise CheckpointError(f"this text encoder is quantized ({how})", checkpoint.source.folder,
                               "use the base with its BF16 or F16 text encoder")
-
-
-def _set_dtype(given: list[dict[str, torch.Tensor]], dtype: str) -> Any:
-    """The chosen dtype (None: the host's choice), which the host takes only where the marks do not say otherwise."""
-    import torch
-
-    chosen = getattr(torch, DTYPES[dtype] or "", None)
-    if chosen is not None:
-        for tensors in given:
-            tensors.update({name: tensors[name].to(chosen) for name in DTYPE_MARKS if name in tensors})
-    return chosen
 
 
 def _check_names(clip: Any, part: _Part) -> None:

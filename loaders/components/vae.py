@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from ... import host
 from ..containers.checkpoint import Checkpoint
-from ..errors import CheckpointError, MissingFiles
-from ..files.places import Fetch, find_path
+from ..containers.safetensors import dtype_name
+from ..errors import CheckpointError
+from ..files.places import Fetch
 from ..files.selection import PIPELINE
 from ..files.source import Source, read_json
 from ..locate import locate
@@ -23,6 +24,7 @@ from ..model import DTYPES
 from ..words import first_ten, size
 from .pipeline import locate_parts
 from .vaes import VAES, Plan, by_class_name
+from .whole import attempt, find, open_whole
 
 if TYPE_CHECKING:
     import torch
@@ -54,12 +56,10 @@ class Loaded:
 def source(request: Request) -> Source:
     """The files of the VAE. Raises CheckpointError when there are none, or a pipeline has no `vae`.
 
-    The reference is a diffusers base (its `vae` is taken), a VAE folder, an index or a single .safetensors file.
+    The reference is a diffusers base (its `vae` is taken), a VAE folder, an index or a single .safetensors file, of a
+    VAE or of a whole checkpoint.
     """
-    try:
-        path = find_path(request.reference, request.revision)
-    except MissingFiles:  # locate_parts downloads it, or says how
-        path = None
+    path = find(request.reference, request.revision)  # None: locate_parts downloads it, or says how
     if path is not None and (path.is_file() or _is_vae_folder(path)):
         return locate(str(path))
     return locate_parts(request.reference, _wanted, revision=request.revision, download=request.download,
@@ -75,17 +75,19 @@ def load(request: Request, disable_dynamic: bool = False) -> Loaded:
     where = checkpoint.source.folder
     if not checkpoint.headers:
         raise CheckpointError("there is no .safetensors file of the VAE", where, "finish the download of this folder")
-    other = sorted(name for name, info in checkpoint.tensors.items()
-                   if info.dtype not in STORED and not name.endswith(COUNTER))
-    if other:
-        raise CheckpointError(f"stored as {checkpoint.tensors[other[0]].dtype}, which ComfyUI's VAEs do not read: "
-                              f"{first_ten(other)}", where, f"take the VAE in {', '.join(STORED)}")
     if checkpoint.config is None:
-        vae, head = _native_file(checkpoint, request)
+        there = open_whole(checkpoint)
+        stored = there.parts.vae if there else checkpoint.load_tensors()
+        if not stored:
+            raise CheckpointError("there is no VAE in this checkpoint", checkpoint.source.files[0],
+                                  "use the VAE from a file of its own, or from a base folder")
+        vae, head = _native_file(checkpoint, _plain(stored, where), request)
+        head[0] += f", of a whole checkpoint of {there.parts.model}" if there else ""
     else:
-        vae, head = _component(checkpoint, checkpoint.config, request)
+        stored = checkpoint.load_tensors()
+        vae, head = _component(checkpoint, checkpoint.config, _plain(stored, where), request)
     vae.patcher.cached_patcher_init = (rebuild, (request,))
-    return Loaded(vae, _report(head, checkpoint, vae))
+    return Loaded(vae, _report(head, checkpoint, stored, vae))
 
 
 def rebuild(request: Request, disable_dynamic: bool = False) -> Any:
@@ -108,7 +110,24 @@ def _wanted(index: Mapping[str, Any]) -> tuple[str, ...]:
     return ("vae",)
 
 
-def _component(checkpoint: Checkpoint, config: dict[str, Any], request: Request) -> tuple[Any, list[str]]:
+def _plain(tensors: dict[str, torch.Tensor], where: object) -> dict[str, torch.Tensor]:
+    """The tensors in dtypes that the host's VAEs have: FP8 numbers mean themselves, which BF16 holds exactly.
+
+    Raises CheckpointError for other dtypes.
+    """
+    import torch
+
+    casts = (torch.float8_e4m3fn, torch.float8_e5m2)
+    other = sorted(name for name, tensor in tensors.items() if not name.endswith(COUNTER)
+                   and dtype_name(tensor.dtype) not in STORED and tensor.dtype not in casts)
+    if other:
+        raise CheckpointError(f"stored as {dtype_name(tensors[other[0]].dtype)}, which ComfyUI's VAEs do not read: "
+                              f"{first_ten(other)}", where, "take the VAE in F32, F16 or BF16")
+    return {name: tensor.to(torch.bfloat16) if tensor.dtype in casts else tensor for name, tensor in tensors.items()}
+
+
+def _component(checkpoint: Checkpoint, config: dict[str, Any], stored: dict[str, torch.Tensor],
+               request: Request) -> tuple[Any, list[str]]:
     """The VAE that config.json describes, and what to say of it."""
     where = checkpoint.source.config
     known = by_class_name(config.get("_class_name"))
@@ -120,7 +139,7 @@ def _component(checkpoint: Checkpoint, config: dict[str, Any], request: Request)
     except ValueError as error:
         raise CheckpointError(str(error), where, "use a VAE of the published kind") from error
     _check_latents(plan, where)
-    tensors = _native(plan, checkpoint)
+    tensors = _native(plan, stored, checkpoint.source.folder)
     dtype = DTYPES[request.dtype]
     vae = host.load_vae(tensors, dtype) if plan.inferred else \
         host.load_vae_sized(tensors, plan.kind, plan.sizes, plan.published, dtype)
@@ -130,14 +149,12 @@ def _component(checkpoint: Checkpoint, config: dict[str, Any], request: Request)
                  f"latent format: {plan.latent_format}", *(f"note: {note}" for note in plan.notes)]
 
 
-def _native_file(checkpoint: Checkpoint, request: Request) -> tuple[Any, list[str]]:
-    """A file without config.json, as ComfyUI itself would load it; but every tensor must be used."""
-    tensors, where = checkpoint.load_tensors(), checkpoint.source.files[0]
-    try:
-        vae = host.load_vae(tensors, DTYPES[request.dtype], checkpoint.headers[0].metadata or None)
-    except (RuntimeError, LookupError, ValueError, TypeError) as error:  # its detection relies on names and shapes
-        raise CheckpointError(f"ComfyUI cannot load this file as a VAE: {error}", where,
-                              "give the folder with its config.json, or download the file again") from error
+def _native_file(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor],
+                 request: Request) -> tuple[Any, list[str]]:
+    """Tensors without config.json, as ComfyUI itself would load them; but every one must be used."""
+    where = checkpoint.source.files[0]
+    vae = attempt(lambda: host.load_vae(dict(tensors), DTYPES[request.dtype], checkpoint.metadata or None),
+                  "load this as a VAE", where, "give the folder with its config.json, or another file")
     if vae.first_stage_model is None:
         raise CheckpointError("ComfyUI does not recognise this file as a VAE", where,
                               "give the folder with its config.json, or a native VAE file")
@@ -168,12 +185,11 @@ def _check_latents(plan: Plan, where: object) -> None:
                 where, "use the VAE that was published with the model")
 
 
-def _native(plan: Plan, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+def _native(plan: Plan, stored: dict[str, torch.Tensor], where: object) -> dict[str, torch.Tensor]:
     """The stored tensors under native names. Raises CheckpointError for missing, unknown and misshapen ones."""
-    stored = checkpoint.load_tensors()
     native = plan.native(stored)
     expected = host.vae_tensors(plan.kind, plan.sizes)
-    where, again = checkpoint.source.folder, "download the VAE again, with its config.json"
+    again = "download the VAE again, with its config.json"
     if len(native) != len(stored):
         raise CheckpointError("two stored tensors have one name in ComfyUI", where, again)
     names = dict(zip(native, stored, strict=True))
@@ -201,16 +217,17 @@ def _check_taken(vae: Any, tensors: dict[str, torch.Tensor], where: object) -> N
                               f"{first_ten(sorted(given - there)) or '-'}", where, UPDATE)
 
 
-def _report(head: list[str], checkpoint: Checkpoint, vae: Any) -> str:
+def _report(head: list[str], checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], vae: Any) -> str:
     """What the node says: the VAE, its files, and how ComfyUI runs it."""
-    names = [header.path for header in checkpoint.headers]
+    names = checkpoint.source.files
     files = names[0].replace("\\", "/").rpartition("/")[2] if len(names) == 1 else f"{len(names)} shards"
-    stored = sorted({info.dtype for name, info in checkpoint.tensors.items() if not name.endswith(COUNTER)})
+    stored = sorted({dtype_name(tensor.dtype) for name, tensor in tensors.items() if not name.endswith(COUNTER)})
     frames = vae.temporal_compression_decode() or 1
     latents = f"{vae.latent_channels} channels, 1/{vae.spacial_compression_decode()} of width and height"
     dtype = str(vae.vae_dtype).removeprefix("torch.")
+    bytes_of = size(sum(tensor.nbytes for tensor in tensors.values()))
     lines = [head[0], f"source: {checkpoint.source.reference}",
-             f"files: {files}, {size(checkpoint.bytes_on_disk)}, stored as {', '.join(stored)}", *head[1:],
+             f"files: {files}, {bytes_of}, stored as {', '.join(stored)}", *head[1:],
              f"latents: {latents}" + (f", 1/{frames} of the frames" if frames > 1 else ""), f"runs in {dtype}"]
     if vae.vae_dtype not in vae.working_dtypes:
         lines.append(f"note: ComfyUI would not choose {dtype} for this VAE; values may overflow or lose precision")

@@ -57,13 +57,13 @@ def adopt(checkpoint: Checkpoint) -> Names:
     """
     stored = checkpoint.stored_tensors
     text = "\n".join(("", *stored))
-    counts = {prefix: text.count(f"\n{prefix}") for prefix in WHOLES}
-    whole = next((prefix for prefix, count in counts.items() if 5 < count < len(stored)), "")  # as the host counts
-    if not whole and not _prefix(list(stored)) and not any(word in text for word in _WORDS):
+    prefix_of_whole = whole(stored, text)
+    if not prefix_of_whole and not _prefix(list(stored)) and not any(word in text for word in _WORDS):
         return NOTHING
     left = _foreign(stored)
     known = {name for names in left.values() for name in names}
-    others = [name for name in stored if whole and not name.startswith(whole) and name not in known and name != MARK]
+    others = [name for name in stored if prefix_of_whole and not name.startswith(prefix_of_whole)
+              and name not in known and name != MARK]
     left |= {"other parts of a whole checkpoint": others} if others else {}
     notes = [f"left out, as no part of the transformer: {what} ({len(names)} tensors: {first_ten(names)})"
              for what, names in left.items()]
@@ -93,6 +93,15 @@ def adopt(checkpoint: Checkpoint) -> Names:
     checkpoint.call(aliases)
     full = any(prod(stored[name].shape) == 2 for name in marks)
     return Names(tuple(notes), bool(marks), full, frozenset(renamed))
+
+
+def whole(names: Collection[str], text: str = "") -> str:
+    """The transformer's prefix in a whole checkpoint, which has other parts, too; else "". As the host counts.
+
+    `text` are the names as lines, an empty one first, where the caller has them.
+    """
+    text = text or "\n".join(("", *names))
+    return next((prefix for prefix in WHOLES if 5 < text.count(f"\n{prefix}") < len(names)), "")
 
 
 def _foreign(names: Collection[str]) -> dict[str, list[str]]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError
+from ...model import DTYPES
 from ...words import first_ten
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ...files.source import Source
+
+
+# The tensors by whose dtype the host decides in which one it keeps an encoder.
+DTYPE_MARKS = ("encoder.final_layer_norm.weight", "model.norm.weight", "model.layers.0.input_layernorm.weight")
 
 
 @dataclass(frozen=True)
@@ -101,3 +106,15 @@ def nothing_left(unknown: list[str], kind: str) -> None:
     if unknown:
         raise CheckpointError(f"{len(unknown)} stored tensors have no place in {kind}: {first_ten(sorted(unknown))}",
                               "", "use the base's own text encoder, or report this")
+
+
+def set_dtype(given: Iterable[dict[str, Tensor]], dtype: str) -> Any:
+    """The dtype of a choice (None for "default": the host's choice), which the host takes only where the marks do not
+    say otherwise; so those are cast in `given`, in place."""
+    import torch
+
+    chosen = getattr(torch, DTYPES[dtype] or "", None)
+    for tensors in given if chosen is not None else ():
+        tensors.update({name: tensor.to(chosen) for name, tensor in tensors.items()
+                        if f".{name}".endswith(tuple(f".{mark}" for mark in DTYPE_MARKS))})
+    return chosen
