@@ -1,0 +1,16 @@
+"""What makes models of the host's own classes tiny: name -> (class below comfy.ldm, its arguments), and for UNets the
+class of comfy/supported_models.py, which the host finds by sizes that no tiny one has.
+
+`FIXED` are those whose sizes the host's detection has in its code, so that a test has to tell it others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import images_videos
+
+PARTS = (images_videos,)
+MODELS: dict[str, tuple[Any, ...]] = {name: sizes for part in PARTS for name, sizes in part.MODELS.items()}
+FIXED: frozenset[str] = frozenset().union(*(part.FIXED for part in PARTS))
+CLASSED = {name: sizes[2] for name, sizes in MODELS.items() if len(sizes) > 2}
