@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..architectures import ARCHITECTURES, Architecture, Dims, Naming, by_class_name, name_other, passthrough, supported
+from ..architectures.passthrough import PREFIXES as WHOLES
 from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import TensorInfo
 from ..description import CheckpointDescription
 from ..errors import CheckpointError
-
-_PREFIX = "model.diffusion_model."  # of names in a checkpoint that ComfyUI saves whole
-
+from .names import PREFIXES
 
 # Ends of names that only one writer has, with the line's end -> what its layers are stored as.
 _PACKED = {".quant_state.bitsandbytes__": "bitsandbytes 4-bit codes (NF4 or FP4)", ".SCB\n": "bitsandbytes INT8",
@@ -22,9 +21,13 @@ _PACKED = {".quant_state.bitsandbytes__": "bitsandbytes 4-bit codes (NF4 or FP4)
 
 
 def spellings(layer: str) -> tuple[str, ...]:
-    """What tensors may call a layer that metadata list: some writers list it with the prefix of ComfyUI's checkpoints
-    where the tensors have none, or without."""
-    return layer, _PREFIX + layer, layer.removeprefix(_PREFIX)
+    """What tensors may call a layer that metadata list: some writers list it with a prefix that the tensors do not have
+    (any more: names.adopt), or the other way round."""
+    found = [layer]
+    while prefix := next((prefix for prefix in (*WHOLES, *PREFIXES) if layer.startswith(prefix)), ""):
+        layer = layer.removeprefix(prefix)
+        found.append(layer)
+    return (*found, *(prefix + layer for prefix in WHOLES))
 
 
 def architecture_of(checkpoint: Checkpoint,

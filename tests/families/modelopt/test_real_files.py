@@ -6,6 +6,8 @@ The truth is a formula of this file's; a forward is held against stock ComfyUI o
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -126,6 +128,21 @@ def test_what_the_mark_asks_for(weights, tmp_path):
             assert getattr(module, "input_scale", None) is None
         else:
             assert float(module.input_scale) == 0.25
+
+
+@pytest.mark.parametrize("listed", ["", WHOLE, "transformer.", "module._orig_mod."])
+@pytest.mark.parametrize("stored_as", ["", WHOLE, "transformer.", "net."])
+def test_the_metadatas_names_of_layers(weights, tmp_path, listed, stored_as):
+    """With or without whatever prefix, and whatever the tensors have: what it asks for of a layer is done."""
+    stored, _ = scaled(weights["native"], marker=None, leaf="weight_scale")
+    conf = {"format": "float8_e4m3fn"}
+    layers = {listed + layer: conf | ({"full_precision_matrix_mult": True} if layer == BLOCK else {})
+              for layer in linears(weights["native"])}
+    metadata = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+    loaded = load(write(tmp_path, stored, stored_as, BESIDE if stored_as in (WHOLE, "net.") else None, metadata=metadata))
+    asked = {name for name, module in loaded.patcher.model.diffusion_model.named_modules()
+             if getattr(module, "_full_precision_mm_config", False)}
+    assert asked == {BLOCK}
 
 
 def test_memory_stays_that_of_the_file(weights, tmp_path):
