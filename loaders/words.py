@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
@@ -14,14 +15,23 @@ def size(count: int) -> str:
 
 
 def grouped(lines: Iterable[str]) -> list[str]:
-    """Lines of the form "layer: text", those that say the same of several layers as one, with how many and the first
-    ten; other lines as they are."""
-    layers: dict[str, list[str]] = {}
+    """Lines that begin with a layer's or tensor's name ("a.b: text", "a.b is text", "a.b (text"): those that say the
+    same of several as one, with how many and the first ten; other lines as they are."""
+    same: dict[str, list[tuple[str, str]]] = {}
     for line in lines:
-        layer, colon, text = line.partition(": ")
-        layers.setdefault(text if colon and " " not in layer else line, []).append(layer)
-    return [f"{text}: {len(names)} layers ({first_ten(names)})" if len(names) > 1 else
-            text if text.partition(": ")[0] == names[0] else f"{names[0]}: {text}" for text, names in layers.items()]
+        found = _OF_ONE.match(line)
+        name, text = found.groups() if found else ("", line)
+        same.setdefault(text, []).append((name, line))
+    return [found[0][1] if len(found) == 1 else f"{text}: {_counted([name for name, _ in found])}"
+            for text, found in same.items()]
+
+
+def _counted(names: list[str]) -> str:
+    what = "tensors" if names[0].endswith((".weight", ".bias")) else "layers"
+    return f"{len(names)} {what} ({first_ten(names)})"
+
+
+_OF_ONE = re.compile(r"(\S+?)(?:: | is | (?=\())(.+)", re.DOTALL)
 
 
 def first_ten(names: Iterable[str]) -> str:

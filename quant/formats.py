@@ -41,6 +41,8 @@ def name_unsupported(leaves: Mapping[str, Any]) -> str:
         return "Ascend ModelSlim"
     if dtype.startswith("F8") and scale is not None and scale.dtype in ("U8", "F8_E8M0"):
         return "MXFP8"
+    if dtype in ("I8", "U8") and "scale" in leaves:
+        return "integers with scale" + (" and zero_point" if "zero_point" in leaves else "") + " (SDNQ and others)"
     if dtype == "I8":
-        return "INT8"
+        return "INT8" if scale is not None else "INT8 without weight_scale"
     return f"{dtype or 'unknown'} weights"

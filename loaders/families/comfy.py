@@ -152,11 +152,12 @@ def _confs(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
         if name.endswith(".comfy_quant"):
             confs[name.removesuffix(".comfy_quant")] = _marker(checkpoint, name)
     for layer, conf in confs.items():
-        word = str(conf.get("format"))
+        word = str(conf.get("format", ""))
         known = word.removeprefix(old.ASCEND) in KINDS if word.startswith(old.ASCEND) else old.is_old(word)
         if not (known or word == FORMAT or word in STORED or word in _OF_HOST or word in HOST_FORMATS):
-            raise CheckpointError(f"{layer}.comfy_quant says {word!r}, which this version does not load",
-                                  checkpoint.source.reference, "update this pack, or load the original")
+            what = f"says {word!r}, which this version does not load" if word else f"names no format: {conf}"
+            raise CheckpointError(f"{layer}.comfy_quant {what}", checkpoint.source.reference,
+                                  "update this pack, or load the original")
     return confs
 
 

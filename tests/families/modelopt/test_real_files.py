@@ -15,6 +15,7 @@ from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.locate import locate
+from quantized_transformers.quant.marker import marker
 from support import common, flux
 from support.real_files import BESIDE, EXACT, NAMES, WHOLE, expected, linears, load, lora_agrees, weights_of, write
 
@@ -120,10 +121,10 @@ def test_in_shards_and_in_company(weights, tmp_path, kind):
 
 def test_what_the_mark_asks_for(weights, tmp_path):
     """Two elements: full-precision matmul. Static activation scales stay, and 1.0 is none (convert_old_quants)."""
-    for marker, value in ((0, 0.25), (2, 0.25), (0, 1.0)):
-        stored, _ = scaled(weights["native"], marker=marker, input_scale=value)
-        module = load(write(tmp_path / f"{marker}-{value}", stored)).patcher.get_model_object(f"diffusion_model.{BLOCK}")
-        assert bool(module._full_precision_mm_config) is (marker == 2)
+    for elements, value in ((0, 0.25), (2, 0.25), (0, 1.0)):
+        stored, _ = scaled(weights["native"], marker=elements, input_scale=value)
+        module = load(write(tmp_path / f"{elements}-{value}", stored)).patcher.get_model_object(f"diffusion_model.{BLOCK}")
+        assert bool(module._full_precision_mm_config) is (elements == 2)
         if value == 1.0:
             assert getattr(module, "input_scale", None) is None
         else:
@@ -190,9 +191,6 @@ REFUSED = {
     "a negative scale of a row": (lambda t: t.update({f"{BLOCK}.scale_weight": torch.ones(768).index_fill_(0, torch.tensor(3), -1)}),
                                   "not finite and positive"),
     "an unknown tensor beside": (lambda t: t.update({"something.weight": torch.ones(3)}), "unexpected tensors: something.weight"),
-    "bitsandbytes": (lambda t: t.update({f"{BLOCK}.weight.quant_state.bitsandbytes__nf4": torch.zeros(9, dtype=torch.uint8)}),
-                     "bitsandbytes 4-bit"),
-    "torchao": (lambda t: t.update({f"{BLOCK}._weight_qdata": torch.zeros(9, dtype=torch.uint8)}), "torchao"),
 }
 
 
@@ -203,6 +201,51 @@ def test_refused(weights, tmp_path, name):
     change(stored)
     with pytest.raises(CheckpointError, match=message):
         load(write(tmp_path, stored))
+
+
+def u8(*shape):
+    return torch.zeros(shape, dtype=torch.uint8)
+
+
+# What a writer leaves in the place of a layer's weight of [rows, columns], and what the refusal calls it.
+WRITERS = {
+    "bitsandbytes NF4": (lambda n, k: {"weight": u8(n * k // 2, 1), "weight.absmax": torch.ones(n * k // 64), "weight.quant_map":
+                         torch.ones(16), "weight.quant_state.bitsandbytes__nf4": u8(9)}, "bitsandbytes 4-bit"),
+    "bitsandbytes INT8": (lambda n, k: {"weight": u8(n, k).view(torch.int8), "SCB": torch.ones(n)}, "bitsandbytes INT8"),
+    "quanto": (lambda n, k: {"weight._data": u8(n, k).view(torch.int8), "weight._scale": torch.ones(n, 1)}, "optimum-quanto"),
+    "torchao": (lambda n, k: {"_weight_qdata": u8(n, k).view(torch.int8), "_weight_scale": torch.ones(n, 1)}, "torchao"),
+    "SDNQ": (lambda n, k: {"weight": u8(n, k).view(torch.int8), "scale": torch.ones(n, 1)}, "SDNQ"),
+    "SDNQ with SVD": (lambda n, k: {"weight": u8(n, k).view(torch.int8), "scale": torch.ones(n, 1), "svd_up": torch.ones(n, 4),
+                                    "svd_down": torch.ones(4, k)}, "SDNQ"),
+    "SDNQ 4-bit": (lambda n, k: {"weight": u8(n * k // 2), "scale": torch.ones(n, k // 32, 1), "zero_point":
+                                 torch.ones(n, k // 32, 1)}, "SDNQ"),
+    "HQQ": (lambda n, k: {"W_q": u8(n * k // 64, 32), "scale": torch.ones(n * k // 64, 1), "zero": torch.ones(n * k // 64, 1)}, "HQQ"),
+    "GPTQ": (lambda n, k: {"qweight": torch.zeros(k // 8, n, dtype=torch.int32), "qzeros": torch.zeros(1, n // 8, dtype=torch.int32),
+                           "scales": torch.ones(1, n), "g_idx": torch.zeros(k, dtype=torch.int32)}, "GPTQ or AWQ"),
+    "compressed-tensors": (lambda n, k: {"weight_packed": torch.zeros(n, k // 8, dtype=torch.int32), "weight_scale": torch.ones(n, 1),
+                                         "weight_shape": torch.tensor([n, k])}, "compressed-tensors"),
+    "ExLlamaV2": (lambda n, k: {"q_weight": torch.zeros(k // 8, n, dtype=torch.int32), "q_scale": u8(3)}, "ExLlamaV2"),
+    "a marker of a format that is not known": (lambda n, k: {
+        "weight": u8(n, k), "weight_scale": torch.ones(n, 1), "comfy_quant": marker({"format": "hqq_4bit"})}, "hqq_4bit"),
+    "a marker without a format": (lambda n, k: {"weight": u8(n, k), "weight_scale": torch.ones(n, 1), "comfy_quant": marker({"bits": 4})},
+                                  "names no format"),
+    "integers alone": (lambda n, k: {"weight": u8(n, k).view(torch.int8)}, "INT8 without weight_scale"),
+    "bytes alone": (lambda n, k: {"weight": u8(n, k // 2)}, "U8 weights")}
+
+
+@pytest.mark.parametrize("prefix", ["", WHOLE])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_writers_that_are_not_read_are_named(weights, tmp_path, writer, prefix):
+    """All layers as they write them, in one line; nobody is told to download it again."""
+    made, words = WRITERS[writer]
+    stored = {name: t.to(torch.bfloat16) for name, t in weights["native"].items()}
+    for layer in linears(weights["native"]):
+        rows, columns = stored.pop(f"{layer}.weight").shape
+        stored |= {f"{layer}.{leaf}": t for leaf, t in made(rows, columns).items()}
+    with pytest.raises(CheckpointError, match=words) as refused:
+        load(write(tmp_path, stored, prefix))
+    said = str(refused.value)
+    assert "download it again" not in said and said.count("\n  - ") <= 3, said
 
 
 def test_many_layers_with_one_problem_are_one_line(weights, tmp_path):
