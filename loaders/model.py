@@ -99,11 +99,11 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
                                  (lambda: None) if quiet else host.progress(len(plan.modules)))
     preferences = attention.tensors(checkpoint, description.naming)
     native.tensors.update(preferences)
-    by_host = isinstance(plan.architecture, HostModel)
+    by_host = plan.architecture if isinstance(plan.architecture, HostModel) else None
     metadata = checkpoint.metadata if by_host else None
     patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic, metadata=metadata)
-    if isinstance(plan.architecture, HostModel):
-        plan.architecture.confirm(patcher)
+    if by_host:
+        by_host.confirm(patcher)
     if preferences and not host.takes_attention_preferences(patcher, preferences):
         native.notes.append("this ComfyUI takes no attention preferences of model files, or not these: its own choice "
                             "of attention runs, and they are not saved with the MODEL")
@@ -111,7 +111,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
         attach_lora(patcher)
     patcher.cached_patcher_init = (rebuild, (request,))
     patcher.set_attachments(host.ATTACHMENT, request)
-    return Loaded(patcher, description, load_report(description, native), native.beside, by_host)
+    return Loaded(patcher, description, load_report(description, native), native.beside, bool(by_host))
 
 
 def rebuild(request: Request, disable_dynamic: bool = False) -> Any:
