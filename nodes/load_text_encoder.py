@@ -42,8 +42,8 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
         from ..loaders.components import text_encoder
 
         request = text_encoder.Request(reference.strip() or base_model, kwargs.get("revision", ""))
-        return inputs.stamp(lambda: text_encoder.paths(request), base_model, reference,
-                            sorted(kwargs.items(), key=str))
+        return inputs.stamp(lambda: [path for part in text_encoder.sources(request) for path in part.paths],
+                            base_model, reference, sorted(kwargs.items(), key=str))
 
     @classmethod
     def execute(cls, base_model: str, reference: str = "", dtype: str = "default", revision: str = "",

@@ -20,6 +20,7 @@ from ..loaders.describe import describe, describe_config
 from ..loaders.description import CheckpointDescription
 from ..loaders.errors import CheckpointError, MissingFiles
 from ..loaders.families import choices_of, families
+from ..loaders.families.names import PICTURES, TEXTS, beside, whole
 from ..loaders.files.places import Fetch, download_command, is_repo
 from ..loaders.files.selection import COMPONENTS
 from ..loaders.files.source import Source
@@ -80,8 +81,7 @@ def locate_parts(query: Query, download: bool | Fetch = False) -> list[Source]:
     if query.node == TEXT_ENCODER:
         from ..loaders.components import text_encoder
 
-        parts = text_encoder.locate_encoders(text_encoder.Request(query.reference, query.revision, download=download))
-        return list(parts.parts.values())
+        return text_encoder.sources(text_encoder.Request(query.reference, query.revision, download=download))
     if query.node == VAE:
         from ..loaders.components import vae
 
@@ -230,11 +230,19 @@ def _parts(query: Query, sources: Iterable[Source]) -> dict[str, Any]:
             continue
         checkpoint = Checkpoint(source)
         config = checkpoint.config or {}
-        names.append(str(config.get("_class_name") or next(iter(config.get("architectures") or ()), "")
-                         or os.path.basename(source.folder)))
-        out["size"] += checkpoint.bytes_on_disk
-        out["weights"] += weights_of(checkpoint.tensors)
-        for name, info in checkpoint.tensors.items():
+        tensors = checkpoint.tensors
+        if whole(tensors):
+            what = TEXTS if query.node == TEXT_ENCODER else PICTURES
+            tensors = {name: tensors[name] for name in beside(tensors).get(what, ())}
+            if not tensors:
+                out["problems"] = [f"there is no part of this checkpoint that is called as {what} are"]
+            names.append("whole checkpoint")
+        else:
+            names.append(str(config.get("_class_name") or next(iter(config.get("architectures") or ()), "")
+                             or os.path.basename(source.folder)))
+        out["size"] += sum(info.end - info.start for info in tensors.values())
+        out["weights"] += weights_of(tensors)
+        for name, info in tensors.items():
             if tensor_name(name.rpartition(".")[0], "weight") == name and len(info.shape) >= 2:
                 count = counts.setdefault(info.dtype, [0, 0])
                 count[0] += 1

@@ -30,11 +30,6 @@ class Pipeline:
     index: dict[str, Any]
     parts: dict[str, Source]
 
-    @property
-    def paths(self) -> list[str]:
-        """Every file the load depends on, for fingerprints."""
-        return [path for part in self.parts.values() for path in part.paths]
-
 
 def locate_parts(reference: str, wanted: Wanted, *, revision: str = "", download: bool | Fetch = False,
                  patterns: Sequence[str] = ()) -> Pipeline:

@@ -66,10 +66,13 @@ def locate_encoders(request: Request) -> Pipeline:
                         patterns=("text_encoder*/*", "tokenizer*/*"))
 
 
-def paths(request: Request) -> list[str]:
-    """Every file that a load depends on. Raises CheckpointError as `load` does."""
-    path = find(request.reference, request.revision)
-    return locate(str(path)).paths if path is not None and path.is_file() else locate_encoders(request).paths
+def sources(request: Request) -> list[Source]:
+    """The files that a load depends on: encoders and tokenizers of a base, or one whole checkpoint.
+
+    Raises CheckpointError as `load` does.
+    """
+    whole = _one_file(request)
+    return [whole] if whole else list(locate_encoders(request).parts.values())
 
 
 def load(request: Request, disable_dynamic: bool = False) -> Loaded:
@@ -77,9 +80,9 @@ def load(request: Request, disable_dynamic: bool = False) -> Loaded:
 
     Raises CheckpointError for anything not certain to be right.
     """
-    path = find(request.reference, request.revision)
-    if path is not None and path.is_file():
-        clip, report = whole_text_encoders.load(Checkpoint(locate(str(path))), request.dtype, disable_dynamic)
+    whole = _one_file(request)
+    if whole:
+        clip, report = whole_text_encoders.load(Checkpoint(whole), request.dtype, disable_dynamic)
         clip.patcher.cached_patcher_init = (rebuild, (request,))
         return Loaded(clip, report)
     pipeline = locate_encoders(request)
@@ -115,6 +118,12 @@ def load(request: Request, disable_dynamic: bool = False) -> Loaded:
 def rebuild(request: Request, disable_dynamic: bool = False) -> Any:
     """Load `request` again, from disk; the factory behind `cached_patcher_init`, which returns a ModelPatcher."""
     return load(replace(request, download=False), disable_dynamic).clip.patcher
+
+
+def _one_file(request: Request) -> Source | None:
+    """A reference that is a file or an index of shards."""
+    path = find(request.reference, request.revision)
+    return locate(str(path)) if path is not None and path.is_file() else None
 
 
 def _part(pipeline: Pipeline, folder: str, tokenizer: str, encoder: Encoder) -> _Part:

@@ -24,7 +24,9 @@ LEAVES = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
 MARK = "scaled_fp8"  # of a whole file: of two elements where it asks for full-precision matmul
 
 # Beside a transformer under WHOLE; and wherever they are. Pattern -> what it is.
-_BESIDE = {r"^(text_encoders|cond_stage_model|conditioner)\.": "text encoders", r"^(vae|first_stage_model)\.": "a VAE"}
+TEXTS, PICTURES = "text encoders", "a VAE"
+_BESIDE = {r"^(text_encoders?|cond_stage_model|conditioner)\.": TEXTS,
+           r"^(vae|first_stage_model|pretransform\.model)\.": PICTURES}
 _UNUSED = "a norm that the model does not use"  # of Lumina 2 and Z-Image (cap_embedder); others have one of this name
 _LEFTOVERS = {
     r"^(model_ema|ema)\.": "an EMA copy",
@@ -33,7 +35,7 @@ _LEFTOVERS = {
     r"\.(weight|input|output|[qkv]_bmm|softmax)_quantizer\.|\.[kv]_scale$": "state of a quantizer",
     r"(^|\.)norm_final\.weight$": _UNUSED}
 # One of these is in every name that any of the above is about: searching for words is a scan in C for each.
-_WORDS = ("text_encoders.", "_stage_model.", "conditioner.", "vae.", "ema.", "global_step",
+_WORDS = ("text_encoder", "_stage_model.", "conditioner.", "vae.", "pretransform.", "ema.", "global_step",
           "num_batches_tracked", "lora_", "_quantizer.", "k_scale", "v_scale", "norm_final.weight", MARK, *LEAVES)
 
 
@@ -60,7 +62,7 @@ def adopt(checkpoint: Checkpoint) -> Names:
     prefix_of_whole = whole(stored, text)
     if not prefix_of_whole and not _prefix(list(stored)) and not any(word in text for word in _WORDS):
         return NOTHING
-    left = _foreign(stored)
+    left = _foreign(stored, prefix_of_whole or WHOLE)
     known = {name for names in left.values() for name in names}
     others = [name for name in stored if prefix_of_whole and not name.startswith(prefix_of_whole)
               and name not in known and name != MARK]
@@ -104,13 +106,19 @@ def whole(names: Collection[str], text: str = "") -> str:
     return next((prefix for prefix in WHOLES if 5 < text.count(f"\n{prefix}") < len(names)), "")
 
 
-def _foreign(names: Collection[str]) -> dict[str, list[str]]:
-    """What is foreign -> the stored names of it."""
-    whole = any(name.startswith(WHOLE) for name in names)
+def beside(names: Collection[str]) -> dict[str, list[str]]:
+    """The names in a whole checkpoint that are TEXTS and PICTURES."""
+    found = _foreign(names, whole(names))
+    return {what: found[what] for what in (TEXTS, PICTURES) if what in found}
+
+
+def _foreign(names: Collection[str], prefix: str) -> dict[str, list[str]]:
+    """What is foreign -> the stored names of it. `prefix` is the transformer's where there are other parts."""
+    whole = any(name.startswith(prefix) for name in names)
     found: dict[str, list[str]] = {}
     used = not any("cap_embedder." in name for name in names)
     for name in names:
-        known = _LEFTOVERS | (_BESIDE if whole and not name.startswith(WHOLE) else {})
+        known = _LEFTOVERS | (_BESIDE if whole and not name.startswith(prefix) else {})
         what = next((what for pattern, what in known.items() if re.search(pattern, name)), "")
         if what and not (what == _UNUSED and used):
             found.setdefault(what, []).append(name)

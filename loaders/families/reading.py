@@ -18,7 +18,7 @@ _PACKED = {".quant_state.bitsandbytes__": "bitsandbytes 4-bit codes (NF4 or FP4)
            ".weight._data\n": "optimum-quanto's tensors", "._weight_qdata\n": "torchao's tensors",
            ".g_idx\n": "GPTQ integers", ".qzeros\n": "GPTQ or AWQ integers",
            ".weight_packed\n": "compressed-tensors' packed integers", ".svd_down\n": "SDNQ's tensors",
-           ".zero_point\n": "SDNQ's integers", ".W_q\n": "HQQ's integers", ".nbits\n": "HQQ's integers",
+           ".W_q\n": "HQQ's integers", ".nbits\n": "HQQ's integers",
            ".q_weight\n": "ExLlamaV2's integers"}
 
 
@@ -70,6 +70,9 @@ def refuse_packed(checkpoint: Checkpoint) -> None:
     checkpoints that turned out to have something wrong: it reads all names."""
     text = "\n".join((*checkpoint.stored_tensors, ""))
     what = next((what for end, what in _PACKED.items() if end in text), "")
+    points = [name.removesuffix("zero_point") for name in checkpoint.stored_tensors if name.endswith(".zero_point")]
+    if not what and any(layer + "scale" in checkpoint.stored_tensors for layer in points):
+        what = "SDNQ's integers"
     if what:
         raise CheckpointError(f"the layers are stored as {what}, which this version does not load",
                               checkpoint.source.reference,

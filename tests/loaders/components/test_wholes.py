@@ -229,3 +229,17 @@ def test_shards_and_quantized_transformers(whole, tmp_path):
     index.write_text(json.dumps({"weight_map": {name: file for file, part in parts.items() for name in part}}))
     assert torch.equal(encode(load_clip(index).clip), encode(load_clip(whole[0]).clip))
     assert vae.load(vae.Request(str(index))).vae is not None
+
+
+def test_badges(whole, tmp_path):
+    """What the nodes' badges say of the file: of the part that the node takes, from headers."""
+    from quantized_transformers.views.card import Query, card
+
+    tensors = load_file(whole[0])
+    for node, prefix in (("QT_LoadBaseTextEncoder", ENCODERS), ("QT_LoadBaseVAE", VAE)):
+        said = card(Query(str(whole[0]), node=node))
+        assert said["size"] == sum(t.nbytes for name, t in tensors.items() if name.startswith(prefix)) and not said["problems"]
+        assert said["architecture"] == "whole checkpoint" and said["family"] == "BF16"
+    path = changed(whole[0], tmp_path, lambda t: [t.pop(name) for name in list(t) if name.startswith(VAE)])
+    assert "no part of this checkpoint" in card(Query(str(path), node="QT_LoadBaseVAE"))["problems"][0]
+    assert card(Query(str(path)))["architecture"] == "FLUX.1"
