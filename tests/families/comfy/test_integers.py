@@ -116,11 +116,14 @@ def test_beside_layers_that_are_not_quantized(weights, tmp_path, kind, style):
     assert common.rel_l2(flux.comfy_velocity(loaded.patcher, **flux.inputs()), expected(truth)) < EXACT
 
 
-@pytest.mark.parametrize("kind", ["ConvRot 64", "MXFP8", "INT8 rows"])
-def test_in_shards_and_in_company(weights, tmp_path, kind):
-    stored, truth, _ = made(weights["native"], kind)
-    wanted = expected(truth)
-    for path in (write(tmp_path / "shards", stored, shards=3), write(tmp_path / "whole", stored, WHOLE, BESIDE)):
+@pytest.mark.parametrize("style", ["native", "diffusers"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_shards_and_in_company(weights, tmp_path, kind, style):
+    stored, truth, _ = made(weights[style], kind)
+    wanted, paths = expected(truth), [write(tmp_path / "shards", stored, shards=3)]
+    if style == "native":
+        paths.append(write(tmp_path / "whole", stored, WHOLE, BESIDE))
+    for path in paths:
         loaded = load(path, compute="dequantize")
         assert common.rel_l2(flux.comfy_velocity(loaded.patcher, **flux.inputs()), wanted) < EXACT
 

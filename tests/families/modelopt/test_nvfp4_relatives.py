@@ -159,25 +159,31 @@ def test_real_exports(exports, algorithm):
     assert loaded.description.static_activations == formats["NVFP4"]
 
 
+def order_of(kind, style):
+    """What a user says of random weights with no word on their order."""
+    return "modelopt" if style == "diffusers" and kind != "LightX2V" and "marked" not in kind else "auto"
+
+
 @pytest.mark.parametrize("names", NAMES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_under_every_name(weights, tmp_path, kind, names):
     style = names.split(",")[0]
     stored, truth = KINDS[kind](weights[style])
-    bare = style == "diffusers" and kind != "LightX2V" and "marked" not in kind  # random weights, and no word on their order
-    loaded = load(write(tmp_path, stored, NAMES[names]), compute="dequantize", byte_order="modelopt" if bare else "auto")
+    loaded = load(write(tmp_path, stored, NAMES[names]), compute="dequantize", byte_order=order_of(kind, style))
     assert common.rel_l2(flux.comfy_velocity(loaded.patcher, **flux.inputs()), expected(truth)) < EXACT
     assert loaded.description.formats["NVFP4"] > 20
 
 
-@pytest.mark.parametrize("kind", ["SVDQuant", "LightX2V"])
-def test_in_shards_and_in_company(weights, tmp_path, kind):
-    stored, truth = KINDS[kind](weights["native"])
-    wanted = expected(truth)
-    loaded = load(write(tmp_path / "shards", stored, shards=3), compute="dequantize")
-    assert common.rel_l2(flux.comfy_velocity(loaded.patcher, **flux.inputs()), wanted) < EXACT
-    loaded = load(write(tmp_path / "whole", stored, "model.diffusion_model.", BESIDE), compute="dequantize")
-    assert common.rel_l2(flux.comfy_velocity(loaded.patcher, **flux.inputs()), wanted) < EXACT
+@pytest.mark.parametrize("style", ["native", "diffusers"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_shards_and_in_company(weights, tmp_path, kind, style):
+    stored, truth = KINDS[kind](weights[style])
+    wanted, paths = expected(truth), [write(tmp_path / "shards", stored, shards=3)]
+    if style == "native":
+        paths.append(write(tmp_path / "whole", stored, "model.diffusion_model.", BESIDE))
+    for path in paths:
+        loaded = load(path, compute="dequantize", byte_order=order_of(kind, style))
+        assert common.rel_l2(flux.comfy_velocity(loaded.patcher, **flux.inputs()), wanted) < EXACT
 
 
 @pytest.mark.parametrize("kind", ["AWQ", "SVDQuant", "low rank alone", "LightX2V"])

@@ -106,13 +106,16 @@ def test_every_kind_under_every_name(weights, tmp_path, kind, names):
         assert any("no weights of Linear layers" in note for note in loaded.description.notes)
 
 
-@pytest.mark.parametrize("kind", ["scaled F32 [1], full", "cast E4M3", "blocks 128"])
-def test_in_shards_and_in_company(weights, tmp_path, kind):
+@pytest.mark.parametrize("style", ["native", "diffusers"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_shards_and_in_company(weights, tmp_path, kind, style):
     """Several files; and one with text encoders, a VAE and an EMA's counter beside, which is said."""
-    stored, truth = KINDS[kind](weights["native"])
+    stored, truth = KINDS[kind](weights[style])
     wanted = expected(truth)
     loaded = load(write(tmp_path / "shards", stored, shards=3))
     assert common.rel_l2(flux.comfy_velocity(loaded.patcher, **flux.inputs()), wanted) < EXACT
+    if style == "diffusers":
+        return
     loaded = load(write(tmp_path / "whole", stored, WHOLE, BESIDE))
     assert common.rel_l2(flux.comfy_velocity(loaded.patcher, **flux.inputs()), wanted) < EXACT
     for what in ("text encoders (2 tensors", "a VAE (1 tensors", "an EMA copy (1 tensors"):
