@@ -26,12 +26,13 @@ from .devices import (
     torch_builds,
 )
 from .dynamic import start_dynamic_vram
-from .elsewhere import act_for
+from .elsewhere import act_for, start_when_needed
 from .errors import HostChanged
 from .folders import (
     MODEL_FOLDER_KEYS,
     OWN_FOLDER_KEY,
     cached_snapshot,
+    comfyui_path,
     environment,
     model_folders,
     output_folder,

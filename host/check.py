@@ -30,13 +30,10 @@ def version() -> str:
 
 
 def is_there() -> bool:
-    """Whether there is a ComfyUI in this process, started now where the command line can (`starters`)."""
-    def found() -> bool:
-        return "comfy" in sys.modules or importlib.util.find_spec("comfy") is not None
-
-    while not found() and starters:
+    """Whether there is a ComfyUI in this process, started now where the command line or a helper can (`starters`)."""
+    while "comfy" not in sys.modules and starters:  # one that lies on sys.path is not yet one that runs here
         starters.pop()()
-    return found()
+    return "comfy" in sys.modules or importlib.util.find_spec("comfy") is not None
 
 
 starters: list[Callable[[], None]] = []  # what puts a ComfyUI into a process that has none, when one is needed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 
 from .check import lacking, needs
@@ -24,6 +25,15 @@ def register_model_folder() -> None:
     except (AttributeError, TypeError):
         if not lacking("folders"):  # which says so
             raise
+
+
+def comfyui_path() -> str:
+    """The folder of this ComfyUI; empty outside of it."""
+    try:
+        import folder_paths
+    except ImportError:
+        return ""
+    return os.path.dirname(inspect.getfile(folder_paths))
 
 
 def model_folders() -> list[str]:

@@ -1,8 +1,9 @@
 """What the web routes ask of files, answered in a process of its own.
 
 Parsing holds Python's interpreter lock, and what is parsed here was written by others; a server that does it in a
-thread stops answering meanwhile. This process needs neither torch nor ComfyUI. It speaks JSON, one object a line:
-requests on stdin, answers on stdout. It ends when stdin does.
+thread stops answering meanwhile. This process needs neither torch nor ComfyUI, but for models that only ComfyUI knows:
+for the first of those it starts one, on the CPU. It speaks JSON, one object a line: requests on stdin, answers on
+stdout. It ends when stdin does.
 """
 
 from __future__ import annotations
@@ -94,11 +95,13 @@ class Answers:
         return {"workflow": done.workflow, "changes": done.changes, "left": done.left}
 
 
-def serve() -> None:
-    """Answer until stdin ends."""
+def serve(comfyui: str) -> None:
+    """Answer until stdin ends. `comfyui` is the folder of the server's ComfyUI, or empty."""
     logging.basicConfig(format="%(message)s")  # to stderr, which is the server's
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
+    if comfyui:
+        host.start_when_needed(comfyui)
     answers = Answers()
     for line in sys.stdin.buffer:
         out.write(json.dumps(answers.answer(json.loads(line))).encode("ascii") + b"\n")

@@ -16,7 +16,7 @@ IDLE = 600  # seconds without a question
 _MAIN = Path(__file__).resolve().parents[1] / "__main__.py"
 # The pack as a package by path, as its command line has it; no node and no ComfyUI is imported.
 _START = ("import runpy, sys; runpy.run_path(sys.argv[1])['import_pack'](); "
-          "from quantized_transformers.routes.answers import serve; serve()")
+          "from quantized_transformers.routes.answers import serve; serve(sys.argv[2])")
 
 
 class HelperError(Exception):
@@ -89,7 +89,8 @@ class Helper:
         process = self._process
         if process is None or process.poll() is not None:
             # its stderr is the server's
-            process = subprocess.Popen([sys.executable, "-c", _START, str(_MAIN)], stdin=subprocess.PIPE,
-                                       stdout=subprocess.PIPE, creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0))
+            process = subprocess.Popen([sys.executable, "-c", _START, str(_MAIN), host.comfyui_path()],
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                       creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0))
             self._process = process
         return process

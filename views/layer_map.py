@@ -16,7 +16,7 @@ def panels_of(description: CheckpointDescription) -> dict[str, dict[str, dict[st
     """Kind of block -> number of the block -> module -> stored format; the layer map's panels, rows and columns."""
     panels: dict[str, dict[str, dict[str, str]]] = {}
     for name, fmt in description.layers.items():
-        kind, number, module = _block(name)
+        kind, number, module = _block(name.removeprefix(description.naming.prefix))
         panels.setdefault(kind, {}).setdefault(number, {})[module] = fmt
     return panels
 

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
-from support import svdquant_models
+from support import host_models, svdquant_models
 from support.browser import Frontend
 from support.pack import PACK
 from support.server import Server, outputs
@@ -21,6 +23,7 @@ from support.workflow import apply_override, load_base, text_to_image
 
 FLUX, FP8 = "black-forest-labs/FLUX.1-dev", "lmsys/flux1-dev-modelopt-fp8-sglang-transformer"
 QWEN, SVDQ = "nunchaku-tech/nunchaku-qwen-image", "nunchaku-tech/nunchaku-flux.1-dev"
+WHOLE = "wan-vace-all-in-one.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OUT = PACK / "output" / "browser"
 HOSTILE = "<img src=x onerror=window.hit=1>"
@@ -162,6 +165,21 @@ def full_size(models: Path) -> None:
         (models / repo).mkdir(parents=True)
         svdquant_models.header_only(models / repo / f"svdq-int4_r32-{name}.safetensors", shapes, table, "int4", 32, rename,
                                     legacy=repo == SVDQ)
+
+
+def whole_checkpoint(folder: Path) -> None:
+    """An all-in-one file of a model that only ComfyUI knows, in its first scaled FP8."""
+    made = host_models.make("Wan VACE")
+    stored = {name: tensor.to(torch.bfloat16) for name, tensor in made.items()}
+    for name, tensor in made.items():
+        if "blocks." in name and name.endswith(".weight") and tensor.ndim == 2:
+            scale = tensor.abs().max() / 448
+            stored[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            stored[name.replace(".weight", ".scale_weight")] = scale
+    beside = {"vae.decoder.conv_in.weight": torch.ones(8, 8, 3, 3, dtype=torch.float16),
+              "text_encoders.umt5xxl.transformer.shared.weight": torch.ones(64, 8, dtype=torch.bfloat16)}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({f"model.diffusion_model.{name}": tensor for name, tensor in stored.items()} | beside, folder / WHOLE)
 
 
 def build(frontend: Frontend, *nodes: tuple[str, str, dict[str, Any]], **links: str) -> dict[str, int]:

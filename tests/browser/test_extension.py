@@ -22,6 +22,7 @@ from browser.extension import (
     QWEN,
     SVDQ,
     TIMED,
+    WHOLE,
     badge,
     build,
     colour_of,
@@ -90,6 +91,28 @@ def test_a_badge_says_what_the_file_is(classic, tiny):
     assert [p["colour"] for p in seen["bar"]] == [colour_of(p["format"]) for p in seen["bar"]]
     assert classic.run(COLOURS, [*format_colours(), "?"]) == {
         name: f"#{bytes(colour).hex()}" for name, colour in {**format_colours(), "?": PROBLEM_COLOUR}.items()}
+
+
+def test_a_model_that_only_comfyui_knows(classic, server):
+    """In an all-in-one checkpoint: badges of its three parts, the layer map, and a run that saves it."""
+    ids = build(classic, ("base", "QT_LoadBaseModel", {"base_model": WHOLE}),
+                ("texts", "QT_LoadBaseTextEncoder", {"base_model": WHOLE}), ("pictures", "QT_LoadBaseVAE", {"base_model": WHOLE}))
+    seen = badge(classic, ids["base"])
+    assert seen["text"][:2] == ["FP8", "WAN21_Vace"] and {part["format"] for part in seen["bar"]} == {"FP8", "BF16"}
+    assert [badge(classic, ids[part])["text"][:2] for part in ("texts", "pictures")] == [
+        ["BF16", "whole checkpoint"], ["F16", "whole checkpoint"]]
+    sidebar(classic).locator(f'.qt-item[data-reference="{WHOLE}"] .qt-look').click()
+    classic.page.locator(".qt-map table").wait_for()
+    cells = classic.page.eval_on_selector_all(".qt-map td[title]", "(cells) => cells.map((cell) => cell.title)")
+    assert any(cell.startswith("vace_blocks.1 ") and cell.endswith(": FP8") for cell in cells) and "top head.head: BF16" in cells
+    classic.screenshot(OUT / "host_model.png")
+    classic.page.keyboard.press("Escape")
+    prompt = {"1": {"class_type": "QT_LoadBaseModel", "inputs": {"base_model": WHOLE, "component": "transformer", "weights": "load"}},
+              "2": {"class_type": "QT_SaveQuantizedModel", "inputs": {
+                  "model": ["1", 0], "filename": "diffusion_models/vace", "format": "exact", "overwrite": True}},
+              "3": {"class_type": "QT_InspectCheckpoint", "inputs": {"checkpoint": WHOLE}}}
+    server.run(prompt)
+    assert classic.problems == []
 
 
 def test_a_badge_comes_within_300_ms(classic):

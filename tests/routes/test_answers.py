@@ -16,7 +16,7 @@ from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.routes import downloads, helper
 from quantized_transformers.views.card import Query, card, judged
 from quantized_transformers.views.confine import OutsideError, TooLargeError, check_headers, confined
-from support import svdquant_models
+from support import common, host_models, svdquant_models
 from support.pack import PACK
 
 pytestmark = pytest.mark.unit
@@ -61,8 +61,23 @@ def test_the_process_needs_no_torch_and_survives(monkeypatch, tiny):
         asker.close()
 
 
+def test_models_that_only_comfyui_knows(monkeypatch, tmp_path, capfd):
+    """The process starts a ComfyUI for the first of them, which finds no use for a device and says nothing."""
+    common.save(tmp_path, host_models.make("Wan VACE"), None, name="model.safetensors")
+    monkeypatch.setattr(host, "model_folders", lambda: [str(tmp_path)])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")  # of which there is none: whoever looks for it fails
+    asker = helper.Helper()
+    try:
+        found = asker.ask("describe", vars(Query("model.safetensors", "QT_LoadBaseModel", layers=True)))
+    finally:
+        asker.close()
+    assert found["architecture"] == "WAN21_Vace" and not found["problems"]
+    assert any(row.startswith("vace_blocks") for row in found["layer_map"]["rows"])
+    assert capfd.readouterr().err == ""
+
+
 def test_the_process_ends_with_its_server():
-    process = subprocess.Popen([sys.executable, "-c", helper._START, str(PACK / "__main__.py")],
+    process = subprocess.Popen([sys.executable, "-c", helper._START, str(PACK / "__main__.py"), ""],
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdin.close()
     assert process.wait(20) == 0
