@@ -24,9 +24,9 @@ from .whole import APART, attempt, open_whole
 if TYPE_CHECKING:
     import torch
 
-# Of a network: counted positions, the temperature of CLIP's training, and its projection where it is not used (the
-# host's list). Of its quantization: what the host leaves out again, or writes beside every quantized layer.
-_UNNEEDED = re.compile(r"(^|\.)(position_ids|logit_scale|transformer\.text_projection\.weight)$")
+# Of a network: counted positions, the temperature of CLIP's training, and CLIP-L's projection, which no model reads.
+# Of its quantization: what the host leaves out again, or writes beside every quantized layer.
+_UNNEEDED = re.compile(r"(^|\.)(position_ids|logit_scale)$|^clip_l\.transformer\.text_projection\.weight$")
 _QUANTIZER = re.compile(rf"\.(comfy_quant|input_scale|{MARK})$")
 _TOKENIZER = re.compile(r"(^|\.)(spiece_model|tekken_model|tokenizer_json)$")
 

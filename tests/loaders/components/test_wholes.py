@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from quantized_transformers import host
 from quantized_transformers.loaders import model
-from quantized_transformers.loaders.components import text_encoder, vae
+from quantized_transformers.loaders.components import text_encoder, vae, whole_text_encoders
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.nodes.load_text_encoder import QT_LoadBaseTextEncoder
 from quantized_transformers.quant.marker import marker
@@ -243,3 +244,26 @@ def test_badges(whole, tmp_path):
     path = changed(whole[0], tmp_path, lambda t: [t.pop(name) for name in list(t) if name.startswith(VAE)])
     assert "no part of this checkpoint" in card(Query(str(path), node="QT_LoadBaseVAE"))["problems"][0]
     assert card(Query(str(path)))["architecture"] == "FLUX.1"
+
+
+def test_the_hosts_names_of_every_model():
+    """The text encoders of every class of the host's that has some, without memory: what it saves of them is what it asks
+    for again, and nothing of that is taken for missing, left over or of no use."""
+    import comfy.sd  # noqa: F401  # which imports all the text encoders
+    import comfy.supported_models
+
+    checked = 0
+    for kind in comfy.supported_models.models:
+        if kind.__name__ in host.NO_DIFFUSION or kind.__name__ == "ACEStep15":  # the latter wants to see tensors
+            continue
+        config = kind({**dict.fromkeys(("hidden_size", "dim", "context_in_dim"), 4096), "context_dim": None, **kind.unet_config})
+        target = config.clip_target(state_dict={})
+        net = target.clip(**target.params, device="meta", dtype=torch.bfloat16, model_options={}) if target else None
+        there = net.state_dict() if target else {}
+        if there:
+            stored = config.process_clip_state_dict_for_saving(dict(there))
+            given = whole_text_encoders._by_name(config.process_clip_state_dict(dict(stored)))
+            assert whole_text_encoders._check(given.keys(), set(whole_text_encoders._by_name(there)), kind.__name__) == []
+            assert len(given) > 0.95 * len(there)
+            checked += 1
+    assert checked > 50
