@@ -163,12 +163,14 @@ FEATURES = {
             "clone_base_uuid", "hook_backup", "backup", "backup_buffers")),
         *(f"{_PATCHER}->{name} ?" for name in ("size", "parent", "cached_hook_patches", "fast_disk")),  # only set
         f"{_PATCHER}.use_ejected(self)",
+        "comfy.model_base:BaseModel.state_dict_for_saving(self, tensors)",
         "comfy.quant_ops:QuantizedTensor",
     )),
     "saving": Feature("Save Quantized Model does not work; ComfyUI's own save nodes may", (
         "comfy.model_management:load_models_gpu(models)",
         f"{_PATCHER}.patch_weight_to_device(self, key, device_to=, return_weight=)",
         f"{_PATCHER}.get_model_object(self, name)",
+        "comfy.model_base:BaseModel.state_dict_for_saving(self, tensors)",
         f"{_PATCHER}->backup",
         f"{_PATCHER}->backup_buffers",
         f"{_PATCHER}->patches",

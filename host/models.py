@@ -156,7 +156,8 @@ def bound_to_weights(patcher: Any) -> str:
 
 @needs("overrides")
 def unpatched_tensors(patcher: Any) -> dict[str, torch.Tensor]:
-    """The tensors of a MODEL's diffusion model under its own names, without what is patched into it at present.
+    """The tensors of a MODEL's diffusion model under its own names, and those beside it, without what is patched into
+    it at present.
 
     Quantized layers come as the host saves them. Nothing is copied or moved.
     """
@@ -173,15 +174,22 @@ def unpatched_tensors(patcher: Any) -> dict[str, torch.Tensor]:
             # a patched weight may have pieces that the one before has not
             tensors = {key: piece for key, piece in tensors.items() if key != name and not key.startswith(f"{name}_")}
             tensors |= tensor.state_dict(name) if isinstance(tensor, QuantizedTensor) else {name: tensor}
+    tensors |= _beside(patcher.model)
     if patcher.model.model_type.name == "V_PREDICTION":  # as the host marks it when it saves
         tensors["v_pred"] = tensors[next(iter(tensors))].new_empty(0)
     return tensors
 
 
+def _beside(model: Any) -> dict[str, torch.Tensor]:
+    """What a model's files hold for what is around its network, as Stable Audio's, which cannot be made without."""
+    return {name: tensor for name, tensor in model.state_dict_for_saving({}).items() if name != "v_pred"}
+
+
 @needs("saving")
 def tensors_for_saving(patcher: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(the tensors of a MODEL's diffusion model under its own names with what is patched into it, as the host's save
-    nodes write them; those of them that have no values yet -> the weight whose `patched_tensors` has them).
+    """(the tensors of a MODEL's diffusion model under its own names with what is patched into it, and those beside it,
+    as the host's save nodes write them; those of them that have no values yet -> the weight whose `patched_tensors` has
+    them).
 
     ComfyUI 0.30's own `state_dict_for_saving` is not asked: of each tensor that is not in VRAM it makes a torch
     Parameter, which integers (NVFP4, INT8) cannot be, and what its dynamic VRAM keeps loaded it patches twice.
@@ -206,6 +214,7 @@ def tensors_for_saving(patcher: Any) -> tuple[dict[str, torch.Tensor], dict[str,
         module, _, leaf = name.rpartition(".")
         if name in tensors and hasattr(modules.get(module), "comfy_cast_weights"):
             pending |= {piece: name for piece in pieces(name, getattr(modules[module], leaf)) if piece in tensors}
+    tensors |= _beside(patcher.model)
     if patcher.model.model_type.name == "V_PREDICTION":
         marks = ["v_pred", *(["ztsnr"] if getattr(patcher.get_model_object("model_sampling"), "zsnr", False) else [])]
         tensors |= dict.fromkeys(marks, next(iter(tensors.values())).new_empty(0, device="cpu"))

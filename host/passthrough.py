@@ -5,7 +5,7 @@ Asked of the host at load time, so that a newer host brings new models. The mode
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,7 +23,8 @@ class Network:
     `name` is the host's class, `identity` what tells two of its models apart (models.model_identity). `parameters` and
     `buffers`: name -> shape; `linears` are the modules that the host's mixed-precision operations quantize as Linear.
     `becomes`: stored name -> the name it has in the model; "" for what is cut or computed, None for what is dropped.
-    `by_columns` are the stored weights whose width the host's detection reads.
+    `by_columns` are the stored weights whose width the host's detection reads. `beside`: stored names -> shapes of what
+    the host takes from the file for its model around the network.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Network:
     linears: frozenset[str]
     becomes: Mapping[str, str | None]
     by_columns: frozenset[str]
+    beside: Mapping[str, tuple[int, ...]]
 
 
 @needs("native passthrough")
@@ -53,7 +55,8 @@ def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
         operations = config.custom_operations = _operations()
         config.set_inference_dtype(torch.bfloat16, None)
         by_columns = frozenset(seen)
-        model = config.get_model(dict(tensors), "")
+        given = _Given((name, _zeros(shape)) for name, shape in shapes.items())
+        model = config.get_model(given, "")
         made = config.process_unet_state_dict(dict(tensors))
     except Exception as error:  # whatever its code trips over: assertions, missing keys, sizes that make no model
         raise ValueError(f"{type(error).__name__}: {str(error)[:200]}") from error
@@ -66,10 +69,13 @@ def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
             becomes[back[id(tensor)]] = name
     if new:  # something was cut or computed: what is gone may be what it was made of
         becomes = {name: "" if target is None else target for name, target in becomes.items()}
+    known = dict(net.named_parameters()) | dict(net.named_buffers())
+    beside = {name: shapes[name] for name in given.asked & shapes.keys() if becomes[name] == name not in known}
     linears = frozenset(name for name, module in net.named_modules() if isinstance(module, operations.Linear))
     return Network(type(config).__name__, model_identity(model),
                    {name: tuple(tensor.shape) for name, tensor in net.named_parameters() if name not in new},
-                   {name: tuple(tensor.shape) for name, tensor in net.named_buffers()}, linears, becomes, by_columns)
+                   {name: tuple(tensor.shape) for name, tensor in net.named_buffers()}, linears, becomes, by_columns,
+                   beside)
 
 
 def stand_ins(shapes: Mapping[str, tuple[int, ...]], seen: set[str] | None = None) -> dict[str, Any]:
@@ -82,6 +88,33 @@ def stand_ins(shapes: Mapping[str, tuple[int, ...]], seen: set[str] | None = Non
 def config_name(model: Any) -> str:
     """The host's class of a model, as `Network.name`."""
     return type(model.model_config).__name__
+
+
+class _Given(dict[str, Any]):
+    """Tensors for the host's model, which remembers what it was asked for. They have values, which the host copies where
+    it makes more than the network; its network, which is made of their names, has no memory all the same."""
+
+    def __init__(self, tensors: Iterable[tuple[str, Any]]) -> None:
+        super().__init__(tensors)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default
+
+    def pop(self, name: str, *default: Any) -> Any:
+        self.asked.add(name)
+        return super().pop(name, *default)
+
+
+def _zeros(shape: tuple[int, ...]) -> Any:
+    """Zeros of any shape in the memory of one."""
+    import torch
+
+    return torch.zeros((), dtype=torch.bfloat16).expand(shape)
 
 
 class _Shape(tuple[int, ...]):
@@ -109,8 +142,8 @@ def _stand_in(name: str, shape: tuple[int, ...], seen: set[str]) -> Any:
     """A tensor without memory in the place of a stored one; what is read of its columns goes into `seen`."""
     import torch
 
-    if len(shape) < 2:  # has values, zeros: detection looks at some
-        return torch.zeros((), dtype=torch.bfloat16).expand(shape)
+    if len(shape) < 2:  # has values: detection looks at some
+        return _zeros(shape)
     if len(shape) > 2:
         return torch.empty(shape, dtype=torch.bfloat16, device="meta")
     made = torch.empty(shape, dtype=torch.bfloat16, device="meta").as_subclass(_stand_in_class())

@@ -7,6 +7,7 @@ and non-dynamic clones.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -100,8 +101,8 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     preferences = attention.tensors(checkpoint, description.naming)
     native.tensors.update(preferences)
     by_host = plan.architecture if isinstance(plan.architecture, HostModel) else None
-    metadata = checkpoint.metadata if by_host else None
-    patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic, metadata=metadata)
+    more = {"metadata": checkpoint.metadata, "beside": by_host.network.beside} if by_host else {}
+    patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic, **more)
     if by_host:
         by_host.confirm(patcher)
     if preferences and not host.takes_attention_preferences(patcher, preferences):
@@ -217,9 +218,9 @@ def attach_lora(patcher: Any) -> None:
 
 
 def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disable_dynamic: bool,
-             deferred: bool = False, metadata: dict[str, str] | None = None) -> Any:
+             deferred: bool = False, metadata: dict[str, str] | None = None, beside: Collection[str] = ()) -> Any:
     """The one call into the host's loader, and the check that it used every tensor it was given. `metadata` are the
-    file's, where the host's detection is to see them."""
+    file's, where the host's detection is to see them; `beside` are tensors that are not for its network."""
     import torch
 
     options: dict[str, Any] = {}
@@ -229,7 +230,7 @@ def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disa
         options["dtype"] = chosen
     if operations is not None:
         options["custom_operations"] = operations
-    given = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    given = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items() if name not in beside}
     to_model = host.load_without_memory if deferred else host.load_state_dict
     try:
         patcher = to_model(tensors, options=options, disable_dynamic=disable_dynamic,

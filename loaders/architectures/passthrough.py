@@ -58,6 +58,8 @@ class HostModel:
                              kind="linear", detected=stored in net.by_columns)
             elif name and name in net.parameters and stored not in biases:
                 yield self._plain(stored, net.parameters[name])
+            elif stored in net.beside:
+                yield self._plain(stored, net.beside[stored])
             elif not name or name in net.buffers:
                 yield self._plain(stored, (), "any")
         for name in net.parameters.keys() - set(net.becomes.values()):

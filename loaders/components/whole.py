@@ -54,7 +54,8 @@ def open_whole(checkpoint: Checkpoint) -> Whole | None:
         return None
     transformer = Checkpoint(checkpoint.source)
     adopt(transformer)
-    shapes = logical_shapes({name: info for name, info in transformer.tensors.items() if name.startswith(prefix)})
+    named = {transformer.stored(name): shape for name, shape in logical_shapes(transformer.tensors).items()}
+    shapes = {name: shape for name, shape in named.items() if name.startswith(prefix)}
     others = {name: tensor for name, tensor in checkpoint.load_tensors().items() if not name.startswith(prefix)}
     parts = attempt(lambda: host.parts_of(shapes, others, checkpoint.metadata), "find the parts of this checkpoint",
                     checkpoint.source.files[0], APART)

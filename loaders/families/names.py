@@ -23,10 +23,14 @@ PREFIXES = ("module.", "_orig_mod.", "diffusion_model.", "transformer.", "model.
 LEAVES = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
 MARK = "scaled_fp8"  # of a whole file: of two elements where it asks for full-precision matmul
 
+_REST = "model."  # the host's for all others (AuraFlow, Hunyuan3D 2); too common to count without known parts beside it
+
 # Beside a transformer under WHOLE; and wherever they are. Pattern -> what it is.
 TEXTS, PICTURES = "text encoders", "a VAE"
 _BESIDE = {r"^(text_encoders?|cond_stage_model|conditioner)\.": TEXTS,
            r"^(vae|first_stage_model|pretransform\.model)\.": PICTURES}
+# Beside it, too, but its model is not made without: of Stable Audio (comfy/supported_models.py, `get_model`).
+_TAKEN = re.compile(r"^conditioner\.conditioners\.(seconds_(start|total)\.|prompt\.padding_embedding$)")
 _UNUSED = "a norm that the model does not use"  # of Lumina 2 and Z-Image (cap_embedder); others have one of this name
 _LEFTOVERS = {
     r"^(model_ema|ema)\.": "an EMA copy",
@@ -64,17 +68,18 @@ def adopt(checkpoint: Checkpoint) -> Names:
         return NOTHING
     left = _foreign(stored, prefix_of_whole or WHOLE)
     known = {name for names in left.values() for name in names}
+    taken = [name for name in stored if prefix_of_whole and _TAKEN.search(name)]
     others = [name for name in stored if prefix_of_whole and not name.startswith(prefix_of_whole)
-              and name not in known and name != MARK]
+              and name not in known and name != MARK and name not in taken]
     left |= {"other parts of a whole checkpoint": others} if others else {}
     notes = [f"left out, as no part of the transformer: {what} ({len(names)} tensors: {first_ten(names)})"
              for what, names in left.items()]
     gone = {name for names in left.values() for name in names}
     kept = [name for name in stored if name not in gone]
-    prefix = _prefix(kept)
+    prefix = prefix_of_whole if taken else _prefix(kept)
     if prefix and any(architecture.naming(kept) for architecture in ARCHITECTURES):
         prefix = ""  # one that an architecture's files are published with
-    if prefix:
+    if prefix and not taken:
         notes.append(f"all names begin with {prefix!r}, which is taken away")
     marks = [name for name in kept if name.removeprefix(prefix).removeprefix(WHOLE) == MARK
              and prod(stored[name].shape) <= 2]
@@ -103,7 +108,11 @@ def whole(names: Collection[str], text: str = "") -> str:
     `text` are the names as lines, an empty one first, where the caller has them.
     """
     text = text or "\n".join(("", *names))
-    return next((prefix for prefix in WHOLES if 5 < text.count(f"\n{prefix}") < len(names)), "")
+    found = next((prefix for prefix in WHOLES if 5 < text.count(f"\n{prefix}") < len(names)), "")
+    if found or not 5 < text.count(f"\n{_REST}") < len(names):
+        return found
+    others = [name for name in names if not name.startswith(_REST)]
+    return _REST if all(any(re.search(part, name) for part in _BESIDE) for name in others) else ""
 
 
 def beside(names: Collection[str]) -> dict[str, list[str]]:
@@ -118,7 +127,7 @@ def _foreign(names: Collection[str], prefix: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     used = not any("cap_embedder." in name for name in names)
     for name in names:
-        known = _LEFTOVERS | (_BESIDE if whole and not name.startswith(prefix) else {})
+        known = _LEFTOVERS | (_BESIDE if whole and not name.startswith(prefix) and not _TAKEN.search(name) else {})
         what = next((what for pattern, what in known.items() if re.search(pattern, name)), "")
         if what and not (what == _UNUSED and used):
             found.setdefault(what, []).append(name)

@@ -129,7 +129,7 @@ def test_every_form_has_stocks_weights(tiny, tmp_path):
         common.save(folder, {prefix + key: t for key, t in stored.items()}, None, host_models.metadata_of(name), "model.safetensors")
         with host_models.detected(name):
             loaded = load(folder / "model.safetensors", byte_order="modelopt" if form == "NVFP4, ModelOpt" else "auto")
-        expected, found = weights(stock(truth, name).diffusion_model), weights(loaded.patcher.model.diffusion_model)
+        expected, found = weights(stock(truth, name)), weights(loaded.patcher.model)
         assert found.keys() == expected.keys(), form
         worst = max(expected, key=lambda key: float((found[key] - expected[key]).abs().max()) if expected[key].numel() else 0.0)
         assert torch.allclose(found[worst], expected[worst], rtol=2e-6, atol=1e-7), (form, worst)
@@ -154,7 +154,8 @@ def test_damage_is_refused(name, tmp_path):
     """Of models whose sizes the host itself detects."""
     tensors = host_models.make(name)
     stored, _ = stored_as(name, tensors, "FP8")
-    net = passthrough.network({key: tuple(t.shape) for key, t in tensors.items()}, host_models.metadata_of(name))
+    with host_models.detected(name):
+        net = passthrough.network({key: tuple(t.shape) for key, t in tensors.items()}, host_models.metadata_of(name))
     layers = sorted(key.removesuffix(".weight_scale") for key in stored if key.endswith(".weight_scale")
                     and key.replace("_scale", "") not in net.by_columns and re.search(r"\.\d+\.", key))
     for i, (what, change) in enumerate(DAMAGE.items()):
@@ -162,7 +163,8 @@ def test_damage_is_refused(name, tmp_path):
         change(damaged, layers[len(layers) // 2])
         path = common.save(tmp_path / str(i), damaged, None, host_models.metadata_of(name), "model.safetensors") / "model.safetensors"
         try:
-            loaded = load(path)
+            with host_models.detected(name):
+                loaded = load(path)
         except CheckpointError:
             continue
         raise AssertionError(f"{what}: {loaded.report}")
@@ -259,6 +261,25 @@ def test_saved_and_loaded_again(how, form, tmp_path, output):
     assert all(torch.equal(first[key], second[key]) for key in first) and common.rel_l2(forward(again, name), before) < 1e-5
 
 
+@pytest.mark.parametrize("form", ["BF16", "FP8"])
+@pytest.mark.parametrize("name", host_models.BESIDE)
+def test_what_is_around_the_network(name, form, tmp_path, output):
+    """It lies beside the transformer in a whole checkpoint, and is in what this pack saves."""
+    from quantized_transformers.makers.save import save
+
+    stored, truth = stored_as(name, host_models.make(name), form)
+    beside = host_models.BESIDE[name]
+    whole = {key if key in beside else f"model.model.{key}": tensor for key, tensor in stored.items()}
+    common.save(tmp_path, whole | {"pretransform.model.decoder.bias": torch.ones(4)}, None, None, "model.safetensors")
+    loaded, expected = load(tmp_path / "model.safetensors"), weights(stock(truth, name))
+    assert "pretransform.model.decoder.bias" in loaded.report
+    assert any("seconds_total" in key for key in expected)
+    saved, _ = save(loaded.patcher, f"around-{form}", overwrite=True)
+    for found in (weights(loaded.patcher.model), weights(load(saved).patcher.model)):
+        assert found.keys() == expected.keys()
+        assert all(torch.allclose(found[key], expected[key], rtol=2e-6, atol=1e-7) for key in expected)
+
+
 def test_compared_weight_by_weight(tmp_path):
     from quantized_transformers.makers.compare.weights import compare_weights
 
@@ -279,6 +300,24 @@ def test_prefixes_and_company(prefix, tmp_path):
     loaded = load(path, compute="dequantize")
     assert common.rel_l2(forward(loaded.patcher, name), forward(stock_patcher(truth), name)) < 1e-5
     assert ("vocoder.conv.weight" in loaded.report) is whole
+
+
+@pytest.mark.parametrize("name, prefix", [("Hunyuan3D 2", "model."), ("Wan VACE", "net."), ("Stable Audio 3", "model.model.")])
+def test_other_parts_of_a_whole_checkpoint(name, prefix, tmp_path):
+    """By the prefixes that not many models have; the host finds its parts by the transformer's names in the file."""
+    from quantized_transformers.loaders.components.whole import open_whole
+
+    stored, truth = stored_as(name, host_models.make(name), "FP8")
+    beside = host_models.BESIDE.get(name, {})
+    whole = {key if key in beside else prefix + key: tensor for key, tensor in stored.items()}
+    others = {f"{part}{leaf}": torch.ones(4) for part in ("vae.", "conditioner.") for leaf in ("a.bias", "b.bias")}
+    path = common.save(tmp_path, whole | others, None, None, "model.safetensors") / "model.safetensors"
+    loaded, expected = load(path), weights(stock(truth, name))
+    found = weights(loaded.patcher.model)
+    assert all(torch.allclose(found[key], expected[key], rtol=2e-6, atol=1e-7) for key in expected)
+    parts = open_whole(Checkpoint(locate(str(path))))
+    assert parts.parts.model == loaded.description.architecture
+    assert set(parts.others) == others.keys() | beside.keys() and len(parts.shapes) == len(truth) - len(beside)
 
 
 def test_names_that_the_host_renames(tmp_path):

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import json
+import re
+import sys
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
 
-from support.host_sizes import CLASSED, FIXED, MODELS
+from support.host_sizes import BESIDE, CLASSED, FIXED, MODELS, SMALLER
 
 
 def make(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -19,13 +24,11 @@ def make(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
 
     place, kwargs = MODELS[name][:2]
     module, _, kind = f"comfy.ldm.{place}".rpartition(".")
-    net = getattr(importlib.import_module(module), kind)(**kwargs, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    with detected(name):
+        net = getattr(importlib.import_module(module), kind)(**kwargs, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
     g, made = torch.Generator().manual_seed(seed), {}
-    buffers = {key for key, _ in net.named_buffers()}
-    for key, tensor in net.state_dict().items():
-        if key in buffers:
-            made[key] = tensor.clone() if "pos_embed" not in key and "y_embedding" not in key else torch.ones(tensor.shape)
-            continue
+    beside = {key: torch.empty(shape) for key, shape in BESIDE.get(name, {}).items()}
+    for key, tensor in (net.state_dict() | beside).items():
         numbers = torch.randn(tensor.shape, generator=g)
         if tensor.ndim > 1:
             numbers = numbers * tensor[0].numel() ** -0.5
@@ -44,6 +47,9 @@ def detected(name: str) -> Iterator[None]:
     import comfy.supported_models
 
     with pytest.MonkeyPatch.context() as patch:
+        for place in SMALLER.get(name, {}):
+            module, _, kind = f"comfy.ldm.{place}".rpartition(".")
+            patch.setattr(importlib.import_module(module), kind, smaller(name, place))
         if name in FIXED:
             patch.setattr(comfy.model_detection, "detect_unet_config", lambda tensors, prefix, metadata=None: dict(MODELS[name][1]))
             for kind in comfy.supported_models.models:
@@ -53,6 +59,16 @@ def detected(name: str) -> Iterator[None]:
             patch.setattr(comfy.model_detection, "detect_unet_config", lambda tensors, prefix, metadata=None: dict(MODELS[name][1]))
             patch.setattr(comfy.model_detection, "model_config_from_unet_config", lambda config, *rest: kind(config))
         yield
+
+
+@cache
+def smaller(name: str, place: str) -> Any:
+    """A class of the host's with other numbers in its source."""
+    module, _, kind = f"comfy.ldm.{place}".rpartition(".")
+    stock, numbers, made = getattr(importlib.import_module(module), kind), SMALLER[name][place], {}
+    source = re.sub(r"\b\d+\b", lambda number: str(numbers.get(int(number[0]), number[0])), inspect.getsource(stock))
+    exec(source, vars(sys.modules[stock.__module__]), made)
+    return made[stock.__name__]
 
 
 def metadata_of(name: str) -> dict[str, str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import images_videos
+from . import audio_3d, images_videos
 
-PARTS = (images_videos,)
+PARTS = (images_videos, audio_3d)
 MODELS: dict[str, tuple[Any, ...]] = {name: sizes for part in PARTS for name, sizes in part.MODELS.items()}
 FIXED: frozenset[str] = frozenset().union(*(part.FIXED for part in PARTS))
 CLASSED = {name: sizes[2] for name, sizes in MODELS.items() if len(sizes) > 2}
+BESIDE, SMALLER = audio_3d.BESIDE, audio_3d.SMALLER
