@@ -70,7 +70,7 @@ def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
     if new:  # something was cut or computed: what is gone may be what it was made of
         becomes = {name: "" if target is None else target for name, target in becomes.items()}
     known = dict(net.named_parameters()) | dict(net.named_buffers())
-    beside = {name: shapes[name] for name in given.asked & shapes.keys() if becomes[name] == name not in known}
+    beside = {name: shapes[name] for name in given.asked & shapes.keys() if becomes[name] == name and name not in known}
     linears = frozenset(name for name, module in net.named_modules() if isinstance(module, operations.Linear))
     return Network(type(config).__name__, model_identity(model),
                    {name: tuple(tensor.shape) for name, tensor in net.named_parameters() if name not in new},
@@ -91,8 +91,8 @@ def config_name(model: Any) -> str:
 
 
 class _Given(dict[str, Any]):
-    """Tensors for the host's model, which remembers what it was asked for. They have values, which the host copies where
-    it makes more than the network; its network, which is made of their names, has no memory all the same."""
+    """Tensors for the host's model, and which of them it asked for. They are no meta tensors: around its network the
+    host makes modules with memory, and copies their weights."""
 
     def __init__(self, tensors: Iterable[tuple[str, Any]]) -> None:
         super().__init__(tensors)
@@ -103,7 +103,8 @@ class _Given(dict[str, Any]):
         return super().__getitem__(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        self.asked.add(name)
+        return super().get(name, default)
 
     def pop(self, name: str, *default: Any) -> Any:
         self.asked.add(name)

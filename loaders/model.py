@@ -101,8 +101,9 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     preferences = attention.tensors(checkpoint, description.naming)
     native.tensors.update(preferences)
     by_host = plan.architecture if isinstance(plan.architecture, HostModel) else None
-    more = {"metadata": checkpoint.metadata, "beside": by_host.network.beside} if by_host else {}
-    patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic, **more)
+    patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic,
+                       metadata=checkpoint.metadata if by_host else None,
+                       beside=by_host.network.beside if by_host else ())
     if by_host:
         by_host.confirm(patcher)
     if preferences and not host.takes_attention_preferences(patcher, preferences):

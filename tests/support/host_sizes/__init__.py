@@ -1,7 +1,8 @@
 """What makes models of the host's own classes tiny: name -> (class below comfy.ldm, its arguments), and for UNets the
 class of comfy/supported_models.py, which the host finds by sizes that no tiny one has.
 
-`FIXED` are those whose sizes the host's detection has in its code, so that a test has to tell it others.
+`FIXED` are those whose sizes the host's detection has in its code, so that a test has to tell it others; `SMALLER` those
+that have numbers in their classes, `BESIDE` those with more in their files than the network (audio_3d.py).
 """
 
 from __future__ import annotations
