@@ -14,17 +14,19 @@ from .check import needs
 from .models import model_identity
 
 NO_DIFFUSION = frozenset({"RT_DETR_v4", "SAM3", "SAM31", "DepthAnything3"})  # in the host's list all the same
+VELOCITY = ("v_pred", "ztsnr")  # names in a saved MODEL that predicts velocity, which the host looks for in few classes
 
 
 @dataclass(frozen=True)
 class Network:
     """A model of the host's as its names tell it.
 
-    `name` is the host's class, `identity` what tells two of its models apart (models.model_identity). `parameters` and
-    `buffers`: name -> shape; `linears` are the modules that the host's mixed-precision operations quantize as Linear.
-    `becomes`: stored name -> the name it has in the model; "" for what is cut or computed, None for what is dropped.
-    `by_columns` are the stored weights whose width the host's detection reads. `beside`: stored names -> shapes of what
-    the host takes from the file for its model around the network.
+    `name` is the host's class, `identity` what tells two of its models apart (models.model_identity), without the kind
+    of prediction where the host reads that from values. `parameters` and `buffers`: name -> shape; `linears` are the
+    modules that the host's mixed-precision operations quantize as Linear. `becomes`: stored name -> the name it has in
+    the model; "" for what is cut or computed, None for what is dropped. `by_columns` are the stored weights whose width
+    the host's detection reads. `beside`: stored names -> shapes of what the host takes from the file for its model
+    around the network, or looks for there.
     """
 
     name: str
@@ -55,7 +57,7 @@ def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
         operations = config.custom_operations = _operations()
         config.set_inference_dtype(torch.bfloat16, None)
         by_columns = frozenset(seen)
-        given = _Given((name, _zeros(shape)) for name, shape in shapes.items())
+        given = _Given((name, _ones(shape)) for name, shape in shapes.items())
         model = config.get_model(given, "")
         made = config.process_unet_state_dict(dict(tensors))
     except Exception as error:  # whatever its code trips over: assertions, missing keys, sizes that make no model
@@ -69,13 +71,16 @@ def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
             becomes[back[id(tensor)]] = name
     if new:  # something was cut or computed: what is gone may be what it was made of
         becomes = {name: "" if target is None else target for name, target in becomes.items()}
-    known = dict(net.named_parameters()) | dict(net.named_buffers())
-    beside = {name: shapes[name] for name in given.asked & shapes.keys() if becomes[name] == name and name not in known}
     linears = frozenset(name for name, module in net.named_modules() if isinstance(module, operations.Linear))
-    return Network(type(config).__name__, model_identity(model),
-                   {name: tuple(tensor.shape) for name, tensor in net.named_parameters() if name not in new},
-                   {name: tuple(tensor.shape) for name, tensor in net.named_buffers()}, linears, becomes, by_columns,
-                   beside)
+    parameters = {name: tuple(tensor.shape) for name, tensor in net.named_parameters() if name not in new}
+    buffers = {name: tuple(tensor.shape) for name, tensor in net.named_buffers()}
+    identity = model_identity(model)
+    if not given.read.isdisjoint(parameters):  # whether SD 2 predicts noise or velocity is a guess from a norm's bias
+        del identity["prediction"]
+    marks = VELOCITY if identity.get("prediction", "V_PREDICTION") == "V_PREDICTION" else ()
+    beside = {name: shapes[name] for name in given.read.union(given.found, marks) & shapes.keys()
+              if becomes[name] == name and name not in parameters and name not in buffers}
+    return Network(type(config).__name__, identity, parameters, buffers, linears, becomes, by_columns, beside)
 
 
 def stand_ins(shapes: Mapping[str, tuple[int, ...]], seen: set[str] | None = None) -> dict[str, Any]:
@@ -91,31 +96,36 @@ def config_name(model: Any) -> str:
 
 
 class _Given(dict[str, Any]):
-    """Tensors for the host's model, and which of them it asked for. They are no meta tensors: around its network the
-    host makes modules with memory, and copies their weights."""
+    """Tensors for the host's model; into `read` go the names of those that are taken out, into `found` of those looked
+    for. They are no meta tensors: around its network the host makes modules with memory, and copies their weights."""
 
     def __init__(self, tensors: Iterable[tuple[str, Any]]) -> None:
         super().__init__(tensors)
-        self.asked: set[str] = set()
+        self.read: set[str] = set()
+        self.found: set[str] = set()
+
+    def __contains__(self, name: object) -> bool:
+        self.found.add(str(name))
+        return super().__contains__(name)
 
     def __getitem__(self, name: str) -> Any:
-        self.asked.add(name)
+        self.read.add(name)
         return super().__getitem__(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        self.asked.add(name)
+        self.read.add(name)
         return super().get(name, default)
 
     def pop(self, name: str, *default: Any) -> Any:
-        self.asked.add(name)
+        self.read.add(name)
         return super().pop(name, *default)
 
 
-def _zeros(shape: tuple[int, ...]) -> Any:
-    """Zeros of any shape in the memory of one."""
+def _ones(shape: tuple[int, ...]) -> Any:
+    """Ones of any shape in the memory of one: a number whose logarithm can be taken."""
     import torch
 
-    return torch.zeros((), dtype=torch.bfloat16).expand(shape)
+    return torch.ones((), dtype=torch.bfloat16).expand(shape)
 
 
 class _Shape(tuple[int, ...]):
@@ -144,7 +154,7 @@ def _stand_in(name: str, shape: tuple[int, ...], seen: set[str]) -> Any:
     import torch
 
     if len(shape) < 2:  # has values: detection looks at some
-        return _zeros(shape)
+        return _ones(shape)
     if len(shape) > 2:
         return torch.empty(shape, dtype=torch.bfloat16, device="meta")
     made = torch.empty(shape, dtype=torch.bfloat16, device="meta").as_subclass(_stand_in_class())

@@ -105,7 +105,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
                        metadata=checkpoint.metadata if by_host else None,
                        beside=by_host.network.beside if by_host else ())
     if by_host:
-        by_host.confirm(patcher)
+        description.dims.update(by_host.confirm(patcher))
     if preferences and not host.takes_attention_preferences(patcher, preferences):
         native.notes.append("this ComfyUI takes no attention preferences of model files, or not these: its own choice "
                             "of attention runs, and they are not saved with the MODEL")

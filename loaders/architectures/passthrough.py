@@ -76,15 +76,17 @@ class HostModel:
     def inputs(self, dims: Dims) -> Inputs:
         raise ValueError(f"what {self.name} is given beside the latents is not known here")
 
-    def confirm(self, patcher: Any) -> None:
-        """Raise CheckpointError unless a loaded MODEL is the one that the names told."""
+    def confirm(self, patcher: Any) -> Dims:
+        """The sizes of a loaded MODEL, with what only values tell. Raises CheckpointError unless it is the one that the
+        names told."""
         loaded = sizes(host.model_identity(patcher.model))
-        told = sizes(self.network.identity)
+        told = {"prediction": loaded["prediction"], **sizes(self.network.identity)}
         other = [f"{key} {loaded.get(key)} (from the names: {told.get(key)})" for key in sorted(told | loaded)
                  if loaded.get(key) != told.get(key)]
         if host.config_name(patcher.model) != self.name or other:
             raise CheckpointError(f"ComfyUI {host.version()} made {host.config_name(patcher.model)} of a {self.name}: "
                                   f"{', '.join(other[:10])}", "", "report this")
+        return loaded
 
 
 class Named:

@@ -129,11 +129,12 @@ def test_every_form_has_stocks_weights(tiny, tmp_path):
         common.save(folder, {prefix + key: t for key, t in stored.items()}, None, host_models.metadata_of(name), "model.safetensors")
         with host_models.detected(name):
             loaded = load(folder / "model.safetensors", byte_order="modelopt" if form == "NVFP4, ModelOpt" else "auto")
-        expected, found = weights(stock(truth, name)), weights(loaded.patcher.model)
+        reference = stock(truth, name)
+        expected, found = weights(reference), weights(loaded.patcher.model)
         assert found.keys() == expected.keys(), form
         worst = max(expected, key=lambda key: float((found[key] - expected[key]).abs().max()) if expected[key].numel() else 0.0)
         assert torch.allclose(found[worst], expected[worst], rtol=2e-6, atol=1e-7), (form, worst)
-        assert model_identity(loaded.patcher.model) == model_identity(stock(truth, name)), form
+        assert model_identity(loaded.patcher.model) == model_identity(reference), form
         quantized = sum(count for kind, count in loaded.description.formats.items() if kind not in ("BF16", "F32"))
         packed = sum(hasattr(p, "_qdata") for p in loaded.patcher.model.diffusion_model.parameters())
         told = sum("because ComfyUI detects the model by its width" in line for line in loaded.report.splitlines())
@@ -149,25 +150,24 @@ DAMAGE = {
     "half a model": lambda t, layer: [t.pop(key) for key in sorted(t)[: len(t) // 2]]}
 
 
-@pytest.mark.parametrize("name", [name for name in host_models.MODELS if name not in host_models.FIXED | host_models.CLASSED.keys()])
+@pytest.mark.parametrize("name", [name for name in host_models.MODELS if name not in host_models.FIXED])
 def test_damage_is_refused(name, tmp_path):
     """Of models whose sizes the host itself detects."""
-    tensors = host_models.make(name)
-    stored, _ = stored_as(name, tensors, "FP8")
     with host_models.detected(name):
+        tensors = host_models.make(name)
+        stored, _ = stored_as(name, tensors, "FP8")
         net = passthrough.network({key: tuple(t.shape) for key, t in tensors.items()}, host_models.metadata_of(name))
-    layers = sorted(key.removesuffix(".weight_scale") for key in stored if key.endswith(".weight_scale")
-                    and key.replace("_scale", "") not in net.by_columns and re.search(r"\.\d+\.", key))
-    for i, (what, change) in enumerate(DAMAGE.items()):
-        damaged = dict(stored)
-        change(damaged, layers[len(layers) // 2])
-        path = common.save(tmp_path / str(i), damaged, None, host_models.metadata_of(name), "model.safetensors") / "model.safetensors"
-        try:
-            with host_models.detected(name):
-                loaded = load(path)
-        except CheckpointError:
-            continue
-        raise AssertionError(f"{what}: {loaded.report}")
+        layers = sorted(key.removesuffix(".weight_scale") for key in stored if key.endswith(".weight_scale")
+                        and key.replace("_scale", "") not in net.by_columns and re.search(r"\.\d+\.", key))
+        for i, (what, change) in enumerate(DAMAGE.items()):
+            damaged = dict(stored)
+            change(damaged, layers[len(layers) // 2])
+            path = common.save(tmp_path / str(i), damaged, None, host_models.metadata_of(name), "model.safetensors")
+            try:
+                loaded = load(path / "model.safetensors")
+            except CheckpointError:
+                continue
+            raise AssertionError(f"{what}: {loaded.report}")
 
 
 def test_inspect_names_the_model_as_the_host_does(tiny, tmp_path):
@@ -327,10 +327,69 @@ def test_names_that_the_host_renames(tmp_path):
     as_published = {re.sub(r"(query|key)_norm\.weight$", r"\1_norm.scale", key): t for key, t in stored.items()}
     assert as_published.keys() != stored.keys()
     common.save(tmp_path, as_published, None, None, "model.safetensors")
+    agrees(tmp_path / "model.safetensors", truth, name)
+
+
+def agrees(path, given, name):
+    """Load a file as stock does tensors of the same numbers: the MODEL, with its noise schedule."""
     with host_models.detected(name):
-        loaded = load(tmp_path / "model.safetensors")
-    expected, found = weights(stock(truth, name).diffusion_model), weights(loaded.patcher.model.diffusion_model)
-    assert all(torch.allclose(found[key], expected[key], rtol=2e-6, atol=1e-7) for key in expected)
+        loaded, expected = load(path).patcher.model, stock(given, name)
+    found, wanted = weights(loaded), weights(expected)
+    assert found.keys() == wanted.keys() and all(torch.allclose(found[key], wanted[key], rtol=2e-6, atol=1e-7) for key in wanted)
+    assert model_identity(loaded) == model_identity(expected)
+    return loaded
+
+
+@pytest.mark.parametrize(("marks", "prediction"), [
+    ({"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, "V_PREDICTION"),
+    ({"edm_mean": torch.zeros(1, 4, 1, 1), "edm_std": torch.ones(1, 4, 1, 1)}, "EDM"),
+    ({"edm_vpred.sigma_max": torch.tensor(120.0), "edm_vpred.sigma_min": torch.tensor(0.01)}, "V_PREDICTION_EDM")])
+def test_marks_of_another_prediction(marks, prediction, tmp_path):
+    """Beside an SDXL UNet: they go to the host, which samples otherwise; one that it does not look at is refused."""
+    path, truth = file_of("SDXL", "FP8", tmp_path / "xl", beside=marks)
+    assert agrees(path, truth | marks, "SDXL").model_type.name == prediction
+    path, _ = file_of("SD 1.5", "FP8", tmp_path / "sd", beside=marks)
+    with host_models.detected("SD 1.5"), pytest.raises(CheckpointError, match="unexpected tensors"):
+        load(path)
+
+
+@pytest.mark.parametrize(("scale", "prediction"), [(0.01, "EPS"), (1.0, "V_PREDICTION")])
+def test_a_prediction_that_values_tell(scale, prediction, tmp_path, output):
+    """Whether SD 2 predicts velocity the host guesses from a bias: no header tells it, the loaded MODEL does, in the
+    report, behind a base, and saved."""
+    from quantized_transformers.makers.save import save
+
+    name, key = "SD 2", "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+
+    def write(folder, factor):
+        bias = (torch.linspace(-1, 1, 64) * factor).to(torch.bfloat16).float()
+        stored, truth = stored_as(name, host_models.make(name) | {key: bias}, "FP8")
+        return common.save(tmp_path / folder, stored, None, None, "model.safetensors") / "model.safetensors", truth
+
+    (path, truth), (other, _) = write("this", scale), write("other", 1.01 - scale)
+    assert agrees(path, truth, name).model_type.name == prediction
+    with host_models.detected(name):
+        assert "prediction" not in describe(Checkpoint(locate(str(path)))).dims
+        loaded = load(path)
+        assert f"prediction {prediction}" in loaded.report
+        request = model.Request(str(path))
+        assert model.override(loaded.patcher, request).patcher.model.model_type.name == prediction
+        with pytest.raises(CheckpointError, match="another SD20 than the base: prediction"):
+            model.override(load(other).patcher, request)
+        save(loaded.patcher, f"prediction-{prediction}", "exact", True)
+        saved = max(output.rglob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
+    assert agrees(saved, truth, name).model_type.name == prediction
+
+
+@pytest.mark.parametrize("name", ["Stable Cascade C", "Stable Cascade B"])
+def test_tensors_that_the_host_cuts(name, tmp_path):
+    """Stable Cascade's q, k and v are in one as published."""
+    stored, truth = stored_as(name, host_models.make(name), "BF16")
+    for layer in [key.removesuffix("to_q.weight") for key in stored if key.endswith(".to_q.weight")]:
+        for leaf in ("weight", "bias"):
+            stored[f"{layer}in_proj_{leaf}"] = torch.cat([stored.pop(f"{layer}to_{part}.{leaf}") for part in "qkv"])
+    common.save(tmp_path, stored, None, None, "model.safetensors")
+    agrees(tmp_path / "model.safetensors", truth, name)
 
 
 @pytest.mark.parametrize("names", [["detector.a.weight", "tracker.b.weight"], ["something.weight", "else.weight"]])

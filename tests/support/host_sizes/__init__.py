@@ -1,18 +1,20 @@
 """What makes models of the host's own classes tiny: name -> (class below comfy.ldm, its arguments), and for UNets the
-class of comfy/supported_models.py, which the host finds by sizes that no tiny one has.
+class of comfy/supported_models.py, which the host finds by sizes that no tiny one has: a test has to tell that class
+others.
 
 `FIXED` are those whose sizes the host's detection has in its code, so that a test has to tell it others; `SMALLER` those
-that have numbers in their classes, `BESIDE` those with more in their files than the network (audio_3d.py).
+that have numbers in their classes. `BESIDE`: name -> what the host reads of a file of it beside the network, with shapes.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from . import audio_3d, images_videos
+from . import audio_3d, images_videos, unets
 
-PARTS = (images_videos, audio_3d)
+PARTS = (images_videos, audio_3d, unets)
 MODELS: dict[str, tuple[Any, ...]] = {name: sizes for part in PARTS for name, sizes in part.MODELS.items()}
 FIXED: frozenset[str] = frozenset().union(*(part.FIXED for part in PARTS))
 CLASSED = {name: sizes[2] for name, sizes in MODELS.items() if len(sizes) > 2}
-BESIDE, SMALLER = audio_3d.BESIDE, audio_3d.SMALLER
+BESIDE: dict[str, dict[str, tuple[int, ...]]] = audio_3d.BESIDE | unets.BESIDE
+SMALLER = audio_3d.SMALLER
