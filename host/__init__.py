@@ -46,6 +46,7 @@ from .models import (
     PREFERENCE,
     bound_to_weights,
     carry_over,
+    header_for_saving,
     load_file,
     load_state_dict,
     load_without_memory,

@@ -84,8 +84,8 @@ class HostModel:
         other = [f"{key} {loaded.get(key)} (from the names: {told.get(key)})" for key in sorted(told | loaded)
                  if loaded.get(key) != told.get(key)]
         if host.config_name(patcher.model) != self.name or other:
-            raise CheckpointError(f"ComfyUI {host.version()} made {host.config_name(patcher.model)} of a {self.name}: "
-                                  f"{', '.join(other[:10])}", "", "report this")
+            raise CheckpointError(f"ComfyUI {host.version()} made {host.config_name(patcher.model)} of a {self.name}"
+                                  f"{': ' if other else ''}{', '.join(other[:10])}", "", "report this")
         return loaded
 
 

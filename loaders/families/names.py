@@ -29,8 +29,10 @@ _REST = "model."  # the host's for all others (AuraFlow, Hunyuan3D 2); too commo
 TEXTS, PICTURES = "text encoders", "a VAE"
 _BESIDE = {r"^(text_encoders?|cond_stage_model|conditioner)\.": TEXTS,
            r"^(vae|first_stage_model|pretransform\.model)\.": PICTURES}
-# Beside it, too, but its model is not made without: of Stable Audio (comfy/supported_models.py, `get_model`).
-_TAKEN = re.compile(r"^conditioner\.conditioners\.(seconds_(start|total)\.|prompt\.padding_embedding$)")
+# Beside it, too, but of the model (comfy/supported_models.py, `get_model`): Stable Audio's embedders, Stable Zero123's
+# projection, and what SDXL is to predict.
+_TAKEN = re.compile(r"^conditioner\.conditioners\.(seconds_(start|total)\.|prompt\.padding_embedding$)|^cc_projection\."
+                    r"|^(v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_(max|min))$")
 _UNUSED = "a norm that the model does not use"  # of Lumina 2 and Z-Image (cap_embedder); others have one of this name
 _LEFTOVERS = {
     r"^(model_ema|ema)\.": "an EMA copy",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import host
 from ...loaders import describe as descriptions
+from ...loaders.architectures.passthrough import HostModel
 from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.errors import CheckpointError
 from ...loaders.files.source import Source
@@ -49,7 +50,7 @@ def save(model: Any, filename: str, form: str = "exact", overwrite: bool = False
     described: list[str] = []
 
     def check(path: str) -> None:
-        described.extend(_read_back(path, planned))
+        described.extend(_read_back(path, planned, model))
 
     try:
         write(target, planned.layers, planned.metadata, overwrite=overwrite, check=check,
@@ -59,12 +60,13 @@ def save(model: Any, filename: str, form: str = "exact", overwrite: bool = False
     return target, "\n".join(_report(model, target, planned, described))
 
 
-def _read_back(path: str, planned: Plan) -> list[str]:
+def _read_back(path: str, planned: Plan, model: Any) -> list[str]:
     """Lines for the report on who loads the file, whose headers are read. Raises CheckpointError for one that nobody
-    would."""
+    would, or that is another model to ComfyUI, which knows a file by its names and shapes."""
     try:
         checkpoint = Checkpoint(Source(path, os.path.dirname(path), (path,)))
-        descriptions.describe(checkpoint).require_loadable()
+        _, read = descriptions.read(checkpoint)
+        read.description.require_loadable()
     except CheckpointError as error:
         if planned.own:
             raise CheckpointError("the MODEL mixes formats that ComfyUI does not have with others, and no loader takes "
@@ -72,6 +74,13 @@ def _read_back(path: str, planned: Plan) -> list[str]:
                                   "set format to 'stock', or save the MODEL that this one was made from") from error
         return ["load it with ComfyUI's Load Diffusion Model; this pack's loaders do not take it: "
                 + error.what.splitlines()[0]]
+    if isinstance(read.architecture, HostModel):
+        try:
+            read.architecture.confirm(model)
+        except CheckpointError as error:
+            raise CheckpointError(f"this MODEL cannot be told from its tensors: {error.what}", "",
+                                  "save it with the node of the pack that made it, or keep the file it came from"
+                                  ) from error
     return ["it loads with Load Base Model and as a transformer override"]
 
 

@@ -268,16 +268,33 @@ def test_what_is_around_the_network(name, form, tmp_path, output):
     from quantized_transformers.makers.save import save
 
     stored, truth = stored_as(name, host_models.make(name), form)
-    beside = host_models.BESIDE[name]
-    whole = {key if key in beside else f"model.model.{key}": tensor for key, tensor in stored.items()}
+    beside, prefix = host_models.BESIDE[name], "model.model." if name.startswith("Stable Audio") else WHOLE
+    whole = {key if key in beside else prefix + key: tensor for key, tensor in stored.items()}
     common.save(tmp_path, whole | {"pretransform.model.decoder.bias": torch.ones(4)}, None, None, "model.safetensors")
-    loaded, expected = load(tmp_path / "model.safetensors"), weights(stock(truth, name))
-    assert "pretransform.model.decoder.bias" in loaded.report
-    assert any("seconds_total" in key for key in expected)
-    saved, _ = save(loaded.patcher, f"around-{form}", overwrite=True)
-    for found in (weights(loaded.patcher.model), weights(load(saved).patcher.model)):
-        assert found.keys() == expected.keys()
-        assert all(torch.allclose(found[key], expected[key], rtol=2e-6, atol=1e-7) for key in expected)
+    with host_models.detected(name):
+        loaded, expected = load(tmp_path / "model.safetensors"), stock(truth, name)
+        assert "pretransform.model.decoder.bias" in loaded.report
+        saved, _ = save(loaded.patcher, f"around-{form}", overwrite=True)
+        for made in (loaded, load(saved)):
+            same_model(made.patcher.model, expected)
+
+
+def same_model(found, expected):
+    """Every parameter and buffer, the noise schedule among them, and what the host takes it for."""
+    numbers, wanted = weights(found), weights(expected)
+    assert numbers.keys() == wanted.keys() and all(torch.allclose(numbers[key], wanted[key], rtol=2e-6, atol=1e-7) for key in wanted)
+    assert model_identity(found) == model_identity(expected)
+
+
+def test_every_model_is_saved_and_loaded_again(tiny, tmp_path, output):
+    from quantized_transformers.makers.save import save
+
+    name, tensors = tiny
+    stored, _ = stored_as(name, tensors, "FP8")
+    common.save(tmp_path, stored, None, host_models.metadata_of(name), "model.safetensors")
+    with host_models.detected(name):
+        loaded = load(tmp_path / "model.safetensors")
+        same_model(load(save(loaded.patcher, "again", overwrite=True)[0]).patcher.model, loaded.patcher.model)
 
 
 def test_compared_weight_by_weight(tmp_path):
@@ -334,9 +351,7 @@ def agrees(path, given, name):
     """Load a file as stock does tensors of the same numbers: the MODEL, with its noise schedule."""
     with host_models.detected(name):
         loaded, expected = load(path).patcher.model, stock(given, name)
-    found, wanted = weights(loaded), weights(expected)
-    assert found.keys() == wanted.keys() and all(torch.allclose(found[key], wanted[key], rtol=2e-6, atol=1e-7) for key in wanted)
-    assert model_identity(loaded) == model_identity(expected)
+    same_model(loaded, expected)
     return loaded
 
 
@@ -344,10 +359,19 @@ def agrees(path, given, name):
     ({"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, "V_PREDICTION"),
     ({"edm_mean": torch.zeros(1, 4, 1, 1), "edm_std": torch.ones(1, 4, 1, 1)}, "EDM"),
     ({"edm_vpred.sigma_max": torch.tensor(120.0), "edm_vpred.sigma_min": torch.tensor(0.01)}, "V_PREDICTION_EDM")])
-def test_marks_of_another_prediction(marks, prediction, tmp_path):
-    """Beside an SDXL UNet: they go to the host, which samples otherwise; one that it does not look at is refused."""
+def test_marks_of_another_prediction(marks, prediction, tmp_path, output):
+    """Beside an SDXL UNet, and in a whole checkpoint: they go to the host, which samples otherwise, and are in what is
+    saved. One that the host does not look at is refused."""
+    from quantized_transformers.makers.save import save
+
     path, truth = file_of("SDXL", "FP8", tmp_path / "xl", beside=marks)
     assert agrees(path, truth | marks, "SDXL").model_type.name == prediction
+    company = {"first_stage_model.decoder.conv_in.weight": torch.ones(4, 4)}
+    path, _ = file_of("SDXL", "FP8", tmp_path / "whole", WHOLE, marks | company)
+    agrees(path, truth | marks, "SDXL")
+    with host_models.detected("SDXL"):
+        saved, _ = save(load(path).patcher, f"prediction-{prediction}", overwrite=True)
+    agrees(saved, truth | marks, "SDXL")
     path, _ = file_of("SD 1.5", "FP8", tmp_path / "sd", beside=marks)
     with host_models.detected("SD 1.5"), pytest.raises(CheckpointError, match="unexpected tensors"):
         load(path)
