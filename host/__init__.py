@@ -46,7 +46,6 @@ from .models import (
     PREFERENCE,
     bound_to_weights,
     carry_over,
-    header_for_saving,
     load_file,
     load_state_dict,
     load_without_memory,
@@ -61,7 +60,7 @@ from .models import (
     tensors_for_saving,
     unpatched_tensors,
 )
-from .passthrough import NO_DIFFUSION, Network, config_name, network
+from .passthrough import NO_DIFFUSION, Network, config_name, header_of, network
 from .sampling import (
     decode_latents,
     sample,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -182,8 +181,9 @@ def unpatched_tensors(patcher: Any) -> dict[str, torch.Tensor]:
 
 
 def _beside(model: Any) -> dict[str, torch.Tensor]:
-    """What a model's files hold for what is around its network, as Stable Audio's, which cannot be made without; and what
-    the host reads there and does not save: Stable Zero123's projection, the marks of SDXL that predicts otherwise."""
+    """What a model's files hold for what is around its network, as Stable Audio's, which cannot be made without; and
+    what the host reads there and does not save: Stable Zero123's projection, the marks of SDXL that predicts otherwise.
+    """
     import torch
 
     tensors = {name: tensor for name, tensor in model.state_dict_for_saving({}).items() if name != "v_pred"}
@@ -195,21 +195,6 @@ def _beside(model: Any) -> dict[str, torch.Tensor]:
         tensors |= {f"edm_vpred.{name}": torch.tensor(settings[name]) for name in ("sigma_max", "sigma_min")
                     if name in settings}
     return tensors
-
-
-# Image models of which the host's detection reads sizes in the header, too (comfy/model_detection.py).
-_SIZED_BY_HEADER = ("ltxv", "ltxav", "minimax_h3")
-
-
-@needs("saving")
-def header_for_saving(patcher: Any) -> dict[str, str]:
-    """The metadata without which the host would take a MODEL's file for one of other sizes."""
-    sizes = patcher.model.model_config.unet_config
-    if sizes.get("image_model") not in _SIZED_BY_HEADER:
-        return {}
-    plain = {name: value for name, value in sizes.items()
-             if name != "image_model" and isinstance(value, (bool, int, float, str, list, type(None)))}
-    return {"config": json.dumps({"transformer": plain})}
 
 
 @needs("saving")

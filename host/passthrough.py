@@ -5,6 +5,7 @@ Asked of the host at load time, so that a newer host brings new models. The mode
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -81,6 +82,33 @@ def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
     beside = {name: shapes[name] for name in given.read.union(given.found, marks) & shapes.keys()
               if becomes[name] == name and name not in parameters and name not in buffers}
     return Network(type(config).__name__, identity, parameters, buffers, linears, becomes, by_columns, beside)
+
+
+def header_of(model: Any) -> dict[str, str]:
+    """The metadata that a file of this model's tensors needs for the host to make the same model of it again: some it
+    knows by the header alone, or reads what has no shape (positions, precision) there. Empty where names and sizes say
+    all, and where no header helps."""
+    net, config = model.diffusion_model, model.model_config
+    stored = net.state_dict().keys()
+    shapes = {name: tuple(tensor.shape) for name, tensor in [*net.named_parameters(), *net.named_buffers()]
+              if name in stored}
+    identity = model_identity(model)
+
+    def is_it(told: Network) -> bool:
+        guessed = {"prediction": identity["prediction"], **told.identity}  # which only values tell of some
+        return told.name == config_name(model) and guessed == identity
+
+    try:
+        plain = network(shapes, {})
+        if plain is None or is_it(plain):
+            return {}
+        said = {key: value for key, value in identity.items()
+                if key in config.unet_config and plain.identity.get(key) != value}
+        header = {"config": json.dumps({"transformer": {**said, **type(config).unet_config}})}
+        told = network(shapes, header)
+    except (ValueError, TypeError):  # no model of the host's list, or with what is no JSON
+        return {}
+    return header if told is not None and is_it(told) else {}
 
 
 def stand_ins(shapes: Mapping[str, tuple[int, ...]], seen: set[str] | None = None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..quant.stored import PLAIN_DTYPES
 from . import attention
 from .architectures import ARCHITECTURES, Architecture, Dims, Naming, by_name
 from .architectures.base import tensor_name
-from .architectures.passthrough import HostModel, sizes
+from .architectures.passthrough import BY_HEADER, HostModel, sizes
 from .containers.checkpoint import Checkpoint
 from .describe import describe_config, read
 from .description import CheckpointDescription
@@ -188,7 +188,7 @@ def base_of(model: Any) -> tuple[str, Dims]:
     unet_config = model.model.model_config.unet_config
     for architecture in ARCHITECTURES:
         dims = architecture.dims_from_model(unet_config)
-        if dims is not None:
+        if dims is not None and host.config_name(model.model) not in BY_HEADER:
             return architecture.name, dims
     return host.config_name(model.model), sizes(host.model_identity(model.model))
 

@@ -18,6 +18,8 @@ from ..containers.safetensors import TensorInfo
 from ..errors import CheckpointError
 from .base import Dims, Inputs, Module, Naming
 
+# The host's classes of a table's very names and sizes, which only the header of a file tells.
+BY_HEADER = frozenset({"WAN21_CausalAR_T2V", "WAN21_FlowRVS"})
 PREFIXES = ("model.diffusion_model.", "model.model.", "net.")  # the host's, of a transformer in a whole checkpoint
 
 
@@ -120,6 +122,18 @@ def recognise(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) ->
     if network.name.startswith("Flux") and not said.get("vec_in_dim") and said.get("yak_mlp") is False:
         raise ValueError("FLUX.1 without vector_in")  # Ovis has none, and is known by another MLP
     return HostModel(network, prefix)
+
+
+def by_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> HostModel | None:
+    """The host's model of a file whose header makes another one of it than names and sizes do, which are all that a
+    table knows."""
+    if "config" not in metadata:  # all that the host reads of a header, of the tables' models
+        return None
+    try:
+        told, plain = recognise(tensors, metadata), recognise(tensors, {})
+    except ValueError:  # a config of someone else's
+        return None
+    return told if told and plain and told.network.identity != plain.network.identity else None
 
 
 def logical_shapes(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:

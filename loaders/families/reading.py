@@ -34,12 +34,13 @@ def spellings(layer: str) -> tuple[str, ...]:
 
 def architecture_of(checkpoint: Checkpoint,
                     tensors: Mapping[str, TensorInfo] | None = None) -> tuple[Architecture, Naming]:
-    """Recognise the architecture from tensor names, checked against config.json's claim; one that this pack has no
-    table for is asked of the host, by the shapes of `tensors` (the checkpoint's own, with whole weights).
+    """Recognise the architecture from tensor names, checked against config.json's claim. One that this pack has no
+    table for, or that a file's header makes of a table's names, is asked of the host, by the shapes of `tensors` (the
+    checkpoint's own, with whole weights).
 
     Raises CheckpointError that says what the file is instead when it is none of the supported ones.
     """
-    where = checkpoint.source.reference
+    where, stored = checkpoint.source.reference, checkpoint.tensors if tensors is None else tensors
     claim = str((checkpoint.config or {}).get("_class_name") or "")
     for architecture in ARCHITECTURES:
         naming = architecture.naming(checkpoint.tensors)
@@ -50,11 +51,12 @@ def architecture_of(checkpoint: Checkpoint,
             if claim and claim not in architecture.class_names:
                 raise CheckpointError(f"config.json says {claim}, but the tensors are {architecture.name}", where,
                                       "config.json and weights do not belong together; download both again")
-            return architecture, naming
+            model = passthrough.by_header(stored, checkpoint.metadata) if naming.style == "native" else None
+            return (model, Naming("native", model.prefix)) if model else (architecture, naming)
     refuse_packed(checkpoint)
     what, do = name_other(checkpoint.stored_tensors)
     try:
-        model = passthrough.recognise(checkpoint.tensors if tensors is None else tensors, checkpoint.metadata)
+        model = passthrough.recognise(stored, checkpoint.metadata)
     except ValueError as error:
         raise CheckpointError(f"this is {what}, and not one that ComfyUI makes sense of ({error})", where,
                               "download it again; if it is complete, load it with another loader") from error

@@ -111,7 +111,7 @@ def plan(model: Any, form: str) -> Plan:
             made.own[name], made.why[word] = word, next(kind.why for kind in kinds if kind.why)
         if hasattr(linear, "in_features") and "weight" in group.leaves:
             made.formats[name] = word or next(t.dtype for t in layer.tensors if t.name == f"{name}.weight")
-    made.metadata = {"format": "pt", **host.header_for_saving(model)}
+    made.metadata = {"format": "pt"} | ({} if host.lacking("native passthrough") else host.header_of(model.model))
     if metadata:
         made.metadata[METADATA] = json.dumps({"format_version": "1.0", "layers": metadata})
     return made

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from quantized_transformers.host import model_identity, passthrough
 from quantized_transformers.loaders import model
+from quantized_transformers.loaders.architectures import ARCHITECTURES
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.locate import locate
 from quantized_transformers.quant.marker import marker
-from support import common, host_models
+from support import common, host_models, host_sizes
 from support.real_files import lora_agrees
 
 pytestmark = pytest.mark.parity
@@ -175,7 +177,12 @@ def test_inspect_names_the_model_as_the_host_does(tiny, tmp_path):
     path = common.save(tmp_path, stored_as(name, tensors, "FP8")[0], None, host_models.metadata_of(name), "model.safetensors")
     with host_models.detected(name):
         description = describe(Checkpoint(locate(str(path / "model.safetensors"))))
-    assert description.architecture == type(stock(tensors, name).model_config).__name__ and not description.problems
+    net = stock(tensors, name)
+    table = next((one for one in ARCHITECTURES if one.name == description.architecture), None)
+    assert table or description.architecture == type(net.model_config).__name__
+    architecture, dims = model.base_of(SimpleNamespace(model=net))
+    only_values_tell = {"prediction": dims["prediction"]} if name.startswith("SD 2") else {}
+    assert (description.architecture, description.dims | only_values_tell) == (architecture, dims) and not description.problems
     assert description.naming.style == "native" and description.dims
     json.dumps(description.to_json())
 
@@ -207,10 +214,16 @@ def file_of(name, form, folder, prefix="", beside=None, rename=None):
     return folder / "model.safetensors", truth
 
 
-def stock_patcher(truth):
+def header_file(name, folder):
+    """A file in FP8 with its header."""
+    stored, _ = stored_as(name, host_models.make(name), "FP8")
+    return common.save(folder, stored, None, host_models.metadata_of(name), "model.safetensors") / "model.safetensors"
+
+
+def stock_patcher(truth, metadata=None):
     import comfy.sd
 
-    return comfy.sd.load_diffusion_model_state_dict(dict(truth), model_options={"dtype": torch.float32})
+    return comfy.sd.load_diffusion_model_state_dict(dict(truth), model_options={"dtype": torch.float32}, metadata=metadata)
 
 
 @pytest.mark.parametrize("form", ["BF16", "FP8", "NVFP4, ModelOpt", "ConvRot"])
@@ -295,6 +308,41 @@ def test_every_model_is_saved_and_loaded_again(tiny, tmp_path, output):
     with host_models.detected(name):
         loaded = load(tmp_path / "model.safetensors")
         same_model(load(save(loaded.patcher, "again", overwrite=True)[0]).patcher.model, loaded.patcher.model)
+
+
+@pytest.mark.parametrize("name", [name for name in host_models.MODELS if host_models.metadata_of(name)])
+def test_what_only_a_header_says_is_saved(name, tmp_path, output):
+    """Also of a MODEL that ComfyUI's own loader made."""
+    from quantized_transformers.makers.save import save
+
+    tensors = host_models.make(name)
+    loaded = load(header_file(name, tmp_path))
+    for patcher in (loaded.patcher, stock_patcher(tensors, host_models.metadata_of(name))):
+        save(patcher, "header", "exact", True)
+        again = load(max(output.rglob("header*.safetensors"), key=lambda path: path.stat().st_mtime_ns))
+        assert model_identity(again.patcher.model) == model_identity(loaded.patcher.model)
+
+
+def test_what_only_a_header_tells_apart(tmp_path):
+    """Wan's relatives of its very names and sizes: none overrides another, of either loader's."""
+    names = ["Wan 2.1 T2V", *host_sizes.HEADERS]
+    paths = {name: header_file(name, tmp_path / str(i)) for i, name in enumerate(names)}
+    for name in names:
+        for base in (load(paths[name]).patcher, stock_patcher(host_models.make(name), host_models.metadata_of(name))):
+            for other in names:
+                if other == name:
+                    assert model_identity(model.override(base, model.Request(str(paths[other]))).patcher.model) == model_identity(base.model)
+                else:
+                    with pytest.raises(CheckpointError, match="the override is"):
+                        model.override(base, model.Request(str(paths[other])))
+
+
+@pytest.mark.parametrize("config", ["{}", "[1]", "no JSON", '{"transformer": {"nonsense": 1}}', '{"_class_name": "Wan"}'])
+def test_a_header_of_someone_elses(config, tmp_path):
+    """It says nothing to the host: the names count."""
+    stored, _ = stored_as("Wan 2.1 T2V", host_models.make("Wan 2.1 T2V"), "FP8")
+    common.save(tmp_path, stored, None, {"config": config}, "model.safetensors")
+    assert load(tmp_path / "model.safetensors").description.architecture == "Wan"
 
 
 def test_compared_weight_by_weight(tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from support.host_sizes import BESIDE, CLASSED, FIXED, MODELS, SMALLER
+from support.host_sizes import BESIDE, CLASSED, FIXED, HEADERS, MODELS, NARROWER, SMALLER
 
 
 def make(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -23,9 +23,8 @@ def make(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
     import comfy.ops
 
     place, kwargs = MODELS[name][:2]
-    module, _, kind = f"comfy.ldm.{place}".rpartition(".")
     with detected(name):
-        net = getattr(importlib.import_module(module), kind)(**kwargs, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+        net = getattr(*found(place))(**kwargs, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
     g, made = torch.Generator().manual_seed(seed), {}
     beside = {key: torch.empty(shape) for key, shape in BESIDE.get(name, {}).items()}
     for key, tensor in (net.state_dict() | beside).items():
@@ -40,6 +39,12 @@ def make(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
     return made
 
 
+def found(place: str) -> tuple[Any, str]:
+    """The module and the name of a class below comfy.ldm."""
+    module, _, kind = f"comfy.ldm.{place}".rpartition(".")
+    return importlib.import_module(module), kind
+
+
 @contextlib.contextmanager
 def detected(name: str) -> Iterator[None]:
     """Sizes of a tiny model where the host has them in its code: all of them, or those by which it knows a class."""
@@ -49,14 +54,18 @@ def detected(name: str) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for place in SMALLER.get(name, {}):
-            module, _, kind = f"comfy.ldm.{place}".rpartition(".")
-            patch.setattr(importlib.import_module(module), kind, smaller(name, place))
+            patch.setattr(*found(place), smaller(name, place))
         if name.startswith("Stable Cascade"):  # whose schedule is asked for ten thousand numbers, half a second a model
             patch.setattr(comfy.model_sampling.StableCascadeSampling, "sigma", lambda self, timestep: timestep)
         if name in FIXED:
             patch.setattr(comfy.model_detection, "detect_unet_config", lambda tensors, prefix, metadata=None: dict(MODELS[name][1]))
             for kind in comfy.supported_models.models:
                 patch.setattr(kind, "unet_extra_config", {})
+        if name in NARROWER:
+            place, sizes = NARROWER[name]
+            module, kind = found(place)
+            whole = getattr(module, kind)
+            patch.setattr(module, kind, lambda **given: whole(**{**given, **sizes}))
         if name in CLASSED:
             kind = getattr(comfy.supported_models, CLASSED[name])
             patch.setattr(kind, "unet_config", {key: MODELS[name][1][key] for key in kind.unet_config})
@@ -66,8 +75,7 @@ def detected(name: str) -> Iterator[None]:
 @cache
 def smaller(name: str, place: str) -> Any:
     """A class of the host's with other numbers in its source."""
-    module, _, kind = f"comfy.ldm.{place}".rpartition(".")
-    stock, numbers, made = getattr(importlib.import_module(module), kind), SMALLER[name][place], {}
+    stock, numbers, made = getattr(*found(place)), SMALLER[name][place], {}
     source = re.sub(r"\b\d+\b", lambda number: str(numbers.get(int(number[0]), number[0])), inspect.getsource(stock))
     exec(source, vars(sys.modules[stock.__module__]), made)  # noqa: S102  # the host's own source
     return made[stock.__name__]
@@ -75,6 +83,8 @@ def smaller(name: str, place: str) -> Any:
 
 def metadata_of(name: str) -> dict[str, str]:
     """What a file of this model says in its header."""
+    if name in HEADERS:
+        return {"config": json.dumps({"transformer": HEADERS[name]})}
     if not name.startswith("LTX-2"):
         return {}
     kwargs = {key: value for key, value in MODELS[name][1].items() if key not in ("image_model", "num_layers", "cross_attention_dim")}
