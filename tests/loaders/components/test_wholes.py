@@ -16,7 +16,7 @@ from quantized_transformers.loaders.components import text_encoder, vae, whole_t
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.nodes.load_text_encoder import QT_LoadBaseTextEncoder
 from quantized_transformers.quant.marker import marker
-from support import common, flux, vaes
+from support import common, flux, host_models, vaes
 from support import text_encoders as tiny
 
 pytestmark = pytest.mark.parity
@@ -24,19 +24,20 @@ pytestmark = pytest.mark.parity
 PROMPT = "a red cat, running over the old river"
 TRANSFORMER, ENCODERS, VAE = "model.diffusion_model.", "text_encoders.", "vae."
 SIZES = {"clip_l": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+         "clip_g": {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3},
+         "clip_h": {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3},
          "t5xxl": {"d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 3, "num_heads": 4}}
+OPTIONS = {f"{name}_model_config": sizes for name, sizes in SIZES.items()}
 
 
 @contextlib.contextmanager
-def sized():
+def sized(options=OPTIONS):
     """Sizes of the tiny encoders, where the host has those of the published ones in its code."""
     import comfy.sd
 
     theirs = comfy.sd.load_state_dict_guess_config
-    given = {f"{name}_model_config": sizes for name, sizes in SIZES.items()} | {"model_config": SIZES["clip_l"]}
-
     def loads(sd, *args, te_model_options=None, **kwargs):
-        return theirs(sd, *args, te_model_options={**(te_model_options or {}), **given}, **kwargs)
+        return theirs(sd, *args, te_model_options={**(te_model_options or {}), **options}, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comfy.sd, "load_state_dict_guess_config", loads)
@@ -102,6 +103,37 @@ def test_by_the_hosts_own_loader(whole):
     with sized():
         _, clip, _, _ = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=False, output_model=False)
     assert torch.equal(encode(load_clip(path).clip), encode(clip))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("name", ["SD 1.5", "SD 2", "SDXL", "SDXL Refiner"])
+def test_checkpoints_of_stable_diffusion(name, dtype, tmp_path):
+    """The names they are published with, other ones than the host's: q, k and v in one, projections transposed. What the
+    host saves of encoders of its own classes comes back number by number, as its own loader has it."""
+    import comfy.sd
+    import comfy.supported_models
+
+    unet = host_models.make(name)
+    options = OPTIONS | {"clip_l_model_config": SIZES["clip_l"] | {"num_hidden_layers": 12}}  # the 11th is asked for
+    with host_models.detected(name), sized(options):
+        config = type(comfy.sd.load_diffusion_model_state_dict(dict(unet)).model.model_config)
+        config = config(dict(config.unet_config))
+        target = config.clip_target(state_dict={})
+        net = target.clip(**target.params, device="cpu", dtype=torch.float32, model_options=options)
+        g = torch.Generator().manual_seed(2)
+        made = {key: (torch.randn(tensor.shape, generator=g) * 0.2).to(dtype).float() for key, tensor in net.state_dict().items()}
+        texts = config.process_clip_state_dict_for_saving(dict(made))
+        company = {"first_stage_model.decoder.conv_in.weight": torch.ones(4, 4)}
+        tensors = {f"{TRANSFORMER}{key}": tensor for key, tensor in unet.items()} | company
+        tensors |= {key: tensor.to(dtype).contiguous() for key, tensor in texts.items()}
+        save_file(tensors, tmp_path / "model.safetensors")
+        loaded = text_encoder.load(text_encoder.Request(str(tmp_path / "model.safetensors"), dtype="fp32"))
+        _, stock, _, _ = comfy.sd.load_checkpoint_guess_config(str(tmp_path / "model.safetensors"), output_vae=False,
+                                                               output_model=False)
+    found = loaded.clip.cond_stage_model.state_dict()
+    unread = [key for key in made if key.endswith("logit_scale") or key == "clip_l.transformer.text_projection.weight"]
+    assert all(torch.equal(found[key].float(), made[key]) for key in made.keys() - unread) and found.keys() == made.keys()
+    assert common.rel_l2(encode(loaded.clip), encode(stock)) < 1e-5 and "note" not in loaded.report
 
 
 def renamed(tensors, old, new):
