@@ -25,7 +25,7 @@ _MARKS = [_Mark(pattern, what, do) for pattern, what, do in (
      "load it with Load VAE"),
     (r"^(model\.diffusion_model\.)?(input_blocks|output_blocks|middle_block)\.|^down_blocks\.\d+\.attentions",
      "a Stable Diffusion / SDXL UNet",
-     "load it with ComfyUI's Load Checkpoint or Load Diffusion Model; of SDXL this pack loads Nunchaku's files only"),
+     "use a file with ComfyUI's own names (input_blocks, output_blocks); in diffusers' this pack loads Nunchaku's"),
     (r"(^|\.)audio_(adaln_single|patchify_proj)\.", "LTX-2", _MODEL),
     (r"(^|\.)patchify_proj\.", "LTX-Video", _MODEL),
     (r"distilled_guidance_layer", "Chroma", _MODEL),

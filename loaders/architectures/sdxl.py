@@ -6,8 +6,9 @@ comfy/ldm/modules/diffusionmodules/openaimodel.py; both are held against it by
 tests/families/nunchaku/test_svdquant_sdxl.py. The host tells UNets apart by exact sizes (comfy/supported_models.py), so
 all others are refused here.
 
-Only Nunchaku's files, and what the host saves of such a MODEL, are read. Unquantized UNets are left to the host's own
-loaders: whether one predicts noise or velocity is in its scheduler's configuration, not in its tensors.
+Only Nunchaku's files, and what the host saves of such a MODEL, are read by this table; native ones are the host's own
+model (passthrough.py). Other UNets in diffusers' names are not: whether one predicts noise or velocity is in its
+scheduler's configuration, not in its tensors.
 """
 
 from __future__ import annotations
