@@ -26,8 +26,8 @@ class Network:
     of prediction where the host reads that from values. `parameters` and `buffers`: name -> shape; `linears` are the
     modules that the host's mixed-precision operations quantize as Linear. `becomes`: stored name -> the name it has in
     the model; "" for what is cut or computed, None for what is dropped. `by_columns` are the stored weights whose width
-    the host's detection reads. `beside`: stored names -> shapes of what the host takes from the file for its model
-    around the network, or looks for there.
+    the host's detection reads. `beside`: stored names -> shapes of what has no place in the network and the host reads
+    all the same: for its model around it (Stable Audio), or to tell what it is (PixArt's `pos_embed`, marks).
     """
 
     name: str
@@ -51,13 +51,15 @@ def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
 
     seen: set[str] = set()
     tensors = stand_ins(shapes, seen)
+    detection = _Given(tensors.items())
     try:
-        config = comfy.model_detection.model_config_from_unet(dict(tensors), "", metadata=dict(metadata))
+        config = comfy.model_detection.model_config_from_unet(detection, "", metadata=dict(metadata))
         if config is None:
             return None
         operations = config.custom_operations = _operations()
         config.set_inference_dtype(torch.bfloat16, None)
         by_columns = frozenset(seen)
+        # no meta tensors: around its network the host makes modules with memory, and copies their weights
         given = _Given((name, _ones(shape)) for name, shape in shapes.items())
         model = config.get_model(given, "")
         made = config.process_unet_state_dict(dict(tensors))
@@ -72,16 +74,21 @@ def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
             becomes[back[id(tensor)]] = name
     if new:  # something was cut or computed: what is gone may be what it was made of
         becomes = {name: "" if target is None else target for name, target in becomes.items()}
-    linears = frozenset(name for name, module in net.named_modules() if isinstance(module, operations.Linear))
-    parameters = {name: tuple(tensor.shape) for name, tensor in net.named_parameters() if name not in new}
+    parameters = {name: tuple(tensor.shape) for name, tensor in net.named_parameters()}
     buffers = {name: tuple(tensor.shape) for name, tensor in net.named_buffers()}
+    for name in sorted(new & parameters.keys()):  # the host takes any shape
+        if tuple(made[name].shape) != parameters[name]:
+            raise ValueError(f"{name} comes out as {list(made[name].shape)}, expected {list(parameters[name])}")
+    linears = frozenset(name for name, module in net.named_modules() if isinstance(module, operations.Linear))
     identity = model_identity(model)
-    if not given.read.isdisjoint(parameters):  # whether SD 2 predicts noise or velocity is a guess from a norm's bias
-        del identity["prediction"]
+    if not given.read.isdisjoint(parameters.keys() - new):
+        del identity["prediction"]  # whether SD 2 predicts noise or velocity is a guess from a norm's bias
     marks = VELOCITY if identity.get("prediction", "V_PREDICTION") == "V_PREDICTION" else ()
-    beside = {name: shapes[name] for name in given.read.union(given.found, marks) & shapes.keys()
-              if becomes[name] == name and name not in parameters and name not in buffers}
-    return Network(type(config).__name__, identity, parameters, buffers, linears, becomes, by_columns, beside)
+    beside = {name: shapes[name] for name in given.read.union(given.found, marks, detection.read) & shapes.keys()
+              if (place := becomes[name]) and place not in parameters and place not in buffers}
+    return Network(type(config).__name__, identity,
+                   {name: shape for name, shape in parameters.items() if name not in new}, buffers, linears, becomes,
+                   by_columns, beside)
 
 
 def header_of(model: Any) -> dict[str, str]:
@@ -124,8 +131,7 @@ def config_name(model: Any) -> str:
 
 
 class _Given(dict[str, Any]):
-    """Tensors for the host's model; into `read` go the names of those that are taken out, into `found` of those looked
-    for. They are no meta tensors: around its network the host makes modules with memory, and copies their weights."""
+    """Tensors for the host; into `read` go the names of those that are taken out, into `found` of those looked for."""
 
     def __init__(self, tensors: Iterable[tuple[str, Any]]) -> None:
         super().__init__(tensors)
@@ -195,6 +201,8 @@ def _stand_in_class() -> Any:
     import torch
 
     class StandIn(torch.Tensor):
+        # what is cut from one is a plain tensor
+        __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
         stands_for: Any
 
         @property

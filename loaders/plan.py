@@ -107,6 +107,10 @@ def make(plan: LoadPlan, tensors: Mapping[str, TensorInfo], read: ReadLayer) -> 
     description, dims, naming = plan.description, plan.description.dims, plan.description.naming
     groups = by_layer(tensors)
     for module in plan.architecture.modules(dims, naming):
+        if module.kind == "dropped":
+            unread = {plan.stored(tensor_name(name, leaf)) for name in module.stored for leaf in groups.pop(name)}
+            plan.ignored = unread.union(plan.ignored)
+            continue
         pieces, row = [], 0
         for name, rows in zip(module.stored, module.rows, strict=True):
             layer = read(module, name, rows, groups.setdefault(name, {}), description.problems)
@@ -172,7 +176,8 @@ def plain(module: Module, name: str, rows: int, weight: TensorInfo, group: Group
     """A layer that is never quantized, or is not: its weight's shape, and a float dtype. One in FP8 may have one scale,
     which is taken out of its group."""
     if module.kind != "any":
-        check_plain(problems, tensor_name(name, module.stored_leaf), weight, (rows, *module.inner))
+        shape = tuple(weight.shape) if module.kind == "cut" else (rows, *module.inner)
+        check_plain(problems, tensor_name(name, module.stored_leaf), weight, shape)
     scale = ("weight_scale",) if weight.dtype in FP8_DTYPES and "weight_scale" in group else ()
     if scale and (problem := scalar_problem({"weight_scale": group.pop("weight_scale")}, "weight_scale")):
         problems.append(f"{name}: {problem}")

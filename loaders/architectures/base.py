@@ -28,8 +28,9 @@ class Module(NamedTuple):
     other dimensions of the weight: (columns,) for a Linear, () for a norm, (in, t, h, w) for a Conv3d. `leaf` is the
     native name of the weight and `stored_leaf` the stored one; a bare parameter has its own name there. `swap_halves`:
     the stored upper and lower half of the rows are exchanged in the native one. `kind`: "" goes by the shape, "linear"
-    and "plain" say it, "any" is a buffer, or what the host alone makes sense of: any dtype and shape. `detected`: the
-    host's detection reads the weight's columns.
+    and "plain" say it, "any" is a buffer, or what the host alone makes sense of: any dtype and shape; "cut" are floats
+    of any shape, which the host makes others of; "dropped" is a whole module that it leaves out, however it is stored.
+    `detected`: the host's detection reads the weight's columns.
     """
 
     native: str

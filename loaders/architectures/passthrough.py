@@ -52,6 +52,7 @@ class HostModel:
         pairs = {f"{stored.removesuffix('.weight')}.bias": f"{name.removesuffix('.weight')}.bias"
                  for stored, name in linears.items()}
         biases = {stored for stored, name in pairs.items() if net.becomes.get(stored) == name}
+        dropped = {stored.rpartition(".")[0]: stored for stored, name in net.becomes.items() if name is None}
         for stored, name in net.becomes.items():
             if stored in linears:
                 module = stored.removesuffix(".weight")
@@ -62,15 +63,19 @@ class HostModel:
                 yield self._plain(stored, net.parameters[name])
             elif stored in net.beside:
                 yield self._plain(stored, net.beside[stored])
-            elif not name or name in net.buffers:
+            elif name == "":
+                yield self._plain(stored, (), "cut")
+            elif name in net.buffers:
                 yield self._plain(stored, (), "any")
+        for stored in dropped.values():
+            yield self._plain(stored, (), "dropped")
         for name in net.parameters.keys() - set(net.becomes.values()):
             yield self._plain(name, net.parameters[name])  # which is missing
 
     def _plain(self, stored: str, shape: tuple[int, ...], kind: str = "plain") -> Module:
         module, _, leaf = stored.rpartition(".")
         return Module(module, ((self.prefix + module).removesuffix("."),), shape[:1] or (0,), shape[1:], False, leaf,
-                      leaf, kind=kind if shape else "any")
+                      leaf, kind=kind if shape or kind != "plain" else "any")
 
     def marks(self, dims: Dims) -> tuple[str, ...]:
         return ()

@@ -279,14 +279,14 @@ def test_others_are_not_claimed(what):
     assert QWEN_IMAGE.naming(NOT_QWEN[what](names())) is None
 
 
-def test_mage_flow_is_refused(tmp_path):
-    """Its tensors are called as Qwen-Image's; the host tells it by two widths, and runs it with other code."""
+def test_mage_flow_is_no_qwen_image(tmp_path):
+    """Its tensors are called as Qwen-Image's; the host tells it by two widths, and has its other sizes in its code."""
     from diffusers import QwenImageTransformer2DModel
 
     torch.manual_seed(0)
     QwenImageTransformer2DModel(num_layers=1, num_attention_heads=1, joint_attention_dim=2560, in_channels=128,
                                 patch_size=1, out_channels=128).to(torch.bfloat16).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="Mage-Flow"):
+    with pytest.raises(CheckpointError, match="this MageFlow checkpoint"):
         load(tmp_path)
 
 

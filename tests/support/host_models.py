@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from support.host_sizes import BESIDE, CLASSED, FIXED, HEADERS, MODELS, NARROWER, SMALLER
+from support.host_sizes import BESIDE, CLASSED, FIXED, HEADERS, MODELS, NARROWER, PUBLISHED, SMALLER
 
 
 def make(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """The native tensors of a model, F32, of numbers that BF16 has: matrices of unit gain, norms around one."""
+    """The tensors of a model's file, F32, of numbers that BF16 has: matrices of unit gain, norms around one."""
     import comfy.ops
 
     place, kwargs = MODELS[name][:2]
@@ -36,7 +36,7 @@ def make(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
         else:
             numbers = 0.1 * numbers
         made[key] = numbers.to(torch.bfloat16).float()
-    return made
+    return PUBLISHED[name](made) if name in PUBLISHED else made
 
 
 def found(place: str) -> tuple[Any, str]:
@@ -57,15 +57,22 @@ def detected(name: str) -> Iterator[None]:
             patch.setattr(*found(place), smaller(name, place))
         if name.startswith("Stable Cascade"):  # whose schedule is asked for ten thousand numbers, half a second a model
             patch.setattr(comfy.model_sampling.StableCascadeSampling, "sigma", lambda self, timestep: timestep)
+        detect = comfy.model_detection.detect_unet_config
+
+        def told(tensors: Any, prefix: str, metadata: Any = None) -> dict[str, Any]:
+            with contextlib.suppress(Exception):  # it looks at what it always does, whatever it makes of that
+                detect(tensors, prefix, metadata)
+            return dict(MODELS[name][1])
+
         if name in FIXED:
-            patch.setattr(comfy.model_detection, "detect_unet_config", lambda tensors, prefix, metadata=None: dict(MODELS[name][1]))
+            patch.setattr(comfy.model_detection, "detect_unet_config", told)
             for kind in comfy.supported_models.models:
                 patch.setattr(kind, "unet_extra_config", {})
         if name in NARROWER:
             place, sizes = NARROWER[name]
-            module, kind = found(place)
-            whole = getattr(module, kind)
-            patch.setattr(module, kind, lambda **given: whole(**{**given, **sizes}))
+            part = getattr(*found(place))
+            init = part.__init__
+            patch.setattr(part, "__init__", lambda self, *args, **given: init(self, *args, **{**given, **sizes}))
         if name in CLASSED:
             kind = getattr(comfy.supported_models, CLASSED[name])
             patch.setattr(kind, "unet_config", {key: MODELS[name][1][key] for key in kind.unet_config})
