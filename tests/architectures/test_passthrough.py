@@ -121,6 +121,18 @@ def tiny(request):
     return request.param, host_models.make(request.param)
 
 
+def test_every_class_of_the_host_has_a_model():
+    """By the host's own detection."""
+    import comfy.model_detection
+    import comfy.supported_models
+
+    found = set()
+    for name in host_models.MODELS:
+        with host_models.detected(name):
+            found.add(type(comfy.model_detection.model_config_from_unet(host_models.make(name), "", metadata=host_models.metadata_of(name))))
+    assert {kind for kind in comfy.supported_models.models if kind.__name__ not in passthrough.NO_DIFFUSION} == found
+
+
 def test_every_form_has_stocks_weights(tiny, tmp_path):
     name, tensors = tiny
     for i, form in enumerate(FORMS):
