@@ -106,10 +106,10 @@ def make(plan: LoadPlan, tensors: Mapping[str, TensorInfo], read: ReadLayer) -> 
     """
     description, dims, naming = plan.description, plan.description.dims, plan.description.naming
     groups = by_layer(tensors)
+    dropped: list[str] = []
     for module in plan.architecture.modules(dims, naming):
         if module.kind == "dropped":
-            unread = {plan.stored(tensor_name(name, leaf)) for name in module.stored for leaf in groups.pop(name)}
-            plan.ignored = unread.union(plan.ignored)
+            dropped += [plan.stored(tensor_name(name, leaf)) for name in module.stored for leaf in groups.pop(name)]
             continue
         pieces, row = [], 0
         for name, rows in zip(module.stored, module.rows, strict=True):
@@ -122,6 +122,10 @@ def make(plan: LoadPlan, tensors: Mapping[str, TensorInfo], read: ReadLayer) -> 
     extra = [name for module, leaves in groups.items() for leaf in leaves
              if (name := tensor_name(module, leaf)) not in marks]
     check_extra(description.problems, extra)
+    if dropped:
+        plan.ignored = {*plan.ignored, *dropped}
+        description.notes.append(f"left out, as ComfyUI has no use for them: {len(dropped)} tensors "
+                                 f"({first_ten(dropped)})")
     return count(plan)
 
 

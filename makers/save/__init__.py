@@ -74,14 +74,17 @@ def _read_back(path: str, planned: Plan, model: Any) -> list[str]:
                                   "set format to 'stock', or save the MODEL that this one was made from") from error
         return ["load it with ComfyUI's Load Diffusion Model; this pack's loaders do not take it: "
                 + error.what.splitlines()[0]]
+    lines = ["it loads with Load Base Model and as a transformer override"]
     if isinstance(read.architecture, HostModel):
-        try:
-            read.architecture.confirm(model)
-        except CheckpointError as error:
-            raise CheckpointError(f"this MODEL cannot be told from its tensors: {error.what}", "",
-                                  "save it with the node of the pack that made it, or keep the file it came from"
-                                  ) from error
-    return ["it loads with Load Base Model and as a transformer override"]
+        told, own = read.architecture.network.identity, host.model_identity(model.model)
+        other = [key for key, value in told.items() if own.get(key) != value]
+        if other or read.architecture.name != host.config_name(model.model):
+            raise CheckpointError(f"ComfyUI would take a file of this {host.config_name(model.model)} for a "
+                                  f"{read.architecture.name} of other {', '.join(other[:10]) or 'kind'}", "",
+                                  "keep the file it came from; save LoRAs and patches apart")
+        untold = sorted(own.keys() - told.keys() - {"prediction"})
+        lines += [f"note: the file does not tell {', '.join(untold)}, which this MODEL has"] if untold else []
+    return lines
 
 
 def _report(model: Any, target: Path, planned: Plan, described: list[str]) -> list[str]:

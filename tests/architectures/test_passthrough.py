@@ -314,6 +314,19 @@ def same_model(found, expected):
     assert model_identity(found) == model_identity(expected)
 
 
+def test_a_model_that_its_file_would_not_tell(tmp_path, output):
+    """Names and sizes are all that ComfyUI knows a file by: what else a MODEL has is said, another one is refused."""
+    from quantized_transformers.makers.save import save
+
+    loaded = load(file_of("SD3.5 M", "FP8", tmp_path)[0]).patcher
+    loaded.model.model_config.unet_config["set_by_somebody"] = 1
+    assert "the file does not tell set_by_somebody" in save(loaded, "told", overwrite=True)[1]
+    loaded.model.model_config.unet_config["depth"] = 7
+    with pytest.raises(CheckpointError, match="would take a file of this SD3 for a SD3 of other depth"):
+        save(loaded, "another", overwrite=True)
+    assert not list(output.rglob("another*"))
+
+
 def test_every_model_is_saved_and_loaded_again(tiny, tmp_path, output):
     from quantized_transformers.makers.save import save
 
@@ -492,6 +505,7 @@ def test_what_the_host_leaves_out_in_any_format(form, tmp_path):
         loaded = load(tmp_path / "model.safetensors")
     expected, found = weights(stock(truth, name).diffusion_model), weights(loaded.patcher.model.diffusion_model)
     assert all(torch.allclose(found[key], expected[key], rtol=2e-6, atol=1e-7) for key in expected)
+    assert "left out, as ComfyUI has no use for them" in loaded.report and "deepstack_merger_list" in loaded.report
 
 
 @pytest.mark.parametrize("change", [lambda t: t[:, :-1].contiguous(), lambda t: t[:96], lambda t: t[:-1],
