@@ -26,6 +26,7 @@ _MARKS = [_Mark(pattern, what, do) for pattern, what, do in (
     (r"^(model\.diffusion_model\.)?(input_blocks|output_blocks|middle_block)\.|^down_blocks\.\d+\.attentions",
      "a Stable Diffusion / SDXL UNet",
      "use a file with ComfyUI's own names (input_blocks, output_blocks); in diffusers' this pack loads Nunchaku's"),
+    (r"(^|\.)video_patch_proj\.", "MiniMax-H3", _MODEL),
     (r"(^|\.)audio_(adaln_single|patchify_proj)\.", "LTX-2", _MODEL),
     (r"(^|\.)patchify_proj\.", "LTX-Video", _MODEL),
     (r"distilled_guidance_layer", "Chroma", _MODEL),
