@@ -55,6 +55,7 @@ from .models import (
     native_names,
     patched_tensors,
     quantized_formats,
+    quantized_weight,
     refuse_to_run,
     takes_attention_preferences,
     tensors_for_saving,
@@ -88,8 +89,14 @@ from .vaes import (
     vae_tensors,
 )
 from .weights import (
+    Patching,
+    are_hooked,
     calculate_weight,
-    call_on_load,
+    call_back,
     fetch_weight,
-    is_patching,
+    forget_forced_casts,
+    forget_hook_backup,
+    hook_patches,
+    patch_set,
+    patching,
 )

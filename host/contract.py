@@ -140,12 +140,20 @@ FEATURES = {
         "comfy_kitchen.tensor:TensorCoreSVDQuantW4A4Layout",
         "comfy_kitchen.tensor:TensorCoreAWQW4A16Layout",
     )),
-    "LoRA beside SVDQuant": Feature("LoRAs do not work on SVDQuant transformers", (
-        "comfy.lora:calculate_weight(patches, weight, key)",
+    "LoRA beside the weight": Feature("LoRAs do not work on quantized transformers", (
+        "comfy.lora:calculate_weight(patches, weight, key, intermediate_dtype=, original_weights=)",
         "comfy.patcher_extension:CallbacksMP.ON_LOAD",
+        "comfy.patcher_extension:CallbacksMP.ON_APPLY_HOOKS",
         f"{_PATCHER}.add_callback_with_key(self, kind, key, callback)",
         f"{_PATCHER}.remove_callbacks_with_key(self, kind, key)",
         f"{_PATCHER}.patch_weight_to_device(self, key, device_to=, return_weight=)",
+        f"{_PATCHER}.patch_hook_weight_to_device(self, hooks, combined_patches, key, original_weights, "
+        "memory_counter)",
+        f"{_PATCHER}.get_combined_hook_patches(self, hooks)",
+        f"{_PATCHER}->current_hooks",
+        f"{_PATCHER}->patches_uuid",
+        f"{_PATCHER}->hook_backup",
+        f"{_PATCHER}->patches",
     )),
     "Ascend": Feature("ModelSlim transformers and Ascend MXFP8 Quantize do not work", (
         "comfy_kitchen:mm_int8",

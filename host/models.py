@@ -166,10 +166,16 @@ def unpatched_tensors(patcher: Any) -> dict[str, torch.Tensor]:
     before = {key: kept[0] for key, kept in patcher.hook_backup.items()}
     before |= {key: kept.weight for key, kept in patcher.backup.items()}  # older than the hooks'
     before |= patcher.backup_buffers
+    network, prefix = patcher.model.diffusion_model, "diffusion_model."
     with patcher.use_ejected():
-        tensors = dict(patcher.model.diffusion_model.state_dict())
+        tensors = dict(network.state_dict())
+    for name, module in network.named_modules():
+        if hasattr(module, "bare_state"):  # of this pack: its state has the patches in it
+            weight, bias = (before.pop(f"{prefix}{name}.{leaf}", None) for leaf in ("weight", "bias"))
+            state = {f"{name}.{leaf}": tensor for leaf, tensor in module.bare_state(weight, bias).items()}
+            tensors = {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[0] != name} | state
     for key, tensor in before.items():
-        name = key.removeprefix("diffusion_model.")
+        name = key.removeprefix(prefix)
         if name in tensors:
             # a patched weight may have pieces that the one before has not
             tensors = {key: piece for key, piece in tensors.items() if key != name and not key.startswith(f"{name}_")}
@@ -224,6 +230,9 @@ def tensors_for_saving(patcher: Any) -> tuple[dict[str, torch.Tensor], dict[str,
     for key in patcher.patches.keys() - patcher.backup.keys():
         name = key.removeprefix(prefix)
         module, _, leaf = name.rpartition(".")
+        if leaf == "weight" and hasattr(modules.get(module), "bare_state") and \
+                hasattr(modules[module].weight, "_qdata") or leaf not in ("weight", "bias"):
+            continue  # its state has the patches in it; other tensors of a layer are not what is patched
         if name in tensors and hasattr(modules.get(module), "comfy_cast_weights"):
             pending |= {piece: name for piece in pieces(name, getattr(modules[module], leaf)) if piece in tensors}
     tensors |= _beside(patcher.model)
@@ -240,6 +249,16 @@ def patched_tensors(patcher: Any, name: str) -> dict[str, torch.Tensor]:
     weight = patcher.patch_weight_to_device(f"diffusion_model.{name}", device_to=patcher.load_device,
                                             return_weight=True).to("cpu")
     return weight.state_dict(name) if hasattr(weight, "_qdata") else {name: weight}
+
+
+@needs("saving")
+def quantized_weight(patcher: Any, name: str) -> Any:
+    """The quantized weight of a layer of a MODEL's diffusion model that has patches, without them; else None."""
+    key = f"diffusion_model.{name}.weight"
+    if key not in patcher.patches:
+        return None
+    weight = patcher.backup[key].weight if key in patcher.backup else patcher.get_model_object(key)
+    return weight if hasattr(weight, "_qdata") else None
 
 
 @needs("quantized layers")

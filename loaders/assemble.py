@@ -50,13 +50,6 @@ class NativeStateDict:
     notes: list[str] = field(default_factory=list)
     layer_notes: list[str] = field(default_factory=list)  # "layer: text"
 
-    @property
-    def beside(self) -> bool:
-        """Whether patches of a weight stay beside it."""
-        from ..quant.codecs import codec
-
-        return not all(codec(name).requantizes for name in self.codecs)
-
 
 class Tensors:
     """The tensors of a plan's files by stored name, memory-mapped, each of them taken once."""

@@ -67,8 +67,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A MODEL, what it was made from, and the report for the user. `lora_beside`: LoRAs stay beside its weights.
-    `by_host`: what it is was asked of the host."""
+    """A MODEL, what it was made from, and the report for the user. `lora_beside`: whether weights
+    are quantized, and LoRAs stay beside them. `by_host`: what it is was asked of the host."""
 
     patcher: Any
     description: CheckpointDescription
@@ -109,11 +109,11 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     if preferences and not host.takes_attention_preferences(patcher, preferences):
         native.notes.append("this ComfyUI takes no attention preferences of model files, or not these: its own choice "
                             "of attention runs, and they are not saved with the MODEL")
-    if native.beside:
+    if native.layouts:
         attach_lora(patcher)
     patcher.cached_patcher_init = (rebuild, (request,))
     patcher.set_attachments(host.ATTACHMENT, request)
-    return Loaded(patcher, description, load_report(description, native), native.beside, bool(by_host))
+    return Loaded(patcher, description, load_report(description, native), bool(native.layouts), bool(by_host))
 
 
 def rebuild(request: Request, disable_dynamic: bool = False) -> Any:
@@ -211,11 +211,10 @@ def _locate(request: Request) -> Source:
 
 
 def attach_lora(patcher: Any) -> None:
-    """LoRAs of the host's nodes go beside weights that cannot be requantized."""
-    if not host.lacking("LoRA beside SVDQuant"):
-        from ..quant import lora
+    """LoRAs and other patches of the host's nodes stay beside quantized weights."""
+    from ..quant.patches import loading
 
-        lora.attach_lora(patcher)
+    loading.attach(patcher)
 
 
 def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disable_dynamic: bool,

@@ -159,7 +159,7 @@ def _other_names(model: Any) -> tuple[dict[str, tuple[str, ...]], Preset]:
 def _kernels(wanted: str, modules: dict[str, Any]) -> Choice:
     """Who multiplies the new layers, and those that are in the host's INT8 already."""
     from ..quant.kernels.choose import Wanted, choose, here
-    from ..quant.layouts.int8 import is_int8
+    from ..quant.layout_names import is_int8
 
     int8 = any(hasattr(module.weight, "_layout_cls") and is_int8(module.weight) for module in modules.values())
     codecs = [KIND, *(("w8a8_dynamic",) if int8 else ())]
@@ -222,11 +222,7 @@ def _dress(model: Any, fresh: Any, keep: str, backend: str) -> Any:
     fresh.cached_patcher_init = (rebuild, (init, keep, backend)) if init else None
     fresh.set_attachments(host.ATTACHMENT, model.get_attachment(host.ATTACHMENT))
     patcher = host.carry_over(model, fresh)
-    from ..quant.layouts.tiled import is_tiled, patches_stay_beside
-
-    weights = [module.weight for module in _linears(model).values()]
-    if any(is_tiled(weight) and patches_stay_beside(weight) for weight in weights):
-        attach_lora(patcher)
+    attach_lora(patcher)
     there = patcher.model_state_dict().keys() if model.patches else ()
     lost = [key for key in model.patches if key not in there]
     if lost:

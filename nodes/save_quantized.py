@@ -20,14 +20,16 @@ class QT_SaveQuantizedModel(io.ComfyNode):
                         "this pack wherever it has the formats. Quantized weights keep their bytes.",
             search_aliases=["save model", "export quantized", "single file", "ModelSave", "safetensors", "bake lora"],
             inputs=[
-                io.Model.Input("model", tooltip="From any loader. LoRAs on it are put into the weights."),
+                io.Model.Input("model", tooltip="From any loader. LoRAs on it are saved with it."),
                 io.String.Input("filename", default="diffusion_models/quantized",
                                 tooltip="Below ComfyUI's output folder; what is in diffusion_models there shows in the "
                                         "loaders' lists. Or a full path in a model folder. .safetensors is added."),
-                io.Combo.Input("format", options=["exact", "stock"], default="exact",
-                               tooltip="exact: every layer as it is; the report says when that needs this pack. stock: "
-                                       "a file for ComfyUI without this pack, in which layers that it has no format "
-                                       "for are dequantized to 16 bits."),
+                io.Combo.Input("format", options=["exact", "stock", "baked"], default="exact",
+                               tooltip="exact: every layer as it is, LoRAs beside quantized weights; the report says "
+                                       "when that needs this pack. stock: a file for ComfyUI without this pack, in "
+                                       "which layers that it has no format for, and quantized ones with a LoRA, become "
+                                       "16 bits. baked: quantized layers with a LoRA are quantized again, which loses "
+                                       "some of it; small."),
                 io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of this name. Off: refuse."),
             ],
             outputs=[io.String.Output("report", display_name="report")])

@@ -17,6 +17,7 @@ from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.errors import CheckpointError
 from ...loaders.files.source import Source
 from ...loaders.words import size
+from .check import check_layers, touched
 from .layers import FORMATS, Plan, plan
 from .target import refuse_existing, target_file
 from .writer import write
@@ -24,16 +25,19 @@ from .writer import write
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
+
 __all__ = ["FORMATS", "save", "target_file"]
 
 
 def save(model: Any, filename: str, form: str = "exact", overwrite: bool = False,
          step: Callable[[int], None] | None = None) -> tuple[Path, str]:
     """(the file, the report). The diffusion model of any MODEL under ComfyUI's own names, with its LoRAs and other
-    weight patches in it exactly as the host's save nodes put them there.
+    weight patches in it.
 
     `filename` is relative to ComfyUI's output folder, or an absolute path in it or in a model folder. `form` "exact"
-    stores every layer as it is; "stock" dequantizes to 16 bits what the host has no format for. The file appears whole
+    stores every layer as it is, with LoRAs as low-rank pairs beside quantized weights; "stock" dequantizes to 16 bits
+    what the host has no format for, those layers among them; "baked" quantizes them again. The file appears whole
     or not at all; `step` is called with the bytes written (default: the node's progress bar and Cancel).
 
     Raises CheckpointError for a MODEL without weights, a path outside of these folders, a file that exists (unless
@@ -60,12 +64,22 @@ def save(model: Any, filename: str, form: str = "exact", overwrite: bool = False
     return target, "\n".join(_report(model, target, planned, described))
 
 
+class _Unfinished(Checkpoint):
+    """A file whose name the host's reader does not know yet."""
+
+    def load_tensors(self) -> dict[str, torch.Tensor]:
+        from safetensors import safe_open
+
+        with safe_open(self.source.files[0], framework="pt") as file:
+            return {name: file.get_tensor(name) for name in self.tensors}
+
+
 def _read_back(path: str, planned: Plan, model: Any) -> list[str]:
     """Lines for the report on who loads the file, whose headers are read. Raises CheckpointError for one that nobody
     would, or that is another model to ComfyUI, which knows a file by its names and shapes."""
     try:
-        checkpoint = Checkpoint(Source(path, os.path.dirname(path), (path,)))
-        _, read = descriptions.read(checkpoint)
+        checkpoint = _Unfinished(Source(path, os.path.dirname(path), (path,)))
+        family, read = descriptions.read(checkpoint)
         read.description.require_loadable()
     except CheckpointError as error:
         if planned.own:
@@ -74,6 +88,8 @@ def _read_back(path: str, planned: Plan, model: Any) -> list[str]:
                                   "set format to 'stock', or save the MODEL that this one was made from") from error
         return ["load it with ComfyUI's Load Diffusion Model; this pack's loaders do not take it: "
                 + error.what.splitlines()[0]]
+    family.settle(checkpoint, read, "auto")
+    check_layers(read, lambda: family.tensors(checkpoint, read), model, lambda name: name not in planned.baked)
     lines = ["it loads with Load Base Model and as a transformer override"]
     if isinstance(read.architecture, HostModel):
         told, own = read.architecture.network.identity, host.model_identity(model.model)
@@ -91,9 +107,11 @@ def _report(model: Any, target: Path, planned: Plan, described: list[str]) -> li
     lines = [f"saved {type(model.model).__name__}: {size(target.stat().st_size)}", f"file: {target}",
              "layers: " + ", ".join(f"{count} {name}" for name, count in Counter(planned.formats.values()).items())]
     if model.patches:
-        lines.append(f"LoRAs and other patches of {len(model.patches)} weights are in the file as ComfyUI's save nodes "
-                     "put them there: a patched weight in a format of ComfyUI's is quantized again, by stochastic "
-                     "rounding; without them connect the MODEL before they were added")
+        lines.append(f"LoRAs and other patches of {len(model.patches)} tensors are in the file")
+        layers = Counter("quantized again, to the nearest" if name in planned.baked
+                         else "beside the quantized weight, as low-rank pairs" if name in planned.own
+                         else "in a weight of 16 or more bits" for name in touched(model))
+        lines += [f"  {count} quantized layers have theirs {how}" for how, count in layers.items()]
     elsewhere = host.bound_to_weights(model)
     if elsewhere:
         lines.append(f"note: not in the file, because it is no weight: {elsewhere}")

@@ -1,6 +1,8 @@
 """Which tensors a saved file holds, and in what format each layer is.
 
-"exact": every layer as the MODEL has it. "stock": what the host has no format for becomes something that it has.
+"exact": every layer as the MODEL has it, LoRAs beside quantized weights in their low-rank branches. "stock": what the
+host has no format for becomes something that it has. "baked": a quantized layer with patches is quantized again, to the
+nearest; others as in "exact".
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from ...loaders.errors import CheckpointError
 from ...quant.codecs import codec
 from ...quant.layouts.join import join
 from ...quant.layouts.stored import FORMAT, described, read
+from ...quant.layouts.tiled import is_tiled
+from ...quant.patches.stand_ins import Lazy
 from ..decode import Decode, decoder
 
 if TYPE_CHECKING:
     import torch
 
-FORMATS = ("exact", "stock")
+FORMATS = ("exact", "stock", "baked")
 METADATA = "_quantization_metadata"  # where readers other than the host look; the host takes it or `comfy_quant`
 Part = dict[str, "torch.Tensor"]
 
@@ -32,7 +36,7 @@ class Plan:
 
     `formats`: Linear -> its format in the file ("BF16" and the like where not quantized). `own`: those in a format of
     this pack -> its codecs, `why`: those -> why the host has no layout for them. `changed`: what "stock" did, in words
-    -> the layers.
+    -> the layers. `baked`: those that were quantized again.
     """
 
     layers: list[Piece] = field(default_factory=list)
@@ -41,6 +45,7 @@ class Plan:
     why: dict[str, str] = field(default_factory=dict)
     changed: dict[str, list[str]] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    baked: set[str] = field(default_factory=set)
 
     @property
     def bytes(self) -> int:
@@ -55,6 +60,11 @@ class _Group:
     name: str
     leaves: Part = field(default_factory=dict)
     pending: dict[str, str] = field(default_factory=dict)  # leaf -> the weight that it comes with
+
+    @property
+    def unmade(self) -> set[str]:
+        """Leaves whose values are made when they are written."""
+        return {leaf for leaf, tensor in self.leaves.items() if leaf in self.pending or isinstance(tensor, Lazy)}
 
     def values(self) -> Part:
         """Every tensor of the layer, on the CPU."""
@@ -91,8 +101,13 @@ def plan(model: Any, form: str) -> Plan:
             raise CheckpointError(f"{name} is in the format {word!r}, which neither this ComfyUI nor this pack knows",
                                   "", "save the MODEL with a node of the pack that made it")
         shape = (linear.out_features, linear.in_features) if word else (0, 0)
-        held = _in_host_format(group, conf, shape, form == "stock") if word == FORMAT else None
-        if held is not None:
+        coded = host.quantized_weight(model, name) if form == "baked" else None
+        held = _in_host_format(group, conf, shape, form == "stock") if word == FORMAT and coded is None else None
+        if coded is not None and _codes_again(coded):
+            decode = decode or decoder()
+            layer, conf = _baked(group, linear, coded, decode)
+            made.baked.add(name)
+        elif held is not None:
             layer, conf = held
             made.changed.setdefault(_held(conf), []).append(name)
         elif word and word not in formats and form == "stock":
@@ -152,7 +167,7 @@ def _as_it_is(group: _Group, widened: bool) -> Piece:
     def fitting(part: Part) -> Part:
         if not widened:
             return part
-        return {leaf: _narrow(t.detach()) if leaf not in group.pending and (leaf == "bias" or "comfy_quant" not in part)
+        return {leaf: _narrow(t.detach()) if leaf not in group.unmade and (leaf == "bias" or "comfy_quant" not in part)
                 else t for leaf, t in part.items()}
 
     return _layer(group, fitting(group.leaves), lambda: fitting(group.values()))
@@ -170,10 +185,8 @@ def _in_host_format(group: _Group, conf: Mapping[str, Any], shape: tuple[int, in
     For FP8 without an activation scale the host takes 1.0, so there only where the matmul is full precision, or for
     `stock`, which makes it so.
     """
-    import torch
-
-    if len(described(conf)) > 1 and group.pending:
-        return None  # a patched weight has new scales when it is written, one for each of its tiles
+    if group.unmade:
+        return None  # it has a low-rank branch, or something on top
 
     def convert(part: Part) -> Part:
         left = dict(part)
@@ -183,12 +196,7 @@ def _in_host_format(group: _Group, conf: Mapping[str, Any], shape: tuple[int, in
         made = join(tiles, [group.name], shape, full_precision=full).tensors
         return made | ({"bias": left["bias"]} if "bias" in left else {})
 
-    def stand_in(leaf: str, tensor: torch.Tensor) -> torch.Tensor:
-        if leaf not in group.pending:
-            return tensor
-        return (torch.ones if tensor.dtype == torch.float32 else torch.empty)(tensor.shape, dtype=tensor.dtype)
-
-    expected = convert({leaf: stand_in(leaf, tensor) for leaf, tensor in group.leaves.items()})
+    expected = convert(group.leaves)
     own = marker_of(expected)
     return None if own["format"] == FORMAT else (_layer(group, expected, lambda: convert(group.values())), own)
 
@@ -211,6 +219,24 @@ def _dequantized(group: _Group, shape: tuple[int, int], half: str, decode: Decod
     if "bias" in group.leaves:
         expected["bias"] = torch.empty(shape[:1], device="meta")
     return _layer(group, expected, make)
+
+
+def _codes_again(weight: Any) -> bool:
+    return not is_tiled(weight) or all(codec(place.codec).requantizes for place in weight._params.tiles)
+
+
+def _baked(group: _Group, linear: Any, base: Any, decode: Decode) -> tuple[Piece, dict[str, Any]]:
+    """A layer with patches, quantized as `base` (its weight without them) is; and its marker."""
+    expected = {leaf: tensor for leaf, tensor in linear.bare_state(base).items() if leaf != "bias"}
+    expected |= {"bias": group.leaves["bias"]} if "bias" in group.leaves else {}
+
+    def make() -> Part:
+        part = group.values()
+        weight, _ = decode(group.name, part, *linear.weight.shape)
+        again = base.to("cpu").requantize_from_float(weight.to(base.dtype), scale="recalculate", stochastic_rounding=0)
+        return expected | again.state_dict("weight") | ({"bias": part["bias"]} if "bias" in part else {})
+
+    return _layer(group, expected, make), marker_of(expected)
 
 
 def _held(conf: Mapping[str, Any]) -> str:

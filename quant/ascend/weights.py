@@ -5,11 +5,15 @@ The fields of a tile: quant/codecs/ascend.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from comfy_kitchen.float_utils import from_blocked
 from torch import Tensor
 
 from ..blocks import swizzle
-from ..tile import Tile
+from ..layout_names import is_int8
+from ..tile import Place, Tile
 from . import integers, mx
 from .kinds import BLOCK, KINDS, LEVELS
 
@@ -89,3 +93,17 @@ def for_host(codes: Tensor, scale: Tensor) -> dict[str, Tensor] | None:
     if rows or columns:
         codes = torch.nn.functional.pad(codes.view(torch.uint8), (0, columns, 0, rows)).view(mx.E4M3)
     return {"weight": codes, "weight_scale": swizzle(scale).view(torch.float8_e8m0fnu)}
+
+
+def from_host(weight: Any, kind: str) -> Tile | None:
+    """A weight in the host's INT8 or MXFP8 layout as a tile of `kind`, without padding; None for any other layout."""
+    data, p = weight._qdata, weight._params
+    rows, columns = p.orig_shape
+    if KINDS[kind].codec == "int8" and is_int8(weight) and not p.convrot:
+        return Tile(Place(kind, rows, columns),
+                    {"codes": data, "scale": p.scale.float().reshape(-1, 1).expand(rows, 1).contiguous()})
+    if KINDS[kind].codec == "mxfp8" and weight._layout_cls == "TensorCoreMXFP8Layout":
+        scale = from_blocked(p.scale.view(torch.uint8), data.shape[0], data.shape[1] // BLOCK)
+        return Tile(Place(kind, rows, columns),
+                    {"codes": data[:rows, :columns], "scale": scale[:rows, :-(-columns // BLOCK)].contiguous()})
+    return None

@@ -53,7 +53,6 @@ class Ascend(Codec):
         self.word = self.switch = HOST_FORMAT.get(kind, "")
         self.why = "a format of Ascend"
         self.also = ("MXFP4",) if kind == "w4a4_mxfp4" else ()  # as descriptions may call it
-        self.coarse = self.weight in ("int4", "mxfp4", "mxfp4_dual")
 
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:
         from ..ascend.weights import decode
@@ -80,6 +79,11 @@ class Ascend(Codec):
         if self.weight == "int8":
             return {"weight": whole["codes"], "weight_scale": whole["scale"]}
         return for_host(whole["codes"], whole["scale"])
+
+    def of_host(self, weight: Any, input_scale: Tensor | None) -> Tile | None:
+        from ..ascend.weights import from_host
+
+        return from_host(weight, self.name) if self.word else None
 
     def merge(self, tiles: Sequence[Tile]) -> Tile | None:
         return stacked(tiles, self.fields)

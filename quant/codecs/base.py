@@ -41,8 +41,7 @@ class Codec:
     off, and with it those of kernels that lean on it; `why` says in words why the host's layout does not hold such
     tiles. `one_input`: whether one activation scale holds for a whole weight, so that its tiles share what is made of
     the activation; weights that mix these with plain ones are multiplied in full precision. `requantizes`: whether a
-    patched weight can be coded again; where not, patches stay beside it. `coarse`: whether that would lose a usual
-    patch, so that a patched weight stays a float one in memory.
+    float weight can be coded so again.
     """
 
     name: str
@@ -58,7 +57,6 @@ class Codec:
     also: tuple[str, ...] = ()
     shifts = False
     requantizes = True
-    coarse = False
 
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:
         """The weight [rows, columns] without a low-rank branch, by definition."""
@@ -101,6 +99,11 @@ class Codec:
         same; else None. The marker is `word`'s."""
         return None
 
+    def of_host(self, weight: Any, input_scale: Tensor | None) -> Tile | None:
+        """The other way round: a weight in the host's layout (a QuantizedTensor) as a tile, in views where it can be,
+        with the activation scale that the layer has beside it; None for layouts of others."""
+        return None
+
     def merge(self, tiles: Sequence[Tile]) -> Tile | None:
         """Tiles of this codec one below the other as one tile, or None where they differ in what a tile has once."""
         return None
@@ -110,6 +113,11 @@ class Codec:
         half = tile.place.rows // 2
         parts = [cut(tile, half, half, self.fields), cut(tile, 0, half, self.fields)]
         return Tile(tile.place, stack(parts, self.fields).fields)
+
+
+def scalar(scale: Tensor | None) -> Tensor | None:
+    """A scale of one value as F32 []."""
+    return None if scale is None else scale.detach().float().reshape(())
 
 
 def stack(tiles: Sequence[Tile], fields: Mapping[str, Field]) -> Tile:

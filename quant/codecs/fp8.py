@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..marker import full_precision_marker
 from ..stored import PLAIN_DTYPES, ByteOrder, Leaves, read_scale, scalar_problem, wrong_shape
 from ..tile import Coded, Place, Tile
-from .base import LOW_RANK, Codec, Field, stack
+from .base import LOW_RANK, Codec, Field, scalar, stack
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -53,6 +53,12 @@ class FP8(Codec):
         if not full_precision and "input_scale" not in tiles[0].fields or not one_scale(tiles):
             return None
         return leaves(stack(tiles, self.fields), scale="weight_scale")
+
+    def of_host(self, weight: Any, input_scale: Tensor | None) -> Tile | None:
+        if weight._layout_cls != "TensorCoreFP8E4M3Layout":
+            return None
+        return Tile(Place(self.name, *weight._params.orig_shape), {"codes": weight._qdata}).having(
+            scale=scalar(weight._params.scale), input_scale=scalar(input_scale))
 
     def merge(self, tiles: Sequence[Tile]) -> Tile | None:
         return stack(tiles, self.fields) if one_scale(tiles) else None

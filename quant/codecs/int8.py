@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..layout_names import is_int8
 from ..scales import block_of, by_row, shape_problem
 from ..stored import (
     PLAIN_DTYPES,
@@ -74,6 +75,13 @@ class ConvRot(Codec):
             return None
         whole = stack(tiles, self.fields)
         return {"weight": whole["codes"], "weight_scale": whole["scale"]}
+
+    def of_host(self, weight: Any, input_scale: Tensor | None) -> Tile | None:
+        p = weight._params
+        if not is_int8(weight) or not p.convrot or p.convrot_groupsize != self.group:
+            return None
+        return Tile(Place(self.name, *p.orig_shape), {"codes": weight._qdata, "scale": by_row(
+            f"{self.name}.scale", p.scale, p.orig_shape[0])})
 
     def merge(self, tiles: Sequence[Tile]) -> Tile | None:
         return stacked(tiles, self.fields)

@@ -29,7 +29,7 @@ from ..blocks import ceil_to, linear_blocks, pad_rows, swap_nibbles, swizzle
 from ..marker import full_precision_marker
 from ..stored import FACTORS, ByteOrder, Leaves, factors, factors_problem, read_scale, scalar_problem
 from ..tile import Coded, Place, Tile
-from .base import FLOATS, LOW_RANK, Codec, Field
+from .base import FLOATS, LOW_RANK, Codec, Field, scalar
 from .fp8 import INPUT_SCALE, SCALAR, leaves, one_scale
 
 if TYPE_CHECKING:
@@ -87,6 +87,13 @@ class NVFP4(Codec):
             blocks = torch.cat([linear_blocks(tile["block"], *tile["codes"].shape) for tile in tiles])
             whole = whole.having(codes=codes, block=swizzle(blocks))
         return leaves(whole.having(codes=pad_rows(whole["codes"])), block="weight_scale", scale="weight_scale_2")
+
+    def of_host(self, weight: Any, input_scale: Tensor | None) -> Tile | None:
+        if weight._layout_cls != "TensorCoreNVFP4Layout":
+            return None
+        rows, columns = weight._params.orig_shape
+        return Tile(Place(self.name, rows, columns), {"codes": weight._qdata[:rows]}).having(
+            block=weight._params.block_scale, scale=scalar(weight._params.scale), input_scale=scalar(input_scale))
 
     def swapped(self, tile: Tile) -> Tile:
         import torch

@@ -12,7 +12,7 @@ from typing import Any
 
 from comfy_kitchen.tensor import QuantizedLayout, QuantizedTensor, TensorWiseINT8Layout, register_layout_class
 
-HOST_NAME, NAME = "TensorWiseINT8Layout", "QTINT8Layout"
+from ..layout_names import INT8, OWN_INT8
 
 
 class OwnINT8Layout(QuantizedLayout):
@@ -34,16 +34,20 @@ class OwnINT8Layout(QuantizedLayout):
 def renamed(weight: Any) -> Any:
     """An INT8 weight of the host's (a torch Parameter) under this pack's name, on the same bytes; others as they are.
     """
-    if not isinstance(weight, QuantizedTensor) or weight._layout_cls != HOST_NAME:
+    if not isinstance(weight, QuantizedTensor) or weight._layout_cls != INT8:
         return weight
-    own = QuantizedTensor(weight._qdata, NAME, weight._params)
+    own = QuantizedTensor(weight._qdata, OWN_INT8, weight._params)
     own._is_param = True  # what torch.nn.Parameter() does, less the clone of every tensor in Params
     return own
 
 
-def is_int8(weight: QuantizedTensor) -> bool:
-    """Whether a quantized weight is the host's INT8, by either name."""
-    return weight._layout_cls in (HOST_NAME, NAME)
+def host_named(weight: Any) -> Any:
+    """The other way round."""
+    if not isinstance(weight, QuantizedTensor) or weight._layout_cls != OWN_INT8:
+        return weight
+    host = QuantizedTensor(weight._qdata, INT8, weight._params)
+    host._is_param = True
+    return host
 
 
-register_layout_class(NAME, OwnINT8Layout)
+register_layout_class(OWN_INT8, OwnINT8Layout)

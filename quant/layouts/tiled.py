@@ -48,7 +48,7 @@ class TilesLayout(QuantizedLayout):
         """Code a patched weight [rows, columns] again, each tile as that of `like` at its place."""
         if not like:
             raise NotImplementedError("tiles come from a checkpoint; a float weight alone does not say how to code it")
-        own = {name: options[name] for name in ("inplace_ops",) if name in options}
+        own = {name: options[name] for name in ("inplace_ops",) if name in options}  # scales are always new
         there = {id(t): t.to(tensor.device) for tile in like for t in tile.fields.values()}  # what stays, stays shared
         like = [tile.apply(lambda t: there[id(t)]) for tile in like]
         tiles = [codec(tile.place.codec).requantize(_at(tensor, tile.place).contiguous(), tile,
@@ -153,26 +153,33 @@ def is_tiled(weight: object) -> bool:
     return isinstance(weight, QuantizedTensor) and weight._layout_cls == NAME
 
 
-def patches_stay_beside(weight: QuantizedTensor) -> bool:
-    """Whether a tile cannot be coded again, so that patches stay beside the weight."""
-    return not all(codec(place.codec).requantizes for place in weight._params.tiles)
+def with_delta(weight: QuantizedTensor, change: Tensor) -> QuantizedTensor:
+    """The weight with `change` [rows, columns], of its dtype, on top."""
+    earlier = weight._params.delta
+    return with_tiles(weight, tiles_of(weight), delta=change if earlier is None else earlier + change)
 
 
-def is_coarse(weight: QuantizedTensor) -> bool:
-    """Whether a usual patch would be lost in coding the weight again."""
-    return any(codec(place.codec).coarse for place in weight._params.tiles)
+def shifts(weight: QuantizedTensor) -> bool:
+    """Whether the stored bias is not the one that goes with the dequantized weight."""
+    return any(codec(place.codec).shifts for place in weight._params.tiles)
+
+
+def plain_shift(weight: QuantizedTensor) -> Tensor | None:
+    """What the bias that goes with the dequantized weight has more than the stored one, F32 [rows], or None."""
+    out = None
+    for tile in tiles_of(weight) if shifts(weight) else ():
+        kind, p = codec(tile.place.codec), tile.place
+        shift = kind.shift(kind.residual(tile, torch.float32)) if kind.shifts else None
+        if shift is not None:
+            out = torch.zeros(weight._params.orig_shape[0], device=weight.device) if out is None else out
+            out[p.row:p.row + p.rows] += shift
+    return out
 
 
 def plain_bias(weight: QuantizedTensor, bias: Tensor | None) -> Tensor | None:
     """The bias that goes with the dequantized weight."""
-    shifts = []
-    for tile in tiles_of(weight):
-        kind = codec(tile.place.codec)
-        shift = kind.shift(kind.residual(tile, torch.float32)) if kind.shifts else None
-        shifts += [(tile.place, shift)] if shift is not None else []
-    if not shifts:
+    shift = plain_shift(weight)
+    if shift is None:
         return bias
-    out = torch.zeros(weight._params.orig_shape[0], device=weight.device) if bias is None else bias.float()
-    for place, shift in shifts:
-        out = out.index_add(0, torch.arange(place.row, place.row + place.rows, device=out.device), shift)
-    return out.to(weight._params.orig_dtype if bias is None else bias.dtype)
+    return (shift if bias is None else bias.float() + shift).to(
+        weight._params.orig_dtype if bias is None else bias.dtype)

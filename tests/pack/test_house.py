@@ -55,7 +55,7 @@ def test_generic_code_asks_no_family_by_name():
 
     rooms = [path for path in FILES if path.relative_to(PACK).as_posix().startswith(
         ("loaders/assemble", "loaders/plan", "loaders/prepare", "loaders/describe", "loaders/report", "loaders/locate",
-         "loaders/files/", "loaders/containers/", "views/", "quant/layouts/", "quant/linear", "quant/multiply", "quant/lora"))]
+         "loaders/files/", "loaders/containers/", "views/", "quant/layouts/", "quant/linear", "quant/multiply", "quant/patches/"))]
     assert len(rooms) > 20
     for path in rooms:
         tree = ast.parse(path.read_text(encoding="utf-8"))

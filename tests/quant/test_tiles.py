@@ -229,16 +229,16 @@ def test_the_hosts_streaming_buffer_round_trip():
 
 
 def test_patched_weights_requantize_shard_by_shard():
-    """set_weight is how the host writes a LoRA-patched weight back: scales are each shard's own amax / 448."""
+    """A baked save: scales are each shard's own amax / 448."""
     module, _ = linear(parts())
     patched = by_definition(parts())
     patched[:32] *= 50  # only the first shard grows; the others must not lose precision to it
-    module.set_weight(patched.clone(), seed=1)
-    scales = torch.stack([tile["scale"] for tile in tiles_of(module.weight)])
+    weight = module.weight.requantize_from_float(patched.clone(), stochastic_rounding=1)
+    scales = torch.stack([tile["scale"] for tile in tiles_of(weight)])
     amax = torch.stack([p.abs().max() for p in patched.split(list(ROWS))])
     assert torch.allclose(scales, amax / 448, rtol=1e-6)
     # stochastic rounding moves a value by less than one step: 2^-3 of itself, or a subnormal step
-    for now, was, scale in zip(module.weight.dequantize().split(list(ROWS)), patched.split(list(ROWS)), scales,
+    for now, was, scale in zip(weight.dequantize().split(list(ROWS)), patched.split(list(ROWS)), scales,
                                strict=True):
         assert ((now - was).abs() <= was.abs() / 8 + 2 ** -9 * scale).all()
 
@@ -283,15 +283,6 @@ def test_a_scale_that_tiles_have_in_common_is_one_tensor():
     module, fused = linear(parts())
     first, second, third = (tile["input_scale"] for tile in tiles_of(module.weight))
     assert first is second is third and sum("input_scale" in leaf for leaf in fused.tensors) == 1
-
-
-def test_hooks_are_refused():
-    """The host undoes a hook by copying into the parameter's data, which is a clone of all but the first tensor."""
-    module, _ = linear(parts())
-    before = module.weight.dequantize()
-    with pytest.raises(NotImplementedError, match="LoRA hooks"):
-        module.set_weight(before * 1.5, inplace_update=True)
-    assert torch.equal(module.weight.dequantize(), before)
 
 
 def test_forced_casts_multiply_dequantized(cpu_gemm):

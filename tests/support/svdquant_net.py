@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from quantized_transformers.quant import lora
 from quantized_transformers.quant.layouts.join import join
 from quantized_transformers.quant.linear import with_tiles_of
+from quantized_transformers.quant.patches import loading
 from quantized_transformers.quant.svdquant.parts import CODEC, awq_part, tile_of, w4a4_part
 from support.svdquant import awq, w4a4
 
@@ -120,7 +120,7 @@ def make(backend="dequantize", dtype=torch.float32):
     plain.load_state_dict({"weight": torch.randn(128, 384, generator=torch.Generator().manual_seed(8)) / 20})
     patcher = comfy.model_patcher.ModelPatcher(Model(Net(**modules, plain=plain)), torch.device("cpu"),
                                                torch.device("cpu"))
-    lora.attach_lora(patcher)
+    loading.attach(patcher)
     return patcher
 
 

@@ -159,16 +159,17 @@ def test_damaged_files_are_refused(case, made, output, tmp_path):
 
 
 def test_a_dense_delta_comes_along(made, output, tmp_path):
-    """A patch that is no plain LoRA, saved beside SVDQuant weights; 0.1 could save such a file and not load it."""
+    """Beside SVDQuant weights, as 0.1 saved patches that are no plain LoRA, and as layers with a bias of their own have
+    it still."""
     patcher, run = made["svdq int4"]
-    patched = patcher.clone()
+    layer = "double_blocks.0.img_attn.qkv.weight"
     difference = torch.randn(768, 256, generator=torch.Generator().manual_seed(0)) / 50
-    patched.add_patches({"diffusion_model.double_blocks.0.img_attn.qkv.weight": ("diff", (difference,))})
+    patched = patcher.clone()
+    patched.add_patches({f"diffusion_model.{layer}": ("diff", (difference,))})
     expected = run(patched)
-    path, _ = save(patched, "0.1 delta", step=lambda n: None)
-    tensors = load_file(str(path))
-    assert sum(n.endswith("weight_delta") for n in tensors) == 1
-    save_file({n: t.contiguous() for n, t in as_version_0_1(tensors).items()}, str(tmp_path / "old.safetensors"))
     assert common.rel_l2(expected, run(patcher)) > 1e-3
-    for file in (path, tmp_path / "old.safetensors"):
-        assert torch.equal(run(load(file, compute="dequantize").patcher), expected)
+    tensors = load_file(str(save(patcher, "0.1 delta", step=lambda n: None)[0])) | {f"{layer}_delta": difference}
+    for name, content in (("new", tensors), ("old", as_version_0_1(tensors))):
+        save_file({n: t.contiguous() for n, t in content.items()}, str(tmp_path / f"{name}.safetensors"))
+        again = run(load(tmp_path / f"{name}.safetensors", compute="dequantize").patcher)
+        assert common.rel_l2(again, expected) < 1e-5

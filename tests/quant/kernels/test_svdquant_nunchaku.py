@@ -16,10 +16,10 @@ import torch
 
 from quantized_transformers.host import Machine
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.quant import lora
 from quantized_transformers.quant.kernels import nunchaku_wheel
 from quantized_transformers.quant.kernels.choose import Wanted, choose
 from quantized_transformers.quant.layouts.tiled import tiles_of
+from quantized_transformers.quant.patches import factors as lora
 from support import svdquant
 from support.svdquant import awq, rel, w4a4
 from support.svdquant_net import SIZES, add, inputs, linear, linear_of, lora_file, make, merged, run

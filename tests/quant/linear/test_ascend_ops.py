@@ -299,12 +299,13 @@ def test_a_patch_at_run_time_multiplies_dequantized(kind):
 
 
 @pytest.mark.parametrize("kind", ["W4A4_DYNAMIC", "W4A4_MXFP4", "W4A4_MXFP4_DUALSCALE", "W4A8_DYNAMIC"])
-def test_a_patched_4_bit_weight_is_saved_in_its_format(kind):
+def test_a_patched_4_bit_weight_is_saved_as_it_acts(kind):
+    """A difference is no factor: the layer becomes a plain one."""
     module, layer = linear(kind, make(kind, True))
     patcher, difference = patch(module, 0.02)
     saved = patcher.patch_weight_to_device("layer.weight", return_weight=True)
-    assert is_tiled(saved) and is_tiled(module.weight)
-    assert rel(saved.dequantize(), dequantized(layer) + difference) < 0.25  # stochastic rounding to 4 bits
+    assert is_tiled(module.weight)
+    assert rel(saved, dequantized(layer) + difference) < 1e-6
 
 
 @pytest.mark.parametrize("kind", OWN)

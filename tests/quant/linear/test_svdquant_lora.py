@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from quantized_transformers.quant import lora
-from quantized_transformers.quant.layouts.tiled import TilesLayout, is_tiled, tiles_of
+from quantized_transformers.quant.layouts.tiled import TilesLayout, tiles_of
+from quantized_transformers.quant.patches import factors as lora
+from quantized_transformers.quant.patches import loading
 from support.svdquant import awq, rel, w4a4
 from support.svdquant_net import (
     KEYS,
@@ -269,50 +270,48 @@ def test_a_save_contains_the_lora(mode, backend, tmp_path):
     assert rel(run(again, inputs(128)) - dense()(inputs(128)), effect) < (1e-4 if backend == "dequantize" else 1e-2)
 
 
-def test_a_dense_delta_is_saved_when_loaded_and_refused_when_not():
+@pytest.mark.parametrize("name", ["qkv", "linear2"])
+@pytest.mark.parametrize("memory", [0, 1], ids=["full", "low_vram"])
+def test_other_deltas_are_saved_as_they_act(name, memory, tmp_path):
+    """By the host's save nodes; linear2 has a stored bias that goes with the quantized weight alone."""
+    import comfy.utils
+
     base = make()
-    patched = add(base, lokr("qkv"))
-    patched.patch_model(patched.load_device)
-    tensors = patched.model_state_dict_for_saving(patched.model.diffusion_model, "diffusion_model.")
+    patched = add(base, dora(name))
+    expected = full(patched)
+    patched.patch_model(patched.load_device, lowvram_model_memory=memory)
+    net, path = patched.model.diffusion_model, str(tmp_path / "saved.safetensors")
+    comfy.utils.save_torch_file(patched.model_state_dict_for_saving(net, "diffusion_model."), path)
     patched.unpatch_model(patched.offload_device)
-    own = {f"x.{k.removeprefix('qkv.')}": v for k, v in tensors.items() if k.startswith("qkv.")}
-    weight = linear_of(own, (384, 128), "dequantize").weight.dequantize()
-    file = lokr("qkv")
-    assert rel(weight, layers()["qkv"][0].weight + torch.kron(file["qkv.lokr_w1"], file["qkv.lokr_w2"])) < 1e-5
-    patched.patch_model(patched.load_device, lowvram_model_memory=1)
-    try:
-        with pytest.raises(NotImplementedError, match="no plain LoRA"):
-            patched.patch_weight_to_device("diffusion_model.qkv.weight", return_weight=True)
-    finally:
-        patched.unpatch_model(patched.offload_device)
+    saved = load_file(path)
+    modules = {key: linear_of({f"x.{k.removeprefix(key + '.')}": v for k, v in saved.items() if k.startswith(f"{key}.")},
+                              tuple(getattr(net, key).weight.shape), "dequantize") for key in layers()}
+    assert rel(run(Net(**modules, plain=net.plain), inputs(128)), expected) < 1e-5
 
 
-def test_what_is_not_supported_is_refused():
+def test_writing_in_place_is_refused():
     base = make()
     module = base.model.diffusion_model.qkv
-    with pytest.raises(NotImplementedError, match="LoRA hooks"):
+    before = module.weight.dequantize()
+    with pytest.raises(NotImplementedError, match="in place"):
         module.set_weight(torch.zeros(384, 128), inplace_update=True)
-    other = add(base, lora_file("qkv"))
-    other.callbacks.clear()  # a patcher that somebody made without the loader
-    other.patch_model(other.load_device)
-    with pytest.raises(RuntimeError, match="LoRA was put on quantized weights"):
-        run(module, inputs(128))
-    module.awaits_patches = False
-    other.unpatch_model(other.offload_device)
+    assert torch.equal(module.weight.dequantize(), before)
 
 
 def test_others_see_and_set_the_effective_weight():
     """Whoever is not the host's patching gets the weight from convert_weight, and may put another one in."""
-    module = make().model.diffusion_model.qkv
+    module = make().model.diffusion_model.linear2
     weight = module.convert_weight(module.weight)
-    assert rel(weight, layers()["qkv"][0].weight) < 1e-6
+    assert rel(weight, torch.cat([layer.weight for layer in layers()["linear2"]], 1)) < 1e-6
+    x = torch.randn(3, 384, generator=torch.Generator().manual_seed(1))
+    bias = module.convert_bias(module.bias).float()
     for factor in (3, -2):
         module.set_weight(weight * factor)
-        assert rel(module.weight.dequantize(), weight * factor) < 1e-5 and is_tiled(module.weight)
+        assert rel(run(module, x), torch.nn.functional.linear(x, weight * factor, bias)) < 1e-5
 
 
 def test_clones_inherit_the_callback_once():
     base = make()
-    lora.attach_lora(base)
+    loading.attach(base)
     from comfy.patcher_extension import CallbacksMP
-    assert base.clone().clone().get_all_callbacks(CallbacksMP.ON_LOAD) == [lora.on_load]
+    assert base.clone().clone().get_all_callbacks(CallbacksMP.ON_LOAD) == [loading.on_load]

@@ -1,0 +1,154 @@
+"""Patches on every quantized format, in every state that the host's memory management has, against the dense twin.
+
+Tolerance: both compute in F32, and an effect is a difference of outputs; 1e-4 of it is what is promised.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from support import patch_net as net
+
+pytestmark = pytest.mark.unit
+TOLERANCE = 1e-4
+made = functools.cache(net.make)
+
+
+@functools.cache
+def before(name, state):
+    ours, twin, columns = made(name)
+    return net.STATES[state](ours, columns), net.full(twin, columns)
+
+
+@functools.cache
+def dense(name, kind, strength=1.0):
+    _, twin, columns = made(name)
+    return net.full(net.add(twin, net.files(columns)[kind], strength), columns)
+
+
+@pytest.mark.parametrize("name", net.FORMATS)
+def test_the_twin_is_one(name):
+    ours, twin, columns = made(name)
+    for state in net.STATES:
+        first, other = before(name, state)
+        assert net.rel(first, other) < 1e-5
+
+
+@pytest.mark.parametrize("kind", net.KINDS)
+@pytest.mark.parametrize("name", net.FORMATS)
+def test_every_kind_of_lora_in_every_state(name, kind, caplog):
+    ours, _, columns = made(name)
+    patched = net.add(ours, net.files(columns)[kind])
+    for state, run in net.STATES.items():
+        mine, theirs = before(name, state)
+        assert net.off(run(patched, columns), mine, dense(name, kind), theirs) < TOLERANCE, state
+    assert torch.equal(net.full(ours, columns), before(name, "full")[0])  # taken off again
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")]
+
+
+@pytest.mark.parametrize("name", net.FORMATS)
+def test_strengths(name):
+    ours, _, columns = made(name)
+    for strength in (0.1, 0.3, 1.0, -0.7):
+        for kind in ("kohya", "lokr"):
+            patched = net.add(ours, net.files(columns)[kind], strength)
+            for state in ("full", "low VRAM"):
+                out = net.STATES[state](patched, columns)
+                mine, theirs = before(name, state)
+                assert net.off(out, mine, dense(name, kind, strength), theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", net.FORMATS)
+def test_several_loras(name):
+    """A kohya one, one on some of the rows and a LoKr; and with one that needs the weight between them."""
+    ours, twin, columns = made(name)
+    kinds = net.files(columns)
+    for chain in (("kohya", "rows", "lokr", "peft"), ("rows", "dora", "kohya")):
+        a, b = ours, twin
+        for i, kind in enumerate(chain):
+            a, b = (net.add(one, kinds[kind], 0.8 - 0.3 * i) for one in (a, b))
+        expected = net.full(b, columns)
+        for state, run in net.STATES.items():
+            mine, theirs = before(name, state)
+            assert net.off(run(a, columns), mine, expected, theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", net.FORMATS)
+def test_a_scaled_model(name):
+    ours, twin, columns = made(name)
+    a, b = (net.add(one, net.files(columns)["kohya"], 0.5, 0.9) for one in (ours, twin))
+    for state, run in net.STATES.items():
+        mine, theirs = before(name, state)
+        assert net.off(run(a, columns), mine, net.full(b, columns), theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32], ids=["default", "dtype set"])
+@pytest.mark.parametrize("name", net.FORMATS)
+def test_a_lora_survives_vram_changes(name, dtype):
+    ours, twin, columns = made(name)
+    ours, twin = ours.clone(), twin.clone()
+    if dtype is not None:
+        ours.set_model_compute_dtype(dtype)
+    start, theirs = net.full(ours, columns), net.full(twin, columns)
+    for kind in ("bias and norm", "dora"):
+        file = net.files(columns)[kind]
+        patched, expected = net.add(ours, file), net.full(net.add(twin, file), columns)
+        for state in ("full", "low VRAM", "full", "partial", "low VRAM", "partial", "full"):
+            assert net.off(net.STATES[state](patched, columns), start, expected, theirs) < TOLERANCE, state
+        patched.patch_model(patched.load_device, lowvram_model_memory=1)
+        try:  # as free memory comes and goes, without a new start
+            for enough in (True, False, True, None):
+                assert net.off(net.run(patched, columns), start, expected, theirs) < TOLERANCE
+                if enough:
+                    patched.partially_load(patched.load_device, extra_memory=1 << 40)
+                elif enough is False:
+                    patched.partially_unload(patched.offload_device, memory_to_free=1 << 30)
+        finally:
+            patched.unpatch_model(patched.offload_device)
+    assert torch.equal(net.full(ours, columns), start)
+
+
+@pytest.mark.parametrize("name", net.FORMATS)
+def test_bf16(name):
+    """Factors are rounded to 16 bits once, and activations; a LoRA is not lost in the rounding of the weights."""
+    ours, _, columns = made(name)
+    x = net.rand(17, columns, seed=9).bfloat16()
+    layer = ours.model.diffusion_model.layer
+    patched = net.add(ours, net.files(columns)["kohya"], 0.3)
+    file = net.files(columns)["kohya"]
+    effect = 0.3 * 0.5 * (x.float() @ file["layer.lora_down.weight"].t()) @ file["layer.lora_up.weight"].t()
+    with torch.no_grad():
+        start = layer(x).float()
+        patched.patch_model(patched.load_device)
+        after = layer(x).float()
+        patched.unpatch_model(patched.offload_device)
+    rounding = 2 ** -8 * start.norm()  # of two outputs, half a step each
+    assert (after - start - effect).norm() < rounding + 2 ** -6 * effect.norm()
+
+
+@pytest.mark.parametrize("name", net.FORMATS)
+def test_nothing_is_dequantized_for_a_lora(name, monkeypatch):
+    """A full load keeps the bytes as they are, and takes memory for the LoRA alone."""
+    from comfy_kitchen.tensor import QuantizedTensor
+
+    def never(*_):
+        raise AssertionError("dequantized")
+
+    ours, _, columns = made(name)
+    layer = ours.model.diffusion_model.layer
+    codes, size = layer.weight._qdata, sum(t.nbytes for t in layer.state_dict().values())
+    patched = net.add(ours, net.files(columns)["kohya"])
+    with monkeypatch.context() as patch:
+        patch.setattr(QuantizedTensor, "dequantize", never)
+        patched.patch_model(patched.load_device)
+        now = layer.weight._qdata
+        grown = sum(t.nbytes for t in layer.state_dict().values()) - size
+    patched.unpatch_model(patched.offload_device)
+    assert torch.equal(now.view(torch.uint8), codes.view(torch.uint8))
+    # the low-rank branch that SVDQuant has is F32 where the model computes in F32
+    size = sum(t.nbytes for leaf, t in layer.state_dict().items() if leaf.endswith(("_down", "_up")))
+    has_tile = name not in ("fp8 e5m2", "convrot w4a4")  # the state of those is the dense layer that a file would have
+    assert not has_tile or grown < 3 * 4 * 4 * (net.ROWS + columns) + size + 2000  # shards have a pair each; markers
