@@ -1,7 +1,9 @@
-"""Nunchaku's SVDQuant files: `svdq-int4_r*` and `svdq-fp4_r*`, and the older folders of two files (docs/formats).
+"""Nunchaku's SVDQuant files: `svdq-int4_r*` and `svdq-fp4_r*`, and the older folders of two files (docs/formats), and
+those of other writers: diffusers' nunchaku_lite and vLLM-Omni.
 
-files.py finds them, recognise.py and table.py read them, plan.py says what makes each native module, convert.py makes
-it. Nothing heavy is imported before it is needed.
+files.py finds them, writers.py tells whose they are, recognise.py and table.py read them, plan.py says what makes each
+native module, convert.py makes it; lite.py is all of that for nunchaku_lite, whose names are diffusers'. Nothing heavy
+is imported before it is needed.
 """
 
 from __future__ import annotations
@@ -79,6 +81,14 @@ class Nunchaku(Family):
         from .describe import read_svdquant
 
         return read_svdquant(checkpoint, base)
+
+    def settle(self, checkpoint: Checkpoint, plan: LoadPlan, byte_order: str) -> None:
+        super().settle(checkpoint, plan, byte_order)
+        from .convert import FilePlan, settle_order
+        from .writers import NUNCHAKU
+
+        if isinstance(plan, FilePlan) and plan.found is not None and plan.found.writer != NUNCHAKU:
+            settle_order(checkpoint, plan)
 
     def tensors(self, checkpoint: Checkpoint, plan: LoadPlan) -> Tensors:
         from .convert import FileTensors
