@@ -98,8 +98,10 @@ class Nunchaku(Family):
     def runs(self, plan: LoadPlan, compute: str) -> list[str]:
         pieces = [[piece.layer.name for piece in planned.pieces if piece.layer.read] for planned in plan.modules]
         made = [names for names in pieces if names]
+        several = [len(set(names)) for names in made if len(set(names)) > 1]
+        parts = "two" if set(several) <= {2} else "several"
         return [f"{len({name for names in made for name in names})} quantized layers of the file are {len(made)} "
-                f"modules in ComfyUI, {sum(len(names) > 1 for names in made)} of them in two parts"]
+                f"modules in ComfyUI, {len(several)} of them in {parts} parts"]
 
 
 def _choice(choices: Any) -> Choice:

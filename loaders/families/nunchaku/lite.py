@@ -24,7 +24,7 @@ from ...words import first_ten
 from ..reading import check_sizes, dims_of
 from .plan import AWQ, LEAVES, UNNEEDED, W4A4, Leaves, awq_leaves, leaf_problems, w4a4_leaves
 from .recognise import precision
-from .writers import LITE, OFFICIAL, patches, quantization, runtime_manifest
+from .writers import LITE, OFFICIAL, listed, patches, quantization, runtime_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -48,15 +48,18 @@ def read_lite(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) ->
     tensors = {name: checkpoint.tensors[stored] for name, stored in names.items()}
     w4a4 = [name.removesuffix("qweight") for name, info in tensors.items()
             if name.endswith("qweight") and info.dtype != "I32"]
-    kind = precision(f"a file of {LITE}", [name.removesuffix(".") for name in w4a4 if name.endswith(".")],
-                     tensors, where) if w4a4 else "int4"
+    scales = {tensors[f"{name}wscales"].dtype for name in w4a4 if f"{name}wscales" in tensors}
+    kind = precision(f"a file of {LITE}", scales, where) if w4a4 else "int4"
     architecture, dims = _architecture(checkpoint, tensors)
-    ranks = sorted({tensors[f"{name}proj_down"].shape[-1] for name in w4a4 if f"{name}proj_down" in tensors})
+    downs = [tensors[f"{name}proj_down"].shape for name in w4a4 if f"{name}proj_down" in tensors]
+    ranks = sorted({shape[1] for shape in downs if len(shape) == 2})
     description = CheckpointDescription(
         where, [os.path.basename(header.path) for header in checkpoint.headers], checkpoint.bytes_on_disk,
         architecture.name, Naming("diffusers"), dims, f"svdquant-{kind}", ranks=ranks, producer=LITE,
         declared_in=["config.json"] if (checkpoint.config or {}).get("quantization_config") else ["metadata"])
     check_sizes(description, checkpoint, architecture, base)
+    description.notes += [f"{key} is told by neither the tensors nor a config.json; taken as off. If this is a model "
+                          "that has it, give its folder" for key in sorted(architecture.config_only - dims.keys())]
     plan = plans.make(LoadPlan(description, architecture, stored=lambda name: names[name]), tensors,
                       partial(_layer, names, kind))
     plan.modules = [_in_order(planned) for planned in plan.modules]
@@ -67,7 +70,7 @@ def read_lite(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) ->
 def _own_name(stored: str) -> str:
     """A part of a split layer as leaves of the layer: `x.linears.0.qweight` -> `x.0:qweight`."""
     layer, found, part = stored.rpartition(_PART)
-    return f"{layer}.{part.replace('.', ':', 1)}" if found else stored
+    return f"{layer}.{part.replace('.', ':', 1)}" if found and part.partition(".")[0].isdecimal() else stored
 
 
 def _refuse_unknown(checkpoint: Checkpoint) -> None:
@@ -76,7 +79,7 @@ def _refuse_unknown(checkpoint: Checkpoint) -> None:
     if unknown:
         raise CheckpointError(f"this checkpoint of {LITE} asks for changes of the model that this version does not "
                               f"know: {', '.join(unknown)}", where, OFFICIAL)
-    other = sorted({str(target.get("nunchaku_op")) for target in manifest.get("targets") or []
+    other = sorted({str(target.get("nunchaku_op")) for target in listed(manifest.get("targets"))
                     if isinstance(target, dict) and target.get("nunchaku_op") not in OPERATIONS})
     if other:
         raise CheckpointError(f"this checkpoint of {LITE} has layers that this version does not read: "
@@ -142,7 +145,7 @@ def _layer(names: Mapping[str, str], kind: str, module: Module, name: str, rows:
         shapes.append(shape)
         codecs.append("awq" if awq else _CODECS[kind])
     places = _places(shapes, (rows, module.inner[0]))
-    if not places:
+    if not places or parts not in ([""], [str(i) for i in range(len(parts))]) or parts == ["0"]:
         problems.append(f"the parts of {name} are {', '.join(map(str, map(list, shapes)))}, expected them to make "
                         f"{[rows, module.inner[0]]}")
     word = AWQ if codecs[0] == "awq" else W4A4[kind]
@@ -232,7 +235,7 @@ def _claims(checkpoint: Checkpoint, description: CheckpointDescription, kind: st
     if w4a4 and description.ranks and w4a4.get("rank") not in description.ranks:
         yield f"the config says rank {w4a4.get('rank')}, but the tensors have " \
               f"{' and '.join(map(str, description.ranks))}; the tensors are right"
-    targets = {str(name).partition(_PART)[0] for found in (w4a4, awq) for name in found.get("targets") or []}
+    targets = {str(name).partition(_PART)[0] for found in (w4a4, awq) for name in listed(found.get("targets"))}
     stored = {name for name, fmt in description.layers.items() if fmt in (AWQ, *W4A4.values())}
     if config and targets != stored:
         yield f"{len(targets ^ stored)} layers are quantized as the config does not say, or not as it says; the " \

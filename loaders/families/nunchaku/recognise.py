@@ -106,16 +106,16 @@ def recognise(checkpoint: Checkpoint, writer: str = NUNCHAKU) -> Found:
                               f"{SUPPORTED}; {_OTHER}")
     w4a4 = [name.removesuffix(".qweight") for name, info in tensors.items()
             if name.endswith(".qweight") and info.dtype in ("I8", *("U8",) * (writer == VLLM))]
-    found = precision(f"a Nunchaku file of {family.name}", w4a4, tensors, where)
+    scales = {tensors[f"{name}.wscales"].dtype for name in w4a4 if f"{name}.wscales" in tensors}
+    found = precision(f"a Nunchaku file of {family.name}", scales, where)
     if writer == VLLM and found != "nvfp4":
         raise CheckpointError("this is SVDQuant INT4 by vLLM-Omni's converter, whose order of bytes is right for NVFP4 "
                               "alone", where, OFFICIAL)
     return Found(family, found, _ranks(w4a4, tensors, where), style, prefix, tensors, stored, writer)
 
 
-def precision(what: str, layers: list[str], tensors: Mapping[str, TensorInfo], where: str) -> str:
-    """"int4" or "nvfp4", by the scales of these W4A4 layers. Raises CheckpointError for a mixture."""
-    dtypes = {tensors[f"{name}.wscales"].dtype for name in layers if f"{name}.wscales" in tensors}
+def precision(what: str, dtypes: Collection[str], where: str) -> str:
+    """"int4" or "nvfp4", by the dtypes of the scales of W4A4 layers. Raises CheckpointError for a mixture."""
     kinds = {PRECISIONS.get(dtype, dtype) for dtype in dtypes}
     if len(kinds) != 1 or not kinds <= set(PRECISIONS.values()):
         raise CheckpointError(f"this is {what}, but the scales (wscales) of its int8 layers "

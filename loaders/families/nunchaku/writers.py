@@ -72,12 +72,13 @@ def runtime_manifest(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 def patches(checkpoint: Checkpoint) -> Iterator[str]:
     """What config.json or the manifest want done to the model before its layers are replaced, by name."""
-    for found in (*_list(quantization(checkpoint).get("patches")),
-                  *_list(runtime_manifest(checkpoint).get("structural_patches"))):
+    for found in (*listed(quantization(checkpoint).get("patches")),
+                  *listed(runtime_manifest(checkpoint).get("structural_patches"))):
         yield str(found.get("type") if isinstance(found, dict) else found)
 
 
-def _list(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
+    """A list of a config; empty where it is none."""
     return value if isinstance(value, list) else []
 
 

@@ -20,6 +20,7 @@ from quantized_transformers.loaders.locate import locate
 from quantized_transformers.loaders.report import describe_report
 from quantized_transformers.quant.svdquant import row_major
 from support import common, flux, flux2, qwen_image, svdquant, z_image
+from support import lora as lora_tools
 from support import svdquant_models as models
 from support.svdquant_case import FORWARD, Case
 
@@ -118,6 +119,37 @@ def folder(case: Case, where: Path, change: Callable[[dict], Any] = lambda tenso
     config(told["quantization_config"])
     common.save(where, tensors, told, case.made.metadata)
     return where
+
+
+def lora_targets(made: models.Made) -> dict[str, tuple[int, int]]:
+    """Every third quantized layer, by diffusers' names."""
+    return {name: tuple(made.model.get_submodule(name).weight.shape) for name in list(made.linears)[::3]}
+
+
+@pytest.mark.parametrize("kind", ["lite", "klein"])
+def test_a_lora_and_a_saved_file(kind, lite, tmp_path):
+    """By the host's own node and save: beside parts that have a low-rank branch each, and after another load."""
+    import comfy.sd
+
+    case = lite
+    if kind == "klein":
+        made = models.make_flux2()
+        case = Case(made, made.write(tmp_path), flux2)
+    lora = lora_tools.random_lora(lora_targets(case.made))
+    network = case.made.dequantized()
+    plain = case.reference(network)
+    with torch.no_grad():
+        for name in lora_targets(case.made):
+            a, b = (lora[f"transformer.{name}.lora_{x}.weight"] for x in "AB")
+            network.get_submodule(name).weight.add_(b @ a)
+    wanted = case.reference(network)
+    patcher = case.load(backend="dequantize").patcher
+    assert common.rel_l2(plain, wanted) > 0.1
+    assert common.rel_l2(case.run(lora_tools.load_lora(patcher, lora, tmp_path)), wanted) < FORWARD
+    comfy.sd.save_checkpoint(str(tmp_path / "saved.safetensors"), patcher)
+    again = model.load(model.Request(str(tmp_path / "saved.safetensors"), compute="dequantize"), quiet=True).patcher
+    assert torch.equal(case.run(again), case.run(patcher))
+    assert common.rel_l2(case.run(lora_tools.load_lora(again, lora, tmp_path)), wanted) < FORWARD
 
 
 def test_diffusers_takes_the_config(lite):
