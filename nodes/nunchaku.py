@@ -15,8 +15,9 @@ class QT_NunchakuSVDQLoader(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="QT_NunchakuSVDQLoader", display_name="Nunchaku SVDQ Loader", category=inputs.CATEGORY,
-            description="Loads Nunchaku's svdq-int4 and svdq-fp4 files (FLUX.1, Qwen-Image, Z-Image, SDXL) as an "
-                        "ordinary MODEL. No nunchaku wheel is needed; LoRAs go through ComfyUI's own nodes.",
+            description="Loads Nunchaku's svdq-int4 and svdq-fp4 files (FLUX.1, FLUX.2 [klein], Qwen-Image, Z-Image, "
+                        "SDXL) as an ordinary MODEL. No nunchaku wheel is needed; LoRAs go through ComfyUI's own "
+                        "nodes.",
             search_aliases=["nunchaku", "svdquant", "svdq", "int4", "nvfp4", "fp4", "4-bit", "awq", "lightning"],
             inputs=[
                 io.Combo.Input("weights", options=inputs.reference_choices(KNOWN),

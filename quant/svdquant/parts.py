@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..blocks import ceil_to
 from ..tile import Place, Tile
@@ -26,6 +26,16 @@ CODEC = {("int4", False): "svdq_int4", ("int4", True): "svdq_int4_unsigned", ("n
 KIND = {name: kind for (kind, _), name in CODEC.items()}
 HALF = ("bfloat16", "float16")
 FIELDS = ("codes", "scale", "zeros", "tensor_scale", "channel_scale", "smooth", "down", "up")
+
+
+class Order(Protocol):
+    """A writer's order of bytes: the module packing.py is Nunchaku's, row_major.py has another."""
+
+    def unpack_qweight(self, codes: Tensor, /) -> Tensor: ...
+    def unpack_micro_scales(self, scales: Tensor, /) -> Tensor: ...
+    def unpack_vector(self, vector: Tensor, /) -> Tensor: ...
+    def unpack_down(self, down: Tensor, /) -> Tensor: ...
+    def unpack_up(self, up: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -82,23 +92,26 @@ def _finite(tensor: Tensor) -> bool:
     return all(math.isfinite(end) for end in torch.aminmax(tensor))  # either is NaN where a value is
 
 
-def w4a4_part(leaves: dict[str, Tensor], rows: int, columns: int, unsigned: bool = False) -> tuple[Part, Tensor]:
+def w4a4_part(leaves: dict[str, Tensor], rows: int, columns: int, unsigned: bool = False,
+              order: Order | None = None) -> tuple[Part, Tensor]:
     """One W4A4 layer of a file (tensors by v2 name: qweight, wscales, smooth_factor, proj_down, proj_up, bias, and
     wtscale and wcscales of nvfp4) -> its part and its bias [rows], both in natural order, cropped to [rows, columns]
     and in memory of their own.
 
-    Precision is the dtype of wscales, rank the width of proj_down. Raises ValueError for a missing leaf, a
-    wrong dtype or shape, values that are not finite or a smooth factor of zero.
+    Precision is the dtype of wscales, rank the width of proj_down; `order` is that of NVFP4 leaves where it is not
+    Nunchaku's. Raises ValueError for a missing leaf, a wrong dtype or shape, values that are not finite or a smooth
+    factor of zero.
     """
     from . import packing
 
+    own = packing if order is None else order
     scales = leaves.get("wscales")
     fp4 = scales is not None and str(scales.dtype) == "torch.float8_e4m3fn"
     kind = "nvfp4" if fp4 else "int4"
     if columns % GROUP[kind]:
         raise ValueError(f"{columns} columns are no multiple of {GROUP[kind]}, the group of {kind}")
     n, k = ceil_to(rows, 128), ceil_to(columns, 128)
-    codes = _check(leaves, "qweight", ("int8",), (n, k // 2))
+    codes = _check(leaves, "qweight", ("int8",) if order is None else ("int8", "uint8"), (n, k // 2))
     stored = _check(leaves, "wscales", ("float8_e4m3fn",) if fp4 else HALF, (k // GROUP[kind], n))
     smooth = _check(leaves, "smooth_factor", HALF, (k,))
     rank = leaves["proj_down"].shape[-1] if "proj_down" in leaves else 0
@@ -109,28 +122,28 @@ def w4a4_part(leaves: dict[str, Tensor], rows: int, columns: int, unsigned: bool
     bias = _check(leaves, "bias", HALF, (n,))
     if unsigned and fp4:
         raise ValueError("NVFP4 layers have no unsigned activations")
+    if order is not None and not fp4:
+        raise ValueError("INT4 weights in another order than Nunchaku's, which no writer is known to have")
     if fp4:
-        scale = packing.unpack_micro_scales(stored)[:rows, :columns // 16]
-        fields = _fp4_scales(leaves, rows, n)
+        scale = own.unpack_micro_scales(stored)[:rows, :columns // 16]
+        fields = _fp4_scales(leaves, rows, n, own)
     else:
         if "wtscale" in leaves or "wcscales" in leaves:
             raise ValueError("wtscale or wcscales beside INT4 weights: these belong to NVFP4")
         scale, fields = packing.unpack_scales(stored)[:columns // 64, :rows], dict[str, Any]()
-    smooth = packing.unpack_vector(smooth)[:columns]
+    smooth = own.unpack_vector(smooth)[:columns]
     if not bool((smooth != 0).all()):
         raise ValueError("smooth_factor has zeros: activations are divided by it")
-    part = Part(kind, packing.unpack_qweight(codes)[:rows, :columns // 2].contiguous(), scale.contiguous(),
-                smooth=smooth.contiguous(), down=packing.unpack_down(down)[:columns].contiguous(),
-                up=packing.unpack_up(up)[:rows].contiguous(), unsigned=unsigned)
-    return replace(part, **fields), packing.unpack_vector(bias)[:rows].contiguous()
+    part = Part(kind, own.unpack_qweight(codes)[:rows, :columns // 2].contiguous(), scale.contiguous(),
+                smooth=smooth.contiguous(), down=own.unpack_down(down)[:columns].contiguous(),
+                up=own.unpack_up(up)[:rows].contiguous(), unsigned=unsigned)
+    return replace(part, **fields), own.unpack_vector(bias)[:rows].contiguous()
 
 
-def _fp4_scales(leaves: dict[str, Tensor], rows: int, n: int) -> dict[str, Any]:
+def _fp4_scales(leaves: dict[str, Tensor], rows: int, n: int, order: Order) -> dict[str, Any]:
     """The second-level scales of nvfp4: a missing wtscale is 1.0, a missing wcscales ones
     (docs/formats/svdquant-nvfp4.md)."""
     import torch
-
-    from . import packing
 
     fields = {"tensor_scale": torch.ones(())}
     if "wtscale" in leaves:
@@ -140,16 +153,16 @@ def _fp4_scales(leaves: dict[str, Tensor], rows: int, n: int) -> dict[str, Any]:
         fields["tensor_scale"] = torch.tensor(float(scale), dtype=torch.float32)
     if "wcscales" in leaves:
         stored = _check(leaves, "wcscales", HALF, (n,))
-        fields["channel_scale"] = packing.unpack_vector(stored)[:rows].contiguous()
+        fields["channel_scale"] = order.unpack_vector(stored)[:rows].contiguous()
     return fields
 
 
 def awq_part(leaves: dict[str, Tensor], rows: int, columns: int, interleaved: int = 0) -> tuple[Part, Tensor]:
     """One AWQ W4A16 layer (qweight, wscales, wzeros, bias) -> its part and its bias F32 or as stored [rows].
 
-    Padded group rows are stripped. `interleaved` = S (3 or 6) undoes the order [D, S] of modulation rows and takes the
-    folded 1 off the biases of index 1 and S - 2, in F32 (docs/sources/nunchaku.md, "Modulation"). The rank of the part
-    is 0: a LoRA goes there. Both are in memory of their own. Raises ValueError as w4a4_part does.
+    Group rows that pad to 16 are stripped. `interleaved` = S (3 or 6) undoes the order [D, S] of modulation rows and
+    takes the folded 1 off the biases of index 1 and S - 2, in F32 (docs/sources/nunchaku.md, "Modulation"). The rank of
+    the part is 0: a LoRA goes there. Both are in memory of their own. Raises ValueError as w4a4_part does.
     """
     import torch
 
@@ -158,7 +171,8 @@ def awq_part(leaves: dict[str, Tensor], rows: int, columns: int, interleaved: in
     if columns % 64 or rows % 4:
         raise ValueError(f"[{rows}, {columns}] is no AWQ shape: rows must be a multiple of 4 and columns of 64")
     groups = columns // 64
-    padded = (ceil_to(groups, 16), rows)
+    stored = len(leaves["wscales"]) if "wscales" in leaves else 0
+    padded = (stored if stored == groups else ceil_to(groups, 16), rows)
     if interleaved and (interleaved not in (3, 6) or rows % interleaved):
         raise ValueError(f"{rows} rows do not interleave {interleaved} modulation vectors")
     codes = packing.unpack_awq(_check(leaves, "qweight", ("int32",), (rows // 4, columns // 2)), interleaved or 1)

@@ -11,12 +11,12 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from support import flux, qwen_image, svdquant, z_image
+from support import flux, flux2, qwen_image, svdquant, z_image
 from support.common import E2M1, rel_l2, save
 
 SHIFT = 0.171875  # docs/sources/nunchaku.md, "Unsigned activations"
@@ -116,7 +116,8 @@ def w4a4(weight: Tensor, bias: Tensor, precision: str, rank: int, unsigned: bool
 
 def awq(weight: Tensor, bias: Tensor, vectors: int) -> tuple[Natural, dict[str, Tensor]]:
     """Quantize a modulation [S * D, K] as deepcompressor does: rows interleaved [D, S], 1 folded into the scales' biases
-    (docs/formats/awq-w4a16.md; docs/sources/nunchaku.md, "Modulation")."""
+    (docs/formats/awq-w4a16.md; docs/sources/nunchaku.md, "Modulation"). 0 vectors: as nunchaku_lite has it, in natural
+    order, its groups without padding."""
     weight, bias = weight.float(), bias.float().clone()
     rows, columns = weight.shape
     groups = weight.view(rows, -1, 64)
@@ -124,6 +125,10 @@ def awq(weight: Tensor, bias: Tensor, vectors: int) -> tuple[Natural, dict[str, 
     scale, zero = _half((groups.amax(-1) - low) / 15), _half(low)
     codes = ((groups - zero.float()[..., None]) / scale.float()[..., None]).round().clamp(0, 15)
     residual = (codes * scale.float()[..., None] + zero.float()[..., None]).view(rows, columns)
+    if not vectors:
+        return Natural(residual, _half(bias).float()), {
+            "qweight": svdquant.pack_awq(codes.view(rows, columns).to(torch.uint8)), "wscales": scale.T.contiguous(),
+            "wzeros": zero.T.contiguous(), "bias": _half(bias)}
     one = torch.zeros(vectors, rows // vectors)
     one[sorted({1, vectors - 2})] = 1
     folded = _half(bias + one.view(-1))
@@ -141,12 +146,20 @@ def awq(weight: Tensor, bias: Tensor, vectors: int) -> tuple[Natural, dict[str, 
     return Natural(residual, folded.float() - one.view(-1)), leaves
 
 
+class Cut(NamedTuple):
+    """A stored layer that has these rows or columns of a diffusers Linear. `biased`: and its whole bias."""
+
+    rows: slice = slice(None)
+    columns: slice = slice(None)
+    biased: bool = False
+
+
 @dataclass
 class Made:
     """A tiny checkpoint: packed `tensors` with metadata, the diffusers `model` it was made of, and its numbers.
 
     `layers` are stored names → numbers; `linears` diffusers' Linear → its [(stored layer, first row, rows)], in the
-    order of its columns. `plain` are the unquantized tensors by diffusers' names.
+    order of its columns, or of its rows for those in `below`. `config` is its config.json, if it has one.
     """
 
     model: Any
@@ -155,17 +168,20 @@ class Made:
     layers: dict[str, Natural] = field(default_factory=dict)
     linears: dict[str, list[tuple[str, int, int]]] = field(default_factory=dict)
     file: str = ""
+    below: set[str] = field(default_factory=set)
+    config: dict[str, Any] | None = None
 
     def numbers(self, linear: str) -> list[Natural]:
         return [self.layers[name].rows(first, count) for name, first, count in self.linears[linear]]
 
     def weight(self, linear: str) -> Tensor:
         """The plain weight of a diffusers Linear, F32."""
-        return torch.cat([part.weight for part in self.numbers(linear)], dim=1)
+        return torch.cat([part.weight for part in self.numbers(linear)], dim=0 if linear in self.below else 1)
 
     def bias(self, linear: str, plain: bool = True) -> Tensor:
         """Its bias: for the plain weight, or as stored."""
-        return torch.stack([part.plain_bias if plain else part.bias for part in self.numbers(linear)]).sum(0)
+        parts = [part.plain_bias if plain else part.bias for part in self.numbers(linear)]
+        return torch.cat(parts) if linear in self.below else torch.stack(parts).sum(0)
 
     def dequantized(self) -> Any:
         """The diffusers model in F32 on the plain weights."""
@@ -189,10 +205,13 @@ class Made:
             module = model.get_submodule(name)
             parts = self.numbers(name)
 
-            def forward(_module: Any, x: Tensor, parts: list[Natural] = parts) -> Tensor:
+            def forward(_module: Any, x: Tensor, parts: list[Natural] = parts, below: bool = name in self.below
+                        ) -> Tensor:
                 rows = torch.cat([y.flatten(0, -2) for y in seen if y.shape[-1] == x.shape[-1]])
                 nearest = rows[torch.cdist(x.flatten(0, -2), rows).argmin(-1)].view_as(x)
                 assert rel_l2(nearest, x) < 1e-4
+                if below:
+                    return torch.cat([part.forward(nearest) for part in parts], dim=-1)
                 split = nearest.split([part.residual.shape[1] for part in parts], dim=-1)
                 return torch.stack([part.forward(columns) for part, columns in zip(parts, split, strict=True)]).sum(0)
 
@@ -203,7 +222,7 @@ class Made:
               name: str = "") -> Path:
         """The file, or a changed one, in `folder`."""
         name = name or self.file
-        save(folder, self.tensors if tensors is None else tensors, None,
+        save(folder, self.tensors if tensors is None else tensors, self.config,
              self.metadata if metadata is None else metadata, name=name)
         return folder / name
 
@@ -238,6 +257,10 @@ def _make(model: Any, table: dict[str, tuple[list[str], Any]], precision: str, r
             first = how.start == 0
             half = shared.setdefault(linears[0], bias[0] * torch.rand(len(bias[0]), generator=g))
             parts, bias = [parts[0][:, how]], [half if first else bias[0] - half]
+        if isinstance(how, Cut):
+            parts = [parts[0][how.rows, how.columns]]
+            bias = [bias[0] if how.biased else torch.zeros(len(parts[0]))]
+            made.below |= set(linears) if how.rows != slice(None) else set()
         joined, offsets = torch.cat(parts), torch.cat(bias)
         if isinstance(how, int):
             numbers, leaves = awq(joined, offsets, how)
@@ -290,6 +313,27 @@ def flux_table(double: int, single: int, hidden: int) -> Table:
             f"single_transformer_blocks.{i}", ("norm.linear", ["norm.linear"], 3),
             ("qkv_proj", ["attn.to_q", "attn.to_k", "attn.to_v"], ""), ("mlp_fc1", ["proj_mlp"], ""),
             ("out_proj", ["proj_out"], slice(0, hidden)), ("mlp_fc2", ["proj_out"], slice(hidden, 5 * hidden)))
+    return table
+
+
+def flux2_table(double: int, single: int, hidden: int, names: int) -> Table:
+    """FLUX.2's layers: `names` 0 under FLUX.1's names, 1 under those of Nunchaku's Python runtime."""
+    table: Table = {}
+    for i in range(double):
+        table |= _block(f"transformer_blocks.{i}", *((both[names], linears, "") for both, linears in (
+            (("qkv_proj", "attn.to_qkv"), ["attn.to_q", "attn.to_k", "attn.to_v"]),
+            (("qkv_proj_context", "attn.to_added_qkv"), ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"]),
+            (("out_proj", "attn.to_out.0"), ["attn.to_out.0"]), (("out_proj_context", "attn.to_add_out"), ["attn.to_add_out"]),
+            (("mlp_fc1", "ff.linear_in"), ["ff.linear_in"]), (("mlp_fc2", "ff.linear_out"), ["ff.linear_out"]),
+            (("mlp_context_fc1", "ff_context.linear_in"), ["ff_context.linear_in"]),
+            (("mlp_context_fc2", "ff_context.linear_out"), ["ff_context.linear_out"]))))
+    for i in range(single):
+        table |= _block(f"single_transformer_blocks.{i}", *((f"{'attn.' * names}{name}", [linear], cut)
+                                                           for name, linear, cut in (
+            ("qkv_proj", "attn.to_qkv_mlp_proj", Cut(slice(0, 3 * hidden))),
+            ("mlp_fc1", "attn.to_qkv_mlp_proj", Cut(slice(3 * hidden, 9 * hidden))),
+            ("out_proj", "attn.to_out", Cut(columns=slice(0, hidden))),
+            ("mlp_fc2", "attn.to_out", Cut(columns=slice(hidden, 4 * hidden))))))
     return table
 
 
@@ -355,6 +399,100 @@ def make_z_image(precision: str = "int4", rank: int = 16, layers: int = 1, refin
     return made
 
 
+def make_flux2(precision: str = "int4", rank: int = 16, names: int = 0, model: Any = None) -> Made:
+    """FLUX.2 [klein] as community builds publish it: biases of zero, modulation in BF16; `names` as in flux2_table."""
+    model = model or flux2.make(double=1, single=1, guidance=False)
+    config = model.config
+    table = flux2_table(config.num_layers, config.num_single_layers, config.num_attention_heads * flux2.HEAD, names)
+    return _make(model, table, precision, rank, file_name(precision, rank, "flux.2-klein-9b"),
+                 "NunchakuFlux2Transformer2DModel", str if names else flux_plain, legacy=not names)
+
+
+# nunchaku_lite's layers end so in all its models, modulation apart.
+_LITE = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out", "net.0.proj", "net.2",
+         "proj_mlp", "w1", "w2", "w3", "linear_in", "linear_out", "to_qkv_mlp_proj", "attn.to_out")
+
+
+def make_lite(model: Any, awq: tuple[str, ...] = (), precision: str = "int4", rank: int = 16, split: str = "") -> Made:
+    """A diffusers model as nunchaku_lite has it: its Linear layers in blocks, each apart; those of 4-bit weights with
+    16-bit activations end with one of `awq`. `split` is what such a layer is called that is stored in two, its first
+    columns, as many as it has rows, apart."""
+    table: Table = {}
+    for name, module in model.named_modules():
+        if not hasattr(module, "in_features") or "blocks." not in name and "layers." not in name and not name.endswith(awq):
+            continue
+        if split and name.endswith(split):
+            rows = module.out_features
+            table |= {f"{name}.linears.0": ([name], Cut(columns=slice(0, rows))),
+                      f"{name}.linears.1": ([name], Cut(columns=slice(rows, None), biased=True))}
+        elif name.endswith((*_LITE, "single_transformer_blocks.0.proj_out")) or awq and name.endswith(awq):
+            table[name] = ([name], 0 if awq and name.endswith(awq) else "")
+    made = _make(model, table, precision, rank, "diffusion_pytorch_model.safetensors", "")
+    targets: dict[str, list[str]] = {"svdq_w4a4": [], "awq_w4a16": []}
+    for name, (linears, how) in table.items():
+        targets["awq_w4a16" if how == 0 else "svdq_w4a4"].append(name)
+        made.tensors.pop(f"{name}.smooth_factor_orig", None)
+        if model.get_submodule(linears[0]).bias is None or isinstance(how, Cut) and not how.biased:
+            del made.tensors[f"{name}.bias"]
+        if precision == "nvfp4" and how != 0:  # diffusers' layer has both
+            made.tensors.setdefault(f"{name}.wtscale", torch.ones(1, dtype=torch.bfloat16))
+            made.tensors[f"{name}.wtscale"] = made.tensors[f"{name}.wtscale"].view(1)
+            made.tensors.setdefault(f"{name}.wcscales", torch.ones(len(made.tensors[f"{name}.qweight"]),
+                                                                   dtype=torch.bfloat16))
+    quantization: dict[str, Any] = {"quant_method": "nunchaku_lite", "compute_dtype": "bfloat16", "svdq_w4a4": {
+        "precision": precision, "group_size": 64 if precision == "int4" else 16, "rank": rank,
+        "targets": targets["svdq_w4a4"]}}
+    if targets["awq_w4a16"]:
+        quantization["awq_w4a16"] = {"precision": "int4", "group_size": 64, "targets": targets["awq_w4a16"]}
+    if split:
+        quantization["patches"] = [{"type": "split_linear", "module": f"single_transformer_blocks.*.{split}",
+                                    "args": {"splits": ["out_features"]}}]
+    made.metadata = {}
+    made.config = {**json.loads(json.dumps(dict(model.config), default=str)), "_class_name": type(model).__name__,
+                   "quantization_config": quantization}
+    return made
+
+
+def row_major(made: Made, packed_vectors: bool) -> Made:
+    """A Z-Image of Nunchaku's as vLLM-Omni's converter rewrites it: `packed_vectors` as its first version did, which
+    left the vectors as they were."""
+    out = Made(made.model, layers=made.layers, linears=made.linears, file="diffusion_pytorch_model.safetensors")
+    rename = {"feed_forward.net.0.proj": "feed_forward.w13", "feed_forward.net.2": "feed_forward.w2"}
+    swapped = []
+    for name in made.layers:
+        leaves = {leaf: made.tensors[f"{name}.{leaf}"] for leaf in (
+            "qweight", "wscales", "proj_down", "proj_up", "smooth_factor", "wtscale", "wcscales", "bias")
+            if f"{name}.{leaf}" in made.tensors}
+        (k, rank), n = leaves["proj_down"].shape, len(leaves["qweight"])
+        codes = svdquant.nibbles_of(leaves["qweight"])[svdquant.at_codes(0, n, k)]
+        leaves |= {"wscales": svdquant.take(leaves["wscales"], svdquant.at_micro(n, k // 16)),
+                   "proj_up": svdquant.take(leaves["proj_up"], svdquant.at_up(n, rank)),
+                   "proj_down": svdquant.take(leaves["proj_down"], svdquant.at_down(k, rank)),
+                   "wtscale": leaves.get("wtscale", torch.ones(1, dtype=torch.bfloat16)).view(1),
+                   "wcscales": leaves.get("wcscales", torch.ones(n, dtype=torch.bfloat16))}
+        for vector in () if packed_vectors else ("smooth_factor", "wcscales", "bias"):
+            leaves[vector] = svdquant.take(leaves[vector], svdquant.at_scales(1, len(leaves[vector])))[0]
+        if name.endswith("net.0.proj"):
+            swapped.append(name)
+            codes, *rest = (torch.cat(tuple(reversed(tensor.view(torch.uint8).chunk(2)))).view(tensor.dtype) for tensor in (
+                codes, *(leaves[leaf] for leaf in ("wscales", "proj_up", "wcscales", "bias"))))
+            leaves |= dict(zip(("wscales", "proj_up", "wcscales", "bias"), rest, strict=True))
+        leaves |= {"qweight": codes[:, 0::2] | codes[:, 1::2] << 4,
+                   "wscales": leaves["wscales"].view(torch.uint8).t().contiguous().view(torch.float8_e4m3fn)}
+        for old, new in rename.items():
+            name = name.replace(old, new)
+        out.tensors |= {f"{name}.{leaf}": tensor for leaf, tensor in leaves.items()}
+    left = {name: tensor for name, tensor in made.tensors.items() if name.rpartition(".")[0] not in made.layers}
+    out.tensors |= left
+    out.metadata = {**made.metadata, "conversion": json.dumps({
+        "tool": "vllm_omni.quantization.tools.convert_nunchaku_to_svdquant", "layout": "row_major",
+        "half_swapped_layers": swapped})}
+    out.config = {**json.loads(made.metadata["config"]), "quantization_config": {"model": None, "default": {
+        "quant_method": "svdquant", "rank": rank, "precision": "nvfp4", "act_unsigned": False,
+        "modules_to_not_convert": ["lm_head"]}}}
+    return out
+
+
 def header_only(path: Path, shapes: dict[str, tuple[int, ...]], table: Table, precision: str, rank: int,
                 rename: Callable[[str], str] = lambda name: name, legacy: bool = False) -> None:
     """A sparse file of a checkpoint of these sizes, all zeros but the smooth factors: `shapes` are diffusers' tensors by
@@ -364,8 +502,8 @@ def header_only(path: Path, shapes: dict[str, tuple[int, ...]], table: Table, pr
     for name, (linears, how) in table.items():
         rows = sum(shapes[f"{linear}.weight"][0] for linear in linears)
         columns = shapes[f"{linears[0]}.weight"][1]
-        if isinstance(how, slice):
-            columns = len(range(*how.indices(columns)))
+        cut = how if isinstance(how, Cut) else Cut(columns=how) if isinstance(how, slice) else Cut()
+        rows, columns = len(range(*cut.rows.indices(rows))), len(range(*cut.columns.indices(columns)))
         if isinstance(how, int):
             groups = -(-columns // 1024) * 16
             leaves = {"qweight": (("I32", 4), (rows // 4, columns // 2)), "wscales": (half, (groups, rows)),

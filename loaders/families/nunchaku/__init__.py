@@ -1,7 +1,9 @@
-"""Nunchaku's SVDQuant files: `svdq-int4_r*` and `svdq-fp4_r*`, and the older folders of two files (docs/formats).
+"""Nunchaku's SVDQuant files: `svdq-int4_r*` and `svdq-fp4_r*`, and the older folders of two files (docs/formats), and
+those of other writers: diffusers' nunchaku_lite and vLLM-Omni.
 
-files.py finds them, recognise.py and table.py read them, plan.py says what makes each native module, convert.py makes
-it. Nothing heavy is imported before it is needed.
+files.py finds them, writers.py tells whose they are, recognise.py and table.py read them, plan.py says what makes each
+native module, convert.py makes it; lite.py is all of that for nunchaku_lite, whose names are diffusers'. Nothing heavy
+is imported before it is needed.
 """
 
 from __future__ import annotations
@@ -80,6 +82,14 @@ class Nunchaku(Family):
 
         return read_svdquant(checkpoint, base)
 
+    def settle(self, checkpoint: Checkpoint, plan: LoadPlan, byte_order: str) -> None:
+        super().settle(checkpoint, plan, byte_order)
+        from .convert import FilePlan, settle_order
+        from .writers import NUNCHAKU
+
+        if isinstance(plan, FilePlan) and plan.found is not None and plan.found.writer != NUNCHAKU:
+            settle_order(checkpoint, plan)
+
     def tensors(self, checkpoint: Checkpoint, plan: LoadPlan) -> Tensors:
         from .convert import FileTensors
 
@@ -88,8 +98,10 @@ class Nunchaku(Family):
     def runs(self, plan: LoadPlan, compute: str) -> list[str]:
         pieces = [[piece.layer.name for piece in planned.pieces if piece.layer.read] for planned in plan.modules]
         made = [names for names in pieces if names]
+        several = [len(set(names)) for names in made if len(set(names)) > 1]
+        parts = "two" if set(several) <= {2} else "several"
         return [f"{len({name for names in made for name in names})} quantized layers of the file are {len(made)} "
-                f"modules in ComfyUI, {sum(len(names) > 1 for names in made)} of them in two parts"]
+                f"modules in ComfyUI, {len(several)} of them in {parts} parts"]
 
 
 def _choice(choices: Any) -> Choice:

@@ -30,7 +30,7 @@ def check_widgets(description: CheckpointDescription, precision: str, rank: int)
     """Raise CheckpointError when a described file is no SVDQuant file, or `precision` (auto, int4, nvfp4) or `rank`
     (0: any; stored ranks are padded to 16) contradicts its tensors."""
     where, held = description.reference, description.family.removeprefix("svdquant-")
-    if not description.ranks:
+    if not description.family.startswith("svdquant-"):
         raise CheckpointError(f"this is no SVDQuant file but {description.architecture}"
                               + (f" in {description.family}" if description.family != "none" else ""), where,
                               "load it with Load Base Model or Apply Transformer Override")

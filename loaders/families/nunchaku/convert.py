@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from .mapped import letting_go
 from .plan import LEAVES, UNNEEDED, Plan
 from .plan import Layer as StoredLayer
 from .recognise import Found
+from .writers import OFFICIAL
 
 if TYPE_CHECKING:
     import torch
@@ -32,15 +34,25 @@ if TYPE_CHECKING:
     from ....quant.tile import Coded
 
 _AGAIN = "download it again, or report it to its publisher"
+_ASKED = 16  # layers whose values are asked for an order, spread over the file
 
 
-def load_plan(found: Found, plan: Plan, description: CheckpointDescription, names: Mapping[str, str]) -> LoadPlan:
+@dataclass
+class FilePlan(LoadPlan):
+    """The plan of a file by one of Nunchaku's tables. `found.order` is what its layers are read in, and is settled
+    before that (Family.settle)."""
+
+    found: Found | None = None
+
+
+def load_plan(found: Found, plan: Plan, description: CheckpointDescription, names: Mapping[str, str]) -> FilePlan:
     """The plan of a file as a load executes it. `names` are the formats of layers in reports, by stored name."""
     layers = {name: Layer(name, names[name], leaves(*(leaf for leaf in LEAVES if f"{name}.{leaf}" in found.stored
                                                       and leaf != UNNEEDED)), partial(_read, found, layer),
                           codecs=(_codec(found, layer),))
               for name, layer in plan.layers.items()}
-    out = LoadPlan(description, found.family.architecture, stored=lambda name: found.stored[name], hint=_AGAIN)
+    out = FilePlan(description, found.family.architecture, stored=lambda name: found.stored[name], hint=_AGAIN,
+                   found=found)
     for module, pieces, plain in plan.modules:
         made = [Piece(layers[piece.layer.name], piece.layer.counts[piece.split], piece.split, piece.row, piece.column)
                 for piece in pieces if piece.layer.name in layers]
@@ -51,7 +63,8 @@ def load_plan(found: Found, plan: Plan, description: CheckpointDescription, name
                                     first=part.first), part.rows, 0, row))
             row += part.rows
         out.modules.append(Planned(module, _in_rows(made)))
-    return count(out)
+    count(out)
+    return out
 
 
 def _codec(found: Found, layer: StoredLayer) -> str:
@@ -77,13 +90,42 @@ def _read(found: Found, layer: StoredLayer, _: Layer, leaves: dict[str, torch.Te
             part, bias = awq_part(leaves, layer.rows, layer.columns, layer.entry.awq)
         else:
             unsigned = layer.entry.unsigned and found.precision == "int4"
-            part, bias = w4a4_part(leaves, layer.rows, layer.columns, unsigned)
+            part, bias = w4a4_part(leaves, layer.rows, layer.columns, unsigned, found.order)
     except ValueError as error:
         raise ValueError(f"{layer.name}: {error}") from error
     if len(layer.counts) == 1:
         return [Coded((tile_of(part),), bias)]
     return [Coded((tile_of(one),), own) for one, own in
             zip(split_rows(part, layer.counts), bias.split(list(layer.counts)), strict=True)]
+
+
+def settle_order(checkpoint: Checkpoint, plan: FilePlan) -> None:
+    """Find out by values how the vectors of a row-major file lie, which its writer does not say. Raises CheckpointError
+    where they do not tell either."""
+    from ....quant.svdquant import packing, row_major
+
+    found, where = plan.found, checkpoint.source.reference
+    assert found is not None
+    mapped = checkpoint.load_tensors()
+
+    def leaf(layer: str, name: str) -> torch.Tensor:
+        return mapped[found.stored[f"{layer}.{name}"]]
+
+    layers = {piece.layer.name for planned in plan.modules for piece in planned.pieces if piece.layer.read}
+    names = [name for name in sorted(layers) if not found.tensors[f"{name}.smooth_factor"].shape[0] % 128]
+    packed = row_major.packed_vectors((leaf(name, "qweight"), leaf(name, "wscales"), leaf(name, "smooth_factor"))
+                                      for name in names[::max(1, len(names) // _ASKED)])
+    if packed is None:
+        vectors = [leaf(name, vector) for name in layers for vector in ("smooth_factor", "wcscales", "bias")
+                   if f"{name}.{vector}" in found.stored]
+        if any(len(vector) % 128 or not vector.equal(packing.unpack_vector(vector)) for vector in vectors):
+            raise CheckpointError("nothing tells whether the vectors of this row-major file are in channel order or "
+                                  "still in Nunchaku's: vLLM-Omni's converter has written both, and the values do not "
+                                  "say", where, OFFICIAL)
+        packed = False  # the same in both orders
+    found.order = row_major.RowMajor(packed)
+    plan.description.notes.append("the vectors beside the row-major weights are in "
+                                  + ("Nunchaku's" if packed else "channel") + " order, by their values")
 
 
 class FileTensors(Tensors):

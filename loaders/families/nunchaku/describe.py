@@ -13,8 +13,10 @@ from ..reading import check_dims
 from .claims import claim_notes, config_only
 from .convert import load_plan
 from .files import LEGACY
+from .lite import read_lite
 from .plan import AWQ, W4A4, make_plan
-from .recognise import recognise
+from .recognise import recognise, refuse_other_layouts
+from .writers import LITE, NUNCHAKU, VLLM, writer_of
 
 
 def read_svdquant(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = None) -> LoadPlan:
@@ -23,7 +25,11 @@ def read_svdquant(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None
     `base` is the architecture and the sizes it must fit. Raises CheckpointError, naming what it is, for every file that
     is not one of the families that load; what else forbids loading is in `problems`.
     """
-    found = recognise(checkpoint)
+    refuse_other_layouts(checkpoint)
+    writer = writer_of(checkpoint)
+    if writer == LITE:
+        return read_lite(checkpoint, base)
+    found = recognise(checkpoint, writer)
     architecture = found.family.architecture
     try:
         dims = architecture.dims_from_tensors(found.tensors, Naming("diffusers"))
@@ -34,10 +40,14 @@ def read_svdquant(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None
     told = config_only(checkpoint, found) if base is None else {}
     untold = [key for key in sorted(architecture.config_only) if key not in dims]
     dims |= {key: told[key] for key in untold if key in told}
+    style = f"Nunchaku's {found.style}" if writer == NUNCHAKU else "vLLM-Omni's"
     description = CheckpointDescription(
         checkpoint.source.reference, [os.path.basename(header.path) for header in checkpoint.headers],
-        checkpoint.bytes_on_disk, architecture.name, Naming(f"Nunchaku's {found.style}", found.prefix), dims,
-        f"svdquant-{found.precision}", ranks=list(found.ranks))
+        checkpoint.bytes_on_disk, architecture.name, Naming(style, found.prefix), dims,
+        f"svdquant-{found.precision}", ranks=list(found.ranks), producer="" if writer == NUNCHAKU else writer)
+    if writer == VLLM:
+        description.notes.append(f"written by {writer}: weights in row-major order, not in Nunchaku's; how the vectors "
+                                 "beside them lie, their values are asked when it is loaded")
     if checkpoint.source.choice:
         description.notes.append(checkpoint.source.choice)
     if base is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ...architectures import Dims, Module, Naming
 from ...architectures.base import tensor_name
@@ -12,9 +12,7 @@ from ...containers.safetensors import TensorInfo
 from ...words import first_ten
 from .recognise import HALF, PRECISIONS, Found
 from .table import Entry
-
-if TYPE_CHECKING:
-    pass
+from .writers import NUNCHAKU
 
 W4A4 = {"int4": "SVDQ INT4", "nvfp4": "SVDQ NVFP4"}  # names of the stored formats in reports and layer maps
 AWQ = "AWQ INT4"
@@ -169,41 +167,53 @@ def _up(size: int, step: int) -> int:
 
 def _layer_problems(layer: Layer, found: Found, biased: bool, used: set[str]) -> Iterator[str]:
     """Hold every leaf of a quantized layer against its size (docs/formats/svdquant-int4.md has the table)."""
-    leaves = {leaf: found.tensors.get(f"{layer.name}.{leaf}") for leaf in LEAVES}
-    wanted = _awq_leaves(layer) if layer.entry.awq else _w4a4_leaves(layer, found, leaves["proj_down"])
+    leaves = {leaf: info for leaf in LEAVES if (info := found.tensors.get(f"{layer.name}.{leaf}"))}
+    codes = ("I8",) if found.writer == NUNCHAKU else ("I8", "U8")
+    wanted = awq_leaves(layer.rows, layer.columns) if layer.entry.awq else \
+        w4a4_leaves(layer.rows, layer.columns, found.precision, leaves, codes)
+    used |= {f"{layer.name}.{leaf}" for leaf in wanted}
+    yield from leaf_problems(leaves, wanted, biased, lambda leaf: f"{found.prefix}{layer.name}.{leaf}",
+                             lambda leaf: found.stored[f"{layer.name}.{leaf}"])
+
+
+Leaves = dict[str, tuple[tuple[int, ...], tuple[str, ...]]]  # leaf -> shape and dtypes
+
+
+def leaf_problems(leaves: Mapping[str, TensorInfo], wanted: Leaves, biased: bool, name: Callable[[str], str],
+                  shown: Callable[[str], str]) -> Iterator[str]:
+    """What a layer's leaves have against the `wanted` ones. `biased`: it must have a bias. `name` of a leaf that is
+    missing, `shown` of one that is there."""
     optional = {"wtscale", "wcscales", UNNEEDED} | (set() if biased else {"bias"})
     for leaf, (shape, dtypes) in wanted.items():
-        name, info = f"{layer.name}.{leaf}", leaves[leaf]
-        used.add(name)
+        info = leaves.get(leaf)
         if info is None:
             if leaf not in optional:
-                yield f"missing tensor {found.prefix}{name}"
-            continue
-        shown = found.stored[name]
-        if tuple(info.shape) != shape and (leaf, tuple(info.shape)) != ("wtscale", ()):
-            yield f"{shown} is {list(info.shape)}, expected {list(shape)}"
+                yield f"missing tensor {name(leaf)}"
+        elif tuple(info.shape) != shape and (leaf, tuple(info.shape)) != ("wtscale", ()):
+            yield f"{shown(leaf)} is {list(info.shape)}, expected {list(shape)}"
         elif info.dtype not in dtypes:
-            yield f"{shown} is stored as {info.dtype}, expected {' or '.join(dtypes)}"
+            yield f"{shown(leaf)} is stored as {info.dtype}, expected {' or '.join(dtypes)}"
 
 
-_Leaves = dict[str, tuple[tuple[int, ...], tuple[str, ...]]]
-
-
-def _awq_leaves(layer: Layer) -> _Leaves:
-    rows, columns, groups = layer.rows, layer.columns, _up(-(-layer.columns // 64), 16)
+def awq_leaves(rows: int, columns: int, padded: bool = True) -> Leaves:
+    """The leaves of an AWQ layer; `padded`: its groups are, to 16."""
+    groups = _up(-(-columns // 64), 16 if padded else 1)
     return {"qweight": ((rows // 4, columns // 2), ("I32",)), "wscales": ((groups, rows), HALF),
             "wzeros": ((groups, rows), HALF), "bias": ((rows,), HALF)}
 
 
-def _w4a4_leaves(layer: Layer, found: Found, down: TensorInfo | None) -> _Leaves:
-    n, k = _up(layer.rows, 128), _up(layer.columns, 128)
+def w4a4_leaves(rows: int, columns: int, precision: str, stored: Mapping[str, TensorInfo],
+                codes: tuple[str, ...] = ("I8",)) -> Leaves:
+    """The leaves of a W4A4 layer of the rank that the `stored` ones have."""
+    n, k = _up(rows, 128), _up(columns, 128)
+    down = stored.get("proj_down")
     rank = _up(max(1, down.shape[1]), 16) if down is not None and len(down.shape) == 2 else 0
-    scales = tuple(dtype for dtype, precision in PRECISIONS.items() if precision == found.precision)
-    group = 64 if found.precision == "int4" else 16
-    leaves: _Leaves = {
-        "qweight": ((n, k // 2), ("I8",)), "wscales": ((k // group, n), scales), "smooth_factor": ((k,), HALF),
+    scales = tuple(dtype for dtype, of in PRECISIONS.items() if of == precision)
+    group = 64 if precision == "int4" else 16
+    leaves: Leaves = {
+        "qweight": ((n, k // 2), codes), "wscales": ((k // group, n), scales), "smooth_factor": ((k,), HALF),
         UNNEEDED: ((k,), _FLOATS), "proj_down": ((k, rank), HALF), "proj_up": ((n, rank), HALF), "bias": ((n,), HALF)}
-    if found.precision == "nvfp4":
+    if precision == "nvfp4":
         leaves |= {"wtscale": ((1,), _FLOATS), "wcscales": ((n,), HALF)}
     return leaves
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from ...errors import CheckpointError
 from ...words import first_ten
 from .table import Family
+from .writers import NUNCHAKU, OFFICIAL, VLLM
 
 if TYPE_CHECKING:
+    from ....quant.svdquant.parts import Order
     from ...containers.checkpoint import Checkpoint
     from ...containers.safetensors import TensorInfo
 
@@ -23,7 +25,7 @@ _V2 = {"lora_down": "proj_down", "lora_up": "proj_up", "smooth_orig": "smooth_fa
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 HALF = ("BF16", "F16")
 PRECISIONS = {"F8_E4M3": "nvfp4", "BF16": "int4", "F16": "int4"}  # by the dtype of wscales
-SUPPORTED = "supported: Nunchaku's FLUX.1, Qwen-Image, SDXL and Z-Image files"
+SUPPORTED = "supported: Nunchaku's FLUX.1, FLUX.2 [klein], Qwen-Image, SDXL and Z-Image files"
 _OTHER = "load it with a pack made for it"
 
 _QWEIGHT = re.compile(r"\.qweight$", re.MULTILINE)
@@ -32,20 +34,20 @@ _TEXT_ENCODER = re.compile(r"^(text_model\.|text_encoders?\.)?(encoder\.block|sh
                            re.MULTILINE)
 # What is recognised and refused, by its names. The first that fits counts.
 _REFUSED = tuple((re.compile(pattern, re.MULTILINE), what) for pattern, what in (
-    (r"^single_transformer_blocks\.\d+\.attn\.(qkv_proj|to_qkv|mlp_fc1)\.qweight$|double_stream_modulation_img",
-     "FLUX.2 (Klein) in Nunchaku's format"),
     (r"^transformer_blocks\.\d+\..*(conv_inverted|inverted_conv)|^caption_norm\.|^caption_projection\.",
      "Sana in Nunchaku's format"),
     (r"distilled_guidance_layer", "Chroma in Nunchaku's format"),
 ))
 
 
-@lru_cache(maxsize=1)
-def families() -> tuple[Family, ...]:
-    """All families that load."""
-    from . import flux1, qwen_image, sdxl, z_image
+@lru_cache(maxsize=2)
+def families(writer: str = NUNCHAKU) -> tuple[Family, ...]:
+    """All families of a writer that load, the most specific first."""
+    from . import flux1, flux2, qwen_image, sdxl, z_image
 
-    return (flux1.FAMILY, qwen_image.FAMILY, sdxl.FAMILY, z_image.FAMILY)
+    if writer == VLLM:
+        return (z_image.VLLM,)
+    return (*flux2.FAMILIES, flux1.FAMILY, qwen_image.FAMILY, sdxl.FAMILY, z_image.FAMILY)
 
 
 def is_svdquant(names: Collection[str]) -> bool:
@@ -53,12 +55,13 @@ def is_svdquant(names: Collection[str]) -> bool:
     return any(name.endswith(_LEAVES) for name in names)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Found:
     """A recognised file.
 
-    `tensors` are all headers under today's names without prefix, `stored` gives each one's name in the file;
-    `precision` is "int4" or "nvfp4", `ranks` every low rank there is, ascending; `style` is "v2" or "legacy".
+    `writer` is one of writers.py that has a table of its own, `order` that of its bytes (None: Nunchaku's); `tensors`
+    are all headers under today's names without prefix, `stored` gives each one's name in the file; `precision` is
+    "int4" or "nvfp4", `ranks` every low rank there is, ascending; `style` is "v2" or "legacy".
     """
 
     family: Family
@@ -68,12 +71,14 @@ class Found:
     prefix: str
     tensors: Mapping[str, TensorInfo]
     stored: Mapping[str, str]
+    writer: str = NUNCHAKU
+    order: Order | None = None
 
 
-def recognise(checkpoint: Checkpoint) -> Found:
-    """The family, precision and ranks of an opened file. Raises CheckpointError that names any other kind of file."""
+def recognise(checkpoint: Checkpoint, writer: str = NUNCHAKU) -> Found:
+    """The family, precision and ranks of an opened file of a writer. Raises CheckpointError that names any other kind
+    of file."""
     where = checkpoint.source.reference
-    _refuse_other_layouts(checkpoint)
     prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in checkpoint.tensors)), "")
     style = "legacy" if any(name.endswith(".lora_down") for name in checkpoint.tensors) else "v2"
     stored: dict[str, str] = {}
@@ -90,23 +95,30 @@ def recognise(checkpoint: Checkpoint) -> Found:
         if pattern.search(text):
             raise CheckpointError(f"this is {what}, which this version does not load", where,
                                   f"{SUPPORTED}; {_OTHER}")
-    family = next((family for family in families() if family.mark.search(text)), None)
+    family = next((family for family in families(writer) if family.beside in text and family.mark.search(text)), None)
+    if family is None and writer == VLLM:
+        raise CheckpointError("this is SVDQuant in row-major order by vLLM-Omni's converter, of another model than "
+                              "Z-Image, which this version does not load", where, OFFICIAL)
     if family is None:
         classes = _claimed_classes(checkpoint)
         raise CheckpointError("this is a file of 4-bit weights (qweight) of no model that this version knows"
                               + (f"; its metadata says {', '.join(classes)}" if classes else ""), where,
                               f"{SUPPORTED}; {_OTHER}")
     w4a4 = [name.removesuffix(".qweight") for name, info in tensors.items()
-            if name.endswith(".qweight") and info.dtype == "I8"]
-    precision = _precision(family, w4a4, tensors, where)
-    return Found(family, precision, _ranks(w4a4, tensors, where), style, prefix, tensors, stored)
+            if name.endswith(".qweight") and info.dtype in ("I8", *("U8",) * (writer == VLLM))]
+    scales = {tensors[f"{name}.wscales"].dtype for name in w4a4 if f"{name}.wscales" in tensors}
+    found = precision(f"a Nunchaku file of {family.name}", scales, where)
+    if writer == VLLM and found != "nvfp4":
+        raise CheckpointError("this is SVDQuant INT4 by vLLM-Omni's converter, whose order of bytes is right for NVFP4 "
+                              "alone", where, OFFICIAL)
+    return Found(family, found, _ranks(w4a4, tensors, where), style, prefix, tensors, stored, writer)
 
 
-def _precision(family: Family, layers: list[str], tensors: Mapping[str, TensorInfo], where: str) -> str:
-    dtypes = {tensors[f"{name}.wscales"].dtype for name in layers if f"{name}.wscales" in tensors}
+def precision(what: str, dtypes: Collection[str], where: str) -> str:
+    """"int4" or "nvfp4", by the dtypes of the scales of W4A4 layers. Raises CheckpointError for a mixture."""
     kinds = {PRECISIONS.get(dtype, dtype) for dtype in dtypes}
     if len(kinds) != 1 or not kinds <= set(PRECISIONS.values()):
-        raise CheckpointError(f"this is a Nunchaku file of {family.name}, but the scales (wscales) of its int8 layers "
+        raise CheckpointError(f"this is {what}, but the scales (wscales) of its int8 layers "
                               f"are {', '.join(sorted(dtypes)) or 'missing'}, and neither all int4 (BF16 or F16) nor "
                               "all nvfp4 (F8_E4M3)", where, "download the file again")
     return kinds.pop()
@@ -133,25 +145,20 @@ def _claimed_classes(checkpoint: Checkpoint) -> list[str]:
     return sorted(set(named) - {""})
 
 
-def _refuse_other_layouts(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError for text encoders, and for SVDQuant in the tensor orders of other writers.
+def refuse_other_layouts(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError for text encoders, and for SVDQuant in the layouts of kitchen, comfy-quants and GPTQ.
 
     Their shapes and dtypes are those of Nunchaku's own files; read in the wrong order the result is noise.
     """
     where, text = checkpoint.source.reference, "\n".join(checkpoint.tensors)
     file = ", ".join(sorted(header.path.replace("\\", "/").rpartition("/")[2] for header in checkpoint.headers))
-    words = [header.metadata.get("quantization_config", "") for header in checkpoint.headers]
-    words.append(json.dumps((checkpoint.config or {}).get("quantization_config") or ""))
     if _TEXT_ENCODER.search(text) or ".scaled_zeros" in text:
         raise CheckpointError(f'"{file}" is a text-encoder file (awq T5): this is a text encoder', where,
                               "use a CLIP loader")
-    if any("nunchaku_lite" in word for word in words):
-        raise CheckpointError("this is a diffusers nunchaku_lite export, whose tensor order this version does not read",
-                              where, "use Nunchaku's own svdq-* file of the model")
     if not _QWEIGHT.search(text):
         what = "kitchen's own state dict" if ".weight_proj_down" in text else "comfy-quants or ComfyUI's PR #13580"
         raise CheckpointError(f"this is SVDQuant in the layout of {what} (weight_scale + proj_down), which this "
-                              "version does not read", where, "use Nunchaku's own svdq-* file of the model")
+                              "version does not read", where, OFFICIAL)
     loose = [name for name in checkpoint.tensors if name.endswith(".qweight")
              and f"{name.removesuffix('.qweight')}.wscales" not in checkpoint.tensors]
     if len(loose) == text.count(".qweight"):

@@ -55,8 +55,8 @@ class Blocks(Protocol):
 class Family:
     """One architecture as Nunchaku stores it.
 
-    `mark` finds it among stored names, `plain` renames the unquantized tensors of a block (diffusers' name -> stored
-    one), `class_names` are the classes that metadata uses for it.
+    `mark` finds it among stored names, where some also begin with `beside`; `plain` renames the unquantized tensors of
+    a block (diffusers' name -> stored one), `class_names` are the classes that metadata uses for it.
     """
 
     architecture: Architecture
@@ -64,6 +64,7 @@ class Family:
     blocks: Blocks
     class_names: frozenset[str]
     plain: Mapping[str, str] = field(default_factory=dict)
+    beside: str = ""
 
     @property
     def name(self) -> str:

@@ -47,11 +47,15 @@ PUBLISHED = {
     "FLUX.1": (partial(models.header_only, shapes=None, table=models.flux_table(19, 38, 3072), rank=32,
                        rename=models.flux_plain, legacy=True), 304, 76, 32),
     "Qwen-Image": (partial(models.header_only, shapes=None, table=models.qwen_table(60), rank=32), 480, 120, 32),
+    "FLUX.2": (partial(models.header_only, shapes=None, table=models.flux2_table(8, 24, 4096, 0), rank=32,
+                       rename=models.flux_plain, legacy=True), 160, 0, 32),
     "Z-Image": (partial(models.header_only, shapes=None, table=models.z_image_table(30, False), rank=128), 120, 0, 128),
     "Z-Image with refiners": (partial(models.header_only, shapes=None, table=models.z_image_table(30, True), rank=128),
                               136, 0, 128),
 }
 CLASSES = {"FLUX.1": ("FluxTransformer2DModel", {"guidance_embeds": True}), "Qwen-Image": ("QwenImageTransformer2DModel", {}),
+           "FLUX.2": ("Flux2Transformer2DModel", {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32,
+                                                  "joint_attention_dim": 12288, "guidance_embeds": False}),
            "Z-Image": ("ZImageTransformer2DModel", {})}
 
 
@@ -144,7 +148,6 @@ KITCHEN = {"transformer_blocks.0.attn.to_q.weight": ("I8", (128, 64)), "transfor
 OTHERS: dict[str, tuple[dict, dict | None]] = {
     "this is a text encoder": ({"encoder.block.0.layer.0.SelfAttention.q.qweight": ("I16", (32, 128)),
                                 "encoder.block.0.layer.0.SelfAttention.q.scaled_zeros": ("BF16", (1, 128))}, None),
-    "FLUX.2 (Klein)": (layer("single_transformer_blocks.0.attn.qkv_proj"), None),
     "Sana": ({**layer("transformer_blocks.0.attn.qkv_proj"), "caption_norm.weight": ("BF16", (8,))}, None),
     "Chroma": ({**layer("transformer_blocks.0.qkv_proj"), "distilled_guidance_layer.in_proj.weight": ("BF16", (8, 8))}, None),
     "comfy-quants": ({**KITCHEN, "transformer_blocks.0.attn.to_q.proj_down": ("BF16", (128, 16))}, None),
