@@ -92,6 +92,15 @@ def follow_tokenizer_json(tokenizer: Any, path: str, probe: str) -> bool:
     return True
 
 
+@needs("text encoders")
+def pad_with(tokenizer: Any, token: str) -> bool:
+    """Let one of the host's tokenizers pad with a token of its vocabulary (no other changes it); whether it did not."""
+    number = tokenizer.tokenizer.get_vocab().get(token, tokenizer.pad_token)
+    changed = number != tokenizer.pad_token
+    tokenizer.pad_token = number
+    return changed
+
+
 def bundled_tokenizer(*path: str) -> str:
     """A file of a tokenizer that the host brings along, below its `comfy` folder."""
     import comfy.sd1_clip

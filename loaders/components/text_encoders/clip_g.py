@@ -7,9 +7,12 @@ host (comfy/sdxl_clip.py).
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .... import host
 from ...errors import CheckpointError
+from ...files.source import Source, read_json
 from . import clip_l
 from .base import Encoder, Family
 
@@ -40,7 +43,18 @@ def host_config(config: dict[str, Any]) -> dict[str, Any]:
     return clip_l.sizes_of(config, SIZES, {"projection_dim": config.get("hidden_size", SIZES["hidden_size"])})
 
 
-CLIP_G = Encoder(("CLIPTextModelWithProjection",), "clip_g", convert, host_config, clip_l.tokenizer)
+def repair(tokenizer: Any, source: Source) -> str:
+    """Let the host's tokenizer pad with the folder's token: of SDXL it is "!", number 0, which the host has fixed, but
+    there are folders with another, and what is padded with is read, too (nothing is masked)."""
+    files = [Path(source.folder, name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    given = [read_json(str(file)).get("pad_token") for file in files if file.is_file()]
+    token = next((token["content"] if isinstance(token, dict) else token for token in given if token), "")
+    if not host.pad_with(tokenizer, token):
+        return ""
+    return f"CLIP-G's prompts are padded with {token} as the base's tokenizer says (ComfyUI: !)"
+
+
+CLIP_G = Encoder(("CLIPTextModelWithProjection",), "clip_g", convert, host_config, clip_l.tokenizer, repair=repair)
 PIPELINES = ("StableDiffusionXL",)
 FAMILIES = (
     Family("SDXL", "STABLE_DIFFUSION", (("text_encoder", "tokenizer", clip_l.CLIP_L),

@@ -233,6 +233,16 @@ def test_sdxl_as_published(bases, tmp_path):
     assert torch.equal(rest["pooled_output"], both_rest["pooled_output"])
 
 
+def test_sdxl_padded_otherwise(bases, tmp_path):
+    """A folder whose second tokenizer pads with the end of text, as the first does."""
+    folder = copy_of(bases["sdxl"], tmp_path)
+    tiny.tokenizer_clip(folder / "tokenizer_2")
+    loaded = load(folder)
+    assert "padded with <|endoftext|>" in loaded.report and "padded with" not in load(bases["sdxl"]).report
+    assert_sdxl(loaded.clip, folder)
+    assert rel_l2(encode(loaded.clip, "a")[0], encode(load(bases["sdxl"]).clip, "a")[0]) > 0.01
+
+
 def test_sdxl_that_is_refused(bases, tmp_path):
     folder = copy_of(bases["sdxl"], tmp_path)
     second = folder / "text_encoder_2"
