@@ -40,7 +40,7 @@ def convert_8b(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, 
         return convert(tensors, config)
     text = text_part(config)
     there = shapes(text, norms=True) | {"model.lm_head.weight": (text["vocab_size"], text["hidden_size"])}
-    return rename(tensors, {"lm_head.": "model.lm_head.", "model.": "model."}, (), there, "Qwen3")
+    return rename(tensors, {"lm_head.": "model.lm_head.", "model.": "model.", "": "model."}, (), there, "Qwen3")
 
 
 def has_head(config: dict[str, Any]) -> bool:
