@@ -75,6 +75,7 @@ from .text_encoders import (
     follow_tokenizer_json,
     is_instance_of,
     load_text_encoders,
+    pad_with,
     tekken_read_by,
     text_encoder_dtype,
     text_encoder_shapes,

@@ -221,6 +221,7 @@ FEATURES = {
         "comfy.sd:CLIP->tokenizer",
         "comfy.sd:CLIP->patcher",
         "comfy.sd1_clip:SDTokenizer->tokenizer",
+        "comfy.sd1_clip:SDTokenizer->pad_token",
         "folder_paths:get_folder_paths(key)",
     )),
     "FLUX.2's tokenizer": Feature("FLUX.2's text encoder cannot be loaded from a base; use ComfyUI's CLIP loader", (

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .check import needs
+from .errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
@@ -20,14 +21,20 @@ def load_text_encoders(state_dicts: list[dict[str, torch.Tensor]], clip_type: st
     """Text encoders in the host's names -> its CLIP.
 
     `clip_type` is a member of its CLIPType; `configs` are entries of its model configs, by its name of the encoder.
-    Raises RuntimeError (torch) for tensors of other shapes than the configs say.
+    Raises RuntimeError (torch) for tensors of other shapes than the configs say, CheckpointError for two CLIP encoders
+    that differ from its own in different ways.
     """
     import comfy.sd
     import folder_paths
 
     options: dict[str, Any] = {f"{name}_model_config": dict(config) for name, config in configs.items()}
-    if "clip_l" in configs:  # where it measures CLIP's positions it puts this one in the place of clip_l's
-        options["model_config"] = dict(configs["clip_l"])
+    clips = [configs[name] for name in ("clip_l", "clip_g") if name in configs]
+    if clips:  # where it measures CLIP's positions (long_clipl.py) it puts this one in the place of both
+        if clips[0] != clips[-1]:
+            raise CheckpointError("ComfyUI sets both CLIP text encoders at once, and these two need "
+                                  f"{clips[0] or 'nothing'} and {clips[-1] or 'nothing'}", "config.json",
+                                  "use the base's own text encoders")
+        options["model_config"] = dict(clips[0])
     if dtype is not None:
         options["dtype"] = dtype
     return comfy.sd.load_text_encoder_state_dicts(
@@ -83,6 +90,15 @@ def follow_tokenizer_json(tokenizer: Any, path: str, probe: str) -> bool:
         return False
     tokenizer.tokenizer = PreTrainedTokenizerFast(tokenizer_object=stated)
     return True
+
+
+@needs("text encoders")
+def pad_with(tokenizer: Any, token: str) -> bool:
+    """Let one of the host's tokenizers pad with a token of its vocabulary (no other changes it); whether it did not."""
+    number = tokenizer.tokenizer.get_vocab().get(token, tokenizer.pad_token)
+    changed = number != tokenizer.pad_token
+    tokenizer.pad_token = number
+    return changed
 
 
 def bundled_tokenizer(*path: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import CheckpointError
 from .families import families
-from .files.places import Fetch, LocalFolder, candidates, resolve
+from .files.places import Fetch, LocalFolder, candidates, cleaned, resolve
 from .files.selection import (
     INDEX,
     PIPELINE,
@@ -56,6 +56,7 @@ def locate(reference: str, *, component: str = "transformer", weights_name: str 
 
     Raises CheckpointError when nothing is found or the choice is ambiguous.
     """
+    reference, weights_name = cleaned(reference), cleaned(weights_name)
     if not need_weights and base_of_quantized(reference) and not _has_config(reference, revision):
         return locate(base_of_quantized(reference), component=component, need_weights=False, download=download)
     select = partial(select_transformer, component=component, weights_name=weights_name, need_weights=need_weights,
@@ -71,13 +72,12 @@ def locate(reference: str, *, component: str = "transformer", weights_name: str 
         pipeline = [Selection("", texts=(PIPELINE,))] if PIPELINE in folder.names() else []
         return [*pipeline, select(folder)]
 
-    pipeline = reference.strip() in KNOWN_BASES and not base_of_quantized(reference)
+    pipeline = reference in KNOWN_BASES and not base_of_quantized(reference)
     patterns: Sequence[str] = ()
     if pipeline:
         patterns = (PIPELINE, f"{component}/*" if need_weights else f"{component}/config.json")
     else:
-        text = reference.strip()
-        patterns = tuple(filter(None, (family.pattern(text, weights_name, choices) for family in families())))
+        patterns = tuple(filter(None, (family.pattern(reference, weights_name, choices) for family in families())))
     return resolve(reference, revision, use, chosen, patterns, download)
 
 

@@ -46,8 +46,8 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
             outputs=[io.Model.Output(), io.String.Output("report", display_name="report")])
 
     @classmethod
-    def validate_inputs(cls, reference: str = "", download_missing: bool = False) -> bool | str:
-        return inputs.check_reference(reference, download_missing)
+    def validate_inputs(cls, override: str = "", reference: str = "", download_missing: bool = False) -> bool | str:
+        return inputs.check_choice(override, (*MODELOPT, *KNOWN), reference, download_missing)
 
     @classmethod
     def fingerprint_inputs(cls, override: str = "", reference: str = "", model=None, **kwargs) -> str:
@@ -59,7 +59,7 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
                 download_missing: bool = False, byte_order: str = "auto") -> io.NodeOutput:
         from ..loaders import model as models
 
-        request = models.Request(reference.strip() or override, weights_name=weights_name, revision=revision,
+        request = models.Request(inputs.chosen(reference, override), weights_name=weights_name, revision=revision,
                                  compute=compute, fp4_backend=fp4_backend, download=download_missing,
                                  byte_order=byte_order)
         loaded = models.override(model, request, kind)

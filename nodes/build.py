@@ -45,5 +45,5 @@ class QT_RepackModelSlimWan(io.ComfyNode):
                 link: str = "link") -> io.NodeOutput:
         from ..makers.repack_wan import repack
 
-        report = repack(source, base, output, direction, link == "link")
+        report = repack(source, base, inputs.new_name(output), direction, link == "link")
         return io.NodeOutput(report, ui=ui.PreviewText(report))

@@ -88,8 +88,8 @@ class QT_BuildFP8Transformer(io.ComfyNode):
                 overwrite: bool = False) -> io.NodeOutput:
         from ..makers.builders.fp8 import build_fp8
 
-        built = build_fp8(output_dir=output, modelopt_hf_dir=modelopt_export, modelopt_backbone_ckpt=backbone,
-                          base_transformer_dir=base, model_type=model_type,
+        built = build_fp8(output_dir=inputs.new_name(output), modelopt_hf_dir=modelopt_export,
+                          modelopt_backbone_ckpt=backbone, base_transformer_dir=base, model_type=model_type,
                           keep_bf16_patterns=one_a_line(keep_bf16_patterns), maxbound=maxbound,
                           shard_bytes=shard_bytes(max_shard_size), overwrite=overwrite)
         return io.NodeOutput(built.report, ui=ui.PreviewText(built.report))
@@ -134,8 +134,9 @@ class QT_BuildNVFP4Transformer(io.ComfyNode):
                 overwrite: bool = False) -> io.NodeOutput:
         from ..makers.builders.nvfp4 import build_nvfp4
 
-        built = build_nvfp4(output_dir=output, modelopt_hf_dir=modelopt_export, base_transformer_dir=base,
-                            pattern_preset=pattern_preset, keep_bf16_patterns=one_a_line(keep_bf16_patterns),
+        built = build_nvfp4(output_dir=inputs.new_name(output), modelopt_hf_dir=modelopt_export,
+                            base_transformer_dir=base, pattern_preset=pattern_preset,
+                            keep_bf16_patterns=one_a_line(keep_bf16_patterns),
                             swap_weight_nibbles=swap_weight_nibbles, shard_bytes=shard_bytes(max_shard_size),
                             overwrite=overwrite)
         return io.NodeOutput(built.report, ui=ui.PreviewText(built.report))

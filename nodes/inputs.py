@@ -6,13 +6,14 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from pathlib import PureWindowsPath
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..loaders.errors import CheckpointError
 from ..loaders.families import choices_of
-from ..loaders.files.places import find_path, is_repo, local_references
+from ..loaders.files.places import cleaned, find_path, is_repo, local_references
 from ..loaders.locate import locate
 
 CATEGORY = "loaders/quantized"
@@ -61,15 +62,24 @@ def referring(classes: Iterable[Any]) -> dict[str, dict[str, Any]]:
     for schema in (cls.define_schema() for cls in classes):
         names = [given.id for given in schema.inputs]
         if "reference" in names:
-            chosen = next(given.id for given in schema.inputs if isinstance(given, io.Combo.Input))
-            found[schema.node_id] = {"input": chosen, "kind": kinds.get(schema.node_id),
-                                     "others": [name for name in names if name in asked - {chosen}]}
+            listed = next(given.id for given in schema.inputs if isinstance(given, io.Combo.Input))
+            found[schema.node_id] = {"input": listed, "kind": kinds.get(schema.node_id),
+                                     "others": [name for name in names if name in asked - {listed}]}
     return found
+
+
+def chosen(reference: str | None, listed: str | None) -> str:
+    """What a node loads: the free reference where there is one, else what is chosen in the list."""
+    return cleaned(reference) or cleaned(listed)
 
 
 def check_reference(reference: str | None, download: bool | None = False) -> bool | str:
     """validate_inputs: True, or why the free reference cannot be resolved."""
-    if reference and reference.strip() and not (download and is_repo(reference)):
+    return not cleaned(reference) or _found(cleaned(reference), download)
+
+
+def _found(reference: str, download: bool | None) -> bool | str:
+    if not (download and is_repo(reference)):
         try:
             find_path(reference)
         except CheckpointError as error:
@@ -77,15 +87,44 @@ def check_reference(reference: str | None, download: bool | None = False) -> boo
     return True
 
 
-def fingerprint(chosen: str, reference: str = "", **inputs: Any) -> str:
+def check_choice(listed: str | None, known: Iterable[str], reference: str | None,
+                 download: bool | None = False) -> bool | str:
+    """validate_inputs of a list and the reference that wins over it: True, or why neither can be resolved.
+
+    A list that validate_inputs has as an argument is not compared with its options by the host (execution.py,
+    validate_inputs), so a shared workflow may name what is not here as long as its reference is, or name it by another
+    spelling. `known` are the repo ids of the list: the load says how to get them. None comes from another node.
+    """
+    if reference is None or cleaned(reference):
+        return check_reference(reference, download)
+    if listed is None or listed in known:
+        return True
+    return _found(str(listed), download)
+
+
+def new_name(text: str) -> str:
+    """The name of what a node writes, as typed or pasted. A relative one may have the separators of Windows.
+
+    Raises CheckpointError for a full path of Windows where that would only be an odd name.
+    """
+    name = cleaned(text)
+    if os.name == "nt" or name.startswith(("/", "~")):
+        return name
+    if PureWindowsPath(name).drive:
+        raise CheckpointError("this is a path of Windows, which this machine does not run", name,
+                              "give a name relative to ComfyUI's folders, or a path of this machine")
+    return name.replace("\\", "/")
+
+
+def fingerprint(listed: str, reference: str = "", **inputs: Any) -> str:
     """A hash of a transformer node's inputs and of the files behind them."""
     def files() -> list[str]:
-        return locate(reference.strip() or chosen, component=inputs.get("component", "transformer"),
+        return locate(chosen(reference, listed), component=inputs.get("component", "transformer"),
                       weights_name=inputs.get("weights_name", ""), revision=inputs.get("revision", ""),
                       need_weights=inputs.get("weights", "load") == "load",
                       choices=choices_of(inputs)).paths
 
-    return stamp(files, chosen, reference, sorted(inputs.items(), key=str))
+    return stamp(files, listed, reference, sorted(inputs.items(), key=str))
 
 
 def stamp(files: Callable[[], Iterable[str]], *facts: Any) -> str:

@@ -33,8 +33,8 @@ class QT_InspectCheckpoint(io.ComfyNode):
                                      tooltip="Rows are blocks, columns modules, the colour is the stored format.")])
 
     @classmethod
-    def validate_inputs(cls, reference: str = "") -> bool | str:
-        return inputs.check_reference(reference)
+    def validate_inputs(cls, checkpoint: str = "", reference: str = "") -> bool | str:
+        return inputs.check_choice(checkpoint, (*MODELOPT, *KNOWN, *KNOWN_BASES), reference)
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str = "", reference: str = "", **kwargs) -> str:
@@ -51,7 +51,7 @@ class QT_InspectCheckpoint(io.ComfyNode):
         from ..loaders.report import describe_report
         from ..views.layer_map import layer_map
 
-        description = describe(Checkpoint(locate(reference.strip() or checkpoint, weights_name=weights_name)))
+        description = describe(Checkpoint(locate(inputs.chosen(reference, checkpoint), weights_name=weights_name)))
         report = describe_report(description)
         picture = torch.from_numpy(numpy.asarray(layer_map(description), dtype=numpy.float32) / 255)[None]
         shown = {**ui.PreviewText(report).as_dict(), **ui.PreviewImage(picture, cls=cls).as_dict()}

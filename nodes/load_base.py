@@ -38,8 +38,8 @@ class QT_LoadBaseModel(io.ComfyNode):
             outputs=[io.Model.Output(), io.String.Output("report", display_name="report")])
 
     @classmethod
-    def validate_inputs(cls, reference: str = "", download_missing: bool = False) -> bool | str:
-        return inputs.check_reference(reference, download_missing)
+    def validate_inputs(cls, base_model: str = "", reference: str = "", download_missing: bool = False) -> bool | str:
+        return inputs.check_choice(base_model, KNOWN_BASES, reference, download_missing)
 
     @classmethod
     def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:
@@ -51,7 +51,7 @@ class QT_LoadBaseModel(io.ComfyNode):
                 byte_order: str = "auto") -> io.NodeOutput:
         from ..loaders import model
 
-        request = model.Request(reference.strip() or base_model, component, revision=revision, dtype=dtype,
+        request = model.Request(inputs.chosen(reference, base_model), component, revision=revision, dtype=dtype,
                                 download=download_missing, byte_order=byte_order)
         loaded = model.load(request) if weights == "load" else model.defer(request)
         return io.NodeOutput(loaded.patcher, loaded.report)

@@ -34,14 +34,14 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
             outputs=[io.Clip.Output(), io.String.Output("report", display_name="report")])
 
     @classmethod
-    def validate_inputs(cls, reference: str = "", download_missing: bool = False) -> bool | str:
-        return inputs.check_reference(reference, download_missing)
+    def validate_inputs(cls, base_model: str = "", reference: str = "", download_missing: bool = False) -> bool | str:
+        return inputs.check_choice(base_model, KNOWN_BASES, reference, download_missing)
 
     @classmethod
     def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:
         from ..loaders.components import text_encoder
 
-        request = text_encoder.Request(reference.strip() or base_model, kwargs.get("revision", ""))
+        request = text_encoder.Request(inputs.chosen(reference, base_model), kwargs.get("revision", ""))
         return inputs.stamp(lambda: [path for part in text_encoder.sources(request) for path in part.paths],
                             base_model, reference, sorted(kwargs.items(), key=str))
 
@@ -50,6 +50,6 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
                 download_missing: bool = False) -> io.NodeOutput:
         from ..loaders.components import text_encoder
 
-        loaded = text_encoder.load(text_encoder.Request(reference.strip() or base_model, revision, dtype,
+        loaded = text_encoder.load(text_encoder.Request(inputs.chosen(reference, base_model), revision, dtype,
                                                         download_missing))
         return io.NodeOutput(loaded.clip, loaded.report)

@@ -33,14 +33,14 @@ class QT_LoadBaseVAE(io.ComfyNode):
             outputs=[io.Vae.Output(), io.String.Output("report", display_name="report")])
 
     @classmethod
-    def validate_inputs(cls, reference: str = "", download_missing: bool = False) -> bool | str:
-        return inputs.check_reference(reference, download_missing)
+    def validate_inputs(cls, base_model: str = "", reference: str = "", download_missing: bool = False) -> bool | str:
+        return inputs.check_choice(base_model, KNOWN_BASES, reference, download_missing)
 
     @classmethod
     def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:
         from ..loaders.components import vae
 
-        request = vae.Request(reference.strip() or base_model, kwargs.get("revision", ""))
+        request = vae.Request(inputs.chosen(reference, base_model), kwargs.get("revision", ""))
         return inputs.stamp(lambda: vae.source(request).paths, base_model, reference, sorted(kwargs.items(), key=str))
 
     @classmethod
@@ -48,5 +48,5 @@ class QT_LoadBaseVAE(io.ComfyNode):
                 download_missing: bool = False) -> io.NodeOutput:
         from ..loaders.components import vae
 
-        loaded = vae.load(vae.Request(reference.strip() or base_model, revision, dtype, download_missing))
+        loaded = vae.load(vae.Request(inputs.chosen(reference, base_model), revision, dtype, download_missing))
         return io.NodeOutput(loaded.vae, loaded.report)

@@ -34,8 +34,8 @@ class QT_ModelSlimLoader(io.ComfyNode):
             outputs=[io.Model.Output(), io.String.Output("report", display_name="report")])
 
     @classmethod
-    def validate_inputs(cls, reference: str = "", download_missing: bool = False) -> bool | str:
-        return inputs.check_reference(reference, download_missing)
+    def validate_inputs(cls, folder: str = "", reference: str = "", download_missing: bool = False) -> bool | str:
+        return inputs.check_choice(folder, KNOWN, reference, download_missing)
 
     @classmethod
     def fingerprint_inputs(cls, folder: str = "", reference: str = "", **kwargs) -> str:
@@ -46,6 +46,6 @@ class QT_ModelSlimLoader(io.ComfyNode):
                 revision: str = "", download_missing: bool = False) -> io.NodeOutput:
         from ..loaders import model
 
-        loaded = model.load(model.Request(reference.strip() or folder, component, revision=revision, compute=compute,
-                                          download=download_missing, family="modelslim"))
+        loaded = model.load(model.Request(inputs.chosen(reference, folder), component, revision=revision,
+                                          compute=compute, download=download_missing, family="modelslim"))
         return io.NodeOutput(loaded.patcher, loaded.report)

@@ -43,8 +43,8 @@ class QT_NunchakuSVDQLoader(io.ComfyNode):
             outputs=[io.Model.Output(), io.String.Output("report", display_name="report")])
 
     @classmethod
-    def validate_inputs(cls, reference: str = "", download_missing: bool = False) -> bool | str:
-        return inputs.check_reference(reference, download_missing)
+    def validate_inputs(cls, weights: str = "", reference: str = "", download_missing: bool = False) -> bool | str:
+        return inputs.check_choice(weights, KNOWN, reference, download_missing)
 
     @classmethod
     def fingerprint_inputs(cls, weights: str = "", reference: str = "", **kwargs) -> str:
@@ -55,7 +55,7 @@ class QT_NunchakuSVDQLoader(io.ComfyNode):
                 backend: str = "auto", revision: str = "", download_missing: bool = False) -> io.NodeOutput:
         from ..loaders import model
 
-        request = model.Request(reference.strip() or weights, weights_name=weights_name, revision=revision,
+        request = model.Request(inputs.chosen(reference, weights), weights_name=weights_name, revision=revision,
                                 download=download_missing, family="nunchaku", choices=Choice(precision, rank),
                                 backend=backend)
         loaded = model.load(request)

@@ -41,7 +41,7 @@ class QT_SaveQuantizedModel(io.ComfyNode):
         if filename is None:  # from another node: known when it runs
             return True
         try:
-            target_file(filename)
+            target_file(inputs.new_name(filename))
         except CheckpointError as error:
             return str(error)
         return True
@@ -50,5 +50,5 @@ class QT_SaveQuantizedModel(io.ComfyNode):
     def execute(cls, model, filename: str, format: str = "exact", overwrite: bool = False) -> io.NodeOutput:
         from ..makers.save import save
 
-        _, report = save(model, filename, format, overwrite)
+        _, report = save(model, inputs.new_name(filename), format, overwrite)
         return io.NodeOutput(report, ui=ui.PreviewText(report))

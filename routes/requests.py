@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from .. import host
 from ..loaders.errors import CheckpointError
+from ..loaders.files.places import cleaned
 from ..views.card import Query
 from .work import Answer, refusal
 
@@ -95,7 +96,7 @@ def to_query(values: Mapping[str, Any]) -> Query:
             continue
         if not isinstance(value, str):
             raise CheckpointError(f"{name} is no text", "the request", "correct it")
-        chosen[name] = value.strip()
+        chosen[name] = cleaned(value)
     rank = values.get("rank") or 0
     try:
         chosen["rank"] = int(rank)

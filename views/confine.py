@@ -18,7 +18,7 @@ from pathlib import Path
 from .. import host
 from ..loaders.errors import CheckpointError
 from ..loaders.families import families
-from ..loaders.files.places import candidates
+from ..loaders.files.places import candidates, cleaned
 from ..loaders.files.selection import INDEX, PIPELINE, leaves_folder
 
 MAX_TEXT = 1024  # characters of a reference, a revision or a name
@@ -99,7 +99,7 @@ def check_headers(paths: Iterable[str], limit: int = MAX_JSON) -> None:
 
 
 def _refuse_outside_names(reference: str, revision: str, weights_name: str, allowed: tuple[str, ...]) -> None:
-    text = reference.strip()
+    text = cleaned(reference)
     slashed = text.replace("\\", "/")
     outside = leaves_folder(revision) or leaves_folder(weights_name) or ".." in slashed.split("/")
     if os.path.isabs(text) or slashed.startswith("/"):

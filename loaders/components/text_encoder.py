@@ -140,6 +140,7 @@ def _part(pipeline: Pipeline, folder: str, tokenizer: str, encoder: Encoder) -> 
         raise CheckpointError(f"{folder} is {named or 'of no named class'}, but model_index.json says "
                               f"{classes(pipeline.index)[folder]}", source.folder, "download this folder again")
     _refuse_quantized(checkpoint, config)
+    encoder = encoder.other(config) or encoder
     tensors = encoder.convert(checkpoint.load_tensors(), config)
     texts = pipeline.parts[tokenizer]
     return _Part(folder, encoder, checkpoint, tensors, encoder.tokenizer(texts), texts)

@@ -56,34 +56,47 @@ class LocalFolder:
                       texts=tuple(str(self.path / n) for n in selection.texts))
 
 
+def cleaned(text: str | None) -> str:
+    """What was typed or pasted, without the blanks and the one pair of quotes around it that shells and the Explorer
+    of Windows ("Copy as path") put there."""
+    text = (text or "").strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
 def is_repo(reference: str) -> bool:
     """Whether a reference that is no path on disk can be a repo id (owner/name, with a subfolder or file behind it)."""
-    text = reference.strip()
+    text = cleaned(reference)
     owner, _, name = text.partition("/")
-    return bool(owner and name) and not (set("\\: ") & set(text) or text.startswith((".", "~"))
+    return bool(owner and name) and not (set("\\: \"'") & set(text) or text.startswith((".", "~"))
                                          or name.endswith((".safetensors", ".sft")) and "/" not in name)
 
 
 def candidates(reference: str, revision: str = "") -> Iterator[Path]:
-    """Every place on this machine that `reference` can mean, in the order of preference.
+    """Every place on this machine that `reference` can mean, in the order of preference. Backslashes are taken as they
+    are written first, then as the separators that they are on Windows, where many workflows are made.
 
     Raises CheckpointError for an empty reference, an absolute path that does not exist, and one that contains '..'.
     """
-    text = reference.strip()
+    text = cleaned(reference)
     if not text:
         raise CheckpointError("no checkpoint is chosen", do="pick one in the list, or give a path or repo id")
-    direct = Path(text).expanduser()
-    if direct.exists():
-        yield direct
-        return
+    slashed = text.replace("\\", "/")
+    spellings = tuple(dict.fromkeys((text, slashed)))
+    for spelling in spellings:
+        direct = Path(spelling).expanduser()
+        if direct.exists():
+            yield direct
+            return
     if direct.is_absolute() or text.startswith((".", "~")):
-        raise CheckpointError("there is no such file or folder", direct, "correct the path")
-    parts = PurePosixPath(text.replace("\\", "/")).parts
+        raise CheckpointError("there is no such file or folder", Path(text).expanduser(), "correct the path")
+    parts = PurePosixPath(slashed).parts
     if ".." in parts:
         raise CheckpointError("a reference must not contain '..'", text, "give the full path, or a repo id")
+    below = PurePosixPath(*parts[2:])
+    repo = ("--".join(parts[:2]) / below, parts[1] / below) if len(parts) > 1 else ()
     for root in host.model_folders():
-        for name in (text, "--".join(parts[:2]), parts[1] if len(parts) > 1 else text):
-            found = Path(root, name, *parts[2:]) if name != text else Path(root, name)
+        for name in (*spellings, *repo):
+            found = Path(root, name)
             if found.exists():
                 yield found
     if is_repo(text):
@@ -96,7 +109,7 @@ def find_path(reference: str, revision: str = "") -> Path:
     """The first local file or folder that `reference` names. Raises CheckpointError when there is none."""
     found = next(candidates(reference, revision), None)
     if found is None:
-        raise _not_here(reference.strip(), revision, ())
+        raise _not_here(cleaned(reference), revision, ())
     refuse_unfinished(found)
     return found
 
@@ -121,7 +134,7 @@ def resolve(reference: str, revision: str, use: Callable[[Path], T],
             return use(path)
         except MissingFiles as error:
             short = short or error
-    text = reference.strip()
+    text = cleaned(reference)
     if not is_repo(text) or Path(text).expanduser().exists():
         raise short or _not_here(text, revision, patterns)
     command = download_command(text, revision, patterns)

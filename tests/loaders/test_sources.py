@@ -65,6 +65,37 @@ def test_model_folders_and_repo_ids(tiny, tmp_path, monkeypatch):
     assert locate("loose/one.safetensors").files == (str(root / "loose" / "one.safetensors"),)
 
 
+def test_pasted_and_of_windows(tiny, tmp_path, monkeypatch):
+    """What a terminal or the Explorer puts around a path, and the separators of a workflow made on Windows."""
+    import folder_paths
+
+    root = tmp_path / "diffusers"
+    for name in ("sub", "two/deep"):
+        shutil.copytree(tiny.fp8, root / name / "tiny")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusers", ([str(root)], {"folder"}))
+    file = next((root / "sub" / "tiny").glob("*.safetensors"))
+    for text in (f'"{file}"', f" '{file}'\n", f'" {file} "', f"sub\\tiny\\{file.name}", f'"sub\\tiny\\{file.name}"'):
+        assert locate(text).files == (str(file),), text
+    assert locate("sub\\tiny").folder == str(root / "sub" / "tiny")
+    assert locate("two\\deep\\tiny").folder == str(root / "two" / "deep" / "tiny")
+    assert locate(" 'sub/tiny'", weights_name=f'"{file.name}"').files == (str(file),)
+    refused("no checkpoint is chosen", '" "')
+    refused("must not contain '..'", "sub\\..\\..\\etc")
+    for text in ('"', "'sub/tiny", '"sub/tiny\''):  # no pair of quotes
+        refused("was found neither", text)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no file of Windows has such a name")
+def test_a_name_with_a_backslash_is_first_what_it_says(tiny, tmp_path, monkeypatch):
+    import folder_paths
+
+    for name in ("a\\b", "a/b", "c/d"):
+        shutil.copytree(tiny.fp8, tmp_path / name)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusers", ([str(tmp_path)], {"folder"}))
+    assert locate("a\\b").folder == str(tmp_path / "a\\b") == locate(str(tmp_path / "a\\b")).folder
+    assert locate(f"{tmp_path}\\c\\d").folder == str(tmp_path / "c" / "d")
+
+
 def test_missing_references_name_the_command(tmp_path):
     text = refused("not on this machine", "owner/never-heard-of", revision="v1")
     assert "hf download owner/never-heard-of --revision v1" in text

@@ -90,6 +90,37 @@ def test_changes_are_noticed(now):
     assert not is_addition(now, {key: value for key, value in now.items() if key != name})
 
 
+def test_every_list_gives_way_to_its_reference():
+    """The host compares a list with its options unless validate_inputs takes it: a new node must, too."""
+    from quantized_transformers.nodes import node_classes
+    from quantized_transformers.nodes.inputs import referring
+
+    found = referring(node_classes())
+    assert len(found) == 7
+    for cls in node_classes():
+        if (node := cls.GET_SCHEMA().node_id) in found:
+            listed = found[node]["input"]
+            assert cls.validate_inputs(**{listed: "gone", "reference": str(PACK)}) is True, node
+            assert "gone was found neither" in cls.validate_inputs(**{listed: "gone", "reference": " "}), node
+            assert cls.validate_inputs(**{listed: "gone", "reference": None}) is True, "known when it runs"
+
+
+@pytest.mark.parametrize(("typed", "name"), [
+    (' "a/b"', "a/b"), ("a\\b c", "a/b c"), ("/x\\y", "/x\\y"), ("'~/a'", "~/a")])
+def test_names_of_what_is_written(typed, name):
+    from quantized_transformers.nodes.inputs import new_name
+
+    assert new_name(typed) == (name if os.name != "nt" else typed.strip().strip("\"'"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there it is a path")
+def test_a_path_of_windows_is_no_name_elsewhere():
+    from quantized_transformers.nodes.save_quantized import QT_SaveQuantizedModel
+
+    for name in ("C:\\models\\x", '"D:/x"', "\\\\server\\share\\x"):
+        assert "path of Windows" in QT_SaveQuantizedModel.validate_inputs(name)
+
+
 def test_every_input_explains_itself():
     """The help panel of a node without a page is made of these."""
     from quantized_transformers.nodes import node_classes

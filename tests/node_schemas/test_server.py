@@ -180,15 +180,13 @@ def refused(server, **changes) -> str:
     return json.dumps(answer["node_errors"]["1"]["errors"])
 
 
-@pytest.mark.parametrize(("widget", "value"), [("base_model", "no-such-model"), ("component", "transformer_3"),
-                                               ("weights", "sometimes"), ("dtype", "fp7")])
+@pytest.mark.parametrize(("widget", "value"), [("component", "transformer_3"), ("weights", "sometimes"), ("dtype", "fp7")])
 def test_unknown_widget_values_are_400(widget, value, server):
     text = refused(server, **{widget: value})
     assert "value_not_in_list" in text and value in text
 
 
-@pytest.mark.parametrize(("widget", "value"), [("override", "nope"), ("kind", "nope"), ("compute", "nope"),
-                                               ("fp4_backend", "nope")])
+@pytest.mark.parametrize(("widget", "value"), [("kind", "nope"), ("compute", "nope"), ("fp4_backend", "nope")])
 def test_unknown_override_values_are_400(widget, value, server):
     override = apply_override(["1", 0], "", override="tiny-flux-fp8")
     override["inputs"][widget] = value
@@ -200,6 +198,25 @@ def test_unknown_override_values_are_400(widget, value, server):
 def test_a_reference_that_does_not_exist_is_400(server):
     assert "no such file or folder" in refused(server, reference="/nowhere/at/all")
     assert "hf download somebody/something" in refused(server, reference="somebody/something")
+
+
+def test_what_is_not_in_the_list_is_400_unless_a_reference_wins_over_it(server):
+    text = refused(server, base_model="no-such-model")
+    assert "no-such-model was found neither as a path nor in ComfyUI's model folders" in text and "what to do" in text
+    assert "hf download somebody/something" in refused(server, base_model="somebody/something")
+    assert "no checkpoint is chosen" in refused(server, base_model="")
+    for override in (apply_override(["1", 0], "", override="nope"), apply_override(["1", 0], "nope", override="nope")):
+        status, answer = server.post("/prompt", {"prompt": {
+            "1": load_base("", base_model="tiny-flux"), "2": override, **text_to_image(["2", 0], "x_")}})
+        assert status == 400 and "nope was found neither" in json.dumps(answer["node_errors"]["2"])
+    shared = server.run({
+        "1": load_base("tiny-flux", "defer to override", base_model="FLUX\\of another machine"),
+        "2": apply_override(["1", 0], f'"{server.base / "models" / "diffusers" / "tiny-flux-fp8"}" ', override="gone"),
+        "3": {"class_type": "QT_InspectCheckpoint", "inputs": {"checkpoint": "tiny-flux\\transformer"}},
+        "4": {"class_type": "QT_SaveQuantizedModel", "inputs": {
+            "model": ["2", 0], "filename": ' "diffusion_models\\of windows"', "format": "exact", "overwrite": False}}})
+    assert not error_of(shared) and "not quantized" in shared["outputs"]["3"]["text"][0]
+    assert (server.base / "output" / "diffusion_models" / "of windows.safetensors").is_file()
 
 
 def test_errors_in_execution_say_what_to_do(server):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -97,6 +98,17 @@ def _fake_nvfp4(inputs: torch.Tensor, block_size: int, amax: torch.Tensor, *bits
 def rel_l2(a: torch.Tensor, b: torch.Tensor) -> float:
     """||a - b|| / ||b||, in F64."""
     return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def of_width(converter: Callable[..., Any], hidden: int) -> Callable[..., Any]:
+    """A converter of diffusers' that hard-codes the width 3072; for any other its source with that one number replaced."""
+    if hidden == 3072:
+        return converter
+    source = inspect.getsource(converter)
+    assert source.count("3072") == 1
+    scope: dict[str, Any] = {"torch": torch}
+    exec(source.replace("3072", str(hidden)), scope)  # noqa: S102  # diffusers' own source
+    return scope[converter.__name__]
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:

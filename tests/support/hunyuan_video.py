@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from support.common import apply_model, randomise
+from support.common import apply_model, of_width, randomise
 from support.common import emulate as emulate_class
 from support.common import export as export_model
 
@@ -71,20 +70,10 @@ def emulate(tensors: dict[str, torch.Tensor], config: dict, dynamic: bool = Fals
 
 
 def convert(state_dict: dict[str, torch.Tensor], hidden: int = 3072) -> dict[str, torch.Tensor]:
-    """diffusers' own converter: the vendor's names -> diffusers' names.
-
-    It hard-codes the width 3072; any other runs its source with that one number replaced.
-    """
+    """diffusers' own converter: the vendor's names -> diffusers' names, of this width."""
     from diffusers.loaders import single_file_utils
 
-    converter = single_file_utils.convert_hunyuan_video_transformer_to_diffusers
-    if hidden == 3072:
-        return converter(dict(state_dict))
-    source = inspect.getsource(converter)
-    assert source.count("3072") == 1
-    scope = {"torch": torch}
-    exec(source.replace("3072", str(hidden)), scope)  # noqa: S102  # diffusers' own source
-    return scope[converter.__name__](dict(state_dict))
+    return of_width(single_file_utils.convert_hunyuan_video_transformer_to_diffusers, hidden)(dict(state_dict))
 
 
 def vendor_names(double: int = 1, single: int = 2, guidance: bool = True) -> list[str]:

@@ -17,8 +17,10 @@ from support.pack import COMFYUI
 FLUX_TEXT, FLUX_POOLED = 64, 32
 WAN_TEXT = 4096
 HUNYUAN_TEXT, HUNYUAN_POOLED = 64, 768
+SDXL_TEXT, SDXL_POOLED = 2 * 48, 48
 BUNDLED = COMFYUI / "comfy"
-PIPELINES = {"flux1": "FluxPipeline", "wan": "WanPipeline", "hunyuan_video": "HunyuanVideoPipeline"}
+PIPELINES = {"flux1": "FluxPipeline", "wan": "WanPipeline", "hunyuan_video": "HunyuanVideoPipeline",
+             "sdxl": "StableDiffusionXLPipeline"}
 CLIP_VOCAB, CLIP_END = 49408, 49407
 LLAMA_VOCAB = 128320
 
@@ -30,6 +32,16 @@ def clip(width: int, layers: int = 2) -> Any:
     return seeded(CLIPTextModel, CLIPTextConfig(
         hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=width // 16,
         vocab_size=CLIP_VOCAB, bos_token_id=49406, eos_token_id=CLIP_END, projection_dim=width))
+
+
+def clip_g(**sizes: Any) -> Any:
+    """A CLIPTextModelWithProjection, BF16: as deep as published, by which the host knows it, and narrow."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    return seeded(CLIPTextModelWithProjection, CLIPTextConfig(**{
+        "hidden_size": SDXL_POOLED, "intermediate_size": 96, "num_hidden_layers": 32, "num_attention_heads": 3,
+        "vocab_size": CLIP_VOCAB, "bos_token_id": 49406, "eos_token_id": CLIP_END, "hidden_act": "gelu",
+        "projection_dim": SDXL_POOLED, **sizes}))
 
 
 def t5(**sizes: int) -> Any:
@@ -91,6 +103,13 @@ def tokenizer_clip(folder: Path) -> str:
     return saved(CLIPTokenizerFast.from_pretrained(BUNDLED / "sd1_tokenizer", model_max_length=77), folder)
 
 
+def tokenizer_clip_g(folder: Path) -> str:
+    """The same, which pads with the first of its pieces, as SDXL's tokenizer_2 does."""
+    from transformers import CLIPTokenizerFast
+
+    return saved(CLIPTokenizerFast.from_pretrained(BUNDLED / "sd1_tokenizer", model_max_length=77, pad_token="!"), folder)
+
+
 def tokenizer_t5(folder: Path) -> str:
     from transformers import T5TokenizerFast
 
@@ -133,7 +152,7 @@ def saved(tokenizer: Any, folder: Path) -> str:
 
 
 def save(family: str, folder: Path) -> dict[str, list[str]]:
-    """Write the text encoders and tokenizers of a tiny base ("flux1", "wan", "hunyuan_video") below `folder`.
+    """Write the text encoders and tokenizers of a tiny base ("flux1", "wan", "hunyuan_video", "sdxl") below `folder`.
 
     Returns their entries for model_index.json. Output widths: the constants above.
     """
@@ -145,6 +164,9 @@ def save(family: str, folder: Path) -> dict[str, list[str]]:
     elif family == "hunyuan_video":
         encoders = {"text_encoder": llama(), "text_encoder_2": clip(HUNYUAN_POOLED)}
         tokenizers = {"tokenizer": tokenizer_llama, "tokenizer_2": tokenizer_clip}
+    elif family == "sdxl":
+        encoders = {"text_encoder": clip(SDXL_POOLED, layers=12), "text_encoder_2": clip_g()}
+        tokenizers = {"tokenizer": tokenizer_clip, "tokenizer_2": tokenizer_clip_g}
     else:
         raise ValueError(family)
     entries = {}

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 # Width of the conditioning that each gives (joint_attention_dim or cap_feat_dim of its transformer).
-WIDTHS = {"flux2": 3 * 5120, "qwen_image": 512, "qwen_image_edit": 512, "z_image": 2560}
+WIDTHS = {"flux2": 3 * 5120, "qwen_image": 512, "qwen_image_edit": 512, "z_image": 2560, "flux2_klein": 3 * 2560}
 PIPELINES = {"flux2": "Flux2Pipeline", "qwen_image": "QwenImagePipeline", "z_image": "ZImagePipeline",
-             "qwen_image_edit": "QwenImageEditPlusPipeline"}
+             "qwen_image_edit": "QwenImageEditPlusPipeline", "flux2_klein": "Flux2KleinPipeline"}
 
 HEAD = 128  # the host's head size
 VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 512,
@@ -53,7 +53,7 @@ def save(family: str, folder: Path) -> dict[str, list[str]]:
     state = torch.random.get_rng_state()
     torch.manual_seed(5)
     entries = {"flux2": _flux2, "qwen_image": _qwen_image, "qwen_image_edit": _qwen_image_edit,
-               "z_image": _z_image}[family](folder)
+               "z_image": _z_image, "flux2_klein": _flux2_klein}[family](folder)
     torch.random.set_rng_state(state)
     return entries
 
@@ -110,6 +110,22 @@ def _z_image(folder: Path) -> dict[str, list[str]]:
     write("Qwen3ForCausalLM", config, folder / "text_encoder")
     qwen_tokenizer(CHAT_QWEN3).save_pretrained(folder / "tokenizer")
     return {"text_encoder": ["transformers", "Qwen3ForCausalLM"], "tokenizer": ["transformers", "Qwen2Tokenizer"]}
+
+
+def klein(width: int, folder: Path, **sizes: Any) -> None:
+    """FLUX.2 klein's text encoder. 28 layers: hidden state 27 is the last one read, and is not the normed end."""
+    from transformers import Qwen3Config
+
+    write("Qwen3ForCausalLM", Qwen3Config(**{
+        "hidden_size": width, "intermediate_size": 16, "num_hidden_layers": 28, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": HEAD, "vocab_size": 151680, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+        "tie_word_embeddings": True, **sizes}), folder / "text_encoder")
+
+
+def _flux2_klein(folder: Path) -> dict[str, list[str]]:
+    klein(2560, folder)
+    qwen_tokenizer(CHAT_QWEN3).save_pretrained(folder / "tokenizer")
+    return {"text_encoder": ["transformers", "Qwen3ForCausalLM"], "tokenizer": ["transformers", "Qwen2TokenizerFast"]}
 
 
 @cache

@@ -31,6 +31,8 @@ WAN22 = {"z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "flux1": ("AutoencoderKL", FLUX1),
     "z_image": ("AutoencoderKL", FLUX1),
+    "sdxl": ("AutoencoderKL", {**KL, **LEVELS_2D, "latent_channels": 4, "scaling_factor": 0.13025}),
+    "sd15": ("AutoencoderKL", {**KL, **LEVELS_2D, "latent_channels": 4}),  # published without scaling_factor
     "flux2": ("AutoencoderKLFlux2", {**KL, **LEVELS_2D, "decoder_block_out_channels": (64, 64, 128, 192)}),
     "wan": ("AutoencoderKLWan", {"base_dim": 12}),
     "wan22": ("AutoencoderKLWan", {**WAN22, "base_dim": 12, "decoder_base_dim": 20}),
@@ -40,10 +42,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 # The published sizes, for checks that need no memory.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "flux1": {"block_out_channels": (128, 256, 512, 512)}, "z_image": {"block_out_channels": (128, 256, 512, 512)},
+    "sdxl": {"block_out_channels": (128, 256, 512, 512)}, "sd15": {"block_out_channels": (128, 256, 512, 512)},
     "flux2": {"block_out_channels": (128, 256, 512, 512), "decoder_block_out_channels": None},
     "wan": {"base_dim": 96}, "wan22": {"base_dim": 160, "decoder_base_dim": 256},
     "hunyuan_video": {"block_out_channels": (128, 256, 512, 512)}, "qwen_image": {"base_dim": 96}}
-IMAGES = ("flux1", "z_image", "flux2")
+IMAGES = ("flux1", "z_image", "sdxl", "sd15", "flux2")
 
 
 def empty(family: str, **config: Any) -> Any:
@@ -102,8 +105,8 @@ def save_base(family: str, folder: Path, model: Any = None, **options: Any) -> P
 def diffusers_decode(model: Any, latent: torch.Tensor) -> torch.Tensor:
     """Pixels 0..1, channels last, from the sampler's latent as ComfyUI has it, by the pipelines' own formulas.
 
-    pipeline_flux.py and pipeline_z_image.py, pipeline_flux2.py, pipeline_wan.py, pipeline_qwenimage.py and
-    pipeline_hunyuan_video.py of diffusers; the latent is F32 [B, C, H, W] or [B, C, T, H, W].
+    pipeline_flux.py and pipeline_z_image.py, pipeline_stable_diffusion_xl.py, pipeline_flux2.py, pipeline_wan.py,
+    pipeline_qwenimage.py and pipeline_hunyuan_video.py of diffusers; the latent is F32 [B, C, H, W] or [B, C, T, H, W].
     """
     with torch.inference_mode():
         pixels = model.decode(raw_latent(model, latent), return_dict=False)[0]

@@ -39,6 +39,7 @@ class Encoder:
             Puts right where the host would split text into other tokens than the folder's tokenizer does.
         marks: config.json -> tensors that the host recognises the encoder by and does not use.
         during: a context in which the host makes the CLIP.
+        other: config.json -> the description of another size, where the host has a model of its own for it, or None.
     """
 
     classes: tuple[str, ...]
@@ -50,6 +51,7 @@ class Encoder:
     repair: Callable[[Any, Source], str] = lambda tokenizer, source: ""
     marks: Callable[[dict[str, Any]], dict[str, Tensor]] = lambda config: {}
     during: Callable[[], AbstractContextManager[None]] = nullcontext
+    other: Callable[[dict[str, Any]], Encoder | None] = lambda config: None
 
 
 @dataclass(frozen=True)

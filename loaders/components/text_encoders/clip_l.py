@@ -1,4 +1,5 @@
-"""CLIP-L: CLIPTextModel, of which the pipelines use the pooled output (text_encoder of FLUX.1, 2 of HunyuanVideo)."""
+"""CLIP-L: CLIPTextModel, of which the pipelines use the pooled output (text_encoder of FLUX.1, 2 of HunyuanVideo), or
+the last but one hidden state (text_encoder of SDXL)."""
 
 from __future__ import annotations
 
@@ -39,8 +40,13 @@ def convert(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Ten
 
 def host_config(config: dict[str, Any]) -> dict[str, Any]:
     """Sizes that differ from CLIP-L's. Raises CheckpointError for another vocabulary, epsilon, activation or end."""
+    return sizes_of(config, SIZES, {})
+
+
+def sizes_of(config: dict[str, Any], sizes: dict[str, Any], fixed: dict[str, Any]) -> dict[str, Any]:
+    """The same for a CLIP of other `sizes`, with more that is `fixed`."""
     act, end = config.get("hidden_act", "quick_gelu"), config.get("eos_token_id", 49407)
-    return host_sizes(config, SIZES, {**FIXED, "hidden_act": act if act in ACTIVATIONS else ACTIVATIONS[0],
+    return host_sizes(config, sizes, {**FIXED, **fixed, "hidden_act": act if act in ACTIVATIONS else ACTIVATIONS[0],
                                       "eos_token_id": end if end in END else END[1]})
 
 

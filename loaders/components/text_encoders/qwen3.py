@@ -1,11 +1,15 @@
-"""Qwen3 4B, the text encoder of Z-Image.
+"""Qwen3: 4B, the text encoder of Z-Image and of FLUX.2 klein 4B, and 8B, that of FLUX.2 klein 9B.
 
 Z-Image reads the last but one hidden state; the host does the same, of the same token ids: its prompt is the chat
-template of Qwen3's tokenizer with thinking left on. diffusers cuts prompts at 512 tokens, the host does not.
+template of Qwen3's tokenizer with thinking left on. FLUX.2 klein reads hidden states 9, 18 and 27 beside each other,
+with thinking off (diffusers, pipelines/flux2/pipeline_flux2_klein.py; comfy/text_encoders/flux.py, Qwen3_4BModel). Both
+pad klein's prompts to 512 tokens. diffusers cuts prompts at 512 tokens, the host does not.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError
@@ -16,28 +20,58 @@ from .qwen_tokenizer import same_as_bundled
 if TYPE_CHECKING:
     from torch import Tensor
 
-# comfy/text_encoders/llama.py, Qwen3_4BConfig; the width is what the host knows the model by (comfy/sd.py)
-HOST = {"vocab_size": 151936, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0}
-FIXED = {"hidden_size": 2560, "attention_bias": False}
+# comfy/text_encoders/llama.py, Qwen3_4BConfig and Qwen3_8BConfig; the width is what the host knows the model by
+# (comfy/sd.py)
+HOST_4B = {"vocab_size": 151936, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+           "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0}
+HOST_8B = {**HOST_4B, "intermediate_size": 12288}
+WIDTH_4B, WIDTH_8B = 2560, 4096
 
 
 def convert(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """Qwen3ForCausalLM's or Qwen3Model's names -> model. ...; the logits (lm_head) nobody reads."""
+    """Qwen3ForCausalLM's or Qwen3Model's names -> model. ...; 4B's logits (lm_head) are its embedding once more."""
     return rename(tensors, {"model.": "model.", "": "model."}, ("lm_head.",), shapes(text_part(config), norms=True),
                   "Qwen3")
 
 
-def host_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Sizes that differ from Qwen3 4B's. Raises CheckpointError for what the host's code fixes."""
+def convert_8b(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
+    """The same with lm_head, by which the host writes text; conditioning does not read it."""
+    if not has_head(config):
+        return convert(tensors, config)
+    text = text_part(config)
+    there = shapes(text, norms=True) | {"model.lm_head.weight": (text["vocab_size"], text["hidden_size"])}
+    return rename(tensors, {"lm_head.": "model.lm_head.", "model.": "model.", "": "model."}, (), there, "Qwen3")
+
+
+def has_head(config: dict[str, Any]) -> bool:
+    """Whether there is a lm_head that is not the embedding (transformers, Qwen3Config: so by default)."""
+    return (config.get("architectures") or [""])[0] == "Qwen3ForCausalLM" and not config.get("tie_word_embeddings")
+
+
+def host_config(config: dict[str, Any], host: dict[str, Any], width: int, layers: int, whose: str) -> dict[str, Any]:
+    """Sizes that differ from `host`. Raises CheckpointError for what the host's code fixes: the width, and a depth of
+    `layers` at least."""
     text = text_part(config)
     text["head_dim"] = text.get("head_dim") or 128  # transformers' default for Qwen3, whatever the width
-    if text["num_hidden_layers"] < 3:
-        raise CheckpointError("ComfyUI's Z-Image text encoder needs 3 layers or more", ORIGIN,
+    if text["num_hidden_layers"] < layers:
+        raise CheckpointError(f"ComfyUI's {whose} text encoder needs {layers} layers or more", ORIGIN,
                               "use the base's own text encoder")
-    return sizes(text, HOST, FIXED)
+    return sizes(text, host, {"hidden_size": width, "attention_bias": False})
 
 
-QWEN3 = Encoder(("Qwen3ForCausalLM", "Qwen3Model"), "qwen3_4b", convert, host_config, same_as_bundled)
+def host_config_8b(config: dict[str, Any]) -> dict[str, Any]:
+    """As klein's 4B; the host expects a lm_head unless it is told that there is none."""
+    different = host_config(config, HOST_8B, WIDTH_8B, 27, "FLUX.2 klein")
+    return different if has_head(config) else {**different, "lm_head": False}
+
+
+CLASSES = ("Qwen3ForCausalLM", "Qwen3Model")
+QWEN3 = Encoder(CLASSES, "qwen3_4b", convert,
+                partial(host_config, host=HOST_4B, width=WIDTH_4B, layers=3, whose="Z-Image"), same_as_bundled)
+KLEIN_9B = Encoder(CLASSES, "qwen3_8b", convert_8b, host_config_8b, same_as_bundled)
+KLEIN_4B = replace(
+    QWEN3, host_config=partial(host_config, host=HOST_4B, width=WIDTH_4B, layers=27, whose="FLUX.2 klein"),
+    other=lambda config: KLEIN_9B if config.get("hidden_size") == WIDTH_8B else None)
 FAMILY = Family("Z-Image", "LUMINA2", (("text_encoder", "tokenizer", QWEN3),), "ZImageTEModel", ("ZImage",))
-FAMILIES = (FAMILY,)
+KLEIN = Family("FLUX.2 klein", "FLUX2", (("text_encoder", "tokenizer", KLEIN_4B),), "Flux2TEModel", ("Flux2Klein",))
+FAMILIES = (FAMILY, KLEIN)

@@ -1,4 +1,5 @@
-"""diffusers AutoencoderKL with 16 latent channels: FLUX.1 and Z-Image. ComfyUI reads its names by itself."""
+"""diffusers AutoencoderKL: with 16 latent channels that of FLUX.1 and Z-Image, with 4 that of SDXL and of Stable
+Diffusion 1 and 2, which config.json tells apart by how latents are scaled. ComfyUI reads its names by itself."""
 
 from __future__ import annotations
 
@@ -6,9 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from .... import host
-from .base import CHANNELS, GROUPS, Plan, VAEClass, kl_sizes, levels, scaled
+from .base import CHANNELS, GROUPS, Plan, VAEClass, kl_sizes, levels, scaled, whole
 
-LATENT = 16
+DEFAULT_SCALE = 0.18215  # diffusers' class; Stable Diffusion 1 and 2
+# latent channels -> family, the host's latent format
+LATENTS = {16: ("FLUX.1, Z-Image", "Flux"), 4: ("SDXL", "SDXL")}
+OF_DEFAULT_SCALE = {4: ("Stable Diffusion 1, 2", "SD15")}
 
 # What the 2D networks of ComfyUI have fixed (comfy/ldm/modules/diffusionmodules/model.py), under diffusers' names.
 FIXED_2D = {
@@ -19,16 +23,21 @@ FIXED_2D = {
 
 
 def _plan(config: Mapping[str, Any]) -> Plan:
-    widths = levels(config, "block_out_channels", CHANNELS)
+    widths, latent = levels(config, "block_out_channels", CHANNELS), whole(config, "latent_channels", 4)
+    if latent not in LATENTS:
+        raise ValueError(f"config.json: latent_channels is {latent}; ComfyUI's models have 4 or 16")
+    usual = config.get("scaling_factor") in (None, DEFAULT_SCALE)
+    family, latent_format = (OF_DEFAULT_SCALE if usual and latent in OF_DEFAULT_SCALE else LATENTS)[latent]
     before, after = (config.get(key) is not False for key in ("use_quant_conv", "use_post_quant_conv"))
     if before != after:
         raise ValueError("config.json: use_quant_conv and use_post_quant_conv differ; ComfyUI has both or none")
-    return Plan("FLUX.1, Z-Image", "kl", kl_sizes(LATENT, widths, widths, after),
-                kl_sizes(LATENT, CHANNELS, CHANNELS, after), widths == CHANNELS, "Flux", LATENT,
-                scaled(config, 0.18215), host.diffusers_vae_names, f"widths {widths}")
+    return Plan(family, "kl", kl_sizes(latent, widths, widths, after), kl_sizes(latent, CHANNELS, CHANNELS, after),
+                widths == CHANNELS, latent_format, latent, scaled(config, DEFAULT_SCALE), host.diffusers_vae_names,
+                f"widths {widths}")
 
 
 AUTOENCODER_KL = VAEClass(
-    "AutoencoderKL", {**FIXED_2D, "latent_channels": LATENT, "latents_mean": "none", "latents_std": "none"},
-    frozenset({"block_out_channels", "use_quant_conv", "use_post_quant_conv", "scaling_factor", "shift_factor"}),
+    "AutoencoderKL", {**FIXED_2D, "latents_mean": "none", "latents_std": "none"},
+    frozenset({"block_out_channels", "latent_channels", "use_quant_conv", "use_post_quant_conv", "scaling_factor",
+               "shift_factor"}),
     frozenset({"sample_size", "force_upcast"}), _plan)

@@ -65,7 +65,7 @@ def diffusers_pipeline(folder: Path):
     for name, (_, cls) in index.items():
         part = getattr(transformers, cls).from_pretrained(folder / name)
         parts[name] = part.float() if "encoder" in name else part
-    absent = dict.fromkeys({"transformer", "vae", "scheduler"})
+    absent = dict.fromkeys({"unet" if "XL" in kind.__name__ else "transformer", "vae", "scheduler"})
     if kind is diffusers.WanPipeline:
         del absent["transformer"]
     return kind(**parts, **absent)
@@ -120,7 +120,20 @@ def assert_hunyuan_video(clip, folder: Path, language=None, prompts=PROMPTS) -> 
         assert rel_l2(rest["pooled_output"], pooled) < FORWARD
 
 
-CHECKS = {"flux1": assert_flux, "wan": assert_wan, "hunyuan_video": assert_hunyuan_video}
+def assert_sdxl(clip, folder: Path, prompts=PROMPTS) -> None:
+    pipeline = diffusers_pipeline(folder)
+    for prompt in prompts:
+        tokens = clip.tokenize(prompt)
+        for name, tokenizer in (("l", pipeline.tokenizer), ("g", pipeline.tokenizer_2)):
+            assert ids(tokens, name) == tokenizer(prompt, padding="max_length", max_length=77, truncation=True).input_ids
+        with torch.inference_mode():
+            expected, _, pooled, _ = pipeline.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)
+        states, rest = encode(clip, prompt)
+        assert states.shape == expected.shape and rel_l2(states, expected) < FORWARD
+        assert rel_l2(rest["pooled_output"], pooled) < FORWARD
+
+
+CHECKS = {"flux1": assert_flux, "wan": assert_wan, "hunyuan_video": assert_hunyuan_video, "sdxl": assert_sdxl}
 
 
 @pytest.mark.parametrize("family", tiny.PIPELINES)
@@ -128,7 +141,8 @@ def test_states_are_those_of_the_pipeline(family, bases):
     loaded = load(bases[family])
     CHECKS[family](loaded.clip, bases[family])
     widths = {"flux1": (tiny.FLUX_TEXT, tiny.FLUX_POOLED), "wan": (tiny.WAN_TEXT, None),
-              "hunyuan_video": (tiny.HUNYUAN_TEXT, tiny.HUNYUAN_POOLED)}[family]
+              "hunyuan_video": (tiny.HUNYUAN_TEXT, tiny.HUNYUAN_POOLED),
+              "sdxl": (tiny.SDXL_TEXT, tiny.SDXL_POOLED)}[family]
     states, rest = encode(loaded.clip, "a")
     assert (states.shape[-1], rest["pooled_output"].shape[-1] if widths[1] else None) == widths
     for name in ("text_encoder", "model.safetensors", "float32", "tokenizer"):
@@ -199,6 +213,52 @@ def test_llava(bases, tmp_path):
     rewrite(folder / "text_encoder", lambda tensors: {rename(name): t for name, t in tensors.items()})
     again = load(folder).clip
     assert torch.equal(encode(again, PROMPTS[0])[0], encode(loaded.clip, PROMPTS[0])[0])
+
+
+def test_sdxl_as_published(bases, tmp_path):
+    """transformers 4's names, the old end of text, twins of half precision; and the refiner, which has CLIP-G alone."""
+    folder = copy_of(bases["sdxl"], tmp_path)
+    for part in ("text_encoder", "text_encoder_2"):
+        rewrite(folder / part, lambda tensors: {
+            name if name.startswith("text_") else f"text_model.{name}": tensor for name, tensor in tensors.items()})
+        (folder / part / "model.fp16.safetensors").write_bytes((folder / part / "model.safetensors").read_bytes())
+        edit(folder / part / "config.json", eos_token_id=2, bos_token_id=0, pad_token_id=1)
+    loaded = load(folder)
+    assert_sdxl(loaded.clip, folder, prompts=PROMPTS[:1])
+    assert "SDXL" in loaded.report and "CLIPTextModelWithProjection, model.safetensors" in loaded.report
+    edit(folder / "model_index.json", text_encoder=[None, None], tokenizer=[None, None])
+    states, rest = encode(load(folder).clip, PROMPTS[0])
+    both, both_rest = encode(loaded.clip, PROMPTS[0])
+    assert torch.equal(states, both[..., -tiny.SDXL_POOLED:])
+    assert torch.equal(rest["pooled_output"], both_rest["pooled_output"])
+
+
+def test_sdxl_padded_otherwise(bases, tmp_path):
+    """A folder whose second tokenizer pads with the end of text, as the first does."""
+    folder = copy_of(bases["sdxl"], tmp_path)
+    tiny.tokenizer_clip(folder / "tokenizer_2")
+    loaded = load(folder)
+    assert "padded with <|endoftext|>" in loaded.report and "padded with" not in load(bases["sdxl"]).report
+    assert_sdxl(loaded.clip, folder)
+    assert rel_l2(encode(loaded.clip, "a")[0], encode(load(bases["sdxl"]).clip, "a")[0]) > 0.01
+
+
+def test_sdxl_that_is_refused(bases, tmp_path):
+    folder = copy_of(bases["sdxl"], tmp_path)
+    second = folder / "text_encoder_2"
+    whole = stored(second)
+    rewrite(second, lambda tensors: {name: t for name, t in tensors.items() if name != "text_projection.weight"})
+    refused(folder, "text_projection.weight is missing")
+    rewrite(second, lambda _: whole)
+    edit(second / "config.json", projection_dim=64)
+    refused(folder, "projection_dim 64")
+    edit(second / "config.json", projection_dim=tiny.SDXL_POOLED, num_hidden_layers=24)
+    refused(folder, "31 layers or more, this one has 24")
+    edit(second / "config.json", num_hidden_layers=32, hidden_act="quick_gelu")  # the host would lose it
+    refused(folder, "sets both CLIP text encoders at once", "hidden_act")
+    edit(second / "config.json", hidden_act="gelu")
+    rewrite(second, lambda tensors: {name: t for name, t in tensors.items() if "layers.3.mlp.fc1" not in name})
+    refused(folder, "missing", "layers.3.mlp.fc1")
 
 
 def test_as_deep_as_published(bases, tmp_path):

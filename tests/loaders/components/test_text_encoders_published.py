@@ -1,4 +1,4 @@
-"""FLUX.2's, Qwen-Image's and Z-Image's text encoders in their published sizes: names, shapes and configs. No memory."""
+"""FLUX.2's and its klein's, Qwen-Image's and Z-Image's text encoders in their published sizes: names, shapes and configs. No memory."""
 
 from __future__ import annotations
 
@@ -38,10 +38,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8, "rms_norm_eps": 1e-6,
         "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": True,
         "use_sliding_window": False, "vocab_size": 151936}}
-MODULES = {"mistral3": mistral3, "qwen25_vl": qwen25_vl, "qwen3": qwen3}
-HOSTS = {"mistral3": "Mistral3Small24B", "qwen25_vl": "Qwen25_7BVLI", "qwen3": "Qwen3_4B"}
+PUBLISHED["qwen3_8b"] = {**PUBLISHED["qwen3"], "hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False}
+ENCODERS = {"mistral3": mistral3.MISTRAL3, "qwen25_vl": qwen25_vl.QWEN25_VL, "qwen3": qwen3.QWEN3,
+            "qwen3_8b": qwen3.KLEIN_9B}
+HOSTS = {"mistral3": "Mistral3Small24B", "qwen25_vl": "Qwen25_7BVLI", "qwen3": "Qwen3_4B", "qwen3_8b": "Qwen3_8B"}
 LEAVES = {"mistral3": ("model.language_model.", "language_model.model."), "qwen25_vl": ("model.language_model.", "model."),
-          "qwen3": ("model.", "")}
+          "qwen3": ("model.", ""), "qwen3_8b": ("model.", "")}
 
 
 def changed(name: str, **values: Any) -> dict[str, Any]:
@@ -69,14 +71,14 @@ def in_memory(name: str) -> dict[str, torch.Tensor]:
             for key, value in tensors.items()}
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_published_sizes_and_names(name):
     """transformers' published model -> exactly the host's, from the names in memory (5) and in files (4)."""
     import comfy.ops
     import comfy.text_encoders.llama
 
     config, tensors = PUBLISHED[name], in_memory(name)
-    assert MODULES[name].host_config(config) == {}
+    assert ENCODERS[name].host_config(config) == {}
     host = getattr(comfy.text_encoders.llama, HOSTS[name])({}, torch.bfloat16, "meta", comfy.ops.manual_cast)
     expected = {key: value.shape for key, value in host.state_dict().items()}
     new, old = LEAVES[name]
@@ -86,15 +88,15 @@ def test_published_sizes_and_names(name):
     if name == "mistral3":
         files["language_model.lm_head.weight"] = files.pop("lm_head.weight")
     for stored in (tensors, files):
-        out = MODULES[name].convert(stored, config)
+        out = ENCODERS[name].convert(stored, config)
         assert {key: value.shape for key, value in out.items()} == expected
         assert all(any(value is given for given in stored.values()) for value in list(out.values())[::50])
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_damaged_tensors_are_refused(name):
     config, tensors = PUBLISHED[name], in_memory(name)
-    convert = MODULES[name].convert
+    convert = ENCODERS[name].convert
     norm = next(key for key in tensors if key.endswith("layers.1.post_attention_layernorm.weight"))
     with pytest.raises(CheckpointError, match="missing: model.layers.1.post_attention_layernorm.weight"):
         convert({key: value for key, value in tensors.items() if key != norm}, config)
@@ -107,7 +109,7 @@ def test_damaged_tensors_are_refused(name):
         convert({**tensors, norm: torch.empty(7, device="meta")}, config)
     with pytest.raises(CheckpointError, match="twice"):
         alias = norm.replace("model.language_model.", "language_model." if name == "qwen25_vl" else "model.")
-        alias = norm.removeprefix("model.") if name == "qwen3" else alias
+        alias = norm.removeprefix("model.") if name.startswith("qwen3") else alias
         convert({**tensors, alias: tensors[norm]}, config)
     with pytest.raises(CheckpointError, match="other shapes"):
         convert(tensors, changed(name, intermediate_size=4096))
@@ -121,7 +123,7 @@ def test_damaged_tensors_are_refused(name):
     ("qwen3", {"hidden_size": 2048}), ("qwen3", {"attention_bias": True}), ("qwen3", {"use_sliding_window": True}),
     ("qwen3", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}), ("qwen3", {"partial_rotary_factor": 0.5}),
     ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}), ("qwen3", {"num_hidden_layers": 2}),
-    ("qwen3", {"head_dim": 64}),
+    ("qwen3", {"head_dim": 64}), ("qwen3_8b", {"hidden_size": 2560}), ("qwen3_8b", {"num_hidden_layers": 26}),
     ("qwen25_vl", {"num_key_value_heads": 2}), ("qwen25_vl", {"num_attention_heads": 14}),
     ("qwen25_vl", {"rope_scaling": {"type": "mrope", "mrope_section": [24, 20, 20]}}), ("qwen25_vl", {"rope_scaling": None}),
     ("qwen25_vl", {"vision": {"depth": 16}}), ("qwen25_vl", {"vision": {"window_size": 56}}),
@@ -130,14 +132,14 @@ def test_damaged_tensors_are_refused(name):
     ("qwen25_vl", {"vision": {"rope_parameters": {"rope_theta": 500.0, "rope_type": "axial"}}})])
 def test_what_the_host_fixes_is_refused(name, values):
     with pytest.raises(CheckpointError):
-        MODULES[name].host_config(changed(name, **values))
+        ENCODERS[name].host_config(changed(name, **values))
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_what_the_host_can_be_told_is_passed_on(name):
     values = {"rope_theta": 12345.0, "rms_norm_eps": 1e-3, "vocab_size": 1000, "intermediate_size": 64}
-    assert MODULES[name].host_config(changed(name, **values)) == values
+    assert ENCODERS[name].host_config(changed(name, **values)) == values
     rope = {"rope_parameters": {"rope_theta": 12345.0, "rope_type": "default", "mrope_section": [16, 24, 24]}}
-    assert MODULES[name].host_config(changed(name, rope_theta=None, rope_scaling=None, **rope)) == {"rope_theta": 12345.0}
+    assert ENCODERS[name].host_config(changed(name, rope_theta=None, rope_scaling=None, **rope)) == {"rope_theta": 12345.0}
     expected = {"num_hidden_layers": 30} | ({"final_norm": True} if name == "mistral3" else {})
-    assert MODULES[name].host_config(changed(name, num_hidden_layers=30)) == expected
+    assert ENCODERS[name].host_config(changed(name, num_hidden_layers=30)) == expected

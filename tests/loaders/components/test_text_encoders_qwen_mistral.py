@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from quantized_transformers.loaders.components import text_encoder
-from quantized_transformers.loaders.components.text_encoders import mistral3, qwen25_vl
+from quantized_transformers.loaders.components.text_encoders import mistral3, qwen3, qwen25_vl
+from quantized_transformers.loaders.errors import CheckpointError
 from support import text_encoders_llm as llm
 from support.common import rel_l2
 from support.text_encoders_llm import PROMPTS, STRINGS, ids
@@ -201,6 +202,58 @@ def test_z_image(base):
         out = clip.encode_from_tokens(tokens)[0]
         assert out.shape == states.shape and out.shape[-1] == llm.WIDTHS["z_image"]
         assert rel_l2(out, states) < FORWARD
+
+
+def test_flux2_klein(base):
+    """4B, padded to 512 tokens as the pipeline pads them."""
+    from diffusers import Flux2KleinPipeline
+    from transformers import AutoTokenizer
+
+    folder = base("flux2_klein")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    states = Flux2KleinPipeline._get_qwen3_prompt_embeds(reference(folder), tokenizer, list(PROMPTS),
+                                                           dtype=torch.float32)
+    clip = load(folder)
+    for prompt, expected in zip(PROMPTS, states, strict=True):
+        chat = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,
+                                             add_generation_prompt=True, enable_thinking=False)
+        tokens = clip.tokenize(prompt)
+        assert ids(tokens) == tokenizer(chat, padding="max_length", max_length=512)["input_ids"]
+        out, = clip.encode_from_tokens(tokens)
+        assert out.shape == expected.shape == (512, llm.WIDTHS["flux2_klein"]) and rel_l2(out, expected) < FORWARD
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_flux2_klein_9b(tied, qwen_folder, tmp_path):
+    """The width chooses Qwen3 8B, whose head, where it has one, comes along. Few words: the real vocabulary is above."""
+    from safetensors.torch import load_file
+
+    llm.klein(4096, tmp_path, vocab_size=1000, tie_word_embeddings=tied)
+    (tmp_path / "tokenizer").symlink_to(qwen_folder)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "Flux2KleinPipeline", "text_encoder": [
+        "transformers", "Qwen3ForCausalLM"], "tokenizer": ["transformers", "Qwen2TokenizerFast"]}), encoding="utf-8")
+    numbers = list(range(7, 1000, 31))
+    states = reference(tmp_path)(torch.tensor([numbers]), output_hidden_states=True).hidden_states
+    expected = torch.cat([states[at] for at in (9, 18, 27)], -1)
+    clip = load(tmp_path)
+    tokens = clip.tokenize("a cat")
+    assert tokens.keys() == {"qwen3_8b"} and len(ids(tokens)) == 512
+    out = clip.encode_from_tokens({"qwen3_8b": [[(number, 1.0) for number in numbers]]})
+    assert out.shape == expected.shape and rel_l2(out, expected) < FORWARD
+    model = clip.cond_stage_model.qwen3_8b.transformer.model
+    assert hasattr(model, "lm_head") != tied
+    if not tied:
+        stored = load_file(tmp_path / "text_encoder" / "model.safetensors")
+        assert torch.equal(model.lm_head.weight, stored["lm_head.weight"])
+
+
+def test_flux2_klein_needs_the_states_it_reads():
+    config = {"architectures": ["Qwen3ForCausalLM"], "hidden_size": 2560, "intermediate_size": 16,
+              "num_hidden_layers": 26, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128,
+              "vocab_size": 1000, "rms_norm_eps": 1e-6, "rope_theta": 1e6}
+    for change, message in (({}, "needs 27 layers"), ({"hidden_size": 2048, "num_hidden_layers": 28}, "hidden_size 2048")):
+        with pytest.raises(CheckpointError, match=message):
+            qwen3.KLEIN_4B.host_config(config | change)
 
 
 def test_other_numbers_reach_the_model(qwen_folder, tmp_path):

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.parity
 # fp32 forwards of the same network in two implementations, some 60 layers deep: measured 2e-7 .. 1.2e-6.
 SAME = 1e-5
 # The latent formats of the MODEL classes (comfy/supported_models.py) that these VAEs belong to.
-MODELS = {"flux1": "Flux", "z_image": "ZImage", "flux2": "Flux2", "wan": "WAN21_T2V", "wan22": "WAN22_T2V",
+MODELS = {"flux1": "Flux", "z_image": "ZImage", "sdxl": "SDXL", "sd15": "SD15", "flux2": "Flux2", "wan": "WAN21_T2V", "wan22": "WAN22_T2V",
           "hunyuan_video": "HunyuanVideo", "qwen_image": "QwenImage"}
 # Latent frames; n of them are 4 n - 3 frames.
 CASES = [(family, frames) for family in vaes.FAMILIES if family != "z_image"  # the same folder as FLUX.1's
@@ -128,6 +128,19 @@ def test_published_width(tmp_path):
     model = vaes.make("flux1", **vaes.PUBLISHED["flux1"]).to(torch.bfloat16)
     folder = vaes.save_base("flux1", tmp_path, model)
     assert max(agrees(load(folder).vae, model.float(), "flux1")) < SAME
+
+
+def test_attention_as_old_diffusers_named_it(bases, tmp_path):
+    """Stable Diffusion's VAEs were published before diffusers renamed query, key, value and proj_attn."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def rename(tensors):
+        for name in [name for name in tensors if ".attentions." in name]:
+            new = next((name.replace(f".{now}.", f".{then}.") for now, then in old.items() if f".{now}." in name), name)
+            tensors[new] = tensors.pop(name)
+
+    folder = edited(bases, "sd15", tmp_path, change=rename)
+    assert max(agrees(load(folder).vae, bases("sd15")[1], "sd15")) < SAME
 
 
 def test_z_image_has_the_vae_of_flux1():
@@ -248,6 +261,9 @@ MEAN = [*vaes.WAN22_MEAN[:47], 0.0]
     ("flux1", {"scaling_factor": 1.5305, "shift_factor": 0.0609}, "does not belong to FLUX.1"),  # SD3's
     ("flux1", {"shift_factor": None}, "shift is 0 in channel 0"),
     ("flux1", {"scaling_factor": None}, "scale is 5.48"),  # diffusers' default is SD1's
+    ("flux1", {"latent_channels": 4}, "does not belong to SDXL"),
+    ("sdxl", {"scaling_factor": 0.5}, "does not belong to SDXL"),
+    ("sdxl", {"shift_factor": 0.1}, "shift is 0.1 in channel 0"),
     ("flux1", {"scaling_factor": "big"}, "no usable numbers"),
     ("hunyuan_video", {"scaling_factor": 0.4}, "scale is 2.5 "),
     ("wan", {"latents_std": [1.0] * 16}, "scale is 1 in channel 0"),
@@ -266,7 +282,9 @@ def test_latents_that_the_model_would_scale_otherwise(family, config, message, b
     ("wan", {"_class_name": "AutoencoderKL"}, "latents_mean none"),
     ("flux1", {"norm_num_groups": 16}, "norm_num_groups 32 only"),
     ("flux1", {"act_fn": "relu"}, "act_fn silu only"),
-    ("flux1", {"latent_channels": 4}, "latent_channels 16 only"),
+    ("flux1", {"latent_channels": 8}, "latent_channels is 8"),
+    ("sdxl", {"use_quant_conv": False}, "both or none"),
+    ("sdxl", {"latents_mean": [0.0] * 4}, "latents_mean none"),
     ("flux1", {"latents_mean": [0.0] * 16}, "latents_mean"),
     ("flux1", {"use_quant_conv": True}, "both or none"),
     ("flux1", {"block_out_channels": [32, 64, 96]}, "four levels"),

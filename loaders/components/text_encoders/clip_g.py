@@ -1,0 +1,63 @@
+"""CLIP-G (OpenCLIP bigG): CLIPTextModelWithProjection, text_encoder_2 of SDXL.
+
+The pipelines take its last but one hidden state and its projected pooled output, and of CLIP-L beside it the last but
+one hidden state (diffusers, pipelines/stable_diffusion_xl/pipeline_stable_diffusion_xl.py, encode_prompt); so does the
+host (comfy/sdxl_clip.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .... import host
+from ...errors import CheckpointError
+from ...files.source import Source, read_json
+from . import clip_l
+from .base import Encoder, Family
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# comfy/clip_config_bigg.json
+SIZES = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+         "max_position_embeddings": 77, "hidden_act": "gelu"}
+KNOWN_BY = 31  # layers: the host tells it from CLIP-L by its 31st (comfy/sd.py, detect_te_model)
+
+
+def convert(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
+    """As CLIP-L's. The projection is there: one made up in its place would be other numbers."""
+    if "text_projection.weight" not in tensors:
+        raise CheckpointError("text_projection.weight is missing", "CLIPTextModelWithProjection",
+                              "download this folder again")
+    return clip_l.convert(tensors, config)
+
+
+def host_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Sizes that differ from CLIP-G's. Raises CheckpointError for what the host has fixed: what clip_l names, a
+    projection as wide as the model, 31 layers at least."""
+    depth = config.get("num_hidden_layers", SIZES["num_hidden_layers"])
+    if depth < KNOWN_BY:
+        raise CheckpointError(f"ComfyUI knows CLIP-G by its {KNOWN_BY} layers or more, this one has {depth}",
+                              "config.json", "use the base's own text encoder")
+    return clip_l.sizes_of(config, SIZES, {"projection_dim": config.get("hidden_size", SIZES["hidden_size"])})
+
+
+def repair(tokenizer: Any, source: Source) -> str:
+    """Let the host's tokenizer pad with the folder's token: of SDXL it is "!", number 0, which the host has fixed, but
+    there are folders with another, and what is padded with is read, too (nothing is masked)."""
+    files = [Path(source.folder, name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    given = [read_json(str(file)).get("pad_token") for file in files if file.is_file()]
+    token = next((token["content"] if isinstance(token, dict) else token for token in given if token), "")
+    if not host.pad_with(tokenizer, token):
+        return ""
+    return f"CLIP-G's prompts are padded with {token} as the base's tokenizer says (ComfyUI: !)"
+
+
+CLIP_G = Encoder(("CLIPTextModelWithProjection",), "clip_g", convert, host_config, clip_l.tokenizer, repair=repair)
+PIPELINES = ("StableDiffusionXL",)
+FAMILIES = (
+    Family("SDXL", "STABLE_DIFFUSION", (("text_encoder", "tokenizer", clip_l.CLIP_L),
+                                        ("text_encoder_2", "tokenizer_2", CLIP_G)), "SDXLClipModel", PIPELINES),
+    Family("SDXL refiner", "STABLE_DIFFUSION", (("text_encoder_2", "tokenizer_2", CLIP_G),), "SDXLRefinerClipModel",
+           PIPELINES))
