@@ -20,10 +20,10 @@ EACH = 3  # layers of a kind whose numbers are compared; all of them are loaded
 
 
 def touched(model: Any) -> dict[str, Any]:
-    """Native name -> Linear of this pack that patches have touched."""
+    """Native name -> quantized Linear that patches have touched."""
     network, prefix = model.model.diffusion_model, "diffusion_model."
     return {name: module for name, module in network.named_modules()
-            if hasattr(module, "bare_state") and f"{prefix}{name}.weight" in model.patches}
+            if hasattr(module, "bare_state") and f"{prefix}{name}.weight" in model.patches and module.is_quantized()}
 
 
 def check_layers(plan: LoadPlan, read: Callable[[], Tensors], model: Any, exact: Callable[[str], bool]) -> None:

@@ -319,7 +319,7 @@ def with_patches_beside(operations: Any) -> Any:
 
         def effective(self) -> tuple[Tensor, Tensor | None]:
             """(weight, bias) of the plain Linear that this one stands for with its patches, F32 on the CPU."""
-            changes = self.changes() or Changes([], [], None, None)
+            changes = self.changes() or Changes(self._functions(WEIGHT), self._functions(BIAS), None, None)
             weight = self._effective(self.weight.detach().to("cpu"), changes)
             if self.bias is None:
                 return weight, None
@@ -340,7 +340,8 @@ def with_patches_beside(operations: Any) -> Any:
         def state_dict(self, *args, destination=None, prefix="", **kwargs):
             sd = destination if destination is not None else {}
             own = super().state_dict(*args, prefix="", **kwargs)
-            sd.update({f"{prefix}{leaf}": tensor for leaf, tensor in saving.state_of(self, own).items()})
+            leaves = saving.as_parameters(self, saving.state_of(self, own))
+            sd.update({f"{prefix}{leaf}": tensor for leaf, tensor in leaves.items()})
             return sd
 
         def __getattr__(self, name):

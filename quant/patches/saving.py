@@ -7,6 +7,7 @@ alone, that keeps its tiles and gets a `weight_delta`. None of it is computed be
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -59,6 +60,20 @@ def state_of(module: Any, own: dict[str, Tensor]) -> dict[str, Tensor]:
     if is_tiled(weight) and shifts(weight):
         return {**own, "weight_delta": lazy(shape, dtype, lambda: dense() - weight.to(torch.float32).dequantize())}
     return {"weight": lazy(shape, dtype, dense), **bias}
+
+
+def as_parameters(module: Any, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The leaves with integers as what torch can make a Parameter of, where the layer is not in VRAM: the host's save
+    nodes do that there, and fail with NVFP4 and INT8."""
+    streamed = hasattr(module, "_v") or hasattr(module, "prev_comfy_cast_weights")
+    if not streamed or getattr(module, "comfy_patched_weights", False) is True:
+        return leaves
+    return {leaf: tensor if tensor.is_floating_point() or leaf == "comfy_quant" else
+            lazy(tensor.shape, tensor.dtype, functools.partial(_same, tensor)) for leaf, tensor in leaves.items()}
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _tiles(module: Any) -> list[Tile]:
