@@ -17,7 +17,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from support import bench_build
+from support import bench_build, bench_patches
 from support.pack import COMFYUI, PACK
 
 LOAD = r"""
@@ -283,6 +283,7 @@ def main() -> int:
             loading(Path(temp))
             for precision in ("int4", "nvfp4"):
                 loading_svdquant(Path(temp), precision)
+            bench_patches.patching(Path(temp), budget)
             bench_build.writing(Path(temp), budget)
             bench_build.building(Path(temp), budget)
     print("all within budget" if not failures else f"over budget: {', '.join(failures)}")
