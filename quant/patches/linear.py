@@ -311,11 +311,19 @@ def with_patches_beside(operations: Any) -> Any:
             return self.held is not None and self.held.weight is self.weight and self.held.shift is not None
 
         def after_load(self) -> None:
-            """The host has just loaded the model: its INT8 is under this pack's name where the host would multiply it
-            past this Linear, without what is beside it."""
+            """The host has just loaded the model, or changed hooks: its INT8 is under this pack's name where the host
+            would multiply it past this Linear, without what is beside it."""
             self.kept_factors = None
             if self.changes() is not None:
-                self.weight = renamed(self.weight)
+                self._same(renamed(self.weight))
+            elif not self.own_name:
+                self._same(host_named(self.weight))
+
+        def _same(self, weight: Any) -> None:
+            """Put the weight back under another name, with what is beside it."""
+            held = self.held if self.held is not None and self.held.weight is self.weight else None
+            self.weight = weight
+            self.held = None if held is None else replace(held, weight=self.weight)
 
         def effective(self) -> tuple[Tensor, Tensor | None]:
             """(weight, bias) of the plain Linear that this one stands for with its patches, F32 on the CPU."""

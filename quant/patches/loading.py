@@ -87,7 +87,9 @@ def on_apply_hooks(patcher: Any, hooks: Any) -> None:
     for name, module in patcher.model.named_modules():
         if not hasattr(module, "hooked"):
             continue
-        module.hooked = None
+        if module.hooked is not None:
+            module.hooked = None
+            module.after_load()
         weight, bias = (found.get(f"{name}.{leaf}", []) for leaf in ("weight", "bias"))
         if not weight and not bias:
             continue

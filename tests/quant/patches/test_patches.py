@@ -152,3 +152,85 @@ def test_nothing_is_dequantized_for_a_lora(name, monkeypatch):
     size = sum(t.nbytes for leaf, t in layer.state_dict().items() if leaf.endswith(("_down", "_up")))
     has_tile = name not in ("fp8 e5m2", "convrot w4a4")  # the state of those is the dense layer that a file would have
     assert not has_tile or grown < 3 * 4 * 4 * (net.ROWS + columns) + size + 2000  # shards have a pair each; markers
+
+
+NATIVE = {"fp8": ("float8_e4m3fn", "TensorCoreFP8E4M3Layout", {"scale": "recalculate"}),
+          "int8": ("int8_tensorwise", "TensorWiseINT8Layout", {"per_channel": True}),
+          "convrot": ("int8_tensorwise", "TensorWiseINT8Layout", {
+              "per_channel": True, "convrot": True, "convrot_groupsize": 64,
+              "conf": {"convrot": True, "convrot_groupsize": 64}}),
+          "mxfp8": ("mxfp8", "TensorCoreMXFP8Layout", {})}
+
+
+def native(name):
+    """A net whose layer is multiplied with quantized activations, by ComfyUI's own code or by comfy-kitchen's SVDQuant.
+    """
+    import comfy.ops
+
+    from quantized_transformers.quant.linear import with_tiles_of
+    from quantized_transformers.quant.patches import loading
+
+    mixed = comfy.ops.mixed_precision_ops({"mixed_ops": True}, torch.float32)
+    if name in NATIVE:
+        word, layout, options = NATIVE[name]
+        tensors = net.host(word, layout, full=False, **options)
+        tensors |= {"input_scale": torch.tensor(0.01)} if name == "fp8" else {}
+        operations = with_tiles_of(mixed)
+    else:
+        tensors, operations = net.svdq("int4"), with_tiles_of(mixed, {"svdq_int4": "comfy_kitchen"})
+    layer = net.linear_of({"bias": net.rand(net.ROWS, seed=2), **tensors}, 128, operations=operations)
+    patcher = net.patcher_of(net.Net(layer, *net.rest(with_tiles_of(mixed))))
+    loading.attach(patcher)
+    return patcher, layer
+
+
+@pytest.mark.parametrize("name", [*NATIVE, "svdq"])
+def test_the_base_keeps_its_quantized_matmul(name):
+    """With a LoRA in any state the layer gives what it gave, to the last bits, plus the LoRA; so it does when it is off
+    again."""
+    patcher, layer = native(name)
+    x = net.rand(17, 128, seed=9)
+    file = net.files(128)["kohya"]
+    effect = 0.5 * (x @ file["layer.lora_down.weight"].t()) @ file["layer.lora_up.weight"].t()
+
+    def out(p):
+        with torch.inference_mode():
+            return p.model.diffusion_model.layer(x)
+
+    net_run, seen = net.run, {}
+    try:
+        net.run = lambda p, columns: out(p)
+        for state in ("full", "low VRAM", "partial"):
+            seen[state] = (net.STATES[state](patcher, 128), net.STATES[state](net.add(patcher, file), 128),
+                           net.STATES[state](patcher, 128))
+    finally:
+        net.run = net_run
+    plain = torch.nn.functional.linear(x, layer.weight.to(torch.float32).dequantize(), layer.bias.float())
+    for before, after, again in seen.values():
+        assert 1e-4 < net.rel(before, plain) < 0.3  # activations are quantized
+        assert net.rel(after - before, effect) < 1e-5
+        assert torch.equal(again, before)
+
+
+@pytest.mark.parametrize("state", ["full", "low VRAM"])
+def test_an_activation_that_the_host_fuses_with_int8(state):
+    """ComfyUI sends INT8 weights past the Linear where an activation comes before it (Wan's and LTX's feed-forwards)."""
+    import comfy.ops
+
+    patcher, layer = native("int8")
+    x, file = net.rand(17, 128, seed=9), net.files(128)["kohya"]
+    act = torch.nn.functional.gelu(x, approximate="tanh")
+    effect = 0.5 * (act @ file["layer.lora_down.weight"].t()) @ file["layer.lora_up.weight"].t()
+
+    def out(p):
+        p.patch_model(p.load_device, lowvram_model_memory=state == "low VRAM")
+        try:
+            with torch.inference_mode():
+                return comfy.ops.linear_input_act(layer, x, "gelu_tanh")
+        finally:
+            p.unpatch_model(p.offload_device)
+
+    before, after, again = out(patcher), out(net.add(patcher, file)), out(patcher)
+    # the activation is quantized before or behind the host's own kernel's rounding: steps of 1 / 127
+    assert net.rel(after - before, effect) < 2 ** -6
+    assert torch.equal(again, before)
