@@ -90,14 +90,17 @@ def with_patches_beside(operations: Any) -> Any:
             found = changes.factors(self.weight.shape)
             if found is None:
                 return self._dense(input, changes)
-            kept, weight = self._take_off(), self.weight
-            try:
-                if not self.own_name:
-                    self.weight = host_named(weight)
+            weight, named = self.weight, self.weight if self.own_name else host_named(self.weight)
+            if not changes.weight and not changes.bias and named is weight:  # torch.compile wants nothing changed
                 out = super().forward(input, *args, **kwargs)
-            finally:
-                self.weight = weight
-                self._put_on(kept)
+            else:
+                kept = self._take_off()
+                try:
+                    self.weight = named
+                    out = super().forward(input, *args, **kwargs)
+                finally:
+                    self.weight = weight
+                    self._put_on(kept)
             out = side(input, out, self._on_device(input, found, changes))
             return out + self._bias_change(input, changes) if changes.alters_bias else out
 
@@ -128,6 +131,8 @@ def with_patches_beside(operations: Any) -> Any:
 
         def _on_device(self, input: Tensor, found: list[Any], changes: Changes) -> list[Any]:
             """The factors where they are used. Kept there under dynamic VRAM, which makes room by itself."""
+            if not changes.weight and changes.hooked is None:  # of a full load: there, and torch.compile reads no ids
+                return [one.made(lambda tensor: tensor.to(input.device, input.dtype)) for one in found]
             key = (*(id(function) for function in changes.weight), id(changes.held), id(changes.hooked),
                    input.device, input.dtype)
             if self.kept_factors is not None and self.kept_factors[0] == key:

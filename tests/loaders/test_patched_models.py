@@ -147,6 +147,27 @@ def test_hooks_on_one_of_two_prompts(name, models, loras, nodes):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_block_and_forward_patches(name, models, loras):
+    """What identity adapters and caches do: replace blocks, wrap the network's forward; with a LoRA behind them."""
+    def patch(patcher):
+        clone = lora(patcher, loras("plain"), 0.5)
+        inner = clone.model.diffusion_model.forward_orig
+
+        def block(args, extra):
+            out = extra["original_block"](args)
+            key = "img" if "img" in out else next(iter(out))
+            return {**out, key: out[key] + 0.1 * torch.tanh(out[key])}
+
+        clone.set_model_patch_replace(block, "dit", "double_block", 0)
+        clone.set_model_patch_replace(block, "dit", "single_block", 1)
+        clone.add_object_patch("diffusion_model.forward_orig", lambda *args, **kwargs: 1.1 * inner(*args, **kwargs))
+        return clone
+
+    ours, twin = models[name]
+    assert off(sample(patch(ours)), sample(ours), sample(patch(twin)), sample(twin)) < 10 * EXACT
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_merges_with_a_dense_model_and_each_other(name, models, nodes, loras):
     ours, twin = models[name]
     others = [(lora(models["nvfp4"][1], loras("plain")),) * 2, (lora(models["fp8"][0], loras("plain")),

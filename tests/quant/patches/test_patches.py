@@ -234,3 +234,20 @@ def test_an_activation_that_the_host_fuses_with_int8(state):
     # the activation is quantized before or behind the host's own kernel's rounding: steps of 1 / 127
     assert net.rel(after - before, effect) < 2 ** -6
     assert torch.equal(again, before)
+
+
+@pytest.mark.parametrize("kind", ["kohya", "lokr", "dora", "bias and norm"])
+@pytest.mark.parametrize("name", ["fp8", "int8", "nvfp4"])
+def test_torch_compile_takes_a_layer_with_patches_whole(name, kind):
+    ours, _, columns = made(name)
+    patched = net.add(ours, net.files(columns)[kind])
+    patched.patch_model(patched.load_device)
+    try:
+        expected = net.run(patched, columns)
+        torch._dynamo.reset()
+        with torch.inference_mode():
+            compiled = torch.compile(patched.model.diffusion_model, backend="eager", fullgraph=True)
+            assert torch.equal(compiled(net.rand(17, columns, seed=9)), expected)
+    finally:
+        patched.unpatch_model(patched.offload_device)
+        torch._dynamo.reset()
