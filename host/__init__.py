@@ -91,6 +91,7 @@ from .vaes import (
 )
 from .weights import (
     Patching,
+    add_loaded,
     are_hooked,
     calculate_weight,
     call_back,

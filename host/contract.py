@@ -152,6 +152,7 @@ FEATURES = {
         f"{_PATCHER}.get_combined_hook_patches(self, hooks)",
         f"{_PATCHER}->current_hooks",
         f"{_PATCHER}->patches_uuid",
+        f"{_PATCHER}.is_dynamic(self)",
         f"{_PATCHER}->hook_backup",
         f"{_PATCHER}->patches",
     )),

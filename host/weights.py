@@ -61,6 +61,14 @@ def patching(frame: Any) -> Patching | None:
 
 
 @needs("LoRA beside the weight")
+def add_loaded(patcher: Any, size: int) -> None:
+    """Tell the host of bytes that have come with patches into what it has just loaded: it gives them back with the
+    rest."""
+    if size and not patcher.is_dynamic():
+        patcher.model.model_loaded_weight_memory += size
+
+
+@needs("LoRA beside the weight")
 def patch_set(patcher: Any) -> Any:
     """What is another where a patcher has other patches."""
     return patcher.patches_uuid

@@ -78,6 +78,7 @@ def with_patches_beside(operations: Any) -> Any:
         kept_factors: Any = None
         shift_of: tuple[Any, Any] = (None, None)
         own_name = False  # whether the host must not know its INT8 in any case
+        grown = 0  # bytes that patches have added since the host was told
         coming: Any = None  # what convert_weight has found for set_weight
 
         def forward(self, input, *args, **kwargs):
@@ -246,17 +247,20 @@ def with_patches_beside(operations: Any) -> Any:
                 raise NotImplementedError("patches cannot be written into a quantized weight in place; use the LoRA "
                                           "nodes of ComfyUI on the MODEL of the loader")
             base = self.weight if coming is None or coming.device is None else self.weight.to(coming.device)
-            if found is None and return_weight:
-                return self._made_dense(weight, self._shift())
+            if return_weight:
+                return self._made_dense(weight, self._shift()) if found is None else saving.with_factors(self, found)
+            before = self._bytes()
             if found is None:
                 shift = self._shift()
                 self.weight = torch.nn.Parameter(weight.to(base.dtype), requires_grad=False)
                 self.held = Held(self.weight, (), shift)
-                return None
-            if return_weight:
-                return saving.with_factors(self, found)
-            self._hold(base, joined(found))
+            else:
+                self._hold(base, joined(found))
+            self.grown += self._bytes() - before
             return None
+
+        def _bytes(self) -> int:
+            return sum(tensor.nbytes for tensor in self.state_dict().values())
 
         def _made_dense(self, weight: Tensor, shift: Tensor | None) -> Tensor:
             """A dense weight where the host wants one to save, or to extract a LoRA of; with the bias that is stored it

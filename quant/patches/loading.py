@@ -67,6 +67,8 @@ def on_load(patcher: Any, *_: Any) -> None:
         if not hasattr(module, "after_load"):
             continue
         module.after_load()
+        host.add_loaded(patcher, module.grown)
+        module.grown = 0
         patches = patcher.patches.get(f"{name}.weight")
         if patches and module.is_quantized():
             found = factors(patches, module.weight.shape)

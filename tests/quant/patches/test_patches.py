@@ -251,3 +251,20 @@ def test_torch_compile_takes_a_layer_with_patches_whole(name, kind):
     finally:
         patched.unpatch_model(patched.offload_device)
         torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", ["kohya", "dora"])
+@pytest.mark.parametrize("name", ["fp8", "fp8 shards", "svdq int4"])
+def test_the_host_counts_what_is_loaded(name, kind):
+    """All that it has loaded is what it gets back, the patches with it."""
+    ours, _, columns = made(name)
+    patched = net.add(ours, net.files(columns)[kind])
+    model = patched.model
+    patched.patch_model(patched.load_device)
+    try:
+        loaded = model.model_loaded_weight_memory
+        assert loaded >= sum(t.nbytes for t in model.state_dict().values()) - 4096  # markers
+        freed = patched.partially_unload(patched.offload_device, memory_to_free=1 << 30)
+        assert 0 <= model.model_loaded_weight_memory == loaded - freed <= 4096
+    finally:
+        patched.unpatch_model(patched.offload_device)
