@@ -175,6 +175,10 @@ def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
     there = patcher.model_state_dict().keys() if model.patches else ()
     lost = [key for key in model.patches if key not in there]
     if lost:
+        from ..quant.patches.saving import is_piece
+
+        lost = [key for key in lost if not is_piece(key)]
+    if lost:
         raise CheckpointError(f"the MODEL's patches do not fit the override: {first_ten(lost)}", request.reference,
                               "connect LoRAs behind the override")
     report = f"override as {'weights only' if as_weights else 'component (config and weights)'}\n{loaded.report}"

@@ -17,6 +17,7 @@ from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.errors import CheckpointError
 from ...loaders.files.source import Source
 from ...loaders.words import size
+from ...quant.patches.saving import is_piece
 from .check import check_layers, touched
 from .layers import FORMATS, Plan, plan
 from .target import refuse_existing, target_file
@@ -107,7 +108,8 @@ def _report(model: Any, target: Path, planned: Plan, described: list[str]) -> li
     lines = [f"saved {type(model.model).__name__}: {size(target.stat().st_size)}", f"file: {target}",
              "layers: " + ", ".join(f"{count} {name}" for name, count in Counter(planned.formats.values()).items())]
     if model.patches:
-        lines.append(f"LoRAs and other patches of {len(model.patches)} tensors are in the file")
+        count = sum(not is_piece(key) for key in model.patches)
+        lines.append(f"LoRAs and other patches of {count} tensors are in the file")
         layers = Counter("quantized again, to the nearest" if name in planned.baked
                          else "beside the quantized weight, as low-rank pairs" if name in planned.own
                          else "in a weight of 16 or more bits" for name in touched(model))

@@ -28,6 +28,13 @@ from .stand_ins import lazy
 PIECES = ("weight_scale", "weight_t", "weight_delta", "weight_s_", "weight_zeros", "weight_codebook")
 
 
+def is_piece(key: str) -> bool:
+    """Whether a patch is for a tensor beside the codes of a quantized weight: merges of ComfyUI's have such, and they
+    do nothing."""
+    leaf = key.rpartition(".")[2]
+    return leaf in ("comfy_quant", "input_scale", "pre_quant_scale") or leaf.startswith(PIECES)
+
+
 def state_of(module: Any, own: dict[str, Tensor]) -> dict[str, Tensor]:
     """The leaves of a Linear with its patches: `own` are those without."""
     changes = module.changes()
