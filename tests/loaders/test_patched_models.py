@@ -137,12 +137,11 @@ def sample(patcher, hooks=None):
 @pytest.mark.parametrize("name", NAMES)
 def test_hooks_on_one_of_two_prompts(name, models, loras, nodes):
     ours, twin = models[name]
-    for kind in ("plain", "lokr"):
-        outs = []
-        for patcher in (ours, twin):
-            hooks = nodes["CreateHookLora"]().create_hook(loras(kind), 0.8, 0.0)[0]
-            outs.append((sample(patcher, hooks), sample(patcher)))
-        assert off(*outs[0], *outs[1]) < 10 * EXACT  # two steps, each with what the other left
+    outs = []
+    for patcher in (ours, twin):
+        hooks = nodes["CreateHookLora"]().create_hook(loras("plain"), 0.8, 0.0)[0]
+        outs.append((sample(patcher, hooks), sample(patcher)))
+    assert off(*outs[0], *outs[1]) < 10 * EXACT  # two steps, each with what the other left
     assert torch.equal(sample(ours), sample(ours))
 
 
@@ -174,9 +173,8 @@ def test_merges_with_a_dense_model_and_each_other(name, models, nodes, loras):
                                                                  lora(models["fp8"][1], loras("plain")))]
     merge = nodes["ModelMergeSimple"]().merge
     for other, other_twin in others:
-        for ratio in (0.0, 0.25, 1.0):
-            for pair, plain in (((ours, other), (twin, other_twin)), ((other, ours), (other_twin, twin))):
-                assert common.rel_l2(run(merge(*pair, ratio)[0]), run(merge(*plain, ratio)[0])) < EXACT
+        for pair, plain in (((ours, other), (twin, other_twin)), ((other, ours), (other_twin, twin))):
+            assert common.rel_l2(run(merge(*pair, 0.25)[0]), run(merge(*plain, 0.25)[0])) < EXACT
 
 
 @pytest.mark.parametrize("name, memory", [*((name, "full") for name in NAMES),
