@@ -27,7 +27,7 @@ from .devices import (
 )
 from .dynamic import start_dynamic_vram
 from .elsewhere import act_for, start_when_needed
-from .errors import HostChanged
+from .errors import CheckpointError, HostChanged
 from .folders import (
     MODEL_FOLDER_KEYS,
     OWN_FOLDER_KEY,

@@ -60,8 +60,8 @@ def save(model: Any, filename: str, form: str = "exact", overwrite: bool = False
     try:
         write(target, planned.layers, planned.metadata, overwrite=overwrite, check=check,
               step=step or host.progress(planned.bytes))
-    except NotImplementedError as error:  # patches that an SVDQuant weight cannot take
-        raise CheckpointError(str(error), "", "take these patches off the MODEL, then save it") from error
+    except NotImplementedError as error:  # a layout of the host's that nothing can be quantized to
+        raise CheckpointError(str(error), "", "set format to 'exact', or take the patches off the MODEL") from error
     return target, "\n".join(_report(model, target, planned, described))
 
 

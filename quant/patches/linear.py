@@ -105,10 +105,14 @@ def with_patches_beside(operations: Any) -> Any:
             out = side(input, out, self._on_device(input, found, changes))
             return out + self._bias_change(input, changes) if changes.alters_bias else out
 
+        def in_weight(self) -> Held | None:
+            """What patches have put into the weight that the module has now."""
+            return self.held if self.held is not None and self.held.weight is self.weight else None
+
         def changes(self) -> Changes | None:
             """What is to be done to the weight and bias that the host does not do, if anything."""
             quantized = isinstance(self.weight, QuantizedTensor)
-            held = self.held if self.held is not None and self.held.weight is self.weight else None
+            held = self.in_weight()
             hooked = self.hooked if self.hooked is not None and self.hooked.active else None
             weight, bias = (self._functions(WEIGHT), self._functions(BIAS)) if quantized else ([], [])
             if not quantized and held is None or not (weight or bias or held or hooked):
@@ -201,8 +205,9 @@ def with_patches_beside(operations: Any) -> Any:
 
         def _shift(self) -> Tensor | None:
             """What the bias that goes with the dequantized weight has more than the stored one, F32 [rows]."""
-            if self.held is not None and self.held.weight is self.weight and self.held.shift is not None:
-                return self.held.shift
+            held = self.in_weight()
+            if held is not None and held.shift is not None:
+                return held.shift
             if not is_tiled(self.weight):
                 return None
             if self.shift_of[0] is not self.weight:
@@ -227,13 +232,15 @@ def with_patches_beside(operations: Any) -> Any:
             return weight.dequantize()
 
         def set_weight(self, weight, inplace_update=False, seed=None, return_weight=False, **kwargs):
+            from ... import host
+
             (coming, found), self.coming = self.coming or (None, None), None
             if not isinstance(self.weight, QuantizedTensor):
                 if inplace_update:  # which hooks ask for, and the host's mixed-precision Linear does not have
                     self.weight.data.copy_(weight)
                     return None
-                held = self.held
-                if held is not None and held.weight is self.weight:  # the host takes it for a quantized one still
+                held = self.in_weight()
+                if held is not None:  # the host takes it for a quantized one still
                     if return_weight:
                         return weight.to(self.weight.dtype)
                     self.weight = torch.nn.Parameter(weight.to(self.weight.dtype), requires_grad=False)
@@ -244,18 +251,18 @@ def with_patches_beside(operations: Any) -> Any:
             if coming is not None and coming.hook:
                 return None  # on_apply_hooks says which they are
             if inplace_update:
-                raise NotImplementedError("patches cannot be written into a quantized weight in place; use the LoRA "
-                                          "nodes of ComfyUI on the MODEL of the loader")
-            base = self.weight if coming is None or coming.device is None else self.weight.to(coming.device)
+                raise host.CheckpointError("patches cannot be written into a quantized weight in place", "",
+                                           "use the LoRA nodes of ComfyUI on the MODEL of the loader")
             if return_weight:
                 return self._made_dense(weight, self._shift()) if found is None else saving.with_factors(self, found)
             before = self._bytes()
             if found is None:
                 shift = self._shift()
-                self.weight = torch.nn.Parameter(weight.to(base.dtype), requires_grad=False)
+                self.weight = torch.nn.Parameter(weight.to(self.weight.dtype), requires_grad=False)
                 self.held = Held(self.weight, (), shift)
             else:
-                self._hold(base, joined(found))
+                device = None if coming is None else coming.device
+                self._hold(self.weight if device is None else self.weight.to(device), joined(found))
             self.grown += self._bytes() - before
             return None
 
@@ -310,14 +317,14 @@ def with_patches_beside(operations: Any) -> Any:
 
         def is_quantized(self) -> bool:
             """Whether the weight is quantized, or was before patches made it dense."""
-            return isinstance(self.weight, QuantizedTensor) or \
-                self.held is not None and self.held.weight is self.weight
+            return isinstance(self.weight, QuantizedTensor) or self.in_weight() is not None
 
         def shifts(self) -> bool:
             """Whether the stored bias is not that of the dequantized weight."""
             if is_tiled(self.weight):
                 return shifts(self.weight)
-            return self.held is not None and self.held.weight is self.weight and self.held.shift is not None
+            held = self.in_weight()
+            return held is not None and held.shift is not None
 
         def after_load(self) -> None:
             """The host has just loaded the model, or changed hooks: its INT8 is under this pack's name where the host
@@ -330,7 +337,7 @@ def with_patches_beside(operations: Any) -> Any:
 
         def _same(self, weight: Any) -> None:
             """Put the weight back under another name, with what is beside it."""
-            held = self.held if self.held is not None and self.held.weight is self.weight else None
+            held = self.in_weight()
             self.weight = weight
             self.held = None if held is None else replace(held, weight=self.weight)
 
@@ -373,7 +380,7 @@ def with_patches_beside(operations: Any) -> Any:
                 raise
 
         def _apply(self, fn, recurse=True):
-            held = self.held if self.held is not None and self.held.weight is self.weight else None
+            held = self.in_weight()
             super()._apply(fn, recurse)
             self.held = None if held is None else Held(
                 self.weight, [one.made(fn) for one in held.factors],

@@ -62,7 +62,7 @@ def on_load(patcher: Any, *_: Any) -> None:
     from ... import host
 
     host.forget_forced_casts(patcher)
-    beside = dense = size = 0
+    told, beside, dense, size = host.patch_set(patcher) in _told, 0, 0, 0
     for name, module in patcher.model.named_modules():
         if not hasattr(module, "after_load"):
             continue
@@ -70,11 +70,11 @@ def on_load(patcher: Any, *_: Any) -> None:
         host.add_loaded(patcher, module.grown)
         module.grown = 0
         patches = patcher.patches.get(f"{name}.weight")
-        if patches and module.is_quantized():
+        if patches and not told and module.is_quantized():
             found = factors(patches, module.weight.shape)
             beside, dense = beside + (found is not None), dense + (found is None)
             size += sum(one.elements for one in found or ()) * module.weight.dtype.itemsize
-    if (beside or dense) and host.patch_set(patcher) not in _told:
+    if beside or dense:
         _told.append(host.patch_set(patcher))
         other = f"; {dense} have other patches and are dense for as long" if dense else ""
         logger.info("Patches of quantized layers: %d have a LoRA beside their weight (%.1f MB)%s.", beside,
