@@ -9,10 +9,21 @@ from ... import host
 from ..errors import CheckpointError
 from ..files.source import Source, read_json
 from ..words import first_ten
-from .safetensors import Header, TensorInfo, read_header
+from . import gguf, safetensors
+from .safetensors import Header, TensorInfo
 
 if TYPE_CHECKING:
     import torch
+
+
+def read_header(path: str) -> Header:
+    """The header of a weight file, by its first bytes. Raises CheckpointError for a damaged one."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(gguf.MAGIC))
+    except OSError:
+        start = b""  # safetensors.read_header says why
+    return gguf.read_header(path) if start == gguf.MAGIC else safetensors.read_header(path)
 
 
 class Checkpoint:
@@ -26,7 +37,7 @@ class Checkpoint:
     def __init__(self, source: Source) -> None:
         """Read the headers. Raises CheckpointError for a damaged file or shards that contradict each other."""
         self.source = source
-        self.headers: list[Header] = [read_header(path) for path in source.files]
+        self.headers = [read_header(path) for path in source.files]
         self.config: dict[str, Any] | None = read_json(source.config) if source.config else None
         self.tensors: dict[str, TensorInfo] = self.headers[0].tensors if len(self.headers) == 1 else {}
         if len(self.headers) > 1:
@@ -74,10 +85,10 @@ class Checkpoint:
         return sum(header.size for header in self.headers)
 
     def load_tensors(self) -> dict[str, torch.Tensor]:
-        """All `tensors` by name, memory-mapped by the host's own reader (bytes come in when they are used)."""
+        """All `tensors` by name, memory-mapped: bytes come in when they are used."""
         tensors: dict[str, torch.Tensor] = {}
         for header in self.headers:
-            tensors.update(host.load_file(header.path))
+            tensors.update(header.load())
         for name in self.preferences:
             del tensors[name]
         return {name: tensors[stored] for name, stored in self._called.items()} if self._called else tensors

@@ -59,6 +59,12 @@ class Header(NamedTuple):
     metadata: dict[str, str]
     data_start: int
 
+    def load(self) -> dict[str, torch.Tensor]:
+        """All tensors by name, memory-mapped by the host's own reader (bytes come in when they are used)."""
+        from ... import host
+
+        return host.load_file(self.path)
+
     def read(self, name: str) -> bytes:
         """The bytes of one tensor, for those that are small. Raises CheckpointError for a file that has changed."""
         info = self.tensors[name]

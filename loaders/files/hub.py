@@ -23,11 +23,11 @@ from ..errors import CheckpointError
 from ..words import first_ten
 from .hub_errors import explained, gated
 from .hub_file import HashedFile, RemoteFile
-from .selection import TEXT_SUFFIXES, Folder, Selection, leaves_folder
+from .selection import TEXT_SUFFIXES, WEIGHTS, Folder, Selection, leaves_folder
 from .source import read_json
 
 logger = logging.getLogger(__name__)
-SUFFIXES = (".safetensors", ".sft", *TEXT_SUFFIXES)
+SUFFIXES = (*WEIGHTS, *TEXT_SUFFIXES)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

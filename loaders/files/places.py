@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from ... import host
 from ..errors import CheckpointError, MissingFiles
 from ..words import first_ten
-from .selection import INDEX, Folder, Selection
+from .selection import INDEX, WEIGHTS, Folder, Selection
 from .source import Source, read_json
 from .unfinished import MARKER, refuse_unfinished
 
@@ -68,7 +68,7 @@ def is_repo(reference: str) -> bool:
     text = cleaned(reference)
     owner, _, name = text.partition("/")
     return bool(owner and name) and not (set("\\: \"'") & set(text) or text.startswith((".", "~"))
-                                         or name.endswith((".safetensors", ".sft")) and "/" not in name)
+                                         or name.endswith(WEIGHTS) and "/" not in name)
 
 
 def candidates(reference: str, revision: str = "") -> Iterator[Path]:
@@ -153,7 +153,7 @@ def download_command(reference: str, revision: str, patterns: Sequence[str]) -> 
     parts = PurePosixPath(reference).parts
     below = "/".join(parts[2:])
     includes = [f"{below}/{pattern}" if below else pattern for pattern in patterns]
-    if below.endswith((".safetensors", ".sft", ".json")):
+    if below.endswith((*WEIGHTS, ".json")):
         includes = [below]
     return " ".join(["hf download", "/".join(parts[:2]), *([f"--revision {revision}"] if revision else []),
                      *(f'--include "{pattern}"' for pattern in includes)])
@@ -190,7 +190,7 @@ def local_references() -> list[str]:
             if entry.is_dir():
                 if depth and not entry.name.startswith("."):
                     walk(root, Path(entry.path), depth - 1)
-            elif entry.name.endswith((".safetensors", ".sft")):
+            elif entry.name.endswith(WEIGHTS):
                 found.add(Path(entry.path).relative_to(root).as_posix())
 
     for root in host.model_folders():

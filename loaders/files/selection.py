@@ -17,6 +17,7 @@ from ..words import first_ten
 INDEX = ".safetensors.index.json"
 PIPELINE = "model_index.json"
 COMPONENTS = ("transformer", "transformer_2")
+WEIGHTS = (".safetensors", ".sft", ".gguf")
 # What a tokenizer or processor folder may hold; anything else in it is not read and not downloaded.
 TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 # Patterns are compiled when they are first used: ComfyUI imports this module at every start.
@@ -114,11 +115,11 @@ def select_texts(folder: Folder, name: str) -> Selection:
 
 
 def weight_file(name: str, where: object = "") -> None:
-    """Raise CheckpointError unless the name is that of a safetensors file."""
+    """Raise CheckpointError unless the name is that of a safetensors or GGUF file."""
     suffix = PurePosixPath(name).suffix.lower()
-    if suffix not in (".safetensors", ".sft"):
-        raise CheckpointError(f"{suffix or 'this kind of'} files are not read: only .safetensors", where or name,
-                              "pick a .safetensors file")
+    if suffix not in WEIGHTS:
+        raise CheckpointError(f"{suffix or 'this kind of'} files are not read: only .safetensors and .gguf",
+                              where or name, "pick a .safetensors or .gguf file")
 
 
 def index_shards(index: dict[str, Any], where: str) -> list[str]:

@@ -167,13 +167,10 @@ def _gguf(name: str) -> bool:
     return name.lower().endswith(".gguf")
 
 
-def _unet_gguf(values: Values) -> Conversion | Left:
+def _unet_gguf(values: Values) -> Conversion:
     name = _posix(values.get("unet_name", ""))
-    if not isinstance(name, str) or not name or _gguf(name):
-        return Left("GGUF weights are read by ComfyUI-GGUF only; to change, take the model's BF16 or FP8 checkpoint "
-                    "with Load Base Model, or a Nunchaku file with Nunchaku SVDQ Loader")
-    notes = _dropped(values, dict.fromkeys(("dequant_dtype", "patch_dtype"), ("default", "it is about GGUF only"))
-                     | {"patch_on_device": (False, "it is about GGUF only")})
+    notes = _dropped(values, dict.fromkeys(("dequant_dtype", "patch_dtype"), ("default", "weights are decoded in F32"))
+                     | {"patch_on_device": (False, "patches stay beside the weights, on its device")})
     return Conversion(BASE, {"base_model": name}, {"unet_name": "base_model"}, notes)
 
 

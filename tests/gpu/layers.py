@@ -11,6 +11,9 @@ from torch import Tensor
 
 RANK = 32
 AMAX = 4.5  # of the activations here, which are normally distributed
+# Of GGUF's types one for every way in which ggml packs codes and scales, with the bytes of a block where its F16 scales
+# are (ggml-common.h); the others differ in numbers, or need a grid of the package gguf.
+GGML = {"ggml_q5_0": (0,), "ggml_q8_0": (0,), "ggml_q4_k": (0, 2), "ggml_q6_k": (208,), "ggml_iq4_xs": (0,)}
 SCALES = ("scale", "zeros", "tensor_scale")  # the fields that a weight is proportional to
 
 
@@ -39,6 +42,8 @@ def arms(machine: Any) -> Iterator[Arm]:
         if name == "plain":
             yield BF16
             continue
+        if name.startswith("ggml_") and name not in GGML:
+            continue
         if codec.word:
             yield Arm(name)
         run = [one.name for one in kernels() if name in one.codecs and not one.runs(name, machine)
@@ -51,6 +56,8 @@ def random_tile(name: str, rows: int, columns: int, seed: int = 0, rank: int = R
     """A tile of a codec: random contents by the codec's own list of fields, scaled so that weights have a variance of
     1 / columns. On the CPU, from a seed of its own."""
     made = _of_any_scale(name, rows, columns, seed, rank)
+    if name in GGML:
+        return _ggml(made)
     if name == "plain":
         return made.apply(lambda codes: codes / math.sqrt(columns))
     few = made if rows <= 128 else _of_any_scale(name, 128, columns, seed, rank)
@@ -60,6 +67,21 @@ def random_tile(name: str, rows: int, columns: int, seed: int = 0, rank: int = R
     scales = {leaf: (made[leaf].float() * factor).to(made[leaf].dtype) for leaf in SCALES
               if leaf in made.fields and made[leaf].dtype in (torch.float32, torch.bfloat16)}
     return made.having(**scales)
+
+
+def _ggml(tile: Any) -> Any:
+    """Blocks with scales of a weight's size."""
+    from quantized_transformers.quant.codecs import codec
+
+    size = codec(tile.place.codec).kind.size
+    blocks = tile["codes"].reshape(-1, size)
+    for scale in (1e-3, 0.0):
+        if not scale:
+            spread = float(codec(tile.place.codec).dequantize(tile, torch.float32).square().mean().sqrt())
+            scale = 1e-3 / (spread * math.sqrt(tile.place.columns))
+        for at in GGML[tile.place.codec]:
+            blocks[:, at:at + 2] = torch.full((len(blocks), 1), scale, dtype=torch.float16).view(torch.uint8)
+    return tile
 
 
 def _of_any_scale(name: str, rows: int, columns: int, seed: int, rank: int) -> Any:

@@ -19,7 +19,7 @@ from quantized_transformers.quant.linear import with_tiles_of
 from quantized_transformers.quant.marker import marker
 from quantized_transformers.quant.patches import loading
 from quantized_transformers.quant.tile import Place, Tile
-from support import ascend, ascend_net
+from support import ascend, ascend_net, gguf_files
 from support.svdquant import awq, w4a4
 from support.svdquant_net import native_tensors, part_of, placed
 
@@ -69,6 +69,12 @@ def fp8_blocks() -> dict[str, torch.Tensor]:
                 ["layer"], (ROWS, 128)).tensors
 
 
+def ggml(kind: str) -> dict[str, torch.Tensor]:
+    raw = gguf_files.blocks(_float(256), kind)[0]
+    return join([Tile(Place(f"ggml_{kind.lower()}", ROWS, 256), {"codes": torch.from_numpy(raw)})], ["layer"],
+                (ROWS, 256)).tensors
+
+
 def svdq(kind: str, unsigned: bool = False, beside: bool = False) -> dict[str, torch.Tensor]:
     if kind == "awq":
         made = [part_of(awq(ROWS, 128, seed=1))]
@@ -107,6 +113,7 @@ FORMATS: dict[str, Callable[[], dict[str, torch.Tensor]]] = {
     "svdq linear2": lambda: svdq("int4", True, beside=True),
     "svdq nvfp4": lambda: svdq("nvfp4"),
     "awq": lambda: svdq("awq"),
+    "gguf q4_k": lambda: ggml("Q4_K"),
     **{kind: lambda kind=kind: slim(kind) for kind in sorted(ascend_net.SCHEMES) if kind not in ("MXFP4", "FLOAT")},
 }
 

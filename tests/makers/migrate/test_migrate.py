@@ -216,7 +216,7 @@ def test_what_needs_nunchakus_own_model_keeps_it():
     assert by_id(done.workflow, 45) == by_id(graph, 45)
 
 
-def test_gguf_weights_are_left_and_safetensors_are_not():
+def test_gguf_text_encoders_are_left_and_the_rest_is_not():
     given = {"1": {"class_type": "UnetLoaderGGUF", "inputs": {"unet_name": "flux1-dev-Q4_K_S.gguf"}},
              "2": {"class_type": "UnetLoaderGGUFAdvanced", "inputs": {
                  "unet_name": "flux1-dev.safetensors", "dequant_dtype": "target", "patch_dtype": "default",
@@ -227,11 +227,12 @@ def test_gguf_weights_are_left_and_safetensors_are_not():
              "5": {"class_type": "QuadrupleCLIPLoaderGGUF", "inputs": {f"clip_name{i}": f"{i}.sft" for i in range(1, 5)}},
              "6": {"class_type": "VAELoader", "inputs": {"vae_name": "ae.safetensors"}}}
     done = migrate(given)
-    assert [line.split(":")[0] for line in done.left] == ["node 1 UnetLoaderGGUF", "node 3 DualCLIPLoaderGGUF"]
+    assert [line.split(":")[0] for line in done.left] == ["node 3 DualCLIPLoaderGGUF"]
     assert all("GGUF" in line and "ComfyUI-GGUF only" in line for line in done.left)
     prompt = done.workflow
-    assert {key: prompt[key] for key in "136"} == {key: given[key] for key in "136"}
-    assert prompt["2"]["class_type"] == "QT_LoadBaseModel" and "dequant_dtype 'target' is dropped" in done.changes[0]
+    assert {key: prompt[key] for key in "36"} == {key: given[key] for key in "36"}
+    assert prompt["1"]["class_type"] == "QT_LoadBaseModel" and prompt["1"]["inputs"]["base_model"] == "flux1-dev-Q4_K_S.gguf"
+    assert prompt["2"]["class_type"] == "QT_LoadBaseModel" and "dequant_dtype 'target' is dropped" in done.changes[1]
     assert prompt["2"]["inputs"]["base_model"] == "flux1-dev.safetensors"
     assert prompt["4"] == {"class_type": "CLIPLoader",
                            "inputs": {"clip_name": "umt5.safetensors", "type": "wan", "device": "default"}}

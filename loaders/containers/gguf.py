@@ -1,0 +1,191 @@
+"""Read and validate GGUF headers without touching tensor bytes.
+
+Layout of a file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), little-endian: "GGUF", u32 version, u64
+number of tensors, u64 number of keys; the keys (name, u32 type, value); for each tensor its name, u32 number of
+dimensions, u64 dimensions (fastest first), u32 type, u64 offset; padding to `general.alignment`; the tensors. Long
+lists (a tokenizer's words) are passed over by their length.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from ...quant.ggml import OTHERS, PLAIN, QUANTIZED
+from ..errors import CheckpointError
+from .safetensors import AGAIN, TORCH_DTYPES, Header, TensorInfo
+
+if TYPE_CHECKING:
+    import torch
+
+MAGIC = b"GGUF"
+ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # of tensors that ComfyUI-GGUF's converter has stored in another
+_NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_STRING, _ARRAY = 8, 9
+_SHORT = 64  # numbers or strings: longer lists are not kept
+_MOST_DIMENSIONS, _MOST = 8, 1 << 31
+
+
+class GGUFHeader(Header):
+    """One validated header. `metadata` are the keys as text, lists as JSON. Tensors in blocks have their logical shape,
+    and bytes."""
+
+    def load(self) -> dict[str, torch.Tensor]:
+        """All tensors, memory-mapped: floats in their shape, blocks as U8 [bytes]."""
+        import torch
+
+        whole = torch.from_file(self.path, shared=False, size=self.size, dtype=torch.uint8)
+        found = {}
+        for name, info in self.tensors.items():
+            data = whole[self.data_start + info.start:self.data_start + info.end]
+            if info.dtype in TORCH_DTYPES:
+                dtype = getattr(torch, TORCH_DTYPES[info.dtype])
+                aligned = (self.data_start + info.start) % dtype.itemsize == 0
+                data = (data if aligned else data.clone()).view(dtype).view(info.shape)
+            found[name] = data
+        return found
+
+
+class _Malformed(Exception):
+    pass
+
+
+class _Reader:
+    """Bytes of a header in order. Raises _Malformed where they end."""
+
+    def __init__(self, data: Any, size: int) -> None:
+        self.data, self.size, self.at = data, size, 4
+
+    def skip(self, count: int) -> int:
+        """Move on; where that was."""
+        at, self.at = self.at, self.at + count
+        if self.at > self.size:
+            raise _Malformed("it ends within its header")
+        return at
+
+    def number(self, form: str) -> Any:
+        return struct.unpack_from(form, self.data, self.skip(struct.calcsize(form)))[0]
+
+    def text(self) -> str:
+        length = self.number("<Q")
+        at = self.skip(length)
+        return bytes(self.data[at:at + length]).decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Any:
+        """A value; None for a list that is passed over."""
+        if kind == _STRING:
+            return self.text()
+        if kind == _ARRAY:
+            return self._list()
+        if kind not in _NUMBERS:
+            raise _Malformed(f"a value of the unknown type {kind}")
+        return self.number(_NUMBERS[kind])
+
+    def _list(self) -> list[Any] | None:
+        kind, count = self.number("<I"), self.number("<Q")
+        if kind in _NUMBERS:
+            width = struct.calcsize(_NUMBERS[kind])
+            if count > _SHORT:
+                self.skip(width * count)
+                return None
+            return [self.number(_NUMBERS[kind]) for _ in range(count)]
+        if kind != _STRING:
+            raise _Malformed(f"a list of the unknown type {kind}")
+        if count <= _SHORT:
+            return [self.text() for _ in range(count)]
+        if count * 8 > self.size - self.at:
+            raise _Malformed("it ends within its header")
+        unpack, data, at, size = struct.Struct("<Q").unpack_from, self.data, self.at, self.size
+        for _ in range(count):
+            at += 8 + unpack(data, at)[0]
+            if at + 8 > size:
+                raise _Malformed("it ends within its header")
+        self.at = at
+        return None
+
+
+def read_header(path: str) -> GGUFHeader:
+    """Read and validate the header of the GGUF file at `path`.
+
+    Raises CheckpointError for what is no GGUF file of a known version, is cut short, or has a tensor of a type that
+    nothing says the meaning of.
+    """
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _read(path, data, size)
+    except OSError as error:
+        raise CheckpointError(f"cannot read the file: {error.strerror}", path, AGAIN) from error
+    except (_Malformed, struct.error) as error:
+        raise CheckpointError(f"the GGUF header is invalid: {error}", path, AGAIN) from error
+
+
+def _read(path: str, data: Any, size: int) -> GGUFHeader:
+    reader = _Reader(data, size)
+    version = reader.number("<I")
+    if version & 0xFFFF == 0:
+        raise CheckpointError("this GGUF file is big-endian, made for another kind of machine", path,
+                              "take the usual, little-endian file of this model")
+    if version not in (2, 3):
+        raise CheckpointError(f"this GGUF file is of version {version}; versions 2 and 3 are read", path,
+                              "convert the model again with a current llama.cpp or ComfyUI-GGUF")
+    count, keys = reader.number("<Q"), reader.number("<Q")
+    if max(count, keys) * 12 > size:
+        raise _Malformed(f"{count:,} tensors and {keys:,} keys in {size:,} bytes")
+    found: dict[str, Any] = {}
+    for _ in range(keys):
+        key = reader.text()
+        if key in found:
+            raise _Malformed(f"the key {key!r} twice")
+        found[key] = reader.value(reader.number("<I"))
+    alignment = found.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1 or alignment & alignment - 1 or alignment > 1 << 20:
+        raise _Malformed(f"an alignment of {alignment}")
+    tensors: dict[str, TensorInfo] = {}
+    for _ in range(count):
+        name, dimensions = reader.text(), reader.number("<I")
+        if name in tensors:
+            raise _Malformed(f"the tensor {name!r} twice")
+        if dimensions > _MOST_DIMENSIONS:
+            raise _Malformed(f"{name} has {dimensions} dimensions")
+        shape = tuple(reader.number("<Q") for _ in range(dimensions))[::-1]
+        tensors[name] = _tensor(name, shape, found.get(ORIGINAL_SHAPE + name), reader.number("<I"),
+                                reader.number("<Q"))
+    start = -(-reader.at // alignment) * alignment
+    _check_ranges(tensors, size - start)
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()
+             if value is not None}
+    return GGUFHeader(path, size, tensors, texts, start)
+
+
+def _tensor(name: str, shape: tuple[int, ...], original: Any, number: int, offset: int) -> TensorInfo:
+    kind = QUANTIZED.get(number) or PLAIN.get(number)
+    if kind is None:
+        raise _Malformed(f"{name} is {OTHERS.get(number, f'of the unknown type {number}')}, which is not loaded")
+    if any(side > _MOST for side in shape):
+        raise _Malformed(f"{name} is {list(shape)}")
+    if shape and shape[-1] % kind.block:
+        raise _Malformed(f"{name} is {kind.name} with rows of {shape[-1]} values, no multiple of {kind.block}")
+    values = prod(shape)
+    if original is not None:
+        if not isinstance(original, list) or any(type(side) is not int or side < 0 for side in original) \
+                or prod(original) != values:
+            raise _Malformed(f"{name} was {original} and is stored as {list(shape)}")
+        shape = tuple(original)
+    return TensorInfo(kind.name, shape, offset, offset + values // kind.block * kind.size)
+
+
+def _check_ranges(tensors: dict[str, TensorInfo], there: int) -> None:
+    """No two tensors share bytes, and all are in the file."""
+    at, before = 0, ""
+    for start, end, name in sorted((info.start, info.end, name) for name, info in tensors.items()):
+        if start < at:
+            raise _Malformed(f"{before} and {name} overlap")
+        at, before = end, name
+    if at > there:
+        raise _Malformed(f"the file is truncated: the tensors take {at:,} bytes, {max(there, 0):,} are there")
+

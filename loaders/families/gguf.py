@@ -1,0 +1,219 @@
+"""GGUF files of diffusion transformers, as ComfyUI-GGUF's converter, llama.cpp's quantizer and stable-diffusion.cpp
+write them: the model's own names or diffusers', each tensor in a type of its own (quant/ggml).
+
+Linear weights stay as they are stored; anything else in blocks (convolutions of SDXL, embeddings) is decoded when it is
+loaded. `general.architecture` and `general.file_type` are what a converter was told, and tensors decide: files of
+FLUX.2 and Chroma say flux, those of Z-Image lumina2. Dimensions of 1 that llama.cpp's tools cut off are put back.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from functools import partial
+from math import prod
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from ...quant.ggml import QUANTIZED, TYPES
+from .. import plan as plans
+from ..architectures import Architecture, Dims, Module
+from ..architectures.base import tensor_name
+from ..assemble import Tensors
+from ..containers.checkpoint import Checkpoint
+from ..containers.gguf import GGUFHeader
+from ..containers.safetensors import TensorInfo
+from ..description import CheckpointDescription
+from ..errors import CheckpointError, MissingFiles
+from ..files.selection import Selection, component_folder, select_component
+from ..plan import Group, Layer, LoadPlan
+from ..words import first_ten
+from .base import Family
+from .names import adopt
+from .reading import architecture_of, check_sizes, dims_of
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from torch import Tensor
+
+    from ...quant.tile import Coded
+    from ..files.selection import Folder
+
+SUFFIX = ".gguf"
+SPLIT = r"-(\d{5})-of-(\d{5})\.gguf$"
+_BLOCKS = frozenset(kind.name for kind in QUANTIZED.values())
+# The ends of parameters whose first dimension is 1, which a file may lack: Wan's modulations and image positions, SD3's
+# positions.
+_FIRST_IS_ONE = re.compile(r"(^|\.)(modulation|emb_pos|pos_embed)$")
+
+
+class GGUF(Family):
+    """See base.Family and the module."""
+
+    name = "gguf"
+    title = "GGUF"
+
+    def colours(self) -> Mapping[str, tuple[int, int, int]]:
+        """From few bits a value (red) to many (blue)."""
+        shades = {}
+        for kind in QUANTIZED.values():
+            full = min(kind.size * 8 / kind.block / 8.5, 1.0)
+            shades[kind.name] = round(230 - 170 * full), round(110 + 60 * full), round(70 + 150 * full)
+        return shades
+
+    def recognise(self, checkpoint: Checkpoint) -> bool:
+        return any(isinstance(header, GGUFHeader) for header in checkpoint.headers)
+
+    def read(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> LoadPlan:
+        _check_parts(checkpoint)
+        names = adopt(checkpoint)
+        tensors = _whole(checkpoint)
+        architecture, naming = architecture_of(checkpoint, tensors)
+        dims = dims_of(architecture.dims_from_tensors, checkpoint, tensors, naming)
+        description = CheckpointDescription(
+            checkpoint.source.reference, [os.path.basename(header.path) for header in checkpoint.headers],
+            checkpoint.bytes_on_disk, architecture.name, naming, dims, self.name)
+        check_sizes(description, checkpoint, architecture, base)
+        description.notes += names.notes
+        for key in sorted(architecture.config_only - dims.keys()):
+            description.notes.append(f"{key} is told by no tensor; taken as off. If this is a model that has it, use "
+                                     "the file as weights on its base")
+        plan = plans.make(LoadPlan(description, architecture), tensors, _layer)
+        decoded = sorted(piece.layer.name for planned in plan.modules for piece in planned.pieces
+                         if piece.layer.read is None and piece.layer.format in _BLOCKS)
+        if decoded:
+            description.notes.append(f"{len(decoded)} tensors in blocks are no weights of Linear layers; they are "
+                                     f"decoded when they are loaded: {first_ten(decoded)}")
+        return plan
+
+    def tensors(self, checkpoint: Checkpoint, plan: LoadPlan) -> Tensors:
+        return _Tensors(checkpoint, plan)
+
+    def select(self, folder: Folder, component: str, weights_name: str, choices: Any) -> Selection | None:
+        """The one GGUF file of a folder that has no other weights, or the one that is named, with all its parts."""
+        if weights_name and not weights_name.lower().endswith(SUFFIX):
+            return None
+        names = folder.names()
+        if not weights_name and (not any(name.endswith(SUFFIX) for name in names)
+                                 or any(name.endswith(".safetensors") for name in names)):
+            return None
+        if weights_name:
+            name = component_folder(folder, component)
+            chosen = select_component(folder, name if weights_name.replace("\\", "/") in folder.names(name) else "",
+                                      weights_name)
+            return chosen._replace(files=_parts(chosen.files[0], names, folder.place))
+        found = sorted(name for name in names if name.endswith(SUFFIX))
+        first = [name for name in found if (split := re.search(SPLIT, name)) is None or int(split[1]) == 1]
+        if len(first) != 1:
+            raise CheckpointError(f"there are {len(first)} GGUF files: {first_ten(first)}", folder.place,
+                                  "name the one to use in weights_name")
+        beside = str(PurePosixPath(first[0]).with_name("config.json"))
+        return Selection("", _parts(first[0], found, folder.place), beside if beside in names else None)
+
+    def reads_beside(self, path: str) -> bool:
+        return re.search(SPLIT, path) is not None
+
+    def badge(self, reference: str) -> str:
+        return self.title
+
+
+FAMILY = GGUF()
+
+
+def _parts(name: str, names: list[str], where: str) -> tuple[str, ...]:
+    """A file, or all parts of what it is a part of. Raises MissingFiles for those that are not there."""
+    split = re.search(SPLIT, name)
+    if split is None:
+        return (name,)
+    parts = tuple(f"{name[:split.start()]}-{i + 1:05d}-of-{split[2]}.gguf" for i in range(int(split[2])))
+    missing = [part for part in parts if part not in names]
+    if missing:
+        raise MissingFiles(f"{len(missing)} of {len(parts)} parts are missing: {first_ten(missing)}", where,
+                           "finish the download of this folder")
+    return parts
+
+
+def _check_parts(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError unless the files are all parts of one model."""
+    for header in checkpoint.headers:
+        count = header.metadata.get("split.count", "1")
+        if count not in ("0", str(len(checkpoint.headers))):
+            raise CheckpointError(f"this is a part of a model in {count} files, and {len(checkpoint.headers)} are "
+                                  "here", header.path, "keep all parts in one folder, under their own names")
+
+
+def _whole(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    """The headers with dimensions of 1 as ComfyUI's detection looks for them: a first one that the file may lack, and
+    no last ones of SDXL's Linear weights, where stable-diffusion.cpp has two."""
+    found, sdxl = dict(checkpoint.tensors), any("label_emb." in name for name in checkpoint.tensors)
+    for name, info in checkpoint.tensors.items():
+        if len(info.shape) == 2 and _FIRST_IS_ONE.search(name):
+            found[name] = info._replace(shape=(1, *info.shape))
+        elif sdxl and info.shape[2:] == (1, 1) and name.endswith(("proj_in.weight", "proj_out.weight")):
+            found[name] = info._replace(shape=info.shape[:2])
+    return found
+
+
+def _layer(module: Module, name: str, rows: int, group: Group, problems: list[str]) -> Layer | None:
+    """plan.ReadLayer."""
+    weight = plans.take_weight(module, name, group, problems)
+    if weight is None:
+        return None
+    plans.take_bias(module, name, rows, group, problems)
+    wanted = (rows, *module.inner)
+    if module.kind not in ("any", "cut") and prod(weight.shape) == prod(wanted) and sorted(
+            side for side in weight.shape if side > 1) == sorted(side for side in wanted if side > 1):
+        weight = weight._replace(shape=wanted)
+    if weight.dtype not in _BLOCKS:
+        return plans.plain(module, name, rows, weight, group, problems)
+    if module.kind not in ("any", "cut") and tuple(weight.shape) != wanted:
+        problems.append(f"{tensor_name(name, module.stored_leaf)} is {list(weight.shape)}, expected {list(wanted)}")
+    leaves, kind = plans.leaves(module.stored_leaf, *plans.bias_of(module)), TYPES[weight.dtype]
+    if not module.linear or module.inner[0] % kind.block:
+        return Layer(name, weight.dtype, leaves)
+    from ...quant.codecs.ggml import codec_name
+
+    return Layer(name, weight.dtype, leaves, partial(_read, weight.dtype, rows, module.inner[0]),
+                 codecs=(codec_name(weight.dtype),))
+
+
+def _read(kind: str, rows: int, columns: int, layer: Layer, part: dict[str, Tensor]) -> list[Coded]:
+    from ...quant.codecs.ggml import codec_name
+    from ...quant.tile import Coded, Place, Tile
+
+    codes = part["weight"].view(rows, columns // TYPES[kind].block * TYPES[kind].size)
+    return [Coded((Tile(Place(codec_name(kind), rows, columns), {"codes": codes}),), part.get("bias"))]
+
+
+def _weight(layer: Layer) -> str:
+    return tensor_name(layer.name, layer.leaves[0])
+
+
+class _Tensors(Tensors):
+    """Those of a file: what is no Linear weight is decoded, and comes in the shape that its module wants."""
+
+    def __init__(self, checkpoint: Checkpoint, plan: LoadPlan) -> None:
+        super().__init__(checkpoint, plan)
+        self.infos = _whole(checkpoint)
+        self.shapes = {_weight(piece.layer): (piece.rows, *planned.module.inner) for planned in plan.modules
+                       for piece in planned.pieces if planned.module.kind not in ("any", "cut")}
+
+    def take(self, layer: Layer) -> dict[str, Tensor]:
+        part = super().take(layer)
+        if layer.read is None:
+            info = self.infos[_weight(layer)]
+            shape = self.shapes.get(_weight(layer), info.shape)
+            part["weight"] = self._decoded(part["weight"], info).view(shape)
+        return part
+
+    def _decoded(self, data: Tensor, info: TensorInfo) -> Tensor:
+        import torch
+
+        from ...quant.codecs.ggml import decode
+
+        if info.dtype not in _BLOCKS:
+            return data
+        kind = TYPES[info.dtype]
+        return decode(data.view(-1, kind.size), kind, kind.block, torch.float32)
