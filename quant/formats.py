@@ -35,8 +35,6 @@ def name_unsupported(leaves: Mapping[str, Any]) -> str:
         return "Nunchaku SVDQuant"
     if "qweight" in leaves:
         return "GPTQ/AWQ packed integers"
-    if any(leaf.startswith(("absmax", "quant_map", "quant_state", "weight.")) for leaf in leaves):
-        return "bitsandbytes"
     if "deq_scale" in leaves or "weight_offset" in leaves:
         return "Ascend ModelSlim"
     if dtype.startswith("F8") and scale is not None and scale.dtype in ("U8", "F8_E8M0"):

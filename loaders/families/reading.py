@@ -14,8 +14,7 @@ from ..errors import CheckpointError
 from .names import PREFIXES
 
 # Ends of names that only one writer has, with the line's end -> what its layers are stored as.
-_PACKED = {".quant_state.bitsandbytes__": "bitsandbytes 4-bit codes (NF4 or FP4)", ".SCB\n": "bitsandbytes INT8",
-           ".weight._data\n": "optimum-quanto's tensors", "._weight_qdata\n": "torchao's tensors",
+_PACKED = {".weight._data\n": "optimum-quanto's tensors", "._weight_qdata\n": "torchao's tensors",
            ".g_idx\n": "GPTQ integers", ".qzeros\n": "GPTQ or AWQ integers",
            ".weight_packed\n": "compressed-tensors' packed integers", ".svd_down\n": "SDNQ's tensors",
            ".W_q\n": "HQQ's integers", ".nbits\n": "HQQ's integers",

@@ -75,6 +75,12 @@ def ggml(kind: str) -> dict[str, torch.Tensor]:
                 (ROWS, 256)).tensors
 
 
+def codebook() -> dict[str, torch.Tensor]:
+    codes = torch.randint(0, 256, (ROWS, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    fields = {"codes": codes, "scale": rand(ROWS, 2, seed=2, scale=0.2).abs(), "table": torch.linspace(-1, 1, 16)}
+    return join([Tile(Place("codebook", ROWS, 128), fields)], ["layer"], (ROWS, 128)).tensors
+
+
 def svdq(kind: str, unsigned: bool = False, beside: bool = False) -> dict[str, torch.Tensor]:
     if kind == "awq":
         made = [part_of(awq(ROWS, 128, seed=1))]
@@ -108,6 +114,7 @@ FORMATS: dict[str, Callable[[], dict[str, torch.Tensor]]] = {
     "nvfp4 shards": lambda: shards("nvfp4"),
     "mixed shards": lambda: shards("mixed"),
     "fp8 blocks": fp8_blocks,
+    "codebook": codebook,
     "svdq int4": lambda: svdq("int4"),
     "svdq int4 unsigned": lambda: svdq("int4", True),
     "svdq linear2": lambda: svdq("int4", True, beside=True),

@@ -212,9 +212,6 @@ def u8(*shape):
 
 # What a writer leaves in the place of a layer's weight of [rows, columns], and what the refusal calls it.
 WRITERS = {
-    "bitsandbytes NF4": (lambda n, k: {"weight": u8(n * k // 2, 1), "weight.absmax": torch.ones(n * k // 64), "weight.quant_map":
-                         torch.ones(16), "weight.quant_state.bitsandbytes__nf4": u8(9)}, "bitsandbytes 4-bit"),
-    "bitsandbytes INT8": (lambda n, k: {"weight": u8(n, k).view(torch.int8), "SCB": torch.ones(n)}, "bitsandbytes INT8"),
     "quanto": (lambda n, k: {"weight._data": u8(n, k).view(torch.int8), "weight._scale": torch.ones(n, 1)}, "optimum-quanto"),
     "torchao": (lambda n, k: {"_weight_qdata": u8(n, k).view(torch.int8), "_weight_scale": torch.ones(n, 1)}, "torchao"),
     "SDNQ": (lambda n, k: {"weight": u8(n, k).view(torch.int8), "scale": torch.ones(n, 1)}, "SDNQ"),

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
+from support.bitsandbytes import four_bits
+
 from .files import Tensors, text, write
-from .formats import BF16, E4M3, F16, F32, U8, convrot, fp8, nvfp4
+from .formats import BF16, E4M3, F16, F32, convrot, fp8, nvfp4
 from .models import flux1, flux2, linears, rand
 
 
@@ -139,21 +141,21 @@ def flux1_bfl_nvfp4(folder):
     return truth
 
 
-@case("flux1", words=("nf4", "bitsandbytes", "4-bit"))
+@case("flux1")
 def flux1_bnb_nf4(folder):
-    """flux1-dev-bnb-nf4-v2: U8 [N*K/2, 1] with absmax, quant_map, quant_state; all in one. Only a bitsandbytes loader reads it."""
+    """flux1-dev-bnb-nf4 (v2; v1 quantizes absmax, too): U8 [N*K/2, 1] with absmax, quant_map, quant_state; all in one."""
     stored: Tensors = {}
+    truth: Tensors = {}
     for k, v in flux1().items():
         p = "model.diffusion_model." + k
         if v.dim() == 2 and k.endswith(".weight"):
-            stored[p] = torch.arange(v.numel() // 2, dtype=torch.int64).remainder(251).to(U8).reshape(-1, 1)
-            stored[p + ".absmax"] = rand(k, "absmax", shape=(v.numel() // 64,)).abs()
-            stored[p + ".quant_map"] = torch.linspace(-1, 1, 16)
-            stored[p + ".quant_state.bitsandbytes__nf4"] = text({"quant_type": "nf4", "blocksize": 64,
-                                                                 "dtype": "float16", "shape": list(v.shape)})
+            leaves, truth[k] = four_bits(v, double="single_blocks" in k)
+            stored |= {f"{p.removesuffix('weight')}{leaf}": tensor for leaf, tensor in leaves.items()}
         else:
             stored[p] = v.to(F16)
+            truth[k] = stored[p].float()
     save(folder, stored | {"vae.decoder.conv_in.weight": torch.ones(32, 16, 3, 3).to(BF16)})
+    return truth
 
 
 # --- FLUX.2
