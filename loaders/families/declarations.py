@@ -74,6 +74,13 @@ def read_declaration(checkpoint: Checkpoint) -> Declaration:
 
     Raises CheckpointError for invalid JSON, contradictory claims, and methods that this pack does not know.
     """
+    merged, origins = claims(checkpoint)
+    return _interpret(merged, origins, checkpoint.source.folder) if merged else Declaration()
+
+
+def claims(checkpoint: Checkpoint) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(every quantization claim of a checkpoint as one, where they are). Raises CheckpointError for invalid JSON, and
+    for claims that contradict each other."""
     merged: dict[str, Any] = {}
     origins: list[str] = []
 
@@ -99,7 +106,7 @@ def read_declaration(checkpoint: Checkpoint) -> Declaration:
                     raise CheckpointError(f"invalid {key} in the file's metadata: {error}", header.path,
                                           "download the file again") from error
                 add(spec, f"metadata {key}", header.path)
-    return _interpret(merged, tuple(origins), checkpoint.source.folder) if merged else Declaration()
+    return merged, tuple(origins)
 
 
 def _interpret(spec: dict[str, Any], origins: tuple[str, ...], where: str) -> Declaration:

@@ -108,7 +108,7 @@ class StoredLayers:
         self.description, self.names, self.scaled, self.e4m3 = description, names, scaled, e4m3
         self.casts: list[str] = []
         self.others: list[str] = []
-        self._readers: dict[str, ReadTensors] = {}  # one for each format, not for each layer
+        self._readers: dict[StoredFormat, ReadTensors] = {}  # one for each format, not for each layer
 
     def __call__(self, module: Module, name: str, rows: int, group: Group, problems: list[str]) -> Layer | None:
         weight = plans.take_weight(module, name, group, problems)
@@ -119,12 +119,18 @@ class StoredLayers:
         if not module.linear:
             return plans.plain(module, name, rows, weight, group, problems)
         leaves = {"weight": weight, **group}
-        fmt = identify(leaves)
+        fmt = self.format_of(name, leaves, problems)
         if fmt is None:
-            problems.append(f"{name} is stored as {name_unsupported(leaves)}, which this version does not load")
             group.clear()
             return None
         return self.of_format(fmt, module, name, rows, weight, group, problems)
+
+    def format_of(self, name: str, leaves: Group, problems: list[str]) -> StoredFormat | None:
+        """The format of a Linear, or None for none of this version's, which is a problem then."""
+        fmt = identify(leaves)
+        if fmt is None:
+            problems.append(f"{name} is stored as {name_unsupported(leaves)}, which this version does not load")
+        return fmt
 
     def beside(self, module: Module, name: str, weight: TensorInfo, group: Group) -> None:
         """Remember what of a layer is FP8 and no weight of a Linear."""
@@ -161,7 +167,7 @@ class StoredLayers:
         leaves = plans.leaves(module.stored_leaf, *own, *plans.bias_of(module))
         if fmt is PLAIN and not own:
             return Layer(name, weight.dtype, leaves)
-        read = self._readers.setdefault(fmt.name, partial(self._read, fmt))
+        read = self._readers.setdefault(fmt, partial(self._read, fmt))
         static = "input_scale" in own if "input_scale" in fmt.companions else None
         return Layer(name, weight.dtype if fmt is PLAIN else fmt.name, leaves, read, static, (fmt.codec,))
 

@@ -75,7 +75,7 @@ REFUSED = {
                                 "config.json says WanTransformer3DModel, but the tensors are FLUX.1"),
     "config declares W4A8": (declare(quant_algo="W4A8_AWQ"), "ModelOpt W4A8_AWQ is not supported"),
     "mixed precision": (declare(quant_algo="MIXED_PRECISION"), "MIXED_PRECISION is not supported"),
-    "unknown method": (declare(quant_method="compressed-tensors"), "'compressed-tensors' is not supported"),
+    "unknown method": (declare(quant_method="hqq"), "'hqq' is not supported"),
     "method against algo": (declare(quant_method="modelopt_fp8", quant_algo="MXFP8"), "conflicting declarations"),
     "block size declared": (declare(weight_block_size=[100, 128]), "weight_block_size [100, 128] is not supported"),
     "unknown activation scheme": (declare(activation_scheme="often"), "unknown activation_scheme"),

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
 
+from quantized_transformers.quant.codecs.groups import tile
 from quantized_transformers.quant.layouts.join import join
 from quantized_transformers.quant.layouts.tiled import is_tiled, plain_bias
 from quantized_transformers.quant.linear import with_tiles_of
 from quantized_transformers.quant.marker import marker
 from quantized_transformers.quant.patches import loading
 from quantized_transformers.quant.tile import Place, Tile
-from support import ascend, ascend_net, gguf_files
+from support import ascend, ascend_net, gguf_files, packed
 from support.svdquant import awq, w4a4
 from support.svdquant_net import native_tensors, part_of, placed
 
@@ -93,6 +94,12 @@ def svdq(kind: str, unsigned: bool = False, beside: bool = False) -> dict[str, t
     return {k.removeprefix("x."): v for k, v in native_tensors("x", parts, bias, (ROWS, 128)).items()}
 
 
+def groups(bits: int, **options: Any) -> dict[str, torch.Tensor]:
+    codes, zero, scale, _ = packed.grouped(_float(128), bits, 32, zeros=True, **options)
+    made = tile("layer", codes, scale, bits=bits, zero=zero, group=options.get("order"))
+    return join([made], ["layer"], (ROWS, 128)).tensors
+
+
 def slim(kind: str) -> dict[str, torch.Tensor]:
     part = ascend.make(kind, ROWS, 1024 if "DUAL" in kind else 128)
     tensors = ascend_net.native(kind, part).tensors
@@ -115,6 +122,8 @@ FORMATS: dict[str, Callable[[], dict[str, torch.Tensor]]] = {
     "mixed shards": lambda: shards("mixed"),
     "fp8 blocks": fp8_blocks,
     "codebook": codebook,
+    "uint4 groups": lambda: groups(4),
+    "uint8 groups": lambda: groups(8, order=packed.act_order(128, 32)),
     "svdq int4": lambda: svdq("int4"),
     "svdq int4 unsigned": lambda: svdq("int4", True),
     "svdq linear2": lambda: svdq("int4", True, beside=True),

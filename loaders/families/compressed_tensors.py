@@ -1,0 +1,147 @@
+"""compressed-tensors: what vLLM's llm-compressor, and AutoRound's llm_compressor export, write.
+
+config.json says in `config_groups` which layers are how (targets: "Linear", names, or "re:" and a pattern; `ignore`
+likewise); what a layer is, its tensors decide (quant/packed/compressed.py). Targets are looked up as compressed-tensors
+does: names before patterns before classes.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ...quant.packed import compressed
+from ...quant.packed.compressed import Integers, Weights
+from ...quant.stored import PLAIN_DTYPES
+from ..containers.checkpoint import Checkpoint
+from ..errors import CheckpointError
+from ..plan import Group
+from ..words import first_ten
+from .declarations import claims
+from .packed import Packed, PackedFamily
+from .reading import spellings
+
+METHOD = "compressed-tensors"
+_SCALES = frozenset({"weight_scale", "weight_global_scale", "weight_packed", "weight_shape"})
+
+
+class CompressedTensors(PackedFamily):
+    """See base.Family and packed.PackedFamily."""
+
+    name = METHOD
+    title = "compressed-tensors"
+    words = {METHOD: "compressed-tensors"}
+    leaves = {"weight_packed": "weight"}
+
+    def recognise(self, checkpoint: Checkpoint) -> bool:
+        return any(name.endswith((".weight_packed", ".weight_global_scale")) for name in checkpoint.tensors) \
+            or claims(checkpoint)[0].get("quant_method") == METHOD
+
+    def layers(self, checkpoint: Checkpoint, claimed: Mapping[str, Any], groups: Mapping[str, Group],
+               notes: list[str]) -> dict[str, Packed]:
+        found: dict[str, Packed] = {}
+        quantized = {name: leaves for name, leaves in groups.items()
+                     if "weight" in leaves and not _SCALES.isdisjoint(leaves)}
+        scheme = _Scheme(claimed, checkpoint.source.reference) if quantized else None
+        for name, leaves in quantized.items():
+            assert scheme is not None
+            weights = scheme.of(name)
+            if weights is None:
+                found[name] = Packed(None, problem="no group of config_groups covers it, and its tensors are quantized")
+                continue
+            fmt = compressed.format_of(leaves, weights)
+            if fmt is None:
+                dtype = leaves["weight"].dtype
+                found[name] = Packed(None, problem="its weight is not compressed, but has a weight_scale "
+                                     "(quantization_status frozen)" if dtype in PLAIN_DTYPES else
+                                     f"{dtype} weights of {weights.bits} bits {weights.kind} are not known")
+            else:
+                shape = _shape(checkpoint, name, leaves)
+                packed = isinstance(fmt, Integers) and fmt.packed
+                if packed and (shape is None or tuple(leaves["weight"].shape) != compressed.words_of(shape, weights)):
+                    found[name] = Packed(None, problem="weight_shape is missing or no shape" if shape is None else
+                                         f"weight is {list(leaves['weight'].shape)}, expected "
+                                         f"{list(compressed.words_of(shape, weights))} for the {list(shape)} of its "
+                                         f"weight_shape in {weights.bits} bits")
+                else:
+                    full = not weights.quantized_input and not isinstance(fmt, Integers)  # those never quantize it
+                    found[name] = Packed(fmt, shape, full_precision=full)
+        if scheme is not None and scheme.ignored:
+            notes.append(f"{len(scheme.ignored)} layers are declared as left alone but stored quantized; the tensors "
+                         f"are right: {first_ten(scheme.ignored)}")
+        if any(one.format is not None and isinstance(one.format, Integers) and one.format.weights.quantized_input
+               for one in found.values()):
+            notes.append("activations are declared as quantized beside integers in groups; here they are not")
+        return found
+
+
+def _shape(checkpoint: Checkpoint, name: str, leaves: Group) -> tuple[int, int] | None:
+    """[rows, columns] of a weight by its header, or by the weight_shape beside it."""
+    weight, told = leaves["weight"], leaves.get("weight_shape")
+    if weight.dtype == "I32":
+        if told is None or told.dtype != "I64" or tuple(told.shape) != (2,):
+            return None
+        rows, columns = struct.unpack("<2q", checkpoint.read(f"{name}.weight_shape"))
+        return (rows, columns) if rows > 0 and columns > 0 else None
+    if len(weight.shape) != 2:
+        return None
+    return weight.shape[0], weight.shape[1] * (2 if weight.dtype == "U8" else 1)
+
+
+class _Scheme:
+    """config_groups and ignore; `ignored` are the layers asked for that were declared as left alone.
+
+    Raises CheckpointError for claims that this version does not load.
+    """
+
+    def __init__(self, claimed: Mapping[str, Any], where: str) -> None:
+        def refuse(what: str) -> CheckpointError:
+            return CheckpointError(f"compressed-tensors: {what}", where, "take another checkpoint of this model "
+                                   "(README, \"Which node for which file\")")
+
+        sparsity, transforms = claimed.get("sparsity_config") or {}, claimed.get("transform_config") or {}
+        if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
+            raise refuse(f"the weights are sparse ({sparsity['format']}), which this version does not load")
+        if transforms and (not isinstance(transforms, dict) or transforms.get("config_groups")):
+            raise refuse("activations are transformed (transform_config), which this version does not load")
+        groups = claimed.get("config_groups")
+        if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
+            raise refuse("there are quantized layers, and no config_groups in config.json or the files' metadata say "
+                         "how; put the config.json of the same export beside them")
+        self.targets: list[tuple[str, Weights]] = []
+        for key, group in groups.items():
+            try:
+                weights, targets = compressed.weights_of(group), group.get("targets")
+            except ValueError as error:
+                raise refuse(f"{key} of config_groups {error}") from error
+            if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+                raise refuse(f"{key} of config_groups has no list of targets")
+            self.targets += [(target, weights) for target in targets]
+        ignore = claimed.get("ignore") or ()
+        if not isinstance(ignore, (list, tuple)) or not all(isinstance(name, str) for name in ignore):
+            raise refuse("the list of layers left alone (ignore) is no list of names")
+        try:
+            self.patterns = {one: re.compile(one.removeprefix("re:")) for one in
+                             (*ignore, *(target for target, _ in self.targets)) if one.startswith("re:")}
+        except re.error as error:
+            raise refuse(f"a pattern of ignore or targets is none: {error}") from error
+        self.left_alone, self.ignored = tuple(ignore), list[str]()
+
+    def of(self, name: str) -> Weights | None:
+        """What is declared of a quantized layer; None for nothing."""
+        names = spellings(name)
+        if any(self._is(names, one) for one in self.left_alone):
+            self.ignored.append(name)
+        ranked: Iterable[tuple[int, Weights]] = (
+            (0 if target in names else 1 if target.startswith("re:") else 2, weights)
+            for target, weights in self.targets if target == "Linear" or self._is(names, target))
+        return min(ranked, key=lambda one: one[0], default=(0, None))[1]
+
+    def _is(self, names: tuple[str, ...], target: str) -> bool:
+        pattern = self.patterns.get(target)
+        return target in names if pattern is None else any(map(pattern.match, names))
+
+
+FAMILY = CompressedTensors()

@@ -1,0 +1,116 @@
+"""Linears as packers of weights write them, by the packers' formulas: float weight -> (tensors by leaf, the weight meant).
+
+The weight is made of codes, zero points and scales before they are packed, so nothing here unpacks. Real exports
+(tests/data/exports) hold the same formulas to the tools themselves.
+"""
+
+from __future__ import annotations
+
+import torch
+
+Layer = tuple[dict[str, torch.Tensor], torch.Tensor]
+
+
+def words(codes: torch.Tensor, bits: int, axis: int, across: bool = False) -> torch.Tensor:
+    """Codes -> I32 along an axis, lowest bits first, 32 // bits a word; or (`across`) as one stream of bits."""
+    codes = codes.movedim(axis, -1).long()
+    if across:
+        stream = (codes[..., None] >> torch.arange(bits) & 1).flatten(-2)
+        stream = torch.nn.functional.pad(stream, (0, -stream.shape[-1] % 32)).unflatten(-1, (-1, 32))
+        packed = (stream << torch.arange(32)).sum(-1)
+    else:
+        per = 32 // bits
+        codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % per)).unflatten(-1, (-1, per))
+        packed = (codes << bits * torch.arange(per)).sum(-1)
+    return signed(packed).movedim(-1, axis).contiguous()
+
+
+def signed(packed: torch.Tensor) -> torch.Tensor:
+    """Integers below 2^32 -> I32 of the same bits."""
+    return (packed - (packed >> 31 << 32)).to(torch.int32)
+
+
+def grouped(weight: torch.Tensor, bits: int, size: int, *, zeros: bool, order: torch.Tensor | None = None,
+            scale_dtype: torch.dtype = torch.bfloat16, negative: bool = False):
+    """(codes from 0 to 2^bits - 1 [N, K], zero points [N, G], scales [N, G], the weight meant). `order`: the group of
+    every column; `negative`: every other scale is."""
+    rows, columns = weight.shape
+    group = torch.arange(columns) // size if order is None else order
+    count, top = int(group.max()) + 1, (1 << bits) - 1
+    low = torch.stack([weight[:, group == g].amin(1) for g in range(count)], 1)
+    high = torch.stack([weight[:, group == g].amax(1) for g in range(count)], 1)
+    span = high - low if zeros else 2 * torch.maximum(high, -low)
+    scale = (span / top).clamp(min=1e-6).to(scale_dtype)
+    if negative:
+        scale[:, ::2] *= -1
+    zero = (-low / scale.float()).round().clamp(0, top) if zeros else torch.full(scale.shape, float(1 << bits - 1))
+    if zeros and negative:
+        zero = torch.where(scale > 0, zero, top - (-low / -scale.float()).round().clamp(0, top))
+    codes = (weight / scale.float()[:, group] + zero[:, group]).round().clamp(0, top)
+    return codes, zero, scale, (codes - zero[:, group]) * scale.float()[:, group]
+
+
+def act_order(columns: int, size: int, seed: int = 0) -> torch.Tensor:
+    """The group of every column when columns are ordered by something else: I32."""
+    return (torch.randperm(columns, generator=torch.Generator().manual_seed(seed)) // size).to(torch.int32)
+
+
+# ------------------------------------------------------------------------------------- compressed-tensors
+def ct_packed(weight: torch.Tensor, bits: int = 4, size: int = 128, zeros: bool = False, order: bool = False) -> Layer:
+    size = size or weight.shape[1]
+    group = act_order(weight.shape[1], size) if order else None
+    codes, zero, scale, meant = grouped(weight, bits, size, zeros=zeros, order=group)
+    made = {"weight_packed": words(codes, bits, 1), "weight_scale": scale, "weight_shape": torch.tensor(weight.shape)}
+    made |= {"weight_zero_point": words(zero, bits, 0)} if zeros else {}
+    return made | ({} if group is None else {"weight_g_idx": group}), meant
+
+
+def ct_int(weight: torch.Tensor, bits: int = 8, size: int = 0) -> Layer:
+    codes, zero, scale, meant = grouped(weight, bits, size or weight.shape[1], zeros=False)
+    return {"weight": (codes - zero.repeat_interleave(size or weight.shape[1], 1)).to(torch.int8), "weight_scale": scale}, meant
+
+
+def ct_fp8(weight: torch.Tensor, rows: int, columns: int = 0) -> Layer:
+    """A scale for blocks of `rows` x `columns`; 0: of all."""
+    n, k = weight.shape
+    r, c = rows or n, columns or k
+    padded = torch.nn.functional.pad(weight, (0, -k % c, 0, -n % r)).unflatten(1, (-1, c)).unflatten(0, (-1, r))
+    scale = (padded.abs().amax((1, 3)) / 448).to(torch.bfloat16)
+    spread = scale.float().repeat_interleave(r, 0)[:n].repeat_interleave(c, 1)[:, :k]
+    codes = (weight / spread).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return {"weight": codes, "weight_scale": scale if rows else scale.reshape(1)}, codes.float() * spread
+
+
+E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+
+
+def _fp4(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values up to 6 -> (codes, the nearest E2M1)."""
+    index = (values.abs()[..., None] - E2M1).abs().argmin(-1)
+    return index + 8 * (values < 0), E2M1[index] * torch.where(values < 0, -1, 1)
+
+
+def _pairs(codes: torch.Tensor) -> torch.Tensor:
+    return (codes[..., ::2] | codes[..., 1::2] << 4).to(torch.uint8)
+
+
+def ct_nvfp4(weight: torch.Tensor) -> Layer:
+    whole = 2688 / weight.abs().amax()
+    block = weight.unflatten(1, (-1, 16))
+    scale = (block.abs().amax(-1) / 6 * whole).clamp(2 ** -9, 448).to(torch.float8_e4m3fn)
+    step = (scale.double() / whole.double()).float()[..., None]
+    codes, values = _fp4(block / step)
+    return {"weight_packed": _pairs(codes.flatten(1)), "weight_scale": scale, "weight_global_scale": whole.reshape(1)}, \
+        (values * step).flatten(1)
+
+
+def ct_mx(weight: torch.Tensor, bits: int) -> Layer:
+    block = weight.unflatten(1, (-1, 32))
+    exponent = (block.abs().amax(-1).clamp(min=2.0 ** -100).log2().floor() - (2 if bits == 4 else 8)).int()
+    step = torch.exp2(exponent.float())[..., None]
+    scale = (exponent + 127).to(torch.uint8)
+    if bits == 4:
+        codes, values = _fp4((block / step).clamp(-6, 6))
+        return {"weight_packed": _pairs(codes.flatten(1)), "weight_scale": scale}, (values * step).flatten(1)
+    codes = (block / step).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return {"weight": codes.flatten(1), "weight_scale": scale}, (codes.float() * step).flatten(1)
