@@ -25,8 +25,8 @@ from ..containers.checkpoint import Checkpoint
 from ..containers.gguf import GGUFHeader
 from ..containers.safetensors import TensorInfo
 from ..description import CheckpointDescription
-from ..errors import CheckpointError, MissingFiles
-from ..files.selection import Selection, component_folder, select_component
+from ..errors import CheckpointError
+from ..files.selection import SPLIT, Selection, component_folder, parts, select_component
 from ..plan import Group, Layer, LoadPlan
 from ..words import first_ten
 from .base import Family
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from ..files.selection import Folder
 
 SUFFIX = ".gguf"
-SPLIT = r"-(\d{5})-of-(\d{5})\.gguf$"
 _BLOCKS = frozenset(kind.name for kind in QUANTIZED.values())
 # The ends of parameters whose first dimension is 1, which a file may lack: Wan's modulations and image positions, SD3's
 # positions.
@@ -103,14 +102,14 @@ class GGUF(Family):
             name = component_folder(folder, component)
             chosen = select_component(folder, name if weights_name.replace("\\", "/") in folder.names(name) else "",
                                       weights_name)
-            return chosen._replace(files=_parts(chosen.files[0], names, folder.place))
+            return chosen._replace(files=parts(chosen.files[0], names, folder.place))
         found = sorted(name for name in names if name.endswith(SUFFIX))
         first = [name for name in found if (split := re.search(SPLIT, name)) is None or int(split[1]) == 1]
         if len(first) != 1:
             raise CheckpointError(f"there are {len(first)} GGUF files: {first_ten(first)}", folder.place,
                                   "name the one to use in weights_name")
         beside = str(PurePosixPath(first[0]).with_name("config.json"))
-        return Selection("", _parts(first[0], found, folder.place), beside if beside in names else None)
+        return Selection("", parts(first[0], found, folder.place), beside if beside in names else None)
 
     def reads_beside(self, path: str) -> bool:
         return re.search(SPLIT, path) is not None
@@ -122,23 +121,10 @@ class GGUF(Family):
 FAMILY = GGUF()
 
 
-def _parts(name: str, names: list[str], where: str) -> tuple[str, ...]:
-    """A file, or all parts of what it is a part of. Raises MissingFiles for those that are not there."""
-    split = re.search(SPLIT, name)
-    if split is None:
-        return (name,)
-    parts = tuple(f"{name[:split.start()]}-{i + 1:05d}-of-{split[2]}.gguf" for i in range(int(split[2])))
-    missing = [part for part in parts if part not in names]
-    if missing:
-        raise MissingFiles(f"{len(missing)} of {len(parts)} parts are missing: {first_ten(missing)}", where,
-                           "finish the download of this folder")
-    return parts
-
-
 def _check_parts(checkpoint: Checkpoint) -> None:
     """Raise CheckpointError unless the files are all parts of one model."""
     for header in checkpoint.headers:
-        count = header.metadata.get("split.count", "1")
+        count = header.metadata.get("split.count", "0")
         if count not in ("0", str(len(checkpoint.headers))):
             raise CheckpointError(f"this is a part of a model in {count} files, and {len(checkpoint.headers)} are "
                                   "here", header.path, "keep all parts in one folder, under their own names")

@@ -23,7 +23,7 @@ from ..errors import CheckpointError
 from ..words import first_ten
 from .hub_errors import explained, gated
 from .hub_file import HashedFile, RemoteFile
-from .selection import TEXT_SUFFIXES, WEIGHTS, Folder, Selection, leaves_folder
+from .selection import TEXT_SUFFIXES, WEIGHTS, Folder, Selection, leaves_folder, parts
 from .source import read_json
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def plan(reference: str, revision: str, select: Callable[[Folder], Sequence[Sele
 def _chosen(remote: Repo, select: Callable[[Folder], Sequence[Selection]]) -> list[str]:
     """The names that `select` takes, or the file that the reference names."""
     if remote.below in remote.files:
-        names = [remote.below]
+        names = list(parts(remote.below, remote.files, remote.repo))
         remote.below = ""
         return names
     return [name for selection in select(remote) for name in selection.names]

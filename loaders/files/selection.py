@@ -7,7 +7,7 @@ and use forward slashes. The order is SGLang-Diffusion's (docs/sources/sglang.md
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +24,8 @@ TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 # A precision infix, as diffusers' `variant` writes it into weight and index files.
 _PRECISION = r"\.(fp16|bf16|fp32)(?=(-\d+-of-\d+)?\.safetensors|\.json$)"
 _MIXED = r"-mixed(-\d+-of-\d+)?\.safetensors$"
+# llama.cpp's names of a model in several files
+SPLIT = r"-(\d{5})-of-(\d{5})\.gguf$"
 _INDEXES = r"\.safetensors\.index(\.[^./]+)?\.json$"
 
 
@@ -120,6 +122,20 @@ def weight_file(name: str, where: object = "") -> None:
     if suffix not in WEIGHTS:
         raise CheckpointError(f"{suffix or 'this kind of'} files are not read: only .safetensors and .gguf",
                               where or name, "pick a .safetensors or .gguf file")
+
+
+def parts(name: str, names: Collection[str], where: str) -> tuple[str, ...]:
+    """A file, or all parts of the split GGUF that it is one of, by name. Raises MissingFiles for those not in `names`.
+    """
+    split = re.search(SPLIT, name)
+    if split is None:
+        return (name,)
+    found = tuple(f"{name[:split.start()]}-{i + 1:05d}-of-{split[2]}.gguf" for i in range(int(split[2])))
+    missing = [part for part in found if part not in names]
+    if missing:
+        raise MissingFiles(f"{len(missing)} of {len(found)} parts are missing: {first_ten(missing)}", where,
+                           "finish the download of this folder")
+    return found
 
 
 def index_shards(index: dict[str, Any], where: str) -> list[str]:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from support.hub import COMMIT, FakeRepo, Hub
 from support.pack import PACK
@@ -309,3 +310,17 @@ def test_one_svdquant_file_of_several(hub, tmp_path):
     code, text = run(hub, tmp_path, "owner/nunchaku-flux.1-dev", "--download")
     assert code == 0 and "svdquant-int4" in text, text
     assert held(tmp_path, "owner/nunchaku-flux.1-dev") == [names[0]]
+
+
+def test_one_gguf_file_of_several(hub, tmp_path):
+    """A repo of GGUF files is asked for one by name; of a model in parts, all parts come."""
+    from support import gguf_files
+
+    files = {}
+    for name in ("flux-Q4_0.gguf", "flux-Q8_0.gguf", "big-00001-of-00002.gguf", "big-00002-of-00002.gguf"):
+        files[name] = gguf_files.write(tmp_path / name, {f"{name}.weight": torch.ones(4, 4)}).read_bytes()
+    hub.repos["owner/flux-gguf"] = FakeRepo(files)
+    refused("there are 3 GGUF files", hub, tmp_path, "owner/flux-gguf", "--download")
+    for asked, there in (("flux-Q8_0.gguf", ["flux-Q8_0.gguf"]), ("big-00002-of-00002.gguf", ["big-00001-of-00002.gguf", "big-00002-of-00002.gguf", "flux-Q8_0.gguf"])):
+        refused("this is an unknown kind of model", hub, tmp_path, f"owner/flux-gguf/{asked}", "--download")
+        assert held(tmp_path, "owner/flux-gguf") == there

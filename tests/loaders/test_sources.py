@@ -59,7 +59,9 @@ def test_model_folders_and_repo_ids(tiny, tmp_path, monkeypatch):
     shutil.copy(next(tiny.fp8.glob("*.safetensors")), root / "loose" / "one.safetensors")
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusers", ([str(root)], {"folder"}))
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path / "none")], set()))
-    assert local_references() == ["loose/one.safetensors", "owner/tiny", "tiny-fp8"]
+    (root / "loose" / "two.gguf").write_bytes(b"GGUF")
+    (root / "loose" / "notes.txt").write_bytes(b"x")
+    assert local_references() == ["loose/one.safetensors", "loose/two.gguf", "owner/tiny", "tiny-fp8"]
     assert locate("owner/tiny").folder == str(root / "owner" / "tiny" / "transformer")
     assert locate("somebody/tiny-fp8").folder == str(root / "tiny-fp8")
     assert locate("loose/one.safetensors").files == (str(root / "loose" / "one.safetensors"),)
