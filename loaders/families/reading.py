@@ -15,7 +15,6 @@ from .names import PREFIXES
 
 # Ends of names that only one writer has, with the line's end -> what its layers are stored as.
 _PACKED = {".weight._data\n": "optimum-quanto's tensors", "._weight_qdata\n": "torchao's tensors",
-           ".g_idx\n": "GPTQ integers", ".qzeros\n": "GPTQ or AWQ integers",
            ".svd_down\n": "SDNQ's tensors",
            ".W_q\n": "HQQ's integers", ".nbits\n": "HQQ's integers",
            ".q_weight\n": "ExLlamaV2's integers"}

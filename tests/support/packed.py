@@ -81,6 +81,30 @@ def ct_fp8(weight: torch.Tensor, rows: int, columns: int = 0) -> Layer:
     return {"weight": codes, "weight_scale": scale if rows else scale.reshape(1)}, codes.float() * spread
 
 
+# ------------------------------------------------------------------------------------------------- GPTQ and AWQ
+def gptq(weight: torch.Tensor, bits: int = 4, size: int = 128, version: int = 1, *, zeros: bool = False, order: bool = False,
+         negative: bool = False, index: bool = True) -> Layer:
+    """Version 1: less 0x11111111 (of 4 bits) from the word, borrows included; 3 bits each by itself, modulo 8."""
+    size = size or weight.shape[1]
+    group = act_order(weight.shape[1], size) if order else torch.arange(weight.shape[1]) // size
+    codes, zero, scale, meant = grouped(weight, bits, size, zeros=zeros, order=group, scale_dtype=torch.float16, negative=negative)
+    if version == 1 and bits == 3:
+        zero = (zero - 1) % 8
+    qzeros = words(zero.t(), bits, 1, bits == 3)
+    if version == 1 and bits != 3:
+        qzeros = signed((qzeros.long() - sum(1 << i for i in range(0, 32, bits))) % 2 ** 32)
+    made = {"qweight": words(codes.t(), bits, 0, bits == 3), "scales": scale.t().contiguous(), "qzeros": qzeros}
+    return made | ({"g_idx": group.to(torch.int32)} if index else {}), meant
+
+
+def awq(weight: torch.Tensor, size: int = 128) -> Layer:
+    """Nibble p of a word holds row [0, 2, 4, 6, 1, 3, 5, 7][p] of its eight."""
+    codes, zero, scale, meant = grouped(weight, 4, size, zeros=True, scale_dtype=torch.float16)
+    places = [0, 2, 4, 6, 1, 3, 5, 7]
+    pack = [words(part.t().unflatten(1, (-1, 8))[..., places].flatten(1), 4, 1) for part in (codes, zero)]
+    return {"qweight": pack[0], "qzeros": pack[1], "scales": scale.t().contiguous()}, meant
+
+
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 
 

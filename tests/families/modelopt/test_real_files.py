@@ -221,7 +221,7 @@ WRITERS = {
                                  torch.ones(n, k // 32, 1)}, "SDNQ"),
     "HQQ": (lambda n, k: {"W_q": u8(n * k // 64, 32), "scale": torch.ones(n * k // 64, 1), "zero": torch.ones(n * k // 64, 1)}, "HQQ"),
     "GPTQ": (lambda n, k: {"qweight": torch.zeros(k // 8, n, dtype=torch.int32), "qzeros": torch.zeros(1, n // 8, dtype=torch.int32),
-                           "scales": torch.ones(1, n), "g_idx": torch.zeros(k, dtype=torch.int32)}, "GPTQ or AWQ"),
+                           "scales": torch.ones(1, n), "g_idx": torch.zeros(k, dtype=torch.int32)}, "version 1 or 2 of GPTQ"),
     "compressed-tensors": (lambda n, k: {"weight_packed": torch.zeros(n, k // 8, dtype=torch.int32), "weight_scale": torch.ones(n, 1),
                                          "weight_shape": torch.tensor([n, k])}, "compressed-tensors"),
     "ExLlamaV2": (lambda n, k: {"q_weight": torch.zeros(k // 8, n, dtype=torch.int32), "q_scale": u8(3)}, "ExLlamaV2"),
