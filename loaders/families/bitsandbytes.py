@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 STATE, MAPS, NESTED = "quant_state", ("absmax", "quant_map"), ("nested_absmax", "nested_quant_map")
 INT8 = ("SCB", "weight_format")
+OWN = (STATE, *MAPS, *NESTED, *INT8)
 TITLES = {"nf4": "NF4", "fp4": "FP4"}
 LLM_INT8 = "INT8 (LLM.int8)"
 SMALLEST = 8  # values with one scale in a tile; with fewer the scales are larger than the codes
@@ -69,8 +70,8 @@ class BitsAndBytes(Family):
     def read(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> LoadPlan:
         names = adopt(checkpoint)
         states = _by_leaf(checkpoint)
-        whole = {**checkpoint.tensors, **{f"{layer}.weight": TensorInfo("BF16", tuple(state["shape"]), 0, 0)
-                                          for layer, state in states.items()}}
+        whole = {name: info for name, info in checkpoint.tensors.items() if name.rpartition(".")[2] not in OWN}
+        whole |= {f"{layer}.weight": TensorInfo("BF16", tuple(state["shape"]), 0, 0) for layer, state in states.items()}
         architecture, naming = architecture_of(checkpoint, whole)
         dims = dims_of(architecture.dims_from_tensors, checkpoint, whole, naming)
         description = CheckpointDescription(
@@ -140,7 +141,7 @@ def _state(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 def read_layer(states: Mapping[str, dict[str, Any]], stored: StoredLayers, module: Module, name: str, rows: int,
                group: Group, problems: list[str]) -> Layer | None:
     """plan.ReadLayer. `states` are the 4-bit layers' (_state), `stored` reads what is neither 4-bit nor LLM.int8."""
-    own = {leaf: group.pop(leaf) for leaf in (STATE, *MAPS, *NESTED, *INT8) if leaf in group}
+    own = {leaf: group.pop(leaf) for leaf in OWN if leaf in group}
     if not own:
         return stored(module, name, rows, group, problems)
     weight = plans.take_weight(module, name, group, problems)

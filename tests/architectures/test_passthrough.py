@@ -22,7 +22,7 @@ from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.locate import locate
 from quantized_transformers.quant.marker import marker
-from support import common, host_models, host_sizes
+from support import bitsandbytes, common, host_models, host_sizes
 from support.real_files import lora_agrees
 
 pytestmark = pytest.mark.parity
@@ -77,7 +77,9 @@ def mxfp8(weight):
 FORMS = {"BF16": None, "cast": lambda w: ({"weight": w.to(E4M3)}, w.to(E4M3).float()), "FP8": fp8,
          "FP8, marked": lambda w: fp8(w, True), "FP8, first names": lambda w: fp8(w, leaf="scale_weight"),
          "NVFP4, ModelOpt": lambda w: nvfp4(w, False), "NVFP4, marked": lambda w: nvfp4(w, True),
-         "MXFP8, marked": mxfp8, "INT8, marked": int8, "ConvRot": lambda w: int8(w, 16)}
+         "MXFP8, marked": mxfp8, "INT8, marked": int8, "ConvRot": lambda w: int8(w, 16),
+         "bitsandbytes": lambda w: bitsandbytes.llm_int8(w) if w.shape[1] % 8 or w.shape[0] > w.shape[1] else
+         bitsandbytes.four_bits(w, double=True)}
 
 
 def stored_as(name, tensors, form):

@@ -39,7 +39,7 @@ def four_bits(weight: torch.Tensor, kind: str = "nf4", double: bool = False, blo
         levels, offset = stored["nf4_double.weight.nested_quant_map"], float(absmax.mean())
         rest = torch.nn.functional.pad(absmax - offset, (0, -len(absmax) % 256)).view(-1, 256)
         outer = rest.abs().amax(1)
-        index = nearest(rest / outer[:, None], levels)
+        index = nearest(rest / outer.clamp(min=1e-30)[:, None], levels)
         leaves |= {"weight.absmax": index.flatten()[:len(absmax)].to(torch.uint8), "weight.nested_absmax": outer,
                    "weight.nested_quant_map": levels}
         absmax = (levels[index] * outer[:, None]).flatten()[:len(absmax)] + offset
@@ -60,7 +60,7 @@ def nearest(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 def llm_int8(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     """The same of LLM.int8."""
     scale = weight.float().abs().amax(1)
-    codes = (weight.float() * 127 / scale[:, None]).round().to(torch.int8)
+    codes = (weight.float() * 127 / scale.clamp(min=1e-30)[:, None]).round().to(torch.int8)
     return {"weight": codes, "SCB": scale, "weight_format": torch.tensor(0, dtype=torch.uint8)}, \
         codes.float() * scale[:, None] / 127
 
