@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import host
+from ..loaders.containers import gguf
 from ..loaders.errors import CheckpointError
 from ..loaders.families import families
 from ..loaders.files.places import candidates, cleaned
@@ -91,6 +92,8 @@ def check_headers(paths: Iterable[str], limit: int = MAX_JSON) -> None:
                 size = os.fstat(file.fileno()).st_size
         except OSError:
             continue  # the reader says what is wrong with it
+        if start.startswith(gguf.MAGIC):  # its header is read piece by piece
+            continue
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         total += length if length <= size - 8 else 0
         if limit < length <= size - 8 or total > MAX_HEADERS:

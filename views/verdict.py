@@ -81,9 +81,13 @@ def _of_handed(name: str) -> Verdict:
 
 
 def families() -> list[tuple[str, Verdict]]:
-    """One line for each codec: what happens to it on this machine."""
+    """One line for each codec, or for several that run alike: what happens to it on this machine."""
     from ..quant.codecs import codecs as every
 
     others = {title for codec in every().values() for title in codec.also}
-    lines = [(title, of_codecs(frozenset(codecs))) for title, codecs in by_title().items() if title not in others]
-    return [*lines, ("BF16, F16, F32", Verdict(GREEN, "not quantized: runs as ComfyUI runs it"))]
+    lines: dict[str, Verdict] = {}
+    for title, codecs in by_title().items():
+        name = every()[codecs[0]].listed or title
+        if title not in others and name not in lines:
+            lines[name] = of_codecs(frozenset(codecs))
+    return [*lines.items(), ("BF16, F16, F32", Verdict(GREEN, "not quantized: runs as ComfyUI runs it"))]

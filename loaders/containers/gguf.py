@@ -27,7 +27,7 @@ ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # of tensors that ComfyUI-GGUF's conv
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _SHORT = 64  # numbers or strings: longer lists are not kept
-_MOST_DIMENSIONS, _MOST = 8, 1 << 31
+_MOST_DIMENSIONS, _MOST, _MOST_ENTRIES = 8, 1 << 31, 1 << 20
 
 
 class GGUFHeader(Header):
@@ -134,7 +134,7 @@ def _read(path: str, data: Any, size: int) -> GGUFHeader:
         raise CheckpointError(f"this GGUF file is of version {version}; versions 2 and 3 are read", path,
                               "convert the model again with a current llama.cpp or ComfyUI-GGUF")
     count, keys = reader.number("<Q"), reader.number("<Q")
-    if max(count, keys) * 12 > size:
+    if max(count, keys) > min(_MOST_ENTRIES, size // 12):
         raise _Malformed(f"{count:,} tensors and {keys:,} keys in {size:,} bytes")
     found: dict[str, Any] = {}
     for _ in range(keys):

@@ -53,13 +53,14 @@ class GGUF(Family):
 
     name = "gguf"
     title = "GGUF"
+    words = {"gguf": "GGUF"}
 
     def colours(self) -> Mapping[str, tuple[int, int, int]]:
         """From few bits a value (red) to many (blue)."""
         shades = {}
         for kind in QUANTIZED.values():
             full = min(kind.size * 8 / kind.block / 8.5, 1.0)
-            shades[kind.name] = round(230 - 170 * full), round(110 + 60 * full), round(70 + 150 * full)
+            shades[_format(kind.name)] = round(230 - 170 * full), round(110 + 60 * full), round(70 + 150 * full)
         return shades
 
     def recognise(self, checkpoint: Checkpoint) -> bool:
@@ -81,7 +82,7 @@ class GGUF(Family):
                                      "the file as weights on its base")
         plan = plans.make(LoadPlan(description, architecture), tensors, _layer)
         decoded = sorted(piece.layer.name for planned in plan.modules for piece in planned.pieces
-                         if piece.layer.read is None and piece.layer.format in _BLOCKS)
+                         if piece.layer.read is None and piece.layer.format.startswith(self.title))
         if decoded:
             description.notes.append(f"{len(decoded)} tensors in blocks are no weights of Linear layers; they are "
                                      f"decoded when they are loaded: {first_ten(decoded)}")
@@ -114,11 +115,13 @@ class GGUF(Family):
     def reads_beside(self, path: str) -> bool:
         return re.search(SPLIT, path) is not None
 
-    def badge(self, reference: str) -> str:
-        return self.title
-
 
 FAMILY = GGUF()
+
+
+def _format(kind: str) -> str:
+    """A type in reports: ggml's MXFP4 and NVFP4 are not those of others."""
+    return f"GGUF {kind}"
 
 
 def _check_parts(checkpoint: Checkpoint) -> None:
@@ -158,10 +161,10 @@ def _layer(module: Module, name: str, rows: int, group: Group, problems: list[st
         problems.append(f"{tensor_name(name, module.stored_leaf)} is {list(weight.shape)}, expected {list(wanted)}")
     leaves, kind = plans.leaves(module.stored_leaf, *plans.bias_of(module)), TYPES[weight.dtype]
     if not module.linear or module.inner[0] % kind.block:
-        return Layer(name, weight.dtype, leaves)
+        return Layer(name, _format(weight.dtype), leaves)
     from ...quant.codecs.ggml import codec_name
 
-    return Layer(name, weight.dtype, leaves, partial(_read, weight.dtype, rows, module.inner[0]),
+    return Layer(name, _format(weight.dtype), leaves, partial(_read, weight.dtype, rows, module.inner[0]),
                  codecs=(codec_name(weight.dtype),))
 
 

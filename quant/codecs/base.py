@@ -41,7 +41,7 @@ class Codec:
     off, and with it those of kernels that lean on it; `why` says in words why the host's layout does not hold such
     tiles. `one_input`: whether one activation scale holds for a whole weight, so that its tiles share what is made of
     the activation; weights that mix these with plain ones are multiplied in full precision. `requantizes`: whether a
-    float weight can be coded so again.
+    float weight can be coded so again. `listed`: what the doctor has one line for, of codecs that run alike.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Codec:
     also: tuple[str, ...] = ()
     shifts = False
     requantizes = True
+    listed = ""
 
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:
         """The weight [rows, columns] without a low-rank branch, by definition."""

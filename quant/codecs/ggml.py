@@ -26,6 +26,7 @@ class GGML(Codec):
     """See base.Codec and the module. "codes" are U8 [rows, bytes of a row]."""
 
     requantizes = False
+    listed = "GGUF"
     why = "blocks that only ggml has"
 
     def __init__(self, kind: Type) -> None:

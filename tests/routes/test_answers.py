@@ -105,6 +105,14 @@ def test_limits(monkeypatch, tmp_path):
         check_headers(files)
 
 
+def test_a_large_gguf_file_is_no_large_header(tmp_path):
+    """Its first eight bytes, as safetensors has them, would be a header of 14 GB."""
+    with open(tmp_path / "large.gguf", "wb") as file:
+        file.write(b"GGUF\x03\0\0\0")
+        file.truncate(16 << 30)
+    check_headers([str(tmp_path / "large.gguf")])
+
+
 def test_stamps_follow_the_files(monkeypatch, tmp_path):
     """Any file that a reader could open changes the stamp, and a link's target does."""
     monkeypatch.setattr(host, "model_folders", lambda: [str(tmp_path / "models")])

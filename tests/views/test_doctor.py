@@ -36,7 +36,7 @@ def test_an_impostor_and_a_line_for_each_family(tmp_path):
     assert facts["device"] == "cpu" and facts["kitchen"]["eager"].startswith("available")
     assert facts["torch_npu"] == facts["flashinfer"] == "not installed"
     levels = {row["family"]: row["verdict"] for row in facts["families"]}
-    assert levels.pop("BF16, F16, F32") == "green" and set(levels.values()) == {"amber"} and len(levels) == 20
+    assert levels.pop("BF16, F16, F32") == "green" and set(levels.values()) == {"amber"} and len(levels) == 24
     text = lines(facts)
     assert any("statistics library" in line for line in text) and text[-1].startswith("green  BF16, F16, F32")
 

@@ -62,7 +62,7 @@ def test_every_type(weights, tmp_path, kind):
     tensors, truth = packed(weights["native"], kind)
     loaded = load(write(tmp_path / "model.gguf", tensors))
     assert common.rel_l2(velocity(loaded), expected(truth)) < EXACT
-    assert loaded.description.family == "gguf" and loaded.description.formats[kind] > 20
+    assert loaded.description.family == "gguf" and loaded.description.formats[f"GGUF {kind}"] > 20
     weight = loaded.patcher.get_model_object(f"diffusion_model.{LAYER}").weight
     assert is_tiled(weight) and weight._qdata.dtype == torch.uint8
     assert np.array_equal(weight._qdata.numpy(), tensors[f"{LAYER}.weight"][0])
@@ -77,7 +77,7 @@ def test_mixtures_under_every_name(weights, tmp_path, style, prefix):
     tensors, truth = packed(weights[style], MIXED)
     loaded = load(write(tmp_path / "model.gguf", {prefix + name: tensor for name, tensor in tensors.items()}))
     assert common.rel_l2(velocity(loaded), expected(truth)) < EXACT
-    assert set(MIXED) <= loaded.description.formats.keys()
+    assert {f"GGUF {kind}" for kind in MIXED} <= loaded.description.formats.keys()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
