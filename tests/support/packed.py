@@ -138,3 +138,30 @@ def ct_mx(weight: torch.Tensor, bits: int) -> Layer:
         return {"weight_packed": _pairs(codes.flatten(1)), "weight_scale": scale}, (values * step).flatten(1)
     codes = (block / step).clamp(-448, 448).to(torch.float8_e4m3fn)
     return {"weight": codes.flatten(1), "weight_scale": scale}, (codes.float() * step).flatten(1)
+
+
+# ------------------------------------------------------------------------------------------------- SDNQ
+def sdnq(weight: torch.Tensor, kind: str, size: int = 0, rank: int = 0) -> Layer:
+    rows, columns = weight.shape
+    low, made = torch.zeros(()), {}
+    if rank:
+        u, s, v = torch.linalg.svd(weight, full_matrices=False)
+        made = {"svd_up": (u[:, :rank] * s[:rank]).bfloat16(), "svd_down": v[:rank].bfloat16().contiguous()}
+        low = made["svd_up"].float() @ made["svd_down"].float()
+    block = (weight - low).unflatten(1, (-1, size or columns))
+    if kind.startswith("uint"):
+        zero = block.amin(-1, keepdim=True)
+        scale = (block.amax(-1, keepdim=True) - zero) / (2 ** int(kind[4:]) - 1)
+        codes = ((block - zero) / scale).round().to(torch.uint8)
+        meant, made["zero_point"] = codes.float() * scale + zero, zero
+    else:
+        top = {"int8": 127, "int4": 7}.get(kind, 448)
+        scale = block.abs().amax(-1, keepdim=True) / top
+        codes = (block / scale).to(torch.float8_e4m3fn) if top == 448 else (block / scale).round().to(torch.int8)
+        meant = codes.float() * scale
+        codes = (codes + 8).to(torch.uint8) if kind == "int4" else codes
+    made |= {"scale": scale if size else scale[:, 0],
+             "weight": _pairs(codes.flatten(1)).flatten() if kind.endswith("int4") else codes if size else codes.flatten(1)}
+    if "zero_point" in made and not size:
+        made["zero_point"] = made["zero_point"][:, 0]
+    return made, meant.flatten(1) + low
