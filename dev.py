@@ -38,8 +38,9 @@ PACK_NAME = "quantized-transformers"
 WINDOWS = os.name == "nt"
 DEFINED_BY = ("requirements.txt", "requirements-dev.txt", "requirements-host.txt")
 OLDEST = "requirements-oldest.txt"
-# Two files at a time: tests of servers and browsers mostly wait (10 minutes instead of 16).
-PARALLEL = ("-n", "2", "--dist", "loadfile")
+# Two files at a time: tests of servers and browsers mostly wait (10 minutes instead of 16). In the order of
+# tests/conftest.py: by the number of tests, as xdist has it, the longest files come last, one of them alone.
+PARALLEL = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 ENDS = ("newest", "oldest")  # of the range of versions that this pack works with
 
 

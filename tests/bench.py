@@ -72,11 +72,11 @@ sys.path.insert(0, os.path.join(os.environ["PACK"], "tests"))
 from support.pack import start_comfy
 start_comfy()
 import diffusers, torch
-from support import svdquant_models as made
+from support import svdquant_tables as tables
 with torch.device("meta"):
     net = diffusers.FluxTransformer2DModel(num_layers=19, num_single_layers=38, guidance_embeds=True)
-made.header_only(sys.argv[1], {k: tuple(v.shape) for k, v in net.state_dict().items()}, made.flux_table(19, 38, 3072),
-                 sys.argv[2], 32, made.flux_plain, True)
+tables.header_only(sys.argv[1], {k: tuple(v.shape) for k, v in net.state_dict().items()}, tables.flux_table(19, 38, 3072),
+                   sys.argv[2], 32, tables.flux_plain, True)
 """
 
 SVDQ = r"""

@@ -13,6 +13,16 @@ start_comfy()
 
 from support import flux
 
+MARKS = ("host", "browser", "parity", "unit")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of servers first, those of small tests last: where files are shared out, no worker is left with a long one."""
+    def place(item: pytest.Item) -> int:
+        module = item.getparent(pytest.Module)
+        return next((at for at, mark in enumerate(MARKS) if module and module.get_closest_marker(mark)), len(MARKS))
+    items.sort(key=place)
+
 
 @dataclass(frozen=True)
 class Tiny:

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from support import host_models, svdquant_models
+from support import host_models, svdquant_tables
 from support.browser import Frontend
 from support.pack import PACK
 from support.server import Server, outputs
@@ -160,10 +160,10 @@ def full_size(models: Path) -> None:
     (models / FP8 / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}), encoding="utf-8")
     (models / FLUX / "model_index.json").write_text('{"_class_name": "FluxPipeline"}', encoding="utf-8")
     for repo, shapes, table, rename, name in (
-            (SVDQ, flux_shapes, svdquant_models.flux_table(19, 38, 3072), svdquant_models.flux_plain, "flux.1-dev"),
-            (QWEN, qwen_shapes, svdquant_models.qwen_table(60), lambda name: name, "qwen-image")):
+            (SVDQ, flux_shapes, svdquant_tables.flux_table(19, 38, 3072), svdquant_tables.flux_plain, "flux.1-dev"),
+            (QWEN, qwen_shapes, svdquant_tables.qwen_table(60), lambda name: name, "qwen-image")):
         (models / repo).mkdir(parents=True)
-        svdquant_models.header_only(models / repo / f"svdq-int4_r32-{name}.safetensors", shapes, table, "int4", 32, rename,
+        svdquant_tables.header_only(models / repo / f"svdq-int4_r32-{name}.safetensors", shapes, table, "int4", 32, rename,
                                     legacy=repo == SVDQ)
 
 

@@ -41,10 +41,18 @@ QWEN_FP8 = [r"img_in|txt_in|time_text_embed.*|norm_out.*|proj_out",
 FLUX1_NVFP4 = [*flux.FALLBACK, r"single_transformer_blocks\.\d+\.proj_mlp"]
 QWEN_TEXT = text_encoders_llm.WIDTHS["qwen_image"]
 FLUX2_TEXT = text_encoders_llm.WIDTHS["flux2"]
-# The host has sizes of Qwen-Image and Z-Image in its code; see their small_widths.
+# The host has sizes of Qwen-Image and Z-Image in its code; see their small_widths. Of the 32 real layers of Qwen's vision
+# tower, which takes most of an edit's time, 8 are run: the eighth sees all of a picture. (All of them against transformers:
+# tests/loaders/components/test_text_encoders_qwen_mistral.py.)
 SHIM = f"""import sys
 sys.path.insert(0, {str(SUPPORT.parent)!r})
+from comfy.text_encoders import qwen_vl
 from support import qwen_image, z_image
+forward = qwen_vl.Qwen2VLVisionTransformer.forward
+def shorter(self, *args, **kwargs):
+    self.blocks = self.blocks[:8]
+    return forward(self, *args, **kwargs)
+qwen_vl.Qwen2VLVisionTransformer.forward = shorter
 held = [qwen_image.small_widths(), z_image.small_widths()]
 for context in held:
     context.__enter__()

@@ -1,157 +1,33 @@
-"""Tiny models as Nunchaku publishes them: quantized here by SVD and rounding, packed by svdquant.py, with what every
-layer is in natural order. Nothing here uses the pack."""
+"""Tiny models as Nunchaku publishes them, with what every layer (svdquant_layers.py) is in natural order. Nothing here
+uses the pack."""
 
 from __future__ import annotations
 
 import copy
 import json
-import math
-import struct
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from support import flux, flux2, qwen_image, svdquant, z_image
-from support.common import E2M1, rel_l2, save
-
-SHIFT = 0.171875  # docs/sources/nunchaku.md, "Unsigned activations"
-
-
-@dataclass(frozen=True)
-class Natural:
-    """One stored layer as numbers, F32 (every value fits the dtype it is stored in).
-
-    y = quant((x + shift) / smooth) @ residual.T + (x @ down.T) @ up.T + bias; AWQ: y = x @ residual.T + bias.
-    """
-
-    residual: Tensor  # [N, K], codes times scales
-    bias: Tensor  # as stored, less the folded 1 of modulations
-    smooth: Tensor | None = None
-    down: Tensor | None = None  # [R, K]
-    up: Tensor | None = None  # [N, R]
-    unsigned: bool = False
-
-    @property
-    def weight(self) -> Tensor:
-        """The plain weight that it stands for (docs/sources/nunchaku.md, "Arithmetic")."""
-        if self.smooth is None or self.up is None or self.down is None:
-            return self.residual
-        return self.residual / self.smooth + self.up @ self.down
-
-    @property
-    def plain_bias(self) -> Tensor:
-        """The bias beside `weight`, for a plain Linear (docs/sources/nunchaku.md, "Unsigned activations")."""
-        if not self.unsigned or self.smooth is None:
-            return self.bias
-        return self.bias + SHIFT * (self.residual / self.smooth).sum(1)
-
-    def rows(self, first: int, count: int) -> Natural:
-        cut = slice(first, first + count)
-        return Natural(self.residual[cut], self.bias[cut], self.smooth, self.down,
-                       None if self.up is None else self.up[cut], self.unsigned)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The W4A4 arithmetic of docs/sources/nunchaku.md, int4; AWQ layers have 16-bit activations."""
-        if self.smooth is None or self.up is None or self.down is None:
-            return x @ self.residual.T + self.bias
-        q = fake_int4((x + SHIFT if self.unsigned else x) / self.smooth, self.unsigned)
-        return q @ self.residual.T + (x @ self.down.T) @ self.up.T + self.bias
-
-
-def fake_int4(x: Tensor, unsigned: bool) -> Tensor:
-    """Activations through int4 and back: a scale for each row and 64 channels."""
-    groups = x.unflatten(-1, (-1, 64))
-    top = 15 if unsigned else 7
-    scale = groups.abs().amax(-1, keepdim=True) / top
-    codes = (groups / torch.where(scale == 0, 1, scale)).round().clamp(0 if unsigned else -7, top)
-    return (codes * scale).flatten(-2)
-
-
-def _half(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.bfloat16)
-
-
-def w4a4(weight: Tensor, bias: Tensor, precision: str, rank: int, unsigned: bool, parts: int, g: torch.Generator
-         ) -> tuple[Natural, dict[str, Tensor]]:
-    """Quantize a [N, K] weight of `parts` joined Linears: (its numbers, its packed leaves by v2 names)."""
-    weight, bias = weight.float(), bias.float()
-    rows, columns = weight.shape
-    smooth = _half(torch.rand(columns, generator=g) + 0.5)
-    u, s, v = torch.svd_lowrank(weight * smooth.float(), q=rank, niter=1)
-    up, down = _half(u * s), _half(v.T / smooth.float())
-    rest = weight * smooth.float() - up.float() @ (down.float() * smooth.float())
-    leaves = {"smooth_factor": svdquant.pack_vector(smooth), "smooth_factor_orig": svdquant.pack_vector(smooth * 3),
-              "proj_down": svdquant.pack_down(down.T.contiguous()), "proj_up": svdquant.pack_up(up)}
-    if precision == "int4":
-        groups = rest.view(rows, -1, 64)
-        scale = _half(groups.abs().amax(-1) / 7)
-        codes = (groups / scale.float()[..., None]).round().clamp(-7, 7).to(torch.int8)
-        residual = (codes * scale.float()[..., None]).view(rows, columns)
-        leaves |= {"qweight": svdquant.pack_codes(codes.view(rows, columns).view(torch.uint8) & 15),
-                   "wscales": svdquant.pack_scales(scale.T.contiguous())}
-    else:
-        groups = rest.view(parts, rows // parts, -1, 16)
-        top = _half(groups.abs().amax((1, 2, 3)) / 6 / 448)
-        channel = top.float()[:, None, None].expand(parts, rows // parts, 1).reshape(rows, 1)
-        blocks = rest.view(rows, -1, 16)
-        scale = (blocks.abs().amax(-1) / 6 / channel).to(torch.float8_e4m3fn)
-        total = torch.where(scale.float() == 0, 1, scale.float())[..., None] * channel[..., None]
-        scaled = blocks / total
-        codes = torch.bucketize(scaled.abs(), torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5])) + 8 * (scaled < 0)
-        residual = (E2M1[codes] * scale.float()[..., None]).view(rows, columns) * channel
-        leaves |= {"qweight": svdquant.pack_codes(codes.view(rows, columns).to(torch.uint8)),
-                   "wscales": svdquant.pack_micro(scale)}
-        leaves |= {"wcscales": svdquant.pack_vector(_half(channel.view(-1)))} if parts > 1 else {"wtscale": top}
-    unsigned = unsigned and precision == "int4"
-    if unsigned:  # the quantizer's own correction, on the float residual
-        bias = bias - SHIFT * (weight - up.float() @ down.float()).sum(1)
-    leaves["bias"] = svdquant.pack_vector(_half(bias))
-    return Natural(residual, _half(bias).float(), smooth.float(), down.float(), up.float(), unsigned), leaves
-
-
-def awq(weight: Tensor, bias: Tensor, vectors: int) -> tuple[Natural, dict[str, Tensor]]:
-    """Quantize a modulation [S * D, K] as deepcompressor does: rows interleaved [D, S], 1 folded into the scales' biases
-    (docs/formats/awq-w4a16.md; docs/sources/nunchaku.md, "Modulation"). 0 vectors: as nunchaku_lite has it, in natural
-    order, its groups without padding."""
-    weight, bias = weight.float(), bias.float().clone()
-    rows, columns = weight.shape
-    groups = weight.view(rows, -1, 64)
-    low = groups.amin(-1)
-    scale, zero = _half((groups.amax(-1) - low) / 15), _half(low)
-    codes = ((groups - zero.float()[..., None]) / scale.float()[..., None]).round().clamp(0, 15)
-    residual = (codes * scale.float()[..., None] + zero.float()[..., None]).view(rows, columns)
-    if not vectors:
-        return Natural(residual, _half(bias).float()), {
-            "qweight": svdquant.pack_awq(codes.view(rows, columns).to(torch.uint8)), "wscales": scale.T.contiguous(),
-            "wzeros": zero.T.contiguous(), "bias": _half(bias)}
-    one = torch.zeros(vectors, rows // vectors)
-    one[sorted({1, vectors - 2})] = 1
-    folded = _half(bias + one.view(-1))
-
-    def interleave(tensor: Tensor) -> Tensor:
-        return tensor.view(vectors, rows // vectors, -1).transpose(0, 1).reshape(rows, -1)
-
-    def padded(tensor: Tensor) -> Tensor:
-        out = torch.zeros(-(-tensor.shape[1] // 16) * 16, rows, dtype=tensor.dtype)
-        out[:tensor.shape[1]] = interleave(tensor).T
-        return out
-
-    leaves = {"qweight": svdquant.pack_awq(interleave(codes.view(rows, columns)).to(torch.uint8)), "wscales": padded(scale),
-              "wzeros": padded(zero), "bias": interleave(folded).view(-1).contiguous()}
-    return Natural(residual, folded.float() - one.view(-1)), leaves
-
-
-class Cut(NamedTuple):
-    """A stored layer that has these rows or columns of a diffusers Linear. `biased`: and its whole bias."""
-
-    rows: slice = slice(None)
-    columns: slice = slice(None)
-    biased: bool = False
+from support.common import rel_l2, save
+from support.svdquant_layers import Natural, awq, w4a4
+from support.svdquant_tables import (
+    LEGACY,
+    REFINERS,
+    Cut,
+    Table,
+    flux2_table,
+    flux_plain,
+    flux_table,
+    qwen_table,
+    z_image_table,
+)
 
 
 @dataclass
@@ -236,10 +112,6 @@ def given(patcher: Any) -> list[Tensor]:
     return seen
 
 
-_LEGACY = (("proj_down", "lora_down"), ("proj_up", "lora_up"), ("smooth_factor_orig", "smooth_orig"),
-           ("smooth_factor", "smooth"))
-
-
 def _make(model: Any, table: dict[str, tuple[list[str], Any]], precision: str, rank: int, file: str, class_name: str,
           rename: Callable[[str], str] = lambda name: name, legacy: bool = False, biases: bool = True) -> Made:
     """`table`: stored layer → (diffusers Linears whose rows it joins, how): an int is the number of interleaved vectors
@@ -274,7 +146,7 @@ def _make(model: Any, table: dict[str, tuple[list[str], Any]], precision: str, r
             at += len(part)
             left.pop(f"{linear}.weight", None)
             left.pop(f"{linear}.bias", None)
-        new = dict(_LEGACY) if legacy else {}
+        new = dict(LEGACY) if legacy else {}
         made.tensors |= {f"{name}.{new.get(leaf, leaf)}": tensor for leaf, tensor in leaves.items()}
     made.tensors |= {rename(name): tensor for name, tensor in left.items()}
     weight = {"int4": {"dtype": "int4", "scale_dtype": None, "group_size": 64},
@@ -288,85 +160,6 @@ def _make(model: Any, table: dict[str, tuple[list[str], Any]], precision: str, r
 
 def file_name(precision: str, rank: int, model: str) -> str:
     return f"svdq-{'int4' if precision == 'int4' else 'fp4'}_r{rank}-{model}.safetensors"
-
-
-Table = dict[str, tuple[list[str], Any]]
-
-
-def _block(at: str, *rows: tuple[str, list[str], Any]) -> Table:
-    return {f"{at}.{name}": ([f"{at}.{linear}" for linear in linears], how) for name, linears, how in rows}
-
-
-def flux_table(double: int, single: int, hidden: int) -> Table:
-    table: Table = {}
-    for i in range(double):
-        table |= _block(
-            f"transformer_blocks.{i}",
-            ("norm1.linear", ["norm1.linear"], 6), ("norm1_context.linear", ["norm1_context.linear"], 6),
-            ("qkv_proj", ["attn.to_q", "attn.to_k", "attn.to_v"], ""),
-            ("qkv_proj_context", ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"], ""),
-            ("out_proj", ["attn.to_out.0"], ""), ("out_proj_context", ["attn.to_add_out"], ""),
-            ("mlp_fc1", ["ff.net.0.proj"], ""), ("mlp_fc2", ["ff.net.2"], "unsigned"),
-            ("mlp_context_fc1", ["ff_context.net.0.proj"], ""), ("mlp_context_fc2", ["ff_context.net.2"], "unsigned"))
-    for i in range(single):
-        table |= _block(
-            f"single_transformer_blocks.{i}", ("norm.linear", ["norm.linear"], 3),
-            ("qkv_proj", ["attn.to_q", "attn.to_k", "attn.to_v"], ""), ("mlp_fc1", ["proj_mlp"], ""),
-            ("out_proj", ["proj_out"], slice(0, hidden)), ("mlp_fc2", ["proj_out"], slice(hidden, 5 * hidden)))
-    return table
-
-
-def flux2_table(double: int, single: int, hidden: int, names: int) -> Table:
-    """FLUX.2's layers: `names` 0 under FLUX.1's names, 1 under those of Nunchaku's Python runtime."""
-    table: Table = {}
-    for i in range(double):
-        table |= _block(f"transformer_blocks.{i}", *((both[names], linears, "") for both, linears in (
-            (("qkv_proj", "attn.to_qkv"), ["attn.to_q", "attn.to_k", "attn.to_v"]),
-            (("qkv_proj_context", "attn.to_added_qkv"), ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"]),
-            (("out_proj", "attn.to_out.0"), ["attn.to_out.0"]), (("out_proj_context", "attn.to_add_out"), ["attn.to_add_out"]),
-            (("mlp_fc1", "ff.linear_in"), ["ff.linear_in"]), (("mlp_fc2", "ff.linear_out"), ["ff.linear_out"]),
-            (("mlp_context_fc1", "ff_context.linear_in"), ["ff_context.linear_in"]),
-            (("mlp_context_fc2", "ff_context.linear_out"), ["ff_context.linear_out"]))))
-    for i in range(single):
-        table |= _block(f"single_transformer_blocks.{i}", *((f"{'attn.' * names}{name}", [linear], cut)
-                                                           for name, linear, cut in (
-            ("qkv_proj", "attn.to_qkv_mlp_proj", Cut(slice(0, 3 * hidden))),
-            ("mlp_fc1", "attn.to_qkv_mlp_proj", Cut(slice(3 * hidden, 9 * hidden))),
-            ("out_proj", "attn.to_out", Cut(columns=slice(0, hidden))),
-            ("mlp_fc2", "attn.to_out", Cut(columns=slice(hidden, 4 * hidden))))))
-    return table
-
-
-def qwen_table(layers: int) -> Table:
-    table: Table = {}
-    for i in range(layers):
-        table |= _block(
-            f"transformer_blocks.{i}", ("img_mod.1", ["img_mod.1"], 6), ("txt_mod.1", ["txt_mod.1"], 6),
-            ("attn.to_qkv", ["attn.to_q", "attn.to_k", "attn.to_v"], ""),
-            ("attn.add_qkv_proj", ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"], ""),
-            ("attn.to_out.0", ["attn.to_out.0"], ""), ("attn.to_add_out", ["attn.to_add_out"], ""),
-            ("img_mlp.net.0.proj", ["img_mlp.net.0.proj"], ""), ("img_mlp.net.2", ["img_mlp.net.2"], "unsigned"),
-            ("txt_mlp.net.0.proj", ["txt_mlp.net.0.proj"], ""), ("txt_mlp.net.2", ["txt_mlp.net.2"], "unsigned"))
-    return table
-
-
-REFINERS = [f"{stack}.{i}" for stack in ("noise_refiner", "context_refiner") for i in range(2)]
-
-
-def z_image_table(layers: int, refiners: bool) -> Table:
-    table: Table = {}
-    for at in [f"layers.{i}" for i in range(layers)] + REFINERS * refiners:
-        table |= _block(
-            at, ("attention.to_qkv", ["attention.to_q", "attention.to_k", "attention.to_v"], ""),
-            ("attention.to_out.0", ["attention.to_out.0"], ""),
-            ("feed_forward.net.0.proj", ["feed_forward.w3", "feed_forward.w1"], ""),
-            ("feed_forward.net.2", ["feed_forward.w2"], ""))
-    return table
-
-
-def flux_plain(name: str) -> str:
-    """What FLUX.1 files call an unquantized tensor of this diffusers name."""
-    return name.replace(".attn.norm_", ".norm_")
 
 
 def make_flux(precision: str = "int4", rank: int = 16, double: int = 1, single: int = 1, model: Any = None,
@@ -491,45 +284,3 @@ def row_major(made: Made, packed_vectors: bool) -> Made:
         "quant_method": "svdquant", "rank": rank, "precision": "nvfp4", "act_unsigned": False,
         "modules_to_not_convert": ["lm_head"]}}}
     return out
-
-
-def header_only(path: Path, shapes: dict[str, tuple[int, ...]], table: Table, precision: str, rank: int,
-                rename: Callable[[str], str] = lambda name: name, legacy: bool = False) -> None:
-    """A sparse file of a checkpoint of these sizes, all zeros but the smooth factors: `shapes` are diffusers' tensors by
-    name."""
-    left, entries = dict(shapes), {}
-    half, new = ("BF16", 2), dict(_LEGACY) if legacy else {}
-    for name, (linears, how) in table.items():
-        rows = sum(shapes[f"{linear}.weight"][0] for linear in linears)
-        columns = shapes[f"{linears[0]}.weight"][1]
-        cut = how if isinstance(how, Cut) else Cut(columns=how) if isinstance(how, slice) else Cut()
-        rows, columns = len(range(*cut.rows.indices(rows))), len(range(*cut.columns.indices(columns)))
-        if isinstance(how, int):
-            groups = -(-columns // 1024) * 16
-            leaves = {"qweight": (("I32", 4), (rows // 4, columns // 2)), "wscales": (half, (groups, rows)),
-                      "wzeros": (half, (groups, rows)), "bias": (half, (rows,))}
-        else:
-            int4 = precision == "int4"
-            leaves = {"qweight": (("I8", 1), (rows, columns // 2)), "bias": (half, (rows,)),
-                      "wscales": (half if int4 else ("F8_E4M3", 1), (columns // (64 if int4 else 16), rows)),
-                      "smooth_factor": (half, (columns,)), "smooth_factor_orig": (half, (columns,)),
-                      "proj_down": (half, (columns, rank)), "proj_up": (half, (rows, rank))}
-        entries |= {f"{name}.{new.get(leaf, leaf)}": entry for leaf, entry in leaves.items()}
-        for linear in linears:
-            left.pop(f"{linear}.weight", None)
-            left.pop(f"{linear}.bias", None)
-    entries |= {rename(name): (half, shape) for name, shape in left.items()}
-    header, at, ones = {}, 0, []
-    for name, ((dtype, size), shape) in entries.items():
-        end = at + size * math.prod(shape)
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
-        if name.endswith((".smooth", ".smooth_factor")):
-            ones.append((at, shape[0]))
-        at = end
-    text = json.dumps(header).encode()
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + at)
-        for start, count in ones:  # activations are divided by it
-            file.seek(8 + len(text) + start)
-            file.write(b"\x80\x3f" * count)

@@ -10,6 +10,7 @@ import torch
 
 from support import common
 from support import svdquant_models as models
+from support import svdquant_tables as tables
 
 # One block on the second level, two on the third and in the middle; the third level's width is 4 * 64.
 SMALL = {"hidden": 64, "in": 4, "out": 4, "text": 96, "vector": 32 + 6 * 256, "middle": 1, "deep": 2}
@@ -51,9 +52,9 @@ def network(sizes: dict[str, int], **config: Any) -> Any:
         "projection_class_embeddings_input_dim": sizes["vector"], **config})
 
 
-def table(unet: Any) -> models.Table:
+def table(unet: Any) -> tables.Table:
     """What Nunchaku quantizes of a UNet: six layers of every transformer block."""
-    rows: models.Table = {}
+    rows: tables.Table = {}
     for name, module in unet.named_modules():
         if type(module).__name__ == "BasicTransformerBlock":
             rows[f"{name}.attn1.to_qkv"] = ([f"{name}.attn1.to_{x}" for x in "qkv"], "")
@@ -70,7 +71,7 @@ def make(precision: str = "int4", rank: int = 16, sizes: dict[str, int] = SMALL)
                         "NunchakuSDXLUNet2DConditionModel", legacy=True)
 
 
-def published_shapes() -> tuple[dict[str, tuple[int, ...]], models.Table]:
+def published_shapes() -> tuple[dict[str, tuple[int, ...]], tables.Table]:
     """Names and shapes of SDXL's tensors, and what is quantized of them."""
     with torch.device("meta"):
         unet = network(PUBLISHED)

@@ -17,6 +17,7 @@ from quantized_transformers.loaders.families.nunchaku.files import Choice
 from support import common, flux, qwen_image, z_image
 from support import lora as lora_tools
 from support import svdquant_models as models
+from support import svdquant_tables as tables
 from support.svdquant_case import FORWARD, Case
 
 pytestmark = pytest.mark.parity
@@ -291,8 +292,8 @@ def test_layers_are_read_one_at_a_time(tmp_path):
     with torch.device("meta"):
         network = type(flux.make())(num_layers=1, num_single_layers=2, guidance_embeds=True)
     path = tmp_path / "wide.safetensors"
-    models.header_only(path, {name: tuple(t.shape) for name, t in network.state_dict().items()},
-                       models.flux_table(1, 2, 3072), "int4", 32, models.flux_plain, legacy=True)
+    tables.header_only(path, {name: tuple(t.shape) for name, t in network.state_dict().items()},
+                       tables.flux_table(1, 2, 3072), "int4", 32, tables.flux_plain, legacy=True)
     size = path.stat().st_size
     with open(path, "rb") as file:  # what is in the page cache comes in by large pages where one byte is touched
         while file.read(1 << 24):

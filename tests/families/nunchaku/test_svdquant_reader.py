@@ -17,7 +17,7 @@ from quantized_transformers.loaders.families.nunchaku.files import Choice, choos
 from quantized_transformers.loaders.locate import locate
 from quantized_transformers.loaders.report import describe_report
 from quantized_transformers.views.layer_map import layer_map
-from support import svdquant_models as models
+from support import svdquant_tables as tables
 
 pytestmark = pytest.mark.unit
 
@@ -40,17 +40,17 @@ def shapes_of(class_name: str, **config: Any) -> Shapes:
 
 def z_image(path: Path, refiners: bool, precision: str) -> None:
     shapes = shapes_of("ZImageTransformer2DModel")
-    models.header_only(path, shapes, models.z_image_table(30, refiners), precision, 128)
+    tables.header_only(path, shapes, tables.z_image_table(30, refiners), precision, 128)
 
 
 PUBLISHED = {
-    "FLUX.1": (partial(models.header_only, shapes=None, table=models.flux_table(19, 38, 3072), rank=32,
-                       rename=models.flux_plain, legacy=True), 304, 76, 32),
-    "Qwen-Image": (partial(models.header_only, shapes=None, table=models.qwen_table(60), rank=32), 480, 120, 32),
-    "FLUX.2": (partial(models.header_only, shapes=None, table=models.flux2_table(8, 24, 4096, 0), rank=32,
-                       rename=models.flux_plain, legacy=True), 160, 0, 32),
-    "Z-Image": (partial(models.header_only, shapes=None, table=models.z_image_table(30, False), rank=128), 120, 0, 128),
-    "Z-Image with refiners": (partial(models.header_only, shapes=None, table=models.z_image_table(30, True), rank=128),
+    "FLUX.1": (partial(tables.header_only, shapes=None, table=tables.flux_table(19, 38, 3072), rank=32,
+                       rename=tables.flux_plain, legacy=True), 304, 76, 32),
+    "Qwen-Image": (partial(tables.header_only, shapes=None, table=tables.qwen_table(60), rank=32), 480, 120, 32),
+    "FLUX.2": (partial(tables.header_only, shapes=None, table=tables.flux2_table(8, 24, 4096, 0), rank=32,
+                       rename=tables.flux_plain, legacy=True), 160, 0, 32),
+    "Z-Image": (partial(tables.header_only, shapes=None, table=tables.z_image_table(30, False), rank=128), 120, 0, 128),
+    "Z-Image with refiners": (partial(tables.header_only, shapes=None, table=tables.z_image_table(30, True), rank=128),
                               136, 0, 128),
 }
 CLASSES = {"FLUX.1": ("FluxTransformer2DModel", {"guidance_embeds": True}), "Qwen-Image": ("QwenImageTransformer2DModel", {}),

@@ -24,6 +24,7 @@ from support import common, svdquant
 from support import lora as lora_tools
 from support import svdquant_models as models
 from support import svdquant_sdxl as sdxl
+from support import svdquant_tables as tables
 
 pytestmark = pytest.mark.parity
 
@@ -119,7 +120,7 @@ def test_names_and_shapes_are_those_of_diffusers_and_of_the_host(sizes):
 def test_published_sizes_and_counts(precision, tmp_path):
     """Every transformer block of the published UNet has six quantized layers, and no tensor is left."""
     shapes, table = sdxl.published_shapes()
-    models.header_only(tmp_path / "renamed.safetensors", shapes, table, precision, 32, legacy=True)
+    tables.header_only(tmp_path / "renamed.safetensors", shapes, table, precision, 32, legacy=True)
     with sdxl.small_widths(sdxl.PUBLISHED):
         description = describe(Checkpoint(locate(str(tmp_path / "renamed.safetensors"))))
     assert not description.problems and description.architecture == "SDXL" and description.dims == sdxl.PUBLISHED
