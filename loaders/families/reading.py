@@ -15,7 +15,7 @@ from .names import PREFIXES
 
 # Ends of names that only one writer has, with the line's end -> what its layers are stored as.
 _PACKED = {".quant_state.bitsandbytes__": "bitsandbytes 4-bit codes (NF4 or FP4)", ".SCB\n": "bitsandbytes INT8",
-           ".weight._data\n": "optimum-quanto's tensors", "._weight_qdata\n": "torchao's tensors",
+           ".weight._data._data\n": "optimum-quanto's packed integers",
            ".svd_down\n": "SDNQ's tensors",
            ".W_q\n": "HQQ's integers", ".nbits\n": "HQQ's integers",
            ".q_weight\n": "ExLlamaV2's integers"}

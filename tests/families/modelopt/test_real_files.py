@@ -215,8 +215,8 @@ WRITERS = {
     "bitsandbytes NF4": (lambda n, k: {"weight": u8(n * k // 2, 1), "weight.absmax": torch.ones(n * k // 64), "weight.quant_map":
                          torch.ones(16), "weight.quant_state.bitsandbytes__nf4": u8(9)}, "bitsandbytes 4-bit"),
     "bitsandbytes INT8": (lambda n, k: {"weight": u8(n, k).view(torch.int8), "SCB": torch.ones(n)}, "bitsandbytes INT8"),
-    "quanto": (lambda n, k: {"weight._data": u8(n, k).view(torch.int8), "weight._scale": torch.ones(n, 1)}, "optimum-quanto"),
-    "torchao": (lambda n, k: {"_weight_qdata": u8(n, k).view(torch.int8), "_weight_scale": torch.ones(n, 1)}, "torchao"),
+    "quanto 4-bit": (lambda n, k: {"weight._data._data": u8(n * k // 256, 128), "weight._scale": torch.ones(n * k // 128, 1),
+                                   "weight._shift": torch.ones(n * k // 128, 1)}, "optimum-quanto"),
     "SDNQ": (lambda n, k: {"weight": u8(n, k).view(torch.int8), "scale": torch.ones(n, 1)}, "SDNQ"),
     "SDNQ with SVD": (lambda n, k: {"weight": u8(n, k).view(torch.int8), "scale": torch.ones(n, 1), "svd_up": torch.ones(n, 4),
                                     "svd_down": torch.ones(4, k)}, "SDNQ"),
