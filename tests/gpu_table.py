@@ -43,7 +43,7 @@ def main() -> int:
     if options.one:
         return one(options)
     end, failed = time.monotonic() + options.limit, False
-    if 0 in options.stage:
+    if 0 in options.stage and not options.tiny:
         if not in_processes(options, [0], end):
             print("nothing else makes sense here, so nothing else is tried")
             return 1

@@ -45,8 +45,9 @@ def test_it_measures_from_its_own_files_alone(kit, tmp_path):
     rows = list(read(home / "out" / "gpu-table.jsonl"))
     versions, = (row for row in rows if row["key"] == "versions")
     assert versions["pack"] == gpu_kit.revision() and sum(row["stage"] == 2 for row in rows) > 40
-    probe = ("import sys; sys.path.insert(0, sys.argv[1]); from support.pack import start_comfy; start_comfy(); import av, nodes, "
-             "comfy.sd, quantized_transformers as p; print(av.__file__, nodes.__file__, comfy.sd.__file__, p.__file__)")
+    probe = ("import sys; sys.path.insert(0, sys.argv[1]); from support.pack import start_comfy; start_comfy(); "
+             "from importlib.util import find_spec; print(*(find_spec(name).origin for name in "
+             "('av', 'nodes', 'comfy.sd', 'quantized_transformers')))")
     found = subprocess.run([sys.executable, "-c", probe, str(home / "pack" / "tests")], capture_output=True, text=True, check=True, env={
         **environment, "PYTHONPATH": f"{home / 'site'}:{kit / 'stub'}", "COMFYUI_PATH": str(home / "comfyui")})
     files = found.stdout.split()[-4:]
