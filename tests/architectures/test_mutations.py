@@ -93,7 +93,7 @@ MUTATIONS = {
     "config of another class": (lambda t, c, m, s, f: c.update(_class_name="SD3Transformer2DModel"), REFUSED),
     "config with another switch or size": (lambda t, c, m, s, f: c.update(f.config[2]), REFUSED),
     "declared W4A8": (declare(quant_algo="W4A8_AWQ"), REFUSED),
-    "declared by another tool": (declare(quant_method="compressed-tensors"), REFUSED),
+    "declared by another tool": (declare(quant_method="hqq"), REFUSED),
     "header contradicts config": (lambda t, c, m, s, f: m.update(quantization_config='{"quant_algo": "MXFP8"}'), REFUSED),
     "layer list contradicts bytes": (lambda t, c, m, s, f: m.update(_quantization_metadata=json.dumps(
         {"layers": {f.q: {"format": "mxfp8"}}})), REFUSED),

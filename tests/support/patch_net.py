@@ -71,9 +71,9 @@ def fp8_blocks() -> dict[str, torch.Tensor]:
 
 
 def ggml(kind: str) -> dict[str, torch.Tensor]:
-    raw = gguf_files.blocks(_float(256), kind)[0]
-    return join([Tile(Place(f"ggml_{kind.lower()}", ROWS, 256), {"codes": torch.from_numpy(raw)})], ["layer"],
-                (ROWS, 256)).tensors
+    raw = gguf_files.blocks(_float(128), kind)[0]
+    return join([Tile(Place(f"ggml_{kind.lower()}", ROWS, 128), {"codes": torch.from_numpy(raw)})], ["layer"],
+                (ROWS, 128)).tensors
 
 
 def codebook() -> dict[str, torch.Tensor]:
@@ -129,7 +129,7 @@ FORMATS: dict[str, Callable[[], dict[str, torch.Tensor]]] = {
     "svdq linear2": lambda: svdq("int4", True, beside=True),
     "svdq nvfp4": lambda: svdq("nvfp4"),
     "awq": lambda: svdq("awq"),
-    "gguf q4_k": lambda: ggml("Q4_K"),
+    "gguf q5_1": lambda: ggml("Q5_1"),
     **{kind: lambda kind=kind: slim(kind) for kind in sorted(ascend_net.SCHEMES) if kind not in ("MXFP4", "FLOAT")},
 }
 
