@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Mapping
 from functools import partial
-from math import prod
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -152,8 +151,7 @@ def _layer(module: Module, name: str, rows: int, group: Group, problems: list[st
         return None
     plans.take_bias(module, name, rows, group, problems)
     wanted = (rows, *module.inner)
-    if module.kind not in ("any", "cut") and prod(weight.shape) == prod(wanted) and sorted(
-            side for side in weight.shape if side > 1) == sorted(side for side in wanted if side > 1):
+    if module.kind not in ("any", "cut") and [s for s in weight.shape if s > 1] == [s for s in wanted if s > 1]:
         weight = weight._replace(shape=wanted)
     if weight.dtype not in _BLOCKS:
         return plans.plain(module, name, rows, weight, group, problems)

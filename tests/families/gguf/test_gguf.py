@@ -159,6 +159,12 @@ def type_of(path, name, number):
     path.write_bytes(data)
 
 
+def plain(path):
+    """The tensors of a file, decoded."""
+    return {tensor.name: torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()).view(
+        tuple(map(int, tensor.shape))[::-1]) for tensor in gguf.GGUFReader(path).tensors}
+
+
 NAME = f"{LAYER}.weight"
 DAMAGED = {
     "cut in the tensors": (lambda p: cut(p, 1000), "truncated"),
@@ -171,6 +177,9 @@ DAMAGED = {
     "version 1": (lambda p: patched(p, b"GGUF\x03", b"GGUF\x01"), "version 1"),
     "a tensor twice": (lambda p: patched(p, b"double_blocks.1.img_attn.qkv.weight", NAME.encode()), "twice"),
     "a tensor too few": (lambda p: patched(p, NAME.encode(), b"double_blocks.0.img_attn.qkv.wwight"), "missing tensor"),
+    "transposed": (lambda p: write(p, {**plain(p), NAME: torch.ones(256, 768)}), r"is \[256, 768\], expected \[768, 256\]"),
+    "transposed, in blocks": (lambda p: write(p, {**plain(p), NAME: (np.zeros((256, 816), np.uint8), "Q8_0")}),
+                              r"is \[256, 768\], expected \[768, 256\]"),
     "names of a text encoder": (lambda p: write(p, {"blk.0.attn_q.weight": torch.ones(4, 4)}), "text encoder"),
     "an empty file": (lambda p: p.write_bytes(b"GGUF"), "invalid")}
 
