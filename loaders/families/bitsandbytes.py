@@ -21,7 +21,6 @@ it multiplies in 16 bits, are told by values at run time. What a folder skips is
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -33,13 +32,12 @@ from .. import plan as plans
 from ..architectures import Architecture, Dims, Module
 from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import DTYPE_BITS, TensorInfo
-from ..description import CheckpointDescription
 from ..errors import CheckpointError
 from ..plan import Group, Layer, LoadPlan
 from .base import Family
 from .modelopt import StoredLayers
 from .names import adopt
-from .reading import architecture_of, check_sizes, dims_of
+from .reading import described
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,12 +70,7 @@ class BitsAndBytes(Family):
         states = _by_leaf(checkpoint)
         whole = {name: info for name, info in checkpoint.tensors.items() if name.rpartition(".")[2] not in OWN}
         whole |= {f"{layer}.weight": TensorInfo("BF16", tuple(state["shape"]), 0, 0) for layer, state in states.items()}
-        architecture, naming = architecture_of(checkpoint, whole)
-        dims = dims_of(architecture.dims_from_tensors, checkpoint, whole, naming)
-        description = CheckpointDescription(
-            checkpoint.source.reference, [os.path.basename(h.path) for h in checkpoint.headers],
-            checkpoint.bytes_on_disk, architecture.name, naming, dims, self.name, producer="bitsandbytes")
-        check_sizes(description, checkpoint, architecture, base)
+        architecture, description = described(checkpoint, self.name, base, whole, producer="bitsandbytes")
         description.notes += names.notes
         stored = StoredLayers(description, names, scaled=False)
         plan = LoadPlan(description, architecture, hint="download it again, or report it to its publisher")

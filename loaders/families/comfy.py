@@ -11,7 +11,6 @@ columns than the model's layer.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -30,13 +29,12 @@ from .. import plan as plans
 from ..architectures import Architecture, Dims, Module
 from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import TORCH_DTYPES, TensorInfo
-from ..description import CheckpointDescription
 from ..errors import CheckpointError
 from ..plan import Group, Layer, LoadPlan
 from .base import Family
 from .modelopt import StoredLayers
 from .names import adopt
-from .reading import architecture_of, check_sizes, dims_of, spellings
+from .reading import described, spellings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,13 +67,8 @@ class Comfy(Family):
         names = adopt(checkpoint)
         confs = _confs(checkpoint)
         whole = _with_whole_weights(checkpoint.tensors, confs)
-        architecture, naming = architecture_of(checkpoint, whole)
-        dims = dims_of(architecture.dims_from_tensors, checkpoint, whole, naming)
-        description = CheckpointDescription(
-            checkpoint.source.reference, [os.path.basename(h.path) for h in checkpoint.headers],
-            checkpoint.bytes_on_disk, architecture.name, naming, dims, self.name, ORDER, producer="ComfyUI")
+        architecture, description = described(checkpoint, self.name, base, whole, byte_order=ORDER, producer="ComfyUI")
         plan = LoadPlan(description, architecture, hint="save the model again")
-        check_sizes(description, checkpoint, architecture, base)
         description.notes += names.notes
         stored = StoredLayers(description, names, scaled=False)  # markers say which layers are more than a cast
 

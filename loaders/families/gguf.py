@@ -8,7 +8,6 @@ FLUX.2 and Chroma say flux, those of Z-Image lumina2. Dimensions of 1 that llama
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -23,14 +22,13 @@ from ..assemble import Tensors
 from ..containers.checkpoint import Checkpoint
 from ..containers.gguf import GGUFHeader
 from ..containers.safetensors import TensorInfo
-from ..description import CheckpointDescription
 from ..errors import CheckpointError
 from ..files.selection import SPLIT, Selection, component_folder, parts, select_component
 from ..plan import Group, Layer, LoadPlan
 from ..words import first_ten
 from .base import Family
 from .names import adopt
-from .reading import architecture_of, check_sizes, dims_of
+from .reading import described
 
 if TYPE_CHECKING:
     from typing import Any
@@ -69,16 +67,8 @@ class GGUF(Family):
         _check_parts(checkpoint)
         names = adopt(checkpoint)
         tensors = _whole(checkpoint)
-        architecture, naming = architecture_of(checkpoint, tensors)
-        dims = dims_of(architecture.dims_from_tensors, checkpoint, tensors, naming)
-        description = CheckpointDescription(
-            checkpoint.source.reference, [os.path.basename(header.path) for header in checkpoint.headers],
-            checkpoint.bytes_on_disk, architecture.name, naming, dims, self.name)
-        check_sizes(description, checkpoint, architecture, base)
+        architecture, description = described(checkpoint, self.name, base, tensors)
         description.notes += names.notes
-        for key in sorted(architecture.config_only - dims.keys()):
-            description.notes.append(f"{key} is told by no tensor; taken as off. If this is a model that has it, use "
-                                     "the file as weights on its base")
         plan = plans.make(LoadPlan(description, architecture), tensors, _layer)
         decoded = sorted(piece.layer.name for planned in plan.modules for piece in planned.pieces
                          if piece.layer.read is None and piece.layer.format.startswith(self.title))

@@ -5,7 +5,6 @@ The last family: what no other recognises is described here, or refused by name.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -25,7 +24,7 @@ from . import nvfp4_order, repos
 from .base import Family
 from .declarations import ALGORITHMS, Declaration, read_declaration
 from .names import NOTHING, Names, adopt
-from .reading import architecture_of, check_sizes, dims_of, refuse_packed, spellings
+from .reading import described, refuse_packed, spellings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,21 +58,13 @@ class ModelOpt(Family):
 
     def read(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> LoadPlan:
         names = adopt(checkpoint)
-        architecture, naming = architecture_of(checkpoint)
+        architecture, description = described(checkpoint, "", base)
         declaration = read_declaration(checkpoint)
-        dims = dims_of(architecture.dims_from_tensors, checkpoint, checkpoint.tensors, naming)
-        description = CheckpointDescription(
-            checkpoint.source.reference, [os.path.basename(h.path) for h in checkpoint.headers],
-            checkpoint.bytes_on_disk, architecture.name, naming, dims, "", producer=declaration.producer,
-            declared_in=list(declaration.origins))
+        description.producer, description.declared_in = declaration.producer, list(declaration.origins)
         try:
             description.byte_order = nvfp4_order.from_headers(checkpoint.tensors, declaration)
         except ValueError as error:
             description.problems.append(str(error))
-        check_sizes(description, checkpoint, architecture, base)
-        for key in sorted(architecture.config_only - dims.keys()):
-            description.notes.append(f"{key} is told by neither the tensors nor a config.json; taken as off. If this "
-                                     "is a model that has it, give its folder, or use the file as weights on its base")
         names_of_modelopt = any(name.endswith(".weight_scale_2") for name in checkpoint.tensors)
         if description.byte_order is nvfp4_order.LIGHT and names_of_modelopt:
             description.problems.append("NVFP4 layers by ModelOpt's names and by LightX2V's, whose byte orders differ")
@@ -108,7 +99,7 @@ class StoredLayers:
         self.description, self.names, self.scaled, self.e4m3 = description, names, scaled, e4m3
         self.casts: list[str] = []
         self.others: list[str] = []
-        self._readers: dict[StoredFormat, ReadTensors] = {}  # one for each format, not for each layer
+        self._readers: dict[StoredFormat, ReadTensors] = {}  # one for each format that layers have in common
 
     def __call__(self, module: Module, name: str, rows: int, group: Group, problems: list[str]) -> Layer | None:
         weight = plans.take_weight(module, name, group, problems)

@@ -3,9 +3,8 @@ sizes are read from what is packed, and layers are read as any others, one by on
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...quant.stored import PLAIN_DTYPES, StoredFormat
 from .. import plan as plans
@@ -20,26 +19,25 @@ from .base import Family
 from .declarations import claims
 from .modelopt import StoredLayers
 from .names import adopt
-from .reading import architecture_of, check_sizes, dims_of
+from .reading import described
 
 COLOURS = {"UINT4 (groups)": (150, 120, 70), "UINT8 (groups)": (185, 155, 105)}
 
 
-class Packed:
+class Packed(NamedTuple):
     """What a file says of one of its layers: its format, and the weight's [rows, columns] as far as they are told; or
     `problem`, why it cannot be read. `full_precision`: its activations are not to be quantized."""
 
-    def __init__(self, fmt: StoredFormat | None, shape: tuple[int, int] | None = None, problem: str = "",
-                 full_precision: bool = False) -> None:
-        self.format, self.shape, self.problem, self.full_precision = fmt, shape, problem, full_precision
+    format: StoredFormat | None
+    shape: tuple[int, int] | None = None
+    problem: str = ""
+    full_precision: bool = False
 
 
 class PackedFamily(Family):
-    """See base.Family. `leaves`: ends of stored names -> as quant/packed calls them; `methods`: its names in
-    quant_method."""
+    """See base.Family. `leaves`: ends of stored names -> as quant/packed calls them."""
 
     leaves: Mapping[str, str] = {}
-    methods: frozenset[str] = frozenset()
 
     def colours(self) -> Mapping[str, tuple[int, int, int]]:
         return COLOURS
@@ -62,13 +60,8 @@ class PackedFamily(Family):
         packed = self.layers(checkpoint, claimed, plans.by_layer(checkpoint.tensors), notes)
         whole = {**checkpoint.tensors, **{f"{name}.weight": TensorInfo("BF16", one.shape, 0, 0)
                                           for name, one in packed.items() if one.shape}}
-        architecture, naming = architecture_of(checkpoint, whole)
-        dims = dims_of(architecture.dims_from_tensors, checkpoint, whole, naming)
-        description = CheckpointDescription(
-            checkpoint.source.reference, [os.path.basename(h.path) for h in checkpoint.headers],
-            checkpoint.bytes_on_disk, architecture.name, naming, dims, self.name, producer=self.title,
-            declared_in=list(origins))
-        check_sizes(description, checkpoint, architecture, base)
+        architecture, description = described(checkpoint, self.name, base, whole, producer=self.title,
+                                              declared_in=list(origins))
         description.notes += notes
         description.full_precision += [name for name, one in packed.items() if one.full_precision]
         layers = _Layers(description, packed)

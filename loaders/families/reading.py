@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from .names import PREFIXES
 
 # Ends of names that only one writer has, with the line's end -> what its layers are stored as.
 _PACKED = {".weight._data._data\n": "optimum-quanto's packed integers",
-           ".svd_down\n": "SDNQ's tensors",
+           ".svd_down\n": "SDNQ's tensors (without the config.json that says of which types they are)",
            ".W_q\n": "HQQ's integers", ".nbits\n": "HQQ's integers",
            ".q_weight\n": "ExLlamaV2's integers"}
 
@@ -72,7 +73,7 @@ def refuse_packed(checkpoint: Checkpoint) -> None:
     what = next((what for end, what in _PACKED.items() if end in text), "")
     points = [name.removesuffix("zero_point") for name in checkpoint.stored_tensors if name.endswith(".zero_point")]
     if not what and any(layer + "scale" in checkpoint.stored_tensors for layer in points):
-        what = "SDNQ's integers"
+        what = "SDNQ's integers (without the config.json that says of which types they are)"
     if what:
         raise CheckpointError(f"the layers are stored as {what}, which this version does not load",
                               checkpoint.source.reference,
@@ -89,10 +90,28 @@ def dims_of(read: Callable[..., Dims], checkpoint: Checkpoint, *arguments: Any) 
                               "download it again; if it is complete, this model cannot run in ComfyUI") from error
 
 
+def described(checkpoint: Checkpoint, family: str, base: tuple[Architecture, Dims] | None,
+              tensors: Mapping[str, TensorInfo] | None = None,
+              **known: Any) -> tuple[Architecture, CheckpointDescription]:
+    """The architecture of a checkpoint, and its description with everything but the layers: sizes are read from
+    `tensors`, the checkpoint's own with whole weights, and compared by `check_sizes`. `known` are further fields.
+
+    Raises CheckpointError for what is none of the supported architectures, or another one than the base's.
+    """
+    tensors = checkpoint.tensors if tensors is None else tensors
+    architecture, naming = architecture_of(checkpoint, tensors)
+    dims = dims_of(architecture.dims_from_tensors, checkpoint, tensors, naming)
+    description = CheckpointDescription(
+        checkpoint.source.reference, [os.path.basename(header.path) for header in checkpoint.headers],
+        checkpoint.bytes_on_disk, architecture.name, naming, dims, family, **known)
+    check_sizes(description, checkpoint, architecture, base)
+    return architecture, description
+
+
 def check_sizes(description: CheckpointDescription, checkpoint: Checkpoint, architecture: Architecture,
                 base: tuple[Architecture, Dims] | None) -> None:
     """Note how the files were chosen, and compare the sizes that the tensors tell with the base's, else with those of a
-    config.json that names its class."""
+    config.json that names its class; note what nothing tells."""
     if checkpoint.source.choice:
         description.notes.append(checkpoint.source.choice)
     if base is not None:
@@ -100,6 +119,9 @@ def check_sizes(description: CheckpointDescription, checkpoint: Checkpoint, arch
     elif checkpoint.config and checkpoint.config.get("_class_name") and architecture.class_names:
         compare_dims(description, dims_of(architecture.dims_from_config, checkpoint, checkpoint.config),
                      "config.json says")
+    description.notes += [f"{key} is told by neither the tensors nor a config.json; taken as off. If this is a model "
+                          "that has it, give its folder, or use the file as weights on its base"
+                          for key in sorted(architecture.config_only - description.dims.keys())]
 
 
 def check_dims(description: CheckpointDescription, architecture: Architecture, dims: Dims) -> None:

@@ -40,11 +40,11 @@ class Groups(Codec):
                        "group": Field(("int32",), lambda rows, columns: (columns,), optional=True), **LOW_RANK}
 
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:
-        import torch
+        from ..ascend.mx import unpack
 
         codes = tile["codes"]
         if self.bits == 4:
-            codes = torch.stack((codes & 15, codes >> 4), -1).flatten(1)
+            codes = unpack(codes)
         group, weight = tile.get("group"), codes.float()
         if group is None:
             weight = weight.unflatten(1, (tile["scale"].shape[1], -1))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..stored import Leaves
+from ..stored import PLAIN_DTYPES, Leaves
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WORD = 32
+FLOATS = tuple(sorted(PLAIN_DTYPES))
 
 
 def unpack(words: Tensor, bits: int, axis: int, *, across: bool = False) -> Tensor:
@@ -31,13 +32,6 @@ def unpack(words: Tensor, bits: int, axis: int, *, across: bool = False) -> Tens
             code |= (words[..., word + 1::bits] & (1 << shift + bits - WORD) - 1) << WORD - shift
         codes.append(code.to(torch.uint8))
     return torch.stack(codes, -1).flatten(-2).movedim(-1, axis)
-
-
-def nibbles(packed: Tensor) -> Tensor:
-    """U8 [..., n] -> codes U8 [..., 2 n], the low nibble first."""
-    import torch
-
-    return torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
 
 
 class IntegerFormat:

@@ -20,19 +20,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..codecs.fp8 import FP8_FORMAT
-from ..codecs.fp8_blocks import FORMATS as BLOCKS
+from ..codecs.fp8_blocks import FP8BlocksFormat
 from ..codecs.groups import tile
 from ..codecs.int8 import FORMATS as INT8
+from ..codecs.int8 import INT8Format
 from ..codecs.mxfp8 import FORMATS as MXFP8
 from ..codecs.nvfp4 import NVFP4_FORMAT
-from ..stored import MODELOPT_ORDER, PLAIN_DTYPES, ByteOrder, Leaves, StoredFormat, scalar_problem
+from ..stored import MODELOPT_ORDER, ByteOrder, Leaves, StoredFormat, scalar_problem
 from ..tile import Coded, Place, Tile
-from .bits import WORD, IntegerFormat, shapes_problem, unpack
+from .bits import FLOATS, WORD, IntegerFormat, shapes_problem, unpack
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-FLOATS = tuple(sorted(PLAIN_DTYPES))
 
 
 @dataclass(frozen=True)
@@ -97,42 +96,29 @@ def _input_zero_point(leaves: Leaves) -> str:
         f"input_zero_point is {list(point.shape)}, expected one value"
 
 
-class _Int8:
+class _Int8(INT8Format):
     """INT8 by row or tensor: the activation gets a scale a token, so a static one, and its zero point, are not used."""
 
-    name, codec, colour, words = INT8[0].name, INT8[0].codec, INT8[0].colour, INT8[0].words
     companions = frozenset({"weight_scale", "input_scale", "input_zero_point"})
 
-    def matches(self, leaves: Leaves) -> bool:
-        return INT8[0].matches(leaves)
+    def __init__(self) -> None:
+        super().__init__(INT8[0].name, INT8[0].codec, INT8[0].colour, INT8[0].blocks)
 
     def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
-        return INT8[0].problem(leaves, rows, columns) or _input_zero_point(leaves)
-
-    def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
-        return INT8[0].coded(name, part, order)
+        return super().problem(leaves, rows, columns) or _input_zero_point(leaves)
 
 
-class _Blocks:
+class _Blocks(FP8BlocksFormat):
     """FP8 (blocks), held against the size of blocks that is declared."""
-
-    name, codec, colour, words = BLOCKS[0].name, BLOCKS[0].codec, BLOCKS[0].colour, BLOCKS[0].words
-    companions = BLOCKS[0].companions
 
     def __init__(self, block: tuple[int, ...]) -> None:
         self.block = block
-
-    def matches(self, leaves: Leaves) -> bool:
-        return BLOCKS[0].matches(leaves)
 
     def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
         scale = tuple(leaves["weight_scale"].shape)
         if self.block and scale != (wanted := (-(-rows // self.block[0]), -(-columns // self.block[1]))):
             return f"weight_scale is {list(scale)}, expected {list(wanted)} for blocks of {list(self.block)}"
-        return BLOCKS[0].problem(leaves, rows, columns)
-
-    def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
-        return BLOCKS[0].coded(name, part, order)
+        return super().problem(leaves, rows, columns)
 
 
 class Integers(IntegerFormat):

@@ -18,16 +18,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..codecs.groups import tile
-from ..stored import PLAIN_DTYPES, ByteOrder, Leaves
+from ..stored import ByteOrder, Leaves
 from ..tile import Coded
-from .bits import WORD, IntegerFormat, shapes_problem, unpack
+from .bits import FLOATS, WORD, IntegerFormat, shapes_problem, unpack
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BITS = (2, 3, 4, 8)  # gptqmodel's others are in planes, which is another layout
 ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-_FLOATS = tuple(sorted(PLAIN_DTYPES))
 
 
 def is_awq(leaves: Leaves) -> bool:
@@ -69,7 +68,7 @@ class GPTQ(IntegerFormat):
         if not group_size(columns, groups, self.size) and "g_idx" not in leaves:
             return f"{groups} groups over {columns} columns, and no g_idx or group_size tells which"
         return shapes_problem(leaves, {
-            "weight": ("I32", (columns * self.bits // WORD, rows)), "scales": (_FLOATS, (groups, rows)),
+            "weight": ("I32", (columns * self.bits // WORD, rows)), "scales": (FLOATS, (groups, rows)),
             "qzeros": ("I32", (groups, rows * self.bits // WORD)), "g_idx": ("I32", (columns,))})
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
@@ -113,7 +112,7 @@ class AWQ(IntegerFormat):
         groups = leaves["scales"].shape[0]
         if not group_size(columns, groups, self.size):
             return f"{groups} groups over {columns} columns, and no group_size tells which"
-        return shapes_problem(leaves, {"weight": ("I32", (columns, rows // 8)), "scales": (_FLOATS, (groups, rows)),
+        return shapes_problem(leaves, {"weight": ("I32", (columns, rows // 8)), "scales": (FLOATS, (groups, rows)),
                                        "qzeros": ("I32", (groups, rows // 8))})
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 
 from ..codecs import fp8_blocks, int8
 from ..scales import positive
-from ..stored import PLAIN_DTYPES, ByteOrder, Leaves, StoredFormat
+from ..stored import ByteOrder, Leaves, StoredFormat
 from ..tile import Coded, Place, Tile
-from .bits import shapes_problem
+from .bits import FLOATS, shapes_problem
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FLOATS = tuple(sorted(PLAIN_DTYPES))
 _LIKE: dict[str, StoredFormat] = {"I8": int8.FORMATS[1], "F8_E4M3": fp8_blocks.FORMATS[0]}
 
 
@@ -40,8 +39,8 @@ class Rows:
 
     def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
         return shapes_problem(leaves, {
-            "weight": (self.dtype, (rows, columns)), "weight_scale": (_FLOATS, (rows, 1)),
-            "weight_zero_point": ("I8", (rows, 1)), "output_scale": (_FLOATS, ()), "input_scale": (_FLOATS, ())})
+            "weight": (self.dtype, (rows, columns)), "weight_scale": (FLOATS, (rows, 1)),
+            "weight_zero_point": ("I8", (rows, 1)), "output_scale": (FLOATS, ()), "input_scale": (FLOATS, ())})
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
         point, out = part.get("weight_zero_point"), part.get("output_scale")

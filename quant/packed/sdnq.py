@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING
 from ..codecs import fp8_blocks, int8
 from ..codecs.groups import tile
 from ..scales import block_of, positive
-from ..stored import PLAIN_DTYPES, ByteOrder, Leaves
+from ..stored import ByteOrder, Leaves
 from ..tile import Coded, Place, Tile
-from .bits import IntegerFormat, nibbles, shapes_problem
+from .bits import FLOATS, IntegerFormat, shapes_problem
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TYPES = ("int8", "uint8", "int4", "uint4", "float8_e4m3fn")
-_FLOATS = tuple(sorted(PLAIN_DTYPES))
 
 
 def format_of(leaves: Leaves) -> SDNQ | str:
@@ -71,15 +70,17 @@ class SDNQ(IntegerFormat):
         rank = up.shape[-1] if up is not None and up.shape else 0
         scales = (rows, groups, 1) if len(scale) == 3 else (rows, 1)
         return shapes_problem(leaves, {
-            "weight": (leaves["weight"].dtype, wanted), "scale": (_FLOATS, scales), "zero_point": (_FLOATS, scales),
-            "svd_up": (_FLOATS, (rows, rank)), "svd_down": (_FLOATS, (rank, columns))})
+            "weight": (leaves["weight"].dtype, wanted), "scale": (FLOATS, scales), "zero_point": (FLOATS, scales),
+            "svd_up": (FLOATS, (rows, rank)), "svd_down": (FLOATS, (rank, columns))})
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
         import torch
 
+        from ..ascend.mx import unpack
+
         rows = part["scale"].shape[0]
         scale, codes, offset = part["scale"].reshape(rows, -1), part["weight"], part.get("zero_point")
-        codes = (nibbles(codes) if self.bits == 4 else codes).reshape(rows, -1)
+        codes = (unpack(codes) if self.bits == 4 else codes).reshape(rows, -1)
         if self.bits == 8 and self.kind != "uint8":
             made = Tile(Place(self.codec, *codes.shape), {"codes": codes, "scale": positive(f"{name}.scale", scale)})
         else:

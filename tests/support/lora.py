@@ -46,6 +46,25 @@ def random_lora(targets: dict[str, tuple[int, int]], prefix: str = "transformer.
     return tensors
 
 
+def follows(base: Any, reference: Any, folder: Path) -> None:
+    """A LoRA on a loaded FLUX.1 of conftest's sizes does what diffusers does with W + B A; `reference` is the model that its
+    weights mean, and is changed. Taken off, nothing is left."""
+    from support import flux
+
+    before = flux.comfy_velocity(base.patcher, **flux.inputs())
+    lora = random_lora({"transformer_blocks.0.attn.to_q": (256, 256), "transformer_blocks.0.ff.net.2": (256, 1024),
+                        "single_transformer_blocks.0.proj_mlp": (1024, 256)})
+    patched = load_lora(base.patcher, lora, folder)
+    with torch.no_grad():
+        for name in [key.removesuffix(".lora_A.weight") for key in lora if key.endswith(".lora_A.weight")]:
+            weight = reference.get_submodule(name.removeprefix("transformer.")).weight
+            weight += lora[f"{name}.lora_B.weight"] @ lora[f"{name}.lora_A.weight"]
+    expected = flux.diffusers_velocity(reference, **flux.inputs())
+    assert common.rel_l2(expected, before) > 1e-3
+    assert common.rel_l2(flux.comfy_velocity(patched, **flux.inputs()), expected) < 1e-5
+    assert torch.equal(flux.comfy_velocity(base.patcher, **flux.inputs()), before)
+
+
 def merge(tensors: dict[str, torch.Tensor], lora: dict[str, torch.Tensor], prefix: str = "transformer.") -> dict:
     """Dequantized weights with the LoRA merged by its definition, W + B A."""
     merged = common.dequantize(tensors)

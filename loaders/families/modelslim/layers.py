@@ -67,8 +67,6 @@ def read_plan(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) ->
         naming, dims, FAMILY, producer=claims.writer, declared_in=[claims.file])
     check_sizes(description, checkpoint, architecture, base)
     _compare_vendor_config(description, checkpoint)
-    description.notes += [f"{key} is told by neither the tensors nor a config.json; taken as off"
-                          for key in sorted(architecture.config_only - dims.keys())]
     plan = LoadPlan(description, architecture, stored=lambda name: stored_names.get(name, name), ignored=ignored,
                     hint="copy the export again, or report it to its publisher")
     plans.make(plan, tensors, partial(_read_layer, description.notes, types))

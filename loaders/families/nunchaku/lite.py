@@ -58,8 +58,6 @@ def read_lite(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) ->
         architecture.name, Naming("diffusers"), dims, f"svdquant-{kind}", ranks=ranks, producer=LITE,
         declared_in=["config.json"] if (checkpoint.config or {}).get("quantization_config") else ["metadata"])
     check_sizes(description, checkpoint, architecture, base)
-    description.notes += [f"{key} is told by neither the tensors nor a config.json; taken as off. If this is a model "
-                          "that has it, give its folder" for key in sorted(architecture.config_only - dims.keys())]
     plan = plans.make(LoadPlan(description, architecture, stored=lambda name: names[name]), tensors,
                       partial(_layer, names, kind))
     plan.modules = [_in_order(planned) for planned in plan.modules]

@@ -161,18 +161,7 @@ def test_its_loras_stay_beside_the_weight(compute, export, tmp_path):
 
     folder, reference = export
     base = model.load(model.Request(str(folder), dtype="fp32", compute=compute), quiet=True)
-    before = flux.comfy_velocity(base.patcher, **flux.inputs())
-    lora = lora_tools.random_lora({"transformer_blocks.0.attn.to_q": (256, 256), "transformer_blocks.1.ff.net.2": (256, 1024),
-                                   "single_transformer_blocks.0.proj_mlp": (1024, 256)})
-    patched = lora_tools.load_lora(base.patcher, lora, tmp_path)
-    with torch.no_grad():
-        for name in [key.removesuffix(".lora_A.weight") for key in lora if key.endswith(".lora_A.weight")]:
-            weight = reference.get_submodule(name.removeprefix("transformer.")).weight
-            weight += lora[f"{name}.lora_B.weight"] @ lora[f"{name}.lora_A.weight"]
-    expected = flux.diffusers_velocity(reference, **flux.inputs())
-    assert common.rel_l2(expected, before) > 1e-3
-    assert common.rel_l2(flux.comfy_velocity(patched, **flux.inputs()), expected) < 1e-5
-    assert torch.equal(flux.comfy_velocity(base.patcher, **flux.inputs()), before)
+    lora_tools.follows(base, reference, tmp_path)
 
 
 def test_damaged_tiles_are_refused(export, output, tmp_path):
