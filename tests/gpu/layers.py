@@ -73,14 +73,16 @@ def _ggml(tile: Any) -> Any:
     """Blocks with scales of a weight's size."""
     from quantized_transformers.quant.codecs import codec
 
-    size = codec(tile.place.codec).kind.size
-    blocks = tile["codes"].reshape(-1, size)
-    for scale in (1e-3, 0.0):
-        if not scale:
-            spread = float(codec(tile.place.codec).dequantize(tile, torch.float32).square().mean().sqrt())
-            scale = 1e-3 / (spread * math.sqrt(tile.place.columns))
-        for at in GGML[tile.place.codec]:
-            blocks[:, at:at + 2] = torch.full((len(blocks), 1), scale, dtype=torch.float16).view(torch.uint8)
+    kind = codec(tile.place.codec)
+    blocks = tile["codes"].reshape(-1, kind.kind.size)
+
+    def scale_by(scale: float) -> None:
+        for at in GGML[kind.name]:
+            blocks[:, at:at + 2] = torch.tensor([scale], dtype=torch.float16).view(torch.uint8)
+
+    scale_by(1e-3)
+    spread = float(kind.dequantize(tile, torch.float32).square().mean().sqrt())
+    scale_by(1e-3 / (spread * math.sqrt(tile.place.columns)))
     return tile
 
 
