@@ -38,6 +38,7 @@ from .folders import (
     output_folder,
     ready,
     register_model_folder,
+    text_folders,
 )
 from .machine import MATMULS, Machine, machine
 from .measuring import empty_latent, let_go, weight_bytes
@@ -76,9 +77,11 @@ from .text_encoders import (
     is_instance_of,
     load_text_encoders,
     pad_with,
+    take_away,
     tekken_read_by,
     text_encoder_dtype,
     text_encoder_shapes,
+    text_operations,
     tokenizer_of,
 )
 from .vaes import (

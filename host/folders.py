@@ -9,6 +9,7 @@ from .check import lacking, needs
 
 OWN_FOLDER_KEY = "diffusers_components"
 MODEL_FOLDER_KEYS = (OWN_FOLDER_KEY, "diffusers", "diffusion_models", "checkpoints")
+TEXT_FOLDER_KEYS = ("text_encoders",)
 
 
 def ready() -> None:
@@ -36,7 +37,12 @@ def comfyui_path() -> str:
     return os.path.dirname(inspect.getfile(folder_paths))
 
 
-def model_folders() -> list[str]:
+def text_folders() -> list[str]:
+    """The folders ComfyUI keeps text encoders in; see model_folders."""
+    return model_folders(TEXT_FOLDER_KEYS)
+
+
+def model_folders(keys: tuple[str, ...] = MODEL_FOLDER_KEYS) -> list[str]:
     """The folders ComfyUI keeps models in (extra_model_paths.yaml included); empty outside ComfyUI."""
     try:
         import folder_paths
@@ -47,7 +53,7 @@ def model_folders() -> list[str]:
         lacking("folders")  # which says so
         return []
     folders: list[str] = []
-    for key in MODEL_FOLDER_KEYS:
+    for key in keys:
         paths = known.get(key, ([], set()))[0]
         folders += [path for path in paths if path not in folders]
     return folders

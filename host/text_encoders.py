@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 @needs("text encoders")
 def load_text_encoders(state_dicts: list[dict[str, torch.Tensor]], clip_type: str, configs: dict[str, dict[str, Any]],
-                       dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> Any:
+                       dtype: torch.dtype | None = None, disable_dynamic: bool = False, operations: Any = None) -> Any:
     """Text encoders in the host's names -> its CLIP.
 
     `clip_type` is a member of its CLIPType; `configs` are entries of its model configs, by its name of the encoder.
+    `operations`: the classes of the encoders' layers (None: the usual).
     Raises RuntimeError (torch) for tensors of other shapes than the configs say, CheckpointError for two CLIP encoders
     that differ from its own in different ways.
     """
@@ -37,9 +38,32 @@ def load_text_encoders(state_dicts: list[dict[str, torch.Tensor]], clip_type: st
         options["model_config"] = dict(clips[0])
     if dtype is not None:
         options["dtype"] = dtype
+    if operations is not None:
+        options["custom_operations"] = operations
     return comfy.sd.load_text_encoder_state_dicts(
         state_dicts, embedding_directory=folder_paths.get_folder_paths("embeddings"),
         clip_type=comfy.sd.CLIPType[clip_type], model_options=options, disable_dynamic=disable_dynamic)
+
+
+@needs("quantized layers")
+def text_operations() -> Any:
+    """The mixed-precision operations that the host takes for quantized text encoders, computing in F32, as it does."""
+    import comfy.ops
+    import torch
+
+    return comfy.ops.mixed_precision_ops({"mixed_ops": True}, torch.float32, full_precision_mm=True)
+
+
+@needs("text encoders")
+def take_away(clip: Any, name: str, module: str, error: Callable[[], Exception]) -> None:
+    """Put something in the place of a module of the encoder `name` that raises `error()` when it runs."""
+    import torch
+
+    class Nothing(torch.nn.Module):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            raise error()
+
+    setattr(getattr(clip.cond_stage_model, name).transformer, module, Nothing())
 
 
 @needs("text encoders")

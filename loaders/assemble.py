@@ -186,6 +186,8 @@ def _quantized(native: NativeStateDict, planned: Planned, found: list[Coded], de
                 raise ValueError(f"{pieces[0].layer.name}: halves of a fused layer cannot be exchanged")
             tiles = [codec(tiles[0].place.codec).swapped(tiles[0])]
         shape = (sum(module.rows), module.inner[0])
+        if module.kind == "embedding":  # which the host looks rows up in where they are in two of its formats only
+            own = {tile.place.codec for tile in tiles}
         # What this pack's kernels alone multiply is dequantized by its kernel; a saved file does not keep that choice.
         asked = dequantize and all(codec(tile.place.codec).requantizes for tile in tiles)
         done = join(tiles, [piece.layer.name for piece in pieces], shape, own=own,

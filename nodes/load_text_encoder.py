@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..loaders.locate import KNOWN_BASES
 from . import inputs
+
+OVERRIDE_TIP = inputs.REFERENCE_TIP.replace(".safetensors file or index", ".safetensors or .gguf file, index")
 
 
 class QT_LoadBaseTextEncoder(io.ComfyNode):
@@ -18,7 +23,8 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
             description="Loads the text encoders of a diffusers folder (sharded too) as an ordinary CLIP: those that "
                         "model_index.json names, with the tokenizers beside them. Or those of an all-in-one "
                         "checkpoint.",
-            search_aliases=["diffusers folder", "clip loader", "t5", "umt5", "llama", "qwen", "mistral", "sharded"],
+            search_aliases=["diffusers folder", "clip loader", "t5", "umt5", "llama", "qwen", "mistral", "sharded",
+                            "gguf clip", "quantized text encoder"],
             inputs=[
                 io.Combo.Input("base_model", options=inputs.reference_choices(KNOWN_BASES),
                                tooltip="What ComfyUI's model folders (diffusers, diffusion_models, checkpoints) hold, "
@@ -30,26 +36,49 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
                                                       "for the file. It always computes text in fp32."),
                 inputs.revision(),
                 inputs.download_missing(),
+                *_override("override", "A text encoder that takes the place of one of the base's: a GGUF or "
+                           "safetensors file, a folder of transformers, or a whole pipeline. Which one it replaces is "
+                           "told by what is in it. Tokenizers are always the base's."),
+                *_override("override_2", "The same for another one of the base's text encoders, or for the mmproj file "
+                           "of a GGUF (the eyes of Qwen2.5-VL)."),
             ],
             outputs=[io.Clip.Output(), io.String.Output("report", display_name="report")])
 
     @classmethod
-    def validate_inputs(cls, base_model: str = "", reference: str = "", download_missing: bool = False) -> bool | str:
-        return inputs.check_choice(base_model, KNOWN_BASES, reference, download_missing)
+    def validate_inputs(cls, base_model: str = "", reference: str = "", download_missing: bool = False,
+                        override: str = "", override_reference: str = "", override_2: str = "",
+                        override_2_reference: str = "") -> bool | str:
+        answers = (inputs.check_choice(base_model, KNOWN_BASES, reference, download_missing),
+                   inputs.check_choice(override, (inputs.NO_OVERRIDE, ""), override_reference, download_missing),
+                   inputs.check_choice(override_2, (inputs.NO_OVERRIDE, ""), override_2_reference, download_missing))
+        return next((answer for answer in answers if answer is not True), True)
 
     @classmethod
     def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:
         from ..loaders.components import text_encoder
 
-        request = text_encoder.Request(inputs.chosen(reference, base_model), kwargs.get("revision", ""))
+        request = text_encoder.Request(inputs.chosen(reference, base_model), kwargs.get("revision", ""),
+                                       overrides=_overrides(kwargs))
         return inputs.stamp(lambda: [path for part in text_encoder.sources(request) for path in part.paths],
                             base_model, reference, sorted(kwargs.items(), key=str))
 
     @classmethod
     def execute(cls, base_model: str, reference: str = "", dtype: str = "default", revision: str = "",
-                download_missing: bool = False) -> io.NodeOutput:
+                download_missing: bool = False, **overrides: str) -> io.NodeOutput:
         from ..loaders.components import text_encoder
 
         loaded = text_encoder.load(text_encoder.Request(inputs.chosen(reference, base_model), revision, dtype,
-                                                        download_missing))
+                                                        download_missing, _overrides(overrides)))
         return io.NodeOutput(loaded.clip, loaded.report)
+
+
+def _override(name: str, tooltip: str) -> tuple[Any, Any]:
+    """The list and the free reference that wins over it."""
+    return (io.Combo.Input(name, options=inputs.text_encoders(), default=inputs.NO_OVERRIDE, optional=True,
+                           tooltip=tooltip),
+            io.String.Input(f"{name}_reference", optional=True, default="", tooltip=OVERRIDE_TIP))
+
+
+def _overrides(given: Mapping[str, Any]) -> tuple[str, ...]:
+    found = (inputs.chosen(given.get(f"{name}_reference"), given.get(name)) for name in ("override", "override_2"))
+    return tuple(one for one in found if one and one != inputs.NO_OVERRIDE)

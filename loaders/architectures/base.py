@@ -29,7 +29,8 @@ class Module(NamedTuple):
     native name of the weight and `stored_leaf` the stored one; a bare parameter has its own name there. `swap_halves`:
     the stored upper and lower half of the rows are exchanged in the native one. `kind`: "" goes by the shape, "linear"
     and "plain" say it, "any" is a buffer, or what the host alone makes sense of: any dtype and shape; "cut" are floats
-    of any shape, which the host makes others of; "dropped" is a whole module that it leaves out, however it is stored.
+    of any shape, which the host makes others of; "dropped" is a whole module that it leaves out, however it is stored;
+    "embedding" is a table of rows that is only looked up, which may be quantized as a Linear is.
     `detected`: the host's detection reads the weight's columns.
     """
 
@@ -46,8 +47,8 @@ class Module(NamedTuple):
 
     @property
     def linear(self) -> bool:
-        """Whether this is a Linear, the only kind of module that can be stored quantized."""
-        return self.kind == "linear" if self.kind else len(self.inner) == 1 and self.leaf == "weight"
+        """Whether this is a Linear or an embedding, the only kinds of module that can be stored quantized."""
+        return self.kind in ("linear", "embedding") if self.kind else len(self.inner) == 1 and self.leaf == "weight"
 
 
 def tensor_name(module: str, leaf: str) -> str:

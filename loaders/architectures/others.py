@@ -20,9 +20,10 @@ _MARKS = [_Mark(pattern, what, do) for pattern, what, do in (
     (r"^(controlnet_x_embedder|controlnet_blocks|control_model)\b", "a ControlNet",
      "load it with Load ControlNet Model"),
     (r"(^|\.)text_model\.encoder\.layers\.|(^|\.)encoder\.block\.\d+\.layer\.|^(model\.)?(language_model\.)?"
-     r"(model\.)?layers\.\d+\.(self_attn|mlp)\.", "a text encoder", "load it with a CLIP loader"),
+     r"(model\.)?layers\.\d+\.(self_attn|mlp)\.", "a text encoder",
+     "give it to Load Base Text Encoder as override, or to a CLIP loader"),
     (r"^(enc\.)?blk\.\d+\.|^v\.blk\.\d+\.", "a text encoder (or the eyes of one) in GGUF",
-     "load it with a CLIP loader for GGUF files"),
+     "give it to Load Base Text Encoder as override"),
     (r"^(first_stage_model\.)?(encoder|decoder)\.(conv_in|down_blocks|up_blocks|mid_block|mid\.block_1)\b", "a VAE",
      "load it with Load VAE"),
     (r"^(model\.diffusion_model\.)?(input_blocks|output_blocks|middle_block)\.|^down_blocks\.\d+\.attentions",

@@ -11,7 +11,7 @@ from ..errors import CheckpointError, MissingFiles
 from ..files.places import Fetch, LocalFolder, candidates, resolve
 from ..files.selection import PIPELINE, Folder, Selection, select_component, select_texts
 from ..files.source import Source
-from ..locate import base_of_quantized
+from ..locate import base_of_quantized, locate, select_transformer
 
 Wanted = Callable[[dict[str, Any]], Sequence[str]]
 TEXT_FOLDERS = ("tokenizer", "processor", "feature_extractor", "image_processor")
@@ -32,11 +32,12 @@ class Pipeline:
 
 
 def locate_parts(reference: str, wanted: Wanted, *, revision: str = "", download: bool | Fetch = False,
-                 patterns: Sequence[str] = ()) -> Pipeline:
+                 patterns: Sequence[str] = (), unloaded: bool = False) -> Pipeline:
     """Resolve a base and the components of it that `wanted(model_index)` names.
 
     `patterns` are globs of the components, for the download command in messages; `download` fetches what is missing of
-    a repo id. Raises CheckpointError when the base is no pipeline folder or a component is nowhere.
+    a repo id. `unloaded`: no weights are wanted, config.json alone. Raises CheckpointError when the base is no pipeline
+    folder or a component is nowhere.
     """
     other = base_of_quantized(reference)
     if other and not any((path / PIPELINE).is_file() for path in candidates(reference, revision)):
@@ -47,7 +48,7 @@ def locate_parts(reference: str, wanted: Wanted, *, revision: str = "", download
             raise MissingFiles("this is no diffusers pipeline folder (it has no model_index.json)", folder.place,
                                "give the base model's folder or repo id")
         return [Selection("", texts=(PIPELINE,)),
-                *(_select(folder, name) for name in wanted(folder.read_json(PIPELINE)))]
+                *(_select(folder, name, not unloaded) for name in wanted(folder.read_json(PIPELINE)))]
 
     def use(path: Path) -> Pipeline:
         if path.is_file():
@@ -61,9 +62,32 @@ def locate_parts(reference: str, wanted: Wanted, *, revision: str = "", download
     return resolve(reference, revision, use, chosen, (PIPELINE, *patterns), download)
 
 
-def _select(folder: Folder, name: str) -> Selection:
+def locate_each(reference: str, *, revision: str = "", download: bool | Fetch = False) -> list[Source]:
+    """The text encoders that a reference holds: all of a pipeline folder, or the one of a folder or file.
+
+    Raises CheckpointError when nothing is found or the choice is ambiguous.
+    """
+    def chosen(folder: Folder) -> list[Selection]:
+        if PIPELINE not in folder.names():
+            return [select_transformer(folder)]
+        names = sorted(name for name in folder.read_json(PIPELINE) if name.startswith("text_encoder"))
+        there = [name for name in names if folder.names(name)]
+        if not there:
+            raise MissingFiles("this pipeline has no text encoder on disk", folder.place, "finish its download")
+        return [Selection("", texts=(PIPELINE,)), *(select_component(folder, name) for name in there)]
+
+    def use(path: Path) -> list[Source]:
+        if path.is_file():
+            return [locate(str(path))._replace(reference=reference)]
+        folder = LocalFolder(path)
+        return [folder.source(reference, one) for one in chosen(folder) if one.files]
+
+    return resolve(reference, revision, use, chosen, (), download)
+
+
+def _select(folder: Folder, name: str, need_weights: bool) -> Selection:
     if name.startswith(TEXT_FOLDERS):
         return select_texts(folder, name)
     if not folder.names(name):
         raise MissingFiles(f"the base has no {name} on disk", folder.place, "finish its download")
-    return select_component(folder, name)
+    return select_component(folder, name, need_weights=need_weights)

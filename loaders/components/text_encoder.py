@@ -1,40 +1,46 @@
 """The text encoders of a base -> the host's CLIP. The only caller of the host's CLIP loader.
 
-The host decides from tensor names and shapes which encoders it is given, and only logs what is missing or unknown. So
-sizes go in by its own model options, and afterwards its choice and every tensor are checked here.
+Each encoder may come from elsewhere than the base (an override), as it is stored there; tokenizers are always the
+base's. The host decides from tensor names and shapes which encoders it is given, and only logs what is missing or
+unknown. So sizes go in by its own model options, and afterwards its choice and every tensor are checked here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from ... import host
 from ..containers.checkpoint import Checkpoint
-from ..errors import CheckpointError
+from ..errors import CheckpointError, MissingFiles
 from ..files.places import Fetch
-from ..files.source import Source
+from ..files.source import Source, read_json
 from ..locate import locate
+from ..model import attach_lora
 from ..words import first_ten, size
 from . import whole_text_encoders
-from .pipeline import Pipeline, locate_parts
+from .pipeline import Pipeline, locate_each, locate_parts
 from .text_encoders import classes, family_of
-from .text_encoders.base import Encoder, set_dtype
+from .text_encoders.base import Encoder, Family, set_dtype
+from .text_part import EYES, Part, assemble_part, fits, formats_of, unknown
 from .whole import find
 
-if TYPE_CHECKING:
-    import torch
+EDITS = "Edit"  # in the names of pipelines that look at pictures
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to load and how; plain values, so that the host can keep it and load again."""
+    """What to load and how; plain values, so that the host can keep it and load again. `overrides` are references to
+    what replaces the base's encoders."""
 
     reference: str
     revision: str = ""
     dtype: str = "default"
     download: bool | Fetch = False
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,24 +52,81 @@ class Loaded:
 
 
 @dataclass
-class _Part:
-    """One encoder on its way to the host."""
+class _Override:
+    """What takes an encoder's place: all of it, or its eyes alone, or both in two files."""
 
-    folder: str
-    encoder: Encoder
-    checkpoint: Checkpoint
-    tensors: dict[str, torch.Tensor]
-    tokenizer: dict[str, torch.Tensor]
-    tokenizer_source: Source
+    whole: Checkpoint | None = None
+    eyes: Checkpoint | None = None
 
 
-def locate_encoders(request: Request) -> Pipeline:
-    """The folders of a base's text encoders and tokenizers. Raises CheckpointError for a base of no known family."""
+PATTERNS = ("text_encoder*/*", "tokenizer*/*")
+
+
+def locate_encoders(request: Request) -> tuple[Pipeline, dict[str, _Override]]:
+    """The folders of a base's text encoders and tokenizers, and what takes the place of which; of those that are
+    replaced the base's own weights need not be there.
+
+    Raises CheckpointError for a base of no known family, and for an override that is none of its encoders.
+    """
     def wanted(index: dict[str, Any]) -> list[str]:
         return [folder for encoder in family_of(index).encoders for folder in encoder[:2]]
 
-    return locate_parts(request.reference, wanted, revision=request.revision, download=request.download,
-                        patterns=("text_encoder*/*", "tokenizer*/*"))
+    def located(wanted: Callable[[dict[str, Any]], list[str]], **how: Any) -> Pipeline:
+        return locate_parts(request.reference, wanted, **{"revision": request.revision, "download": request.download,
+                                                          "patterns": PATTERNS, **how})
+
+    if not request.overrides:
+        return located(wanted), {}
+    pipeline, replaced = located(wanted, unloaded=True), dict[str, _Override]()
+    for reference in request.overrides:
+        _place(pipeline, reference, [Checkpoint(source) for source in locate_each(
+            reference, download=request.download)], replaced)
+    for folder, _, encoder in family_of(pipeline.index).encoders:
+        one = replaced.get(folder, _Override())
+        if one.whole is not None and (one.eyes is not None or not encoder.apart or _sees(one.whole, encoder)):
+            continue
+        try:  # a file without eyes has the base's, if they are on disk
+            own = located(partial(_only, folder), **({} if one.whole is None else {"download": False}))
+        except MissingFiles:
+            if one.whole is None:
+                raise
+            continue
+        pipeline = replace(pipeline, parts=pipeline.parts | own.parts)
+    return pipeline, replaced
+
+
+def _only(folder: str, index: dict[str, Any]) -> list[str]:
+    return [folder]
+
+
+def _sees(checkpoint: Checkpoint, encoder: Encoder) -> bool:
+    """Whether a file has the eyes of an encoder, too."""
+    return any((encoder.called(name, {}) or "").startswith(encoder.apart) for name in checkpoint.tensors)
+
+
+def _place(pipeline: Pipeline, reference: str, found: list[Checkpoint], replaced: dict[str, _Override]) -> None:
+    """Say which encoder each checkpoint of an override is, by what is in it. Those of a pipeline that are others than
+    the base's are left aside, as long as one is not."""
+    encoders, used = family_of(pipeline.index).encoders, False
+    for checkpoint in found:
+        config = {folder: read_json(pipeline.parts[folder].config or "") for folder, _, _ in encoders}
+        why = {folder: fits(checkpoint, encoder, config[folder]) for folder, _, encoder in encoders}
+        folder = next((folder for folder, reason in why.items() if reason in ("", EYES)), None)
+        if folder is None:
+            if len(found) == 1:
+                raise unknown(checkpoint, [encoder.title for _, _, encoder in encoders], list(why.values()))
+            continue
+        used, one = True, replaced.setdefault(folder, _Override())
+        taken = one.eyes if why[folder] == EYES else one.whole
+        if taken is not None:
+            raise CheckpointError(f"two overrides are the {folder} of the base: {taken.source.reference} and "
+                                  f"{reference}", "", "clear one of them")
+        if why[folder] == EYES:
+            one.eyes = checkpoint
+        else:
+            one.whole = checkpoint
+    if not used:
+        raise unknown(found[0], [encoder.title for _, _, encoder in encoders], [])
 
 
 def sources(request: Request) -> list[Source]:
@@ -72,7 +135,11 @@ def sources(request: Request) -> list[Source]:
     Raises CheckpointError as `load` does.
     """
     whole = _one_file(request)
-    return [whole] if whole else list(locate_encoders(request).parts.values())
+    if whole:
+        return [whole]
+    pipeline, replaced = locate_encoders(request)
+    return [*pipeline.parts.values(), *(one.source for found in replaced.values()
+                                        for one in (found.whole, found.eyes) if one is not None)]
 
 
 def load(request: Request, disable_dynamic: bool = False) -> Loaded:
@@ -82,35 +149,27 @@ def load(request: Request, disable_dynamic: bool = False) -> Loaded:
     """
     whole = _one_file(request)
     if whole:
+        if request.overrides:
+            raise CheckpointError("the base is one file with everything in it, whose text encoders nothing replaces",
+                                  whole.files[0], "give the base model's folder or repo id, or clear the override")
         clip, report = whole_text_encoders.load(Checkpoint(whole), request.dtype, disable_dynamic)
         clip.patcher.cached_patcher_init = (rebuild, (request,))
         return Loaded(clip, report)
-    pipeline = locate_encoders(request)
+    pipeline, replaced = locate_encoders(request)
     family = family_of(pipeline.index)
-    parts = [_part(pipeline, *entry) for entry in family.encoders]
-    configs = {part.encoder.host_name: part.encoder.host_config(part.checkpoint.config or {}) for part in parts}
-    given = [{**part.tensors, **part.tokenizer, **part.encoder.marks(part.checkpoint.config or {})} for part in parts]
-    chosen = set_dtype(given, request.dtype)
-    try:
-        with ExitStack() as during:
-            for part in parts:
-                during.enter_context(part.encoder.during())
-            clip = host.load_text_encoders(given, family.clip_type, configs, chosen, disable_dynamic)
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):
-            raise
-        raise CheckpointError(f"tensors have other shapes than config.json says: {str(error)[:400]}", pipeline.folder,
-                              "config.json and weights come from different models; download both again") from error
-    if not host.is_instance_of(clip.cond_stage_model, family.host_class):
-        raise CheckpointError(f"ComfyUI {host.version()} takes these text encoders for "
-                              f"{type(clip.cond_stage_model).__name__}, not for those of {family.name}",
-                              pipeline.folder, "the text encoders have other sizes than the base's own; use those")
+    parts = [_part(pipeline, *entry, replaced.get(entry[0], _Override())) for entry in family.encoders]
+    given = [{**part.given, **part.tokenizer, **part.encoder.marks(part.config)} for part in parts]
+    clip = _to_host(pipeline, family, parts, given, request.dtype, disable_dynamic)
     notes = [family.note]
     for part in parts:
         _check_names(clip, part)
         notes.append(part.encoder.repair(host.tokenizer_of(clip, part.encoder.host_name), part.tokenizer_source))
+        if part.blind:
+            notes.append(_blind(clip, part))
     for name, value in family.tokenizer_options:
         clip.set_tokenizer_option(name, value)
+    if any(part.quantized for part in parts):
+        attach_lora(clip.patcher)
     clip.patcher.cached_patcher_init = (rebuild, (request,))
     return Loaded(clip, _report(pipeline, family.name, notes, parts, clip))
 
@@ -126,65 +185,130 @@ def _one_file(request: Request) -> Source | None:
     return locate(str(path)) if path is not None and path.is_file() else None
 
 
-def _part(pipeline: Pipeline, folder: str, tokenizer: str, encoder: Encoder) -> _Part:
+def _part(pipeline: Pipeline, folder: str, tokenizer: str, encoder: Encoder, override: _Override) -> Part:
     """Read and convert one encoder. Raises CheckpointError for another class than model_index.json names."""
-    source = pipeline.parts[folder]
-    if not source.files:
-        raise CheckpointError("there is no .safetensors file", source.folder, "finish the download of this folder")
-    checkpoint = Checkpoint(source)
-    config = checkpoint.config
+    source, texts = pipeline.parts[folder], pipeline.parts[tokenizer]
+    config = read_json(source.config) if source.config else None
     if config is None:
         raise CheckpointError("there is no config.json", source.folder, "finish the download of this folder")
     named = (config.get("architectures") or [""])[0]
     if named not in encoder.classes:
         raise CheckpointError(f"{folder} is {named or 'of no named class'}, but model_index.json says "
                               f"{classes(pipeline.index)[folder]}", source.folder, "download this folder again")
-    _refuse_quantized(checkpoint, config)
+    own = Checkpoint(source) if source.files else None
+    first = override.whole or own
+    if first is None:
+        raise CheckpointError("there is no .safetensors file", source.folder, "finish the download of this folder")
+    theirs = first.config or {}
+    if override.whole and (theirs.get("architectures") or [""])[0] in encoder.classes:
+        config = theirs
     encoder = encoder.other(config) or encoder
-    tensors = encoder.convert(checkpoint.load_tensors(), config)
-    texts = pipeline.parts[tokenizer]
-    return _Part(folder, encoder, checkpoint, tensors, encoder.tokenizer(texts), texts)
+    blind, beside = False, [override.eyes] if override.eyes else []
+    if override.whole and encoder.apart and not beside and not _sees(override.whole, encoder):
+        beside = [own] if own else []
+        blind = not beside
+    if blind and EDITS in str(pipeline.index.get("_class_name")):
+        raise CheckpointError("this text encoder has no eyes, and the base edits pictures", first.source.reference,
+                              "give the mmproj file that is published beside it as the other override, or download "
+                              f"the base's {folder}")
+    part = Part(folder, encoder, config, texts, [first, *beside], override.whole is not None, blind)
+    assemble_part(part)
+    part.tokenizer = encoder.tokenizer(texts)
+    return part
 
 
-def _refuse_quantized(checkpoint: Checkpoint, config: dict[str, Any]) -> None:
-    """transformers' quantized checkpoints have no counterpart in the host's text encoders: it would read the codes as
-    weights and drop the scales."""
-    declared = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
-    dtypes = sorted({info.dtype for info in checkpoint.tensors.values()} - {"F32", "F16", "BF16", "I64"})
-    if declared or dtypes:
-        how = declared.get("quant_method", "quantized") if isinstance(declared, dict) else " and ".join(dtypes)
-        raise CheckpointError(f"this text encoder is quantized ({how})", checkpoint.source.folder,
-                              "use the base with its BF16 or F16 text encoder")
+def _to_host(pipeline: Pipeline, family: Family, parts: list[Part], given: list[dict[str, Any]], dtype: str,
+             disable_dynamic: bool) -> Any:
+    """The one call into the host's loader, and the check of its choice."""
+    configs = {part.encoder.host_name: part.sizes for part in parts}
+    chosen = set_dtype(given, dtype)
+    operations = _operations(parts, chosen) if any(part.quantized for part in parts) else None
+    try:
+        with ExitStack() as during:
+            for part in parts:
+                during.enter_context(part.encoder.during())
+            clip = host.load_text_encoders(given, family.clip_type, configs, chosen, disable_dynamic, operations)
+    except ValueError as error:  # our layers check what they are given
+        raise CheckpointError(str(error), pipeline.folder, "download the text encoder again, or report it") from error
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise CheckpointError(f"tensors have other shapes than config.json says: {str(error)[:400]}", pipeline.folder,
+                              "config.json and weights come from different models; download both again") from error
+    if not host.is_instance_of(clip.cond_stage_model, family.host_class):
+        raise CheckpointError(f"ComfyUI {host.version()} takes these text encoders for "
+                              f"{type(clip.cond_stage_model).__name__}, not for those of {family.name}",
+                              pipeline.folder, "the text encoders have other sizes than the base's own; use those")
+    return clip
 
 
-def _check_names(clip: Any, part: _Part) -> None:
+def _operations(parts: list[Part], chosen: Any) -> Any:
+    """The host's operations for quantized text encoders, which are dequantized for every matmul, as the host does."""
+    host.require("quantized layers")
+    from ...quant.embedding import for_texts
+    from ...quant.linear import with_tiles_of
+
+    def copied() -> None:
+        for part in parts:
+            part.copied()
+
+    return for_texts(with_tiles_of(host.text_operations(), loaded=copied), chosen)
+
+
+def _check_names(clip: Any, part: Part) -> None:
     """The host only logs missing and unexpected tensors; here they are errors."""
     there = host.text_encoder_shapes(clip, part.encoder.host_name)
-    where = part.checkpoint.source.folder
-    missing, unused = sorted(there.keys() - part.tensors), sorted(part.tensors.keys() - there)
+    if part.blind:
+        there = {name: shape for name, shape in there.items() if not name.startswith(part.encoder.apart)}
+    where = part.checkpoints[0].source.folder
+    quantized = {name.removesuffix(".comfy_quant") for name in part.given if name.endswith(".comfy_quant")}
+
+    def plain(names: Iterable[str]) -> set[str]:
+        return {name for name in names
+                if name.rpartition(".")[0] not in quantized or name.endswith((".weight", ".bias"))}
+
+    missing, unused = sorted(plain(there) - part.given.keys()), sorted(plain(part.given) - there.keys())
     if missing or unused:
         raise CheckpointError(f"the tensors of {part.folder} are not those of its config.json: "
                               f"missing {first_ten(missing) or '-'}; unused {first_ten(unused) or '-'}", where,
                               "download this folder again; if it is complete, report this")
-    wrong = [f"{name} {list(tensor.shape)} instead of {list(there[name])}" for name, tensor in part.tensors.items()
-             if tuple(tensor.shape) != there[name]]
+    wrong = [f"{name} {list(tensor.shape)} instead of {list(there[name])}" for name, tensor in part.given.items()
+             if name.rpartition(".")[0] not in quantized and tuple(tensor.shape) != there[name]]
     if wrong:
         raise CheckpointError(f"tensors of {part.folder} have other shapes than config.json says: {first_ten(wrong)}",
                               where, "config.json and weights come from different models; download both again")
 
 
-def _report(pipeline: Pipeline, family: str, notes: list[str], parts: list[_Part], clip: Any) -> str:
+def _blind(clip: Any, part: Part) -> str:
+    """Leave an encoder without its eyes, which nobody has stored, and say so."""
+    what = (f"this {part.encoder.title} sees no pictures: its file has the language model alone. The mmproj file that "
+            "is published beside it, as the other override, gives it eyes")
+    host.take_away(clip, part.encoder.host_name, part.encoder.apart.rstrip("."), lambda: CheckpointError(
+        "this text encoder sees no pictures: its file has the language model alone",
+        part.checkpoints[0].source.reference, "give the mmproj file beside it as the other override"))
+    return what
+
+
+def _report(pipeline: Pipeline, family: str, notes: list[str], parts: list[Part], clip: Any) -> str:
     lines = [f"{family} text encoders", f"source: {pipeline.reference}"]
     for part in parts:
-        config, files = part.checkpoint.config or {}, part.checkpoint.source.files
+        config, checkpoint = part.config, part.checkpoints[0]
+        files = checkpoint.source.files
         names = files[0].replace("\\", "/").rsplit("/", 1)[-1] if len(files) == 1 else f"{len(files)} shards"
         text = config.get("text_config") or config
         width = text.get("d_model", text.get("hidden_size"))
         layers = text.get("num_layers", text.get("num_hidden_layers"))
         lines.append(f"{part.folder}: {(config.get('architectures') or [''])[0]}, {names}, "
-                     f"{size(part.checkpoint.bytes_on_disk)}, width {width}, {layers} layers, "
+                     f"{size(checkpoint.bytes_on_disk)}, width {width}, {layers} layers, "
                      f"kept in {host.text_encoder_dtype(clip, part.encoder.host_name)}")
+        if part.replaced:
+            lines.append(f"  override: {checkpoint.source.reference}")
+        lines += [f"  eyes: {eyes.source.reference}" for eyes in part.checkpoints[1:]]
+        formats = formats_of(part.described)
+        if formats:
+            lines.append(f"  layers: {formats}; dequantized for every matmul, as ComfyUI does it in text encoders")
         whose = "the base's own" if part.tokenizer else "ComfyUI's, compared with the base's"
         lines.append(f"  tokenizer: {whose}")
-        notes += [part.checkpoint.source.choice, part.encoder.note(config)]
-    return "\n".join(lines + [f"note: {text}" for text in notes if text])
+        notes += [*(note for one in part.described for note in one.notes),
+                  *(note for native in part.native for note in native.notes), part.encoder.note(config)]
+    return "\n".join(lines + [f"note: {text}" for text in dict.fromkeys(notes) if text])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ... import host
@@ -26,13 +26,20 @@ def read_header(path: str) -> Header:
     return gguf.read_header(path) if start == gguf.MAGIC else safetensors.read_header(path)
 
 
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
 class Checkpoint:
     """The files of one transformer, opened as far as their headers.
 
     Attributes: `source`, `headers` (one a file), `tensors` (name -> TensorInfo, all files), `preferences` (those of
     attention.py, which are no weights and not among `tensors`), `config` (config.json of the component, or None).
     `stored_tensors` are the tensors under the names of the files, `tensors` those that count, as `call` names them.
+    `settled`: `know_as` has said what the files' names mean, and no family looks for prefixes in them.
     """
+
+    settled = False
 
     def __init__(self, source: Source) -> None:
         """Read the headers. Raises CheckpointError for a damaged file or shards that contradict each other."""
@@ -49,6 +56,15 @@ class Checkpoint:
             self.tensors = {name: info for name, info in self.tensors.items() if name not in self.preferences}
         self.stored_tensors = self.tensors
         self._called: Mapping[str, str] | None = None
+        self._known: Mapping[str, str] | None = None
+        self._right: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+
+    def know_as(self, names: Mapping[str, str],
+                right: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None) -> None:
+        """Before any family looks: what the files' tensors are called by whoever asks for them (name -> name in the
+        file); others are left out. `right` makes of a tensor, as stored, what was meant (rows in another order)."""
+        self.stored_tensors = self.tensors = {name: self.tensors[stored] for name, stored in names.items()}
+        self._known, self._right, self.settled = names, right or {}, True
 
     def call(self, names: Mapping[str, str]) -> None:
         """Let tensors go by other names from now on (name -> stored name); those not among them are left out."""
@@ -57,7 +73,10 @@ class Checkpoint:
 
     def stored(self, name: str) -> str:
         """What the files call a tensor."""
-        return (self._called or {}).get(name, name)
+        return self._in_file((self._called or {}).get(name, name))
+
+    def _in_file(self, name: str) -> str:
+        return (self._known or {}).get(name, name)
 
     def _merge_shards(self) -> None:
         for header in self.headers:
@@ -91,6 +110,8 @@ class Checkpoint:
             tensors.update(header.load())
         for name in self.preferences:
             del tensors[name]
+        if self._known is not None:
+            tensors = {name: self._right.get(name, _as_it_is)(tensors[stored]) for name, stored in self._known.items()}
         return {name: tensors[stored] for name, stored in self._called.items()} if self._called else tensors
 
     def read(self, name: str) -> bytes:

@@ -65,8 +65,9 @@ def adopt(checkpoint: Checkpoint) -> Names:
     """
     stored = checkpoint.stored_tensors
     text = "\n".join(("", *stored))
-    prefix_of_whole = whole(stored, text)
-    if not prefix_of_whole and not _prefix(list(stored)) and not any(word in text for word in _WORDS):
+    prefix_of_whole = "" if checkpoint.settled else whole(stored, text)
+    if not prefix_of_whole and not any(word in text for word in _WORDS) and (
+            checkpoint.settled or not _prefix(list(stored))):
         return NOTHING
     left = _foreign(stored, prefix_of_whole or WHOLE)
     known = {name for names in left.values() for name in names}
@@ -78,7 +79,7 @@ def adopt(checkpoint: Checkpoint) -> Names:
              for what, names in left.items()]
     gone = {name for names in left.values() for name in names}
     kept = [name for name in stored if name not in gone]
-    prefix = prefix_of_whole if taken else _prefix(kept)
+    prefix = prefix_of_whole if taken else "" if checkpoint.settled else _prefix(kept)
     if prefix and any(architecture.naming(kept) for architecture in ARCHITECTURES):
         prefix = ""  # one that an architecture's files are published with
     if prefix and not taken:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..architectures import ARCHITECTURES, Architecture, Dims, Naming, by_class_name, name_other, passthrough, supported
+from ..architectures.component import Component
 from ..architectures.passthrough import PREFIXES as WHOLES
 from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import TensorInfo
@@ -99,7 +100,8 @@ def described(checkpoint: Checkpoint, family: str, base: tuple[Architecture, Dim
     Raises CheckpointError for what is none of the supported architectures, or another one than the base's.
     """
     tensors = checkpoint.tensors if tensors is None else tensors
-    architecture, naming = architecture_of(checkpoint, tensors)
+    asked = base[0] if base is not None and isinstance(base[0], Component) else None
+    architecture, naming = (asked, Naming("native")) if asked else architecture_of(checkpoint, tensors)
     dims = dims_of(architecture.dims_from_tensors, checkpoint, tensors, naming)
     description = CheckpointDescription(
         checkpoint.source.reference, [os.path.basename(header.path) for header in checkpoint.headers],

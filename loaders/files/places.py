@@ -94,7 +94,7 @@ def candidates(reference: str, revision: str = "") -> Iterator[Path]:
         raise CheckpointError("a reference must not contain '..'", text, "give the full path, or a repo id")
     below = PurePosixPath(*parts[2:])
     repo = ("--".join(parts[:2]) / below, parts[1] / below) if len(parts) > 1 else ()
-    for root in host.model_folders():
+    for root in (*host.model_folders(), *host.text_folders()):
         for name in (*spellings, *repo):
             found = Path(root, name)
             if found.exists():
@@ -167,8 +167,9 @@ def _not_here(text: str, revision: str, patterns: Sequence[str]) -> MissingFiles
                         f"looked in {first_ten(host.model_folders())}; give a full path, or a repo id owner/name")
 
 
-def local_references() -> list[str]:
-    """What ComfyUI's model folders hold that could be a reference: pipeline and component folders, single files.
+def local_references(roots: Sequence[str] | None = None) -> list[str]:
+    """What ComfyUI's model folders (or `roots`) hold that could be a reference: pipeline and component folders, single
+    files.
 
     Names are relative to their model folder. Reads directory entries only, three levels deep.
     """
@@ -193,6 +194,6 @@ def local_references() -> list[str]:
             elif entry.name.endswith(WEIGHTS):
                 found.add(Path(entry.path).relative_to(root).as_posix())
 
-    for root in host.model_folders():
+    for root in host.model_folders() if roots is None else roots:
         walk(Path(root), Path(root), 3)
     return sorted(found)

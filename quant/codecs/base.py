@@ -75,6 +75,16 @@ class Codec:
             down, up = tile["down"], tile["up"]
         return torch.addmm(self.residual(tile, torch.float32), up.float(), down.float().t()).to(dtype)
 
+    def looked_up(self, tile: Tile, index: Tensor, dtype: dtype) -> Tensor:
+        """The rows `index` [n] of the weight, [n, columns]: only they are dequantized, where each has its own bytes."""
+        fields, rows = {}, tile.place.rows
+        for name, tensor in tile.fields.items():
+            axis = self.fields[name].axis
+            if tile.place.order or axis is not None and tensor.shape[axis] != rows:
+                return self.dequantize(tile, dtype)[index]
+            fields[name] = tensor if axis is None else tensor.index_select(axis, index)
+        return self.dequantize(Tile(tile.place._replace(rows=len(index)), fields), dtype)
+
     def shift(self, residual: Tensor) -> Tensor | None:
         """What a matmul with the dequantized weight (its `residual` in F32) adds to the bias that is stored, F32
         [rows]; None for nothing, which it is unless `shifts`."""

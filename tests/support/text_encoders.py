@@ -73,11 +73,11 @@ def llama_config(**sizes: int) -> Any:
                        bos_token_id=128000, eos_token_id=128001, pad_token_id=128258)
 
 
-def llama() -> Any:
+def llama(**sizes: int) -> Any:
     """A LlamaModel, BF16."""
     from transformers import LlamaModel
 
-    return seeded(LlamaModel, llama_config())
+    return seeded(LlamaModel, llama_config(**sizes))
 
 
 def llava() -> Any:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...architectures.base import Module
 from ...errors import CheckpointError
 from ...model import DTYPES
-from ...words import first_ten
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,21 +20,38 @@ if TYPE_CHECKING:
 
 # The tensors by whose dtype the host decides in which one it keeps an encoder.
 DTYPE_MARKS = ("encoder.final_layer_norm.weight", "model.norm.weight", "model.layers.0.input_layernorm.weight")
+Config = dict[str, Any]
+# Tokenizers that ComfyUI puts into text encoders' files: the base's own is taken.
+OF_TOKENIZERS = r"^(spiece_model|tekken_model|tokenizer_json)$"
+
+
+class Known(NamedTuple):
+    """The tensor [width] that an encoder has in every file, and the key of its config.json that says how wide it is."""
+
+    tensor: str
+    width: str
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """How a text encoder folder, as transformers saves it, becomes what the host reads.
+    """How a text encoder, as transformers saves it, becomes what the host reads.
 
     Attributes:
+        title: what messages call it.
         classes: config.json `architectures` that it covers.
         host_name: the host's name of the model; its sizes are set by the model option `<host_name>_model_config`.
-        convert: stored tensors and config.json -> the host's state dict. Views, never copies. Every stored tensor must
-            be used or known to be unneeded; raises CheckpointError otherwise.
+        known: what tells it from other encoders, by the host's names.
+        called: (a stored name, config.json) -> the host's name, or None for what it has no use for.
+        modules: (config.json, the host's names of the tensors there are) -> every module, by the host's names. Raises
+            CheckpointError for a config.json that does not say enough.
         host_config: config.json -> the entries of the host's own model config that differ for this checkpoint (empty
             for the published models). Raises CheckpointError for a value that the host's code fixes otherwise.
         tokenizer: tokenizer folder -> the extra tensors by which the host takes a tokenizer (empty where it has its
             own). Raises CheckpointError when the folder's tokenizer is another than the one the host would use.
+        twins: a name -> other names of the same tensor, of which files have one, or several.
+        told: (config.json, names) -> the config.json of what is there, where the host runs less than it says.
+        apart: the beginning of names that may lie in a file of their own: those of an encoder's eyes.
+        complete: makes of the host's tensors, in place, what is stored in pieces or nowhere.
         note: config.json -> a line for the report, or "".
         repair: after loading, (the host's tokenizer of this encoder, tokenizer folder) -> a line for the report, or "".
             Puts right where the host would split text into other tokens than the folder's tokenizer does.
@@ -42,16 +60,23 @@ class Encoder:
         other: config.json -> the description of another size, where the host has a model of its own for it, or None.
     """
 
+    title: str
     classes: tuple[str, ...]
     host_name: str
-    convert: Callable[[dict[str, Tensor], dict[str, Any]], dict[str, Tensor]]
-    host_config: Callable[[dict[str, Any]], dict[str, Any]]
+    known: Known
+    called: Callable[[str, Config], str | None]
+    modules: Callable[[Config, Collection[str]], Iterator[Module]]
+    host_config: Callable[[Config], Config]
     tokenizer: Callable[[Source], dict[str, Tensor]]
-    note: Callable[[dict[str, Any]], str] = lambda config: ""
+    twins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    told: Callable[[Config, Collection[str]], Config] = lambda config, names: config
+    apart: str = ""
+    complete: Callable[[dict[str, Tensor]], None] = lambda tensors: None
+    note: Callable[[Config], str] = lambda config: ""
     repair: Callable[[Any, Source], str] = lambda tokenizer, source: ""
-    marks: Callable[[dict[str, Any]], dict[str, Tensor]] = lambda config: {}
+    marks: Callable[[Config], dict[str, Tensor]] = lambda config: {}
     during: Callable[[], AbstractContextManager[None]] = nullcontext
-    other: Callable[[dict[str, Any]], Encoder | None] = lambda config: None
+    other: Callable[[Config], Encoder | None] = lambda config: None
 
 
 @dataclass(frozen=True)
@@ -72,7 +97,36 @@ class Family:
     note: str = ""
 
 
-def host_sizes(config: dict[str, Any], sizes: dict[str, Any], fixed: dict[str, Any]) -> dict[str, Any]:
+def exchanging(prefixes: Mapping[str, str], unneeded: str) -> Callable[[str, Config], str | None]:
+    """An Encoder.called: the first of `prefixes` that a name begins with becomes its value, and names that the pattern
+    `unneeded` finds are left out."""
+    def called(name: str, config: Config) -> str | None:
+        if re.search(unneeded, name):
+            return None
+        if "." not in name:  # of a whole file
+            return name
+        old = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+        return name if old is None else prefixes[old] + name.removeprefix(old)
+
+    return called
+
+
+def embedding(name: str, rows: int, columns: int) -> Module:
+    """A table of rows that is looked up."""
+    return Module(name, (name,), (rows,), (columns,), False, kind="embedding")
+
+
+def linear(name: str, rows: int, columns: int, bias: bool = False) -> Module:
+    """A Linear [rows, columns]."""
+    return Module(name, (name,), (rows,), (columns,), bias)
+
+
+def plain(name: str, *shape: int, bias: bool = False) -> Module:
+    """What is never quantized: a norm, a convolution, a small table."""
+    return Module(name, (name,), shape[:1], shape[1:], bias, kind="plain")
+
+
+def host_sizes(config: Config, sizes: Config, fixed: Config) -> Config:
     """The entries of config.json that differ from the host's own `sizes`.
 
     `sizes` are the host's values for the names that it can be told (a name config.json lacks keeps the host's value);
@@ -84,30 +138,6 @@ def host_sizes(config: dict[str, Any], sizes: dict[str, Any], fixed: dict[str, A
         raise CheckpointError(f"ComfyUI's text encoder cannot be set to {', '.join(wrong)}",
                               (config.get("architectures") or [""])[0], "use the base's own text encoder")
     return {name: config[name] for name, value in sizes.items() if config.get(name, value) != value}
-
-
-def tied(tensors: dict[str, Tensor], kept: str, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Without the duplicates `names` of the tensor `kept`; the first of them becomes `kept` where that is not stored.
-
-    Raises CheckpointError when a duplicate has other values: one of the two would be lost.
-    """
-    out = dict(tensors)
-    for name in names:
-        twin = out.pop(name, None)
-        if twin is None:
-            continue
-        there = out.setdefault(kept, twin)
-        if there is not twin and (there.shape != twin.shape or not bool((there == twin).all())):
-            raise CheckpointError(f"{kept} and {name} should be the same tensor, but differ", "",
-                                  "download the text encoder again")
-    return out
-
-
-def nothing_left(unknown: list[str], kind: str) -> None:
-    """Raises CheckpointError when stored tensors are left that have no place in this kind of encoder."""
-    if unknown:
-        raise CheckpointError(f"{len(unknown)} stored tensors have no place in {kind}: {first_ten(sorted(unknown))}",
-                              "", "use the base's own text encoder, or report this")
 
 
 def set_dtype(given: Iterable[dict[str, Tensor]], dtype: str) -> Any:

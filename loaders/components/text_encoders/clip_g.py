@@ -7,8 +7,9 @@ host (comfy/sdxl_clip.py).
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .... import host
 from ...errors import CheckpointError
@@ -16,21 +17,10 @@ from ...files.source import Source, read_json
 from . import clip_l
 from .base import Encoder, Family
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 # comfy/clip_config_bigg.json
 SIZES = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
          "max_position_embeddings": 77, "hidden_act": "gelu"}
 KNOWN_BY = 31  # layers: the host tells it from CLIP-L by its 31st (comfy/sd.py, detect_te_model)
-
-
-def convert(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """As CLIP-L's. The projection is there: one made up in its place would be other numbers."""
-    if "text_projection.weight" not in tensors:
-        raise CheckpointError("text_projection.weight is missing", "CLIPTextModelWithProjection",
-                              "download this folder again")
-    return clip_l.convert(tensors, config)
 
 
 def host_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +44,9 @@ def repair(tokenizer: Any, source: Source) -> str:
     return f"CLIP-G's prompts are padded with {token} as the base's tokenizer says (ComfyUI: !)"
 
 
-CLIP_G = Encoder(("CLIPTextModelWithProjection",), "clip_g", convert, host_config, clip_l.tokenizer, repair=repair)
+# The projection is there: one made up in its place would be other numbers.
+CLIP_G = Encoder("CLIP-G", ("CLIPTextModelWithProjection",), "clip_g", clip_l.KNOWN, clip_l.CALLED,
+                 partial(clip_l.modules, sizes=SIZES, projected=True), host_config, clip_l.tokenizer, repair=repair)
 PIPELINES = ("StableDiffusionXL",)
 FAMILIES = (
     Family("SDXL", "STABLE_DIFFUSION", (("text_encoder", "tokenizer", clip_l.CLIP_L),

@@ -3,9 +3,11 @@ the last but one hidden state (text_encoder of SDXL)."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
-from .base import Encoder, host_sizes
+from ...architectures.base import Module
+from .base import OF_TOKENIZERS, Encoder, Known, embedding, exchanging, host_sizes, linear, plain
 from .vocabulary import refuse_another
 
 if TYPE_CHECKING:
@@ -22,20 +24,41 @@ ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
 END = (2, 49407)
 
 
-def convert(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """Names of transformers 4 (text_model.encoder...) and 5 (encoder...) -> the former. `position_ids` are constants.
+KNOWN = Known("text_model.final_layer_norm.weight", "hidden_size")
+# Names of transformers 4 (text_model.encoder...) and 5 (encoder...) -> the former. The positions' numbers are
+# constants; the temperature of CLIP's training is no part of a text encoder.
+CALLED = exchanging({"text_model.": "text_model.", "text_projection.": "text_projection.", "": "text_model."},
+                    rf"(^|\.)embeddings\.position_ids$|^logit_scale$|{OF_TOKENIZERS}")
 
-    CLIPTextModel has no projection; the host computes one beside the pooled output that the pipelines take, so it gets
-    the identity instead of memory that nobody has written to.
-    """
+
+def modules(config: dict[str, Any], names: Collection[str], sizes: dict[str, Any] = SIZES,
+            projected: bool = False) -> Iterator[Module]:
+    """CLIP's text model, with the projection of its pooled output where it is stored, or has to be (`projected`)."""
+    size = {**sizes, **FIXED, **{key: value for key, value in config.items() if value is not None}}
+    width, inner = size["hidden_size"], size["intermediate_size"]
+    yield embedding("text_model.embeddings.token_embedding", size["vocab_size"], width)
+    yield plain("text_model.embeddings.position_embedding", size["max_position_embeddings"], width)
+    for number in range(size["num_hidden_layers"]):
+        here = f"text_model.encoder.layers.{number}"
+        yield plain(f"{here}.layer_norm1", width, bias=True)
+        for part in ("q", "k", "v", "out"):
+            yield linear(f"{here}.self_attn.{part}_proj", width, width, bias=True)
+        yield plain(f"{here}.layer_norm2", width, bias=True)
+        yield linear(f"{here}.mlp.fc1", inner, width, bias=True)
+        yield linear(f"{here}.mlp.fc2", width, inner, bias=True)
+    yield plain("text_model.final_layer_norm", width, bias=True)
+    if projected or any(name.startswith("text_projection.") for name in names):
+        yield linear("text_projection", width, width)
+
+
+def complete(tensors: dict[str, Tensor]) -> None:
+    """CLIPTextModel has no projection; the host computes one beside the pooled output that the pipelines take, so it
+    gets the identity instead of memory that nobody has written to."""
     import torch
 
-    out = {name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}": tensor
-           for name, tensor in tensors.items() if not name.endswith("embeddings.position_ids")}
-    norm = out.get("text_model.final_layer_norm.weight")
-    if "text_projection.weight" not in out and norm is not None:
-        out["text_projection.weight"] = torch.eye(norm.shape[0], dtype=norm.dtype)
-    return out
+    if not any(name.startswith("text_projection.") for name in tensors):
+        norm = tensors["text_model.final_layer_norm.weight"]
+        tensors["text_projection.weight"] = torch.eye(norm.shape[0], dtype=norm.dtype)
 
 
 def host_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -56,4 +79,5 @@ def tokenizer(source: Source) -> dict[str, Tensor]:
     return {}
 
 
-CLIP_L = Encoder(("CLIPTextModel",), "clip_l", convert, host_config, tokenizer)
+CLIP_L = Encoder("CLIP-L", ("CLIPTextModel",), "clip_l", KNOWN, CALLED, modules, host_config, tokenizer,
+                 complete=complete)

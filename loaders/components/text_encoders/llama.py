@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .... import host
+from ...architectures.base import Module
 from ...errors import CheckpointError
-from .base import Encoder, host_sizes
+from .base import Encoder, exchanging, host_sizes
+from .llm import KNOWN, UNNEEDED
+from .llm import modules as llm_modules
 from .vocabulary import refuse_another
 
 if TYPE_CHECKING:
@@ -26,35 +30,36 @@ FIXED = {"head_dim": 128, "hidden_act": "silu", "attention_bias": False, "mlp_bi
 DEFAULTS = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
             "num_attention_heads": 32, "rms_norm_eps": 1e-6}
 # What LLaVA calls its language model: saved by transformers 4 and 5, and in 5's memory
-PREFIXES = ("language_model.model.", "model.language_model.", "language_model.", "model.")
+PREFIXES = dict.fromkeys(("language_model.model.", "model.language_model.", "language_model.", "model.", ""), "model.")
+
+
 # Images reach the host's HunyuanVideo through a CLIP_VISION of its own, the logits nobody reads.
-UNNEEDED = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.",
-            "lm_head.", "language_model.lm_head.")
+CALLED = exchanging(PREFIXES, r"^(model\.)?(vision_tower|multi_modal_projector)\.|^(language_model\.)?lm_head\.|"
+                    + UNNEEDED)
 
 
-def convert(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """Every name that transformers has had for it -> model.layers... The vision half and the logits are unneeded."""
-    out: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(UNNEEDED) or name.endswith(".rotary_emb.inv_freq"):
-            continue
-        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
-        out["model." + name.removeprefix(prefix)] = tensor
-    return out
+def modules(config: dict[str, Any], names: Collection[str]) -> Iterator[Module]:
+    """See llm.modules."""
+    return llm_modules(_text(config))
 
 
 def host_config(config: dict[str, Any]) -> dict[str, Any]:
     """Sizes that differ from Llama 3 8B's. Raises CheckpointError for what the host's code fixes."""
-    text = {**DEFAULTS, **(config.get("text_config") or config), "architectures": config.get("architectures")}
+    text = _text(config)
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise CheckpointError(f"ComfyUI's Llama has no {rope.get('rope_type', rope.get('type'))} rotary embedding", "",
                               "use the base's own text encoder")
     text.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
-    heads = text["num_attention_heads"]
-    text["num_key_value_heads"] = text.get("num_key_value_heads") or heads
-    text["head_dim"] = text.get("head_dim") or text["hidden_size"] // heads
     return host_sizes(text, SIZES, FIXED)
+
+
+def _text(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's values, with transformers' where config.json has none."""
+    text = {**DEFAULTS, **(config.get("text_config") or config), "architectures": config.get("architectures")}
+    heads = text["num_attention_heads"]
+    return text | {"num_key_value_heads": text.get("num_key_value_heads") or heads,
+                   "head_dim": text.get("head_dim") or text["hidden_size"] // heads}
 
 
 def tokenizer(source: Source) -> dict[str, Tensor]:
@@ -81,4 +86,5 @@ def repair(host_tokenizer: Any, source: Source) -> str:
     return ""
 
 
-LLAMA = Encoder(("LlamaModel", "LlamaForCausalLM", LLAVA), "llama", convert, host_config, tokenizer, note, repair)
+LLAMA = Encoder("Llama 3", ("LlamaModel", "LlamaForCausalLM", LLAVA), "llama", KNOWN, CALLED, modules, host_config,
+                tokenizer, note=note, repair=repair)

@@ -5,16 +5,16 @@ All are the host's Llama2_ (comfy/text_encoders/llama.py): decoder layers of 128
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
+from ...architectures.base import Module
 from ...errors import CheckpointError
-from ...words import first_ten
-from .base import host_sizes, nothing_left
+from .base import OF_TOKENIZERS, Known, embedding, host_sizes, linear, plain
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Shapes = dict[str, tuple[int, ...]]
+KNOWN = Known("model.layers.0.input_layernorm.weight", "hidden_size")
+# Old versions of transformers stored the angles.
+UNNEEDED = rf"(^|\.)rotary_emb\.inv_freq$|{OF_TOKENIZERS}"
 HEAD = 128  # the host's head_dim; it can be told no other
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
          "num_key_value_heads")
@@ -59,50 +59,21 @@ def sizes(text: dict[str, Any], host: dict[str, Any], fixed: dict[str, Any]) -> 
     return host_sizes(given, host, {"head_dim": HEAD, "hidden_act": "silu", "mlp_bias": False, **fixed})
 
 
-def shapes(text: dict[str, Any], bias: bool = False, norms: bool = False) -> Shapes:
-    """The host's names and shapes of the language model; `bias` on q, k and v, `norms` on q and k."""
+def modules(text: dict[str, Any], bias: bool = False, norms: bool = False) -> Iterator[Module]:
+    """The language model by the host's names; `bias` on q, k and v, `norms` on q and k. `text` are `text_part`'s."""
     width, inner = text["hidden_size"], text["intermediate_size"]
     heads, shared = text["num_attention_heads"] * HEAD, text["num_key_value_heads"] * HEAD
-    layer: Shapes = {
-        "input_layernorm.weight": (width,), "post_attention_layernorm.weight": (width,),
-        "self_attn.q_proj.weight": (heads, width), "self_attn.k_proj.weight": (shared, width),
-        "self_attn.v_proj.weight": (shared, width), "self_attn.o_proj.weight": (width, heads),
-        "mlp.gate_proj.weight": (inner, width), "mlp.up_proj.weight": (inner, width),
-        "mlp.down_proj.weight": (width, inner)}
-    if bias:
-        layer |= {f"self_attn.{name}_proj.bias": (rows,) for name, rows in (("q", heads), ("k", shared), ("v", shared))}
-    if norms:
-        layer |= {"self_attn.q_norm.weight": (HEAD,), "self_attn.k_norm.weight": (HEAD,)}
-    out: Shapes = {"model.embed_tokens.weight": (text["vocab_size"], width), "model.norm.weight": (width,)}
+    yield embedding("model.embed_tokens", text["vocab_size"], width)
     for number in range(text["num_hidden_layers"]):
-        out |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
-    return out
-
-
-def rename(tensors: dict[str, Tensor], prefixes: dict[str, str], unneeded: tuple[str, ...], there: Shapes,
-           kind: str) -> dict[str, Tensor]:
-    """Stored tensors under the host's names: the first of `prefixes` that fits is exchanged for its value.
-
-    Names that begin with one of `unneeded` are left out. Raises CheckpointError unless what is left are exactly the
-    tensors `there`, in these shapes.
-    """
-    out: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(unneeded) or name.endswith("rotary_emb.inv_freq"):  # old transformers stored the angles
-            continue
-        old = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
-        new = prefixes.get(old, "") + name.removeprefix(old)
-        if new in out:
-            raise CheckpointError(f"{new} is stored twice, under two names", kind, "download the text encoder again")
-        out[new] = tensor
-    nothing_left([name for name in out if name not in there], kind)
-    missing = sorted(there.keys() - out)
-    if missing:
-        raise CheckpointError(f"{len(missing)} tensors of {kind} are missing: {first_ten(missing)}", ORIGIN,
-                              "finish the download of this folder")
-    wrong = [f"{name} {list(out[name].shape)} instead of {list(shape)}" for name, shape in there.items()
-             if tuple(out[name].shape) != shape]
-    if wrong:
-        raise CheckpointError(f"tensors of {kind} have other shapes than config.json says: {first_ten(wrong)}", ORIGIN,
-                              "config.json and weights come from different models; download both again")
-    return out
+        here = f"model.layers.{number}"
+        yield plain(f"{here}.input_layernorm", width)
+        for part, rows in (("q", heads), ("k", shared), ("v", shared)):
+            yield linear(f"{here}.self_attn.{part}_proj", rows, width, bias)
+        for part in ("q", "k") if norms else ():
+            yield plain(f"{here}.self_attn.{part}_norm", HEAD)
+        yield linear(f"{here}.self_attn.o_proj", width, heads)
+        yield plain(f"{here}.post_attention_layernorm", width)
+        yield linear(f"{here}.mlp.gate_proj", inner, width)
+        yield linear(f"{here}.mlp.up_proj", inner, width)
+        yield linear(f"{here}.mlp.down_proj", width, inner)
+    yield plain("model.norm", width)

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .... import host
+from ...architectures.base import Module, count_blocks
 from ...errors import CheckpointError
 from ...files.source import Source, read_json
-from .base import Encoder, Family
-from .llm import ORIGIN, rename, shapes, sizes, text_part
+from .base import Encoder, Family, exchanging
+from .llm import KNOWN, ORIGIN, UNNEEDED, sizes, text_part
+from .llm import modules as llm_modules
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,18 +31,28 @@ FIXED = {"hidden_size": 5120, "sliding_window": None, "attention_bias": False}
 DEEPEST = 30  # the last hidden state that FLUX.2 reads
 # in transformers 5's memory, and in its files and those of 4
 PREFIXES = {"model.language_model.": "model.", "language_model.model.": "model.", "language_model.": "model.",
-            "model.": "model."}
+            "model.": "model.", "": "model."}
 # Prompts hold no pictures, and the logits nobody reads.
-UNNEEDED = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.",
-            "lm_head.", "language_model.lm_head.")
+CALLED = exchanging(PREFIXES, r"^(model\.)?(vision_tower|multi_modal_projector)\.|"
+                    r"^(language_model\.|model\.)?lm_head\.|" + UNNEEDED)
 # What the host's prompt is made of, by number (None: any)
 CONTROL = {"<s>": 1, "<pad>": 11, "[INST]": None, "[/INST]": None, "[SYSTEM_PROMPT]": None, "[/SYSTEM_PROMPT]": None}
 OURS = "quantized_transformers"  # beside tekken's own keys: the rest of tokenizer.json
 
 
-def convert(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """Every name that transformers has had for it -> model. ...; vision tower, projector and lm_head are unneeded."""
-    return rename(tensors, PREFIXES, UNNEEDED, shapes(text_part(config)), "Mistral 3")
+def modules(config: dict[str, Any], names: Collection[str]) -> Iterator[Module]:
+    """See llm.modules; without the final norm, where there is none."""
+    text = text_part(config)
+    return (module for module in llm_modules(text) if module.native != "model.norm" or text.get("final_norm", True))
+
+
+def told(config: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """ComfyUI's files of FLUX.2's text encoder end with the last layer that is read, and have no final norm."""
+    layers = count_blocks(names, "model.layers")
+    if any(name.startswith("model.norm.") for name in names) or layers < DEEPEST:
+        return config
+    text = text_part(config)
+    return {**config, "text_config": {**text, "num_hidden_layers": layers, "final_norm": False}}
 
 
 def host_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +64,8 @@ def host_config(config: dict[str, Any]) -> dict[str, Any]:
                               "use the base's own text encoder")
     different = sizes(text, HOST, FIXED)
     # below 40 layers the host leaves the final norm out, transformers does not
-    return different | {"final_norm": True} if layers < HOST["num_hidden_layers"] else different
+    last = text.get("final_norm", True)
+    return different | {"final_norm": last} if layers < HOST["num_hidden_layers"] else different
 
 
 def note(config: dict[str, Any]) -> str:
@@ -171,7 +185,7 @@ def _alphabet() -> dict[int, str]:
     return {byte: chr(byte) for byte in plain} | {byte: chr(256 + at) for at, byte in enumerate(others)}
 
 
-MISTRAL3 = Encoder(("Mistral3ForConditionalGeneration",), "mistral3_24b", convert, host_config, tokenizer, note,
-                   during=lambda: host.tekken_read_by(read))
+MISTRAL3 = Encoder("Mistral 3", ("Mistral3ForConditionalGeneration",), "mistral3_24b", KNOWN, CALLED, modules,
+                   host_config, tokenizer, told=told, note=note, during=lambda: host.tekken_read_by(read))
 FAMILY = Family("FLUX.2", "FLUX2", (("text_encoder", "tokenizer", MISTRAL3),), "Flux2TEModel", ("Flux2",))
 FAMILIES = (FAMILY,)

@@ -10,11 +10,14 @@ diffusers 0.42 on transformers 5 hands on no mm_token_type_ids, so that pictures
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ...architectures.base import Module
 from ...errors import CheckpointError
-from .base import Encoder, Family, host_sizes
-from .llm import ORIGIN, Shapes, rename, shapes, sizes, text_part
+from .base import Encoder, Family, exchanging, host_sizes, linear, plain
+from .llm import KNOWN, ORIGIN, UNNEEDED, sizes, text_part
+from .llm import modules as llm_modules
 from .qwen_tokenizer import same_as_bundled
 
 if TYPE_CHECKING:
@@ -33,32 +36,50 @@ NAMED = ("depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_s
 IMAGE_TOKEN = 151655
 # in transformers 5's memory, in its files and those of 4, and Qwen2_5_VLModel alone
 PREFIXES = {"model.language_model.": "model.", "model.visual.": "visual.", "language_model.": "model.",
-            "visual.": "visual.", "model.": "model."}
-UNNEEDED = ("lm_head.",)  # the logits nobody reads
+            "visual.": "visual.", "model.": "model.", "": "model."}
+CALLED = exchanging(PREFIXES, r"^(model\.)?lm_head\.|" + UNNEEDED)  # the logits nobody reads
+EYES = "visual."
 
 
-def convert(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """Every name that transformers has had for it -> model. ... and visual. ...; lm_head is unneeded."""
+def modules(config: dict[str, Any], names: Collection[str]) -> Iterator[Module]:
+    """The language model and the vision tower that feeds it."""
     text = text_part(config)
-    there = shapes(text, bias=True) | vision_shapes(text["hidden_size"])
-    return rename(tensors, PREFIXES, UNNEEDED, there, "Qwen2.5-VL")
+    yield from llm_modules(text, bias=True)
+    yield from vision_modules(text["hidden_size"], names)
 
 
-def vision_shapes(width: int) -> Shapes:
-    """The host's names and shapes of the vision tower that feeds a language model of this width."""
+def vision_modules(width: int, names: Collection[str]) -> Iterator[Module]:
+    """The vision tower that feeds a language model of this width, whose parts are stored as `names` say: llama.cpp's
+    files have q, k and v apart, and the two moments of the first convolution."""
     inner, wide = 1280, 3420
-    block: Shapes = {"norm1.weight": (inner,), "norm2.weight": (inner,),
-                     "attn.qkv.weight": (3 * inner, inner), "attn.qkv.bias": (3 * inner,),
-                     "attn.proj.weight": (inner, inner), "attn.proj.bias": (inner,),
-                     "mlp.gate_proj.weight": (wide, inner), "mlp.gate_proj.bias": (wide,),
-                     "mlp.up_proj.weight": (wide, inner), "mlp.up_proj.bias": (wide,),
-                     "mlp.down_proj.weight": (inner, wide), "mlp.down_proj.bias": (inner,)}
-    out: Shapes = {"visual.patch_embed.proj.weight": (inner, 3, 2, 14, 14), "visual.merger.ln_q.weight": (inner,),
-                   "visual.merger.mlp.0.weight": (4 * inner, 4 * inner), "visual.merger.mlp.0.bias": (4 * inner,),
-                   "visual.merger.mlp.2.weight": (width, 4 * inner), "visual.merger.mlp.2.bias": (width,)}
+    if f"{EYES}patch_embed.proj.1.weight" in names:
+        for moment in range(2):
+            yield plain(f"{EYES}patch_embed.proj.{moment}", inner, 3, 14, 14)
+    else:
+        yield plain(f"{EYES}patch_embed.proj", inner, 3, 2, 14, 14)
+    apart = any(name.startswith(f"{EYES}blocks.0.attn.q.") for name in names)
     for number in range(VISION["depth"]):
-        out |= {f"visual.blocks.{number}.{name}": shape for name, shape in block.items()}
-    return out
+        here = f"{EYES}blocks.{number}"
+        yield plain(f"{here}.norm1", inner)
+        yield plain(f"{here}.norm2", inner)
+        yield Module(f"{here}.attn.qkv", tuple(f"{here}.attn.{part}" for part in "qkv"), (inner,) * 3, (inner,)) \
+            if apart else linear(f"{here}.attn.qkv", 3 * inner, inner, bias=True)
+        yield linear(f"{here}.attn.proj", inner, inner, bias=True)
+        yield linear(f"{here}.mlp.gate_proj", wide, inner, bias=True)
+        yield linear(f"{here}.mlp.up_proj", wide, inner, bias=True)
+        yield linear(f"{here}.mlp.down_proj", inner, wide, bias=True)
+    yield plain(f"{EYES}merger.ln_q", inner)
+    yield linear(f"{EYES}merger.mlp.0", 4 * inner, 4 * inner, bias=True)
+    yield linear(f"{EYES}merger.mlp.2", width, 4 * inner, bias=True)
+
+
+def complete(tensors: dict[str, Tensor]) -> None:
+    """The first convolution of two moments [rows, 3, 14, 14] -> [rows, 3, 2, 14, 14]."""
+    import torch
+
+    moments = [tensors.pop(f"{EYES}patch_embed.proj.{moment}.weight", None) for moment in range(2)]
+    if moments[0] is not None and moments[1] is not None:
+        tensors[f"{EYES}patch_embed.proj.weight"] = torch.stack((moments[0], moments[1]), dim=2)
 
 
 def host_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +103,8 @@ def host_config(config: dict[str, Any]) -> dict[str, Any]:
     return sizes(text, HOST, FIXED)
 
 
-QWEN25_VL = Encoder(("Qwen2_5_VLForConditionalGeneration",), "qwen25_7b", convert, host_config, same_as_bundled)
+QWEN25_VL = Encoder("Qwen2.5-VL", ("Qwen2_5_VLForConditionalGeneration",), "qwen25_7b", KNOWN, CALLED, modules,
+                    host_config, same_as_bundled, apart=EYES, complete=complete)
 FAMILY = Family("Qwen-Image", "QWEN_IMAGE", (("text_encoder", "tokenizer", QWEN25_VL),), "QwenImageTEModel",
                 ("QwenImage",))
 FAMILIES = (FAMILY,)

@@ -8,17 +8,17 @@ pad klein's prompts to 512 tokens. diffusers cuts prompts at 512 tokens, the hos
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ...architectures.base import Module
 from ...errors import CheckpointError
-from .base import Encoder, Family
-from .llm import ORIGIN, rename, shapes, sizes, text_part
+from .base import Encoder, Family, exchanging, linear
+from .llm import KNOWN, ORIGIN, UNNEEDED, sizes, text_part
+from .llm import modules as llm_modules
 from .qwen_tokenizer import same_as_bundled
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # comfy/text_encoders/llama.py, Qwen3_4BConfig and Qwen3_8BConfig; the width is what the host knows the model by
 # (comfy/sd.py)
@@ -28,19 +28,32 @@ HOST_8B = {**HOST_4B, "intermediate_size": 12288}
 WIDTH_4B, WIDTH_8B = 2560, 4096
 
 
-def convert(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """Qwen3ForCausalLM's or Qwen3Model's names -> model. ...; 4B's logits (lm_head) are its embedding once more."""
-    return rename(tensors, {"model.": "model.", "": "model."}, ("lm_head.",), shapes(text_part(config), norms=True),
-                  "Qwen3")
+PREFIXES = {"lm_head.": "model.lm_head.", "model.": "model.", "": "model."}
+CALLED = exchanging(PREFIXES, r"^(model\.)?lm_head\.|" + UNNEEDED)  # 4B's logits are its embedding once more
+WITH_HEAD = exchanging(PREFIXES, UNNEEDED)
 
 
-def convert_8b(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
+def modules(config: dict[str, Any], names: Collection[str]) -> Iterator[Module]:
+    """See llm.modules."""
+    return llm_modules(text_part(config), norms=True)
+
+
+def modules_8b(config: dict[str, Any], names: Collection[str]) -> Iterator[Module]:
     """The same with lm_head, by which the host writes text; conditioning does not read it."""
-    if not has_head(config):
-        return convert(tensors, config)
     text = text_part(config)
-    there = shapes(text, norms=True) | {"model.lm_head.weight": (text["vocab_size"], text["hidden_size"])}
-    return rename(tensors, {"lm_head.": "model.lm_head.", "model.": "model.", "": "model."}, (), there, "Qwen3")
+    yield from llm_modules(text, norms=True)
+    if has_head(config):
+        yield linear("model.lm_head", text["vocab_size"], text["hidden_size"])
+
+
+def called_8b(name: str, config: dict[str, Any]) -> str | None:
+    """8B's lm_head is no copy of its embedding, where it is one at all."""
+    return (WITH_HEAD if has_head(config) else CALLED)(name, config)
+
+
+def told(config: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """A file may leave lm_head out."""
+    return config if any(".lm_head." in name for name in names) else {**config, "tie_word_embeddings": True}
 
 
 def has_head(config: dict[str, Any]) -> bool:
@@ -66,9 +79,10 @@ def host_config_8b(config: dict[str, Any]) -> dict[str, Any]:
 
 
 CLASSES = ("Qwen3ForCausalLM", "Qwen3Model")
-QWEN3 = Encoder(CLASSES, "qwen3_4b", convert,
+QWEN3 = Encoder("Qwen3", CLASSES, "qwen3_4b", KNOWN, CALLED, modules,
                 partial(host_config, host=HOST_4B, width=WIDTH_4B, layers=3, whose="Z-Image"), same_as_bundled)
-KLEIN_9B = Encoder(CLASSES, "qwen3_8b", convert_8b, host_config_8b, same_as_bundled)
+KLEIN_9B = Encoder("Qwen3", CLASSES, "qwen3_8b", KNOWN, called_8b, modules_8b, host_config_8b, same_as_bundled,
+                   told=told)
 KLEIN_4B = replace(
     QWEN3, host_config=partial(host_config, host=HOST_4B, width=WIDTH_4B, layers=27, whose="FLUX.2 klein"),
     other=lambda config: KLEIN_9B if config.get("hidden_size") == WIDTH_8B else None)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
-from .base import Encoder, host_sizes, tied
+from ...architectures.base import Module
+from .base import OF_TOKENIZERS, Encoder, Known, embedding, exchanging, host_sizes, linear, plain
 from .vocabulary import refuse_another
 
 if TYPE_CHECKING:
@@ -14,17 +16,39 @@ if TYPE_CHECKING:
 
 # comfy/text_encoders/t5_config_xxl.json; the rest is fixed in comfy/text_encoders/t5.py
 SIZES = {"d_ff": 10240, "d_kv": 64, "d_model": 4096, "num_heads": 64, "num_layers": 24}
-FIXED = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6,
+BUCKETS = 32
+FIXED = {"relative_attention_num_buckets": BUCKETS, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6,
          "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new", "is_gated_act": True}
 # The host knows a T5-XXL by this tensor's rows
 MARK = "encoder.block.23.layer.1.DenseReluDense.wi_1.weight"
 
 
-def convert(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """The embedding, which is tied to the encoder's, by one name. A decoder, which older exports keep, is unneeded:
-    transformers leaves it aside, too."""
-    encoder = {name: tensor for name, tensor in tensors.items() if not name.startswith(("decoder.", "lm_head."))}
-    return tied(encoder, "shared.weight", ("encoder.embed_tokens.weight",))
+KNOWN = Known("encoder.final_layer_norm.weight", "d_model")
+# A decoder, which older exports keep, is unneeded: transformers leaves it aside, too.
+CALLED = exchanging({}, rf"^(decoder|lm_head)\.|{OF_TOKENIZERS}")
+# The embedding is tied to the encoder's; files have it by one name, the other, or both.
+TWINS = {"shared.weight": ("encoder.embed_tokens.weight",)}
+
+
+def modules(config: dict[str, Any], names: Collection[str], every_block: bool = False,
+            vocabulary: int = 32128) -> Iterator[Module]:
+    """The encoder of a gated T5; the position biases are in the first block, or in every one (UMT5)."""
+    size = {**SIZES, "vocab_size": vocabulary, **{key: value for key, value in config.items() if value is not None}}
+    width, inner, heads = size["d_model"], size["num_heads"] * size["d_kv"], size["num_heads"]
+    yield embedding("shared", size["vocab_size"], width)
+    for number in range(size["num_layers"]):
+        here = f"encoder.block.{number}.layer"
+        for part in ("q", "k", "v"):
+            yield linear(f"{here}.0.SelfAttention.{part}", inner, width)
+        yield linear(f"{here}.0.SelfAttention.o", width, inner)
+        if every_block or not number:
+            yield plain(f"{here}.0.SelfAttention.relative_attention_bias", BUCKETS, heads)
+        yield plain(f"{here}.0.layer_norm", width)
+        yield linear(f"{here}.1.DenseReluDense.wi_0", size["d_ff"], width)
+        yield linear(f"{here}.1.DenseReluDense.wi_1", size["d_ff"], width)
+        yield linear(f"{here}.1.DenseReluDense.wo", width, size["d_ff"])
+        yield plain(f"{here}.1.layer_norm", width)
+    yield plain("encoder.final_layer_norm", width)
 
 
 def host_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -45,4 +69,5 @@ def tokenizer(source: Source) -> dict[str, Tensor]:
     return {}
 
 
-T5_XXL = Encoder(("T5EncoderModel",), "t5xxl", convert, host_config, tokenizer, marks=marks)
+T5_XXL = Encoder("T5", ("T5EncoderModel",), "t5xxl", KNOWN, CALLED, modules, host_config, tokenizer, TWINS,
+                 marks=marks)

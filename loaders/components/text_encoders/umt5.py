@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,4 +35,6 @@ def tokenizer(source: Source) -> dict[str, Tensor]:
     return {"spiece_model": torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)}
 
 
-UMT5_XXL = Encoder(("UMT5EncoderModel",), "umt5xxl", t5.convert, host_config, tokenizer, marks=t5.marks)
+UMT5_XXL = Encoder("UMT5", ("UMT5EncoderModel",), "umt5xxl", t5.KNOWN, t5.CALLED,
+                   partial(t5.modules, every_block=True, vocabulary=256384), host_config, tokenizer, t5.TWINS,
+                   marks=t5.marks)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from quantized_transformers.loaders.components import text_part
 from quantized_transformers.loaders.components.text_encoders import mistral3, qwen3, qwen25_vl
+from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.loaders.locate import locate
+from quantized_transformers.loaders.plan import LoadPlan
 from support import text_encoders_llm as llm
 
 pytestmark = pytest.mark.parity
@@ -72,7 +79,7 @@ def in_memory(name: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_published_sizes_and_names(name):
+def test_published_sizes_and_names(name, tmp_path):
     """transformers' published model -> exactly the host's, from the names in memory (5) and in files (4)."""
     import comfy.ops
     import comfy.text_encoders.llama
@@ -88,31 +95,52 @@ def test_published_sizes_and_names(name):
     if name == "mistral3":
         files["language_model.lm_head.weight"] = files.pop("lm_head.weight")
     for stored in (tensors, files):
-        out = ENCODERS[name].convert(stored, config)
-        assert {key: value.shape for key, value in out.items()} == expected
-        assert all(any(value is given for given in stored.values()) for value in list(out.values())[::50])
+        assert host_shapes(planned(name, stored, config, tmp_path)) == expected
+
+
+def planned(name: str, tensors: dict[str, torch.Tensor], config: dict[str, Any], folder: Path) -> LoadPlan:
+    """What is made of a file of these tensors, all of it a hole in the file system."""
+    at, header = 0, {}
+    for key, tensor in tensors.items():
+        header[key] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [at, at := at + 2 * tensor.numel()]}
+    text = json.dumps(header).encode()
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path, 8 + len(text) + at)
+    checkpoint = Checkpoint(locate(str(path)))
+    text_part.know(checkpoint, ENCODERS[name], config)
+    return text_part.planned(checkpoint, ENCODERS[name], config)[1]
+
+
+def host_shapes(plan: LoadPlan) -> dict[str, torch.Size]:
+    plan.description.require_loadable()
+    weights = {f"{module.native}.weight": torch.Size((sum(module.rows), *module.inner)) for module, _ in plan.modules}
+    return weights | {f"{module.native}.bias": torch.Size((sum(module.rows),)) for module, _ in plan.modules if module.bias}
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_damaged_tensors_are_refused(name):
+def test_damaged_tensors_are_refused(name, tmp_path):
     config, tensors = PUBLISHED[name], in_memory(name)
-    convert = ENCODERS[name].convert
+
+    def problems(tensors: dict[str, torch.Tensor], config: dict[str, Any] = config) -> str:
+        return "\n".join(planned(name, tensors, config, tmp_path).description.problems)
+
+    assert problems(tensors) == ""
     norm = next(key for key in tensors if key.endswith("layers.1.post_attention_layernorm.weight"))
-    with pytest.raises(CheckpointError, match="missing: model.layers.1.post_attention_layernorm.weight"):
-        convert({key: value for key, value in tensors.items() if key != norm}, config)
-    with pytest.raises(CheckpointError, match="no place .*: model.layers.1.mlp.extra"):
-        convert({**tensors, norm.replace("post_attention_layernorm.weight", "mlp.extra"): tensors[norm]}, config)
-    with pytest.raises(CheckpointError, match="no place .*: model.layers.36.norm|no place .*: model.layers.40.norm"):
-        last = "40" if name == "mistral3" else "36"
-        convert({**tensors, norm.replace("layers.1.post_attention_layernorm", f"layers.{last}.norm"): tensors[norm]}, config)
-    with pytest.raises(CheckpointError, match="other shapes than config.json says: model.layers.1.post"):
-        convert({**tensors, norm: torch.empty(7, device="meta")}, config)
-    with pytest.raises(CheckpointError, match="twice"):
+    assert problems({key: value for key, value in tensors.items() if key != norm}) == \
+        "missing tensor model.layers.1.post_attention_layernorm.weight"
+    extra = norm.replace("post_attention_layernorm.weight", "mlp.extra")
+    assert problems({**tensors, extra: tensors[norm]}) == "1 unexpected tensors: model.layers.1.mlp.extra"
+    last = "40" if name == "mistral3" else "36"
+    extra = norm.replace("layers.1.post_attention_layernorm", f"layers.{last}.norm")
+    assert problems({**tensors, extra: tensors[norm]}) == f"1 unexpected tensors: model.layers.{last}.norm.weight"
+    assert "model.layers.1.post_attention_layernorm.weight is [7], expected" in problems(
+        {**tensors, norm: torch.empty(7, device="meta")})
+    with pytest.raises(CheckpointError, match="are both"):
         alias = norm.replace("model.language_model.", "language_model." if name == "qwen25_vl" else "model.")
         alias = norm.removeprefix("model.") if name.startswith("qwen3") else alias
-        convert({**tensors, alias: tensors[norm]}, config)
-    with pytest.raises(CheckpointError, match="other shapes"):
-        convert(tensors, changed(name, intermediate_size=4096))
+        problems({**tensors, alias: tensors[norm]})
+    assert "expected [4096, " in problems(tensors, changed(name, intermediate_size=4096))
 
 
 @pytest.mark.parametrize(("name", "values"), [
