@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from quantized_transformers import host
+from quantized_transformers.quant.layouts.join import join
+from quantized_transformers.quant.linear import with_tiles_of
+from quantized_transformers.quant.tile import Place, Tile
 from support import experts, host_models
 from support.experts import one_token
 from support.fake_torch_npu import install
+from support.gguf_files import blocks
 from support.passthrough import load, weights
 
 pytestmark = pytest.mark.parity
@@ -68,3 +72,16 @@ def test_gguf_stays_in_blocks_where_that_is_asked_for(tmp_path, npu):
     path, truth, names = experts.by_gguf("Q8_0", NAME, tmp_path)
     with host_models.detected(NAME):
         experts.check(load(path, compute="dequantize"), truth, names, "GGUF Q8_0")
+
+
+def test_gguf_is_dequantized_at_load_where_matmuls_are_in_full_precision():
+    """As the host has them in text encoders."""
+    import comfy.ops
+
+    raw, meant = blocks(torch.randn(16, 64, generator=torch.Generator().manual_seed(2)), "Q8_0")
+    kind = "ggml_q8_0"
+    given = join([Tile(Place(kind, 16, 64), {"codes": torch.from_numpy(raw)})], ["p"], (16, 64)).tensors
+    stock = comfy.ops.mixed_precision_ops({"mixed_ops": True}, torch.bfloat16, full_precision_mm=True)
+    module = with_tiles_of(stock, {kind: "at_load"}).Linear(64, 16, bias=False, device="cpu", dtype=torch.bfloat16)
+    module.load_state_dict(dict(given))
+    assert type(module.weight) is torch.nn.Parameter and torch.equal(module.weight, meant.bfloat16())
