@@ -22,7 +22,7 @@ from .words import first_ten, grouped
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..quant.tile import Coded
+    from ..quant.tile import Coded, Tile
     from .containers.checkpoint import Checkpoint
 
 # Modules whose width ComfyUI's detection reads from the weight's columns, half as many when two codes share a byte
@@ -93,12 +93,14 @@ class Layers:
 
 
 def assemble(plan: LoadPlan, tensors: Tensors, *, dequantize: bool = False, own: Collection[str] = (),
-             step: Callable[[], None] = lambda: None) -> NativeStateDict:
+             step: Callable[[], None] = lambda: None,
+             refuses: Callable[[Tile], str] = lambda tile: "") -> NativeStateDict:
     """Build the native state dict, emptying `tensors` on the way.
 
     `dequantize` asks the host for full-precision matmul in every quantized module, `own` are codecs that go into this
-    pack's layout for other kernels than the host's; `step` is called once a module. Raises CheckpointError for an
-    invalid scale, a missing tensor, or tensors that nothing used.
+    pack's layout for other kernels than the host's; `step` is called once a module. `refuses` says why a tile is
+    dequantized though its codec has a kernel, which becomes a note ("" for those that are not). Raises CheckpointError
+    for an invalid scale, a missing tensor, or tensors that nothing used.
     """
     import torch
 
@@ -106,7 +108,7 @@ def assemble(plan: LoadPlan, tensors: Tensors, *, dequantize: bool = False, own:
     with tensors.opened():
         for planned in plan.modules:
             try:
-                add(native, planned, layers, dequantize, own)
+                add(native, planned, layers, dequantize, own, refuses)
             except (ValueError, KeyError) as error:
                 first = planned.pieces[0].layer.name
                 what = f"{first}: no tensor {error}" if isinstance(error, KeyError) else str(error)
@@ -125,7 +127,7 @@ def assemble(plan: LoadPlan, tensors: Tensors, *, dequantize: bool = False, own:
 
 
 def add(native: NativeStateDict, planned: Planned, layers: Layers, dequantize: bool = False,
-        own: Collection[str] = ()) -> None:
+        own: Collection[str] = (), refuses: Callable[[Tile], str] = lambda tile: "") -> None:
     """Add one native module. Raises ValueError or KeyError for tensors that do not fit."""
     module, pieces = planned
     if all(piece.layer.read is None for piece in pieces):
@@ -147,11 +149,11 @@ def add(native: NativeStateDict, planned: Planned, layers: Layers, dequantize: b
     if found[0].native is not None:
         _pass_on(native, module, found[0].native, dequantize)
         return
-    _quantized(native, planned, found, dequantize, own)
+    _quantized(native, planned, found, dequantize, own, refuses)
 
 
 def _quantized(native: NativeStateDict, planned: Planned, found: list[Coded], dequantize: bool,
-               own: Collection[str]) -> None:
+               own: Collection[str], refuses: Callable[[Tile], str]) -> None:
     import torch
 
     from ..quant.codecs import codec
@@ -198,6 +200,8 @@ def _quantized(native: NativeStateDict, planned: Planned, found: list[Coded], de
         native.joined += done.tiles > 1
         native.dynamic += done.dynamic
         native.notes += done.notes
+        native.layer_notes += [f"{module.native}: dequantized for every matmul, because of {why}"
+                               for why in map(refuses, done.own) if why]
         if delta is not None:
             if done.layout != stored.FORMAT:
                 raise ValueError(f"{pieces[0].layer.name}: a delta beside a weight that ComfyUI's own layout holds")

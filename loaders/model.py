@@ -97,7 +97,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     if description.formats.keys() - PLAIN_DTYPES:
         host.require("quantized layers")  # before any code that imports comfy-kitchen
     native, operations = prepare(family, checkpoint, plan, request.wanted,
-                                 (lambda: None) if quiet else host.progress(len(plan.modules)))
+                                 (lambda: None) if quiet else host.progress(len(plan.modules)), _dtype(request.dtype))
     preferences = attention.tensors(checkpoint, description.naming)
     native.tensors.update(preferences)
     by_host = plan.architecture if isinstance(plan.architecture, HostModel) else None
@@ -209,6 +209,13 @@ def refuse_other_model(description: CheckpointDescription, name: str, dims: Dims
                               description.reference, "choose an override made for this base")
 
 
+def _dtype(word: str) -> Any:
+    """A word of DTYPES as torch's dtype, or None."""
+    import torch
+
+    return getattr(torch, DTYPES[word] or "", None)
+
+
 def _locate(request: Request) -> Source:
     return locate(request.reference, component=request.component, weights_name=request.weights_name,
                   revision=request.revision, download=request.download, choices=request.choices)
@@ -229,7 +236,7 @@ def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disa
 
     options: dict[str, Any] = {}
     quantized = any(name.endswith(".comfy_quant") for name in tensors)
-    chosen = getattr(torch, DTYPES[dtype] or "", None)
+    chosen = _dtype(dtype)
     if chosen is not None:
         options["dtype"] = chosen
     if operations is not None:

@@ -13,9 +13,10 @@ from .plan import LoadPlan
 
 
 def prepare(family: Family, checkpoint: Checkpoint, plan: LoadPlan, wanted: Any,
-            step: Callable[[], None] = lambda: None) -> tuple[NativeStateDict, Any]:
+            step: Callable[[], None] = lambda: None, dtype: Any = None) -> tuple[NativeStateDict, Any]:
     """The native tensors of a checkpoint that was read as loadable, and the host's operations for them (None: the
-    usual). `wanted` is a kernels.choose.Wanted, `step` is called once a module.
+    usual). `wanted` is a kernels.choose.Wanted, `step` is called once a module, `dtype` is the compute dtype that is
+    asked for, if one is.
 
     What was chosen goes into the tensors' `runs` and `notes`. Raises CheckpointError for what cannot run here, before
     any tensor is read, and for tensors that mean nothing or are left over.
@@ -33,11 +34,13 @@ def prepare(family: Family, checkpoint: Checkpoint, plan: LoadPlan, wanted: Any,
     choice = choose(wanted, plan.codecs, here(plan.codecs))
     own = {name for name, run in choice.kernels.items() if kernel(run).own_layout}
     native = assemble(plan, family.tensors(checkpoint, plan), dequantize=wanted.compute == "dequantize", own=own,
-                      step=step)
+                      step=step, refuses=lambda tile: kernel(choice.kernels.get(tile.place.codec, "")).refuses(tile))
     native.runs += [*family.runs(plan, wanted.compute), *choice.lines]
     native.notes += choice.notes
     if not native.layouts:
         return native, None
+    if dtype is not None and any(kernel(run).at_load for run in choice.kernels.values()):
+        return native, with_tiles_of(host.mixed_operations_in(dtype), choice.kernels, loaded=native.copied)
     # Where the host has a matmul off, its own layouts are multiplied with it all the same, if that is wanted.
     keep = wanted.compute == "native" and any(codec(name).requantizes for name in plan.codecs)
     return native, with_tiles_of(host.mixed_operations(native.tensors, native=keep), choice.kernels,

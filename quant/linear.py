@@ -62,6 +62,12 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
             self._full_precision_mm_config = bool(conf.get("full_precision_matrix_mult"))
             tiles = stored.read(state_dict, prefix, conf, shape)
             names = tuple(self._kernel_of(tile.place.codec) for tile in tiles)
+            if all(kernel(name).at_load for name in names):
+                delta = state_dict.pop(f"{prefix}weight_delta", None)
+                state_dict[f"{prefix}weight"] = parameter(*params_of(tiles, dtype, shape, delta=delta)).dequantize()
+                super()._load_from_state_dict(state_dict, prefix, *rest)
+                loaded()
+                return
             tiles = [codec(tile.place.codec).loaded(kernel(name).ordered(tile), dtype)
                      for tile, name in zip(tiles, names, strict=True)]
             moved = {id(tensor): tensor.to(device=device) for tile in tiles for tensor in tile.fields.values()}
@@ -86,6 +92,8 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
         def _kernel_of(self, name: str) -> str:
             """The kernel for tiles of a codec in this layer."""
             found = chosen.get(name, "")
+            if found and kernel(found).at_load:  # whose matmul is in full precision
+                return found
             off = self._full_precision_mm or self._full_precision_mm_config or \
                 found and kernel(found).host_switches and codec(name).switch in self._disabled_formats
             return "" if off or found == "dequantize" else found

@@ -7,6 +7,8 @@ common (compressed-tensors, GPTQ, AWQ, AutoRound, SDNQ, quanto; quant/packed rea
     offset   F32 [rows, groups]   added at the end (SDNQ's zero_point, quanto's -shift); absent means 0
     group    I32 [columns]        the group of every column (GPTQ's g_idx); absent means equal groups in order
 
+In the order of Ascend's operator (quant/ascend/groups.py) codes are signed and everything is transposed.
+
 W[n, k] = (codes[n, k] - zero[n, g]) * scale[n, g] + offset[n, g], g = group[k], in F32 and rounded once. The two forms
 are apart because (q - z) * s is exact in what integers and scales of 16 bits make, and q * s + o is not of that form.
 """
@@ -38,10 +40,16 @@ class Groups(Codec):
                        "scale": _GROUPS, "zero": _GROUPS._replace(optional=True),
                        "offset": _GROUPS._replace(optional=True),
                        "group": Field(("int32",), lambda rows, columns: (columns,), optional=True), **LOW_RANK}
+        codes = Field(("int32",), lambda rows, columns: (columns, rows // 8)) if bits == 4 else \
+            Field(("int8",), lambda rows, columns: (columns, rows))
+        turned = Field(("float32",), lambda rows, columns: (-1, rows))
+        self.orders = {"torch_npu": {"codes": codes, "scale": turned, "zero": turned._replace(optional=True),
+                                     **LOW_RANK}}
 
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:
         from ..ascend.mx import unpack
 
+        tile = self.natural(tile)
         codes = tile["codes"]
         if self.bits == 4:
             codes = unpack(codes)
@@ -54,6 +62,13 @@ class Groups(Codec):
             weight = weight - spread["zero"]
         weight = weight * spread["scale"]
         return (weight + spread["offset"] if "offset" in spread else weight).reshape(codes.shape).to(dtype)
+
+    def natural(self, tile: Tile) -> Tile:
+        if not tile.place.order:
+            return tile
+        from ..ascend.groups import natural
+
+        return natural(tile)
 
     def merge(self, tiles: Sequence[Tile]) -> Tile | None:
         return stacked(tiles, self.fields)

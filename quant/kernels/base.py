@@ -60,7 +60,8 @@ class Kernel:
     `device`: the only type of device that it is for. `by_name`: it is taken only where it is asked for. `whole_file`:
     it is for files all of whose layers in its codecs it runs. `own_layout`: it takes tiles only, also where the host's
     layout would hold them. `host_switches`: whether it is off where the host has the codec's format off.
-    `takes_host_layouts`: whether it also multiplies weights in the host's own layouts (host_tiles.py).
+    `takes_host_layouts`: whether it also multiplies weights in the host's own layouts (host_tiles.py). `at_load`:
+    whether weights of its codecs are dequantized once, when they are loaded.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Kernel:
     whole_file = False
     host_switches = False
     takes_host_layouts = False
+    at_load = False
 
     def probe(self, machine: Machine) -> Any:
         """What it finds of what it needs (Machine.found), without side effects."""
@@ -92,6 +94,10 @@ class Kernel:
     def asked(self, wanted: Wanted, names: Collection[str], machine: Machine) -> tuple[str, str]:
         """(the name under which a widget of its own asks for it, for its codecs of `names`; a note for the report)."""
         return "", ""
+
+    def refuses(self, tile: Tile) -> str:
+        """Why it dequantizes a tile of its codecs all the same, in a few words; empty when it does not."""
+        return ""
 
     def warning(self, machine: Machine) -> str:
         """What somebody who wanted this kernel should know, though it was not taken."""

@@ -113,13 +113,19 @@ def _auto(name: str, machine: Machine, names: Collection[str]) -> _Pick:
                 return _Pick(one, "chosen for this device", speed._replace(words=_and_why(name, machine, one, speed)))
     own = DEQUANTIZE.speed(name, machine)
     reason = f"{found[0][1].words}; " if found else ""
-    return _Pick(DEQUANTIZE, "chosen for this device", own._replace(words=reason + own.words))
+    return _Pick(DEQUANTIZE, "chosen for this device", own._replace(
+        words="; ".join([*_passed(_candidates(name), name, machine), reason + own.words])))
 
 
 def _and_why(name: str, machine: Machine, taken: Kernel, speed: Speed) -> str:
     """The words, and why a kernel of this very device was passed over."""
-    passed = [one for one in _candidates(name)[:_candidates(name).index(taken)] if one.device == machine.kind]
-    return "; ".join([*filter(None, (one.runs(name, machine) for one in passed)), speed.words])
+    before = _candidates(name)[:_candidates(name).index(taken)]
+    return "; ".join([*_passed(before, name, machine), speed.words])
+
+
+def _passed(kernels: Collection[Kernel], name: str, machine: Machine) -> list[str]:
+    """Why those of them that are for this very device do not run there."""
+    return [why for one in kernels if one.device == machine.kind and (why := one.runs(name, machine))]
 
 
 def _native(name: str, machine: Machine) -> _Pick:

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..ascend import groups
 from ..ascend.kinds import DUAL_BLOCK, KINDS
 from ..ascend.weights import integer_codes
+from ..codecs import codec
 from ..tile import Tile
 from .base import NATIVE, Activation, Speed, add_low_rank
 from .reference import Reference, patched_bias, smooth
@@ -68,6 +70,8 @@ NEEDS = {
     "w4a4_mxfp4": Needs(("A5",), "8.0.RC3", ("npu_dynamic_mx_quant", "npu_quant_matmul")),
     "w4a4_mxfp4_dualscale": Needs(("A5",), "8.0.RC3", ("npu_dynamic_dual_level_mx_quant",
                                                        "npu_dual_level_quant_matmul", "npu_format_cast")),
+    # CANN 8.0.RC2 is the first whose operator takes int4 (its documentation before has int8 alone); it names no A5
+    **dict.fromkeys(groups.BITS, Needs(("A2", "A3"), "8.0.RC2", (groups.OP,))),
 }
 
 
@@ -134,13 +138,14 @@ def problem(kind: str, facts: DeviceFacts) -> str:
     if not facts.npu:
         return "ComfyUI does not run models on an Ascend NPU here"
     needs = NEEDS.get(kind)
+    title = codec(kind).title
     if needs is None:
-        return f"torch_npu has no matmul for {kind.upper()}"
+        return f"torch_npu has no matmul for {title}"
     if facts.generation not in needs.generations:
-        return (f"{kind.upper()} needs an Ascend {' or '.join(needs.generations)}, this NPU is "
+        return (f"{title} needs an Ascend {' or '.join(needs.generations)}, this NPU is "
                 f"{facts.generation or 'of an unknown generation'}")
     if not cann_at_least(facts.cann, needs.cann):
-        return (f"{kind.upper()} needs CANN {needs.cann} or newer, this is "
+        return (f"{title} needs CANN {needs.cann} or newer, this is "
                 f"{f'CANN {facts.cann}' if facts.cann else 'an unknown version'}: update CANN")
     missing = [op for op in needs.ops if op not in facts.ops]
     if missing:
@@ -160,7 +165,7 @@ class TorchNPU(Reference):
 
     name = title = "torch_npu"
     device = "npu"
-    codecs = frozenset(KINDS)
+    codecs = frozenset({*KINDS, *groups.BITS})
 
     def probe(self, machine: Machine) -> DeviceFacts:
         return device_facts(machine.kind)
@@ -170,13 +175,29 @@ class TorchNPU(Reference):
 
     def speed(self, name: str, machine: Machine) -> Speed:
         facts: DeviceFacts = machine.found[self.name]
-        return Speed(NATIVE, f"torch_npu {facts.torch_npu} on Ascend {facts.generation}, CANN {facts.cann}")
+        alone = "; activations stay whole, scales are rounded to 16 bits" if name in groups.BITS else ""
+        return Speed(NATIVE, f"torch_npu {facts.torch_npu} on Ascend {facts.generation}, CANN {facts.cann}{alone}")
+
+    def quantizes(self, name: str, machine: Machine) -> str:
+        if name in groups.BITS:
+            return f"nothing multiplies {codec(name).title} layers quantized"
+        return self.runs(name, machine)
+
+    def refuses(self, tile: Tile) -> str:
+        takes = tile.place.codec not in groups.BITS or tile.place.order
+        return "" if takes else groups.refusal(tile)
+
+    def ordered(self, tile: Tile) -> Tile:
+        return groups.ordered(tile) if tile.place.codec in groups.BITS else super().ordered(tile)
 
     def linear(self, act: Activation, tile: Tile, bias: torch.Tensor | None) -> torch.Tensor:
         x, kind = act.x, KINDS.get(tile.place.codec)
+        if not x.shape[0]:  # an expert that got no token: the operators take no empty tensors
+            return x.new_empty(0, tile.place.rows)
         run = {"static": self.static, "int8": self.token, "int4": self.token, "mxfp8": self.microscaling,
-               "mxfp4": self.microscaling, "mxfp4_dual": self.dual}.get(kind.activation) if kind else None
-        if run is None or not _fits(tile):
+               "mxfp4": self.microscaling, "mxfp4_dual": self.dual}.get(kind.activation) if kind else \
+            groups.multiply if tile.place.order else None
+        if run is None or kind and not _fits(tile):
             return super().linear(act, tile, bias)
         seen = x if x.dtype in (torch.float16, torch.bfloat16) else x.to(torch.bfloat16)
         return add_low_rank(run(smooth(seen, tile), tile, bias).to(x.dtype), x, tile)
@@ -213,7 +234,7 @@ class TorchNPU(Reference):
         """MXFP8 and MXFP4: activations by npu_dynamic_mx_quant (floor rule), scales in pairs, F32 bias."""
         import torch_npu
 
-        codec, activation = KINDS[t.place.codec]
+        weight, activation = KINDS[t.place.codec]
         codes = t["codes"]
         fp4, groups = torch_npu.float4_e2m1fn_x2, [1, 1, 32]
         kind: dict[str, Any] = {}
@@ -224,7 +245,7 @@ class TorchNPU(Reference):
         else:
             q, token = torch_npu.npu_dynamic_mx_quant(x, axis=-1, round_mode="rint", block_size=32,
                                                       dst_type=torch_npu.float8_e4m3fn)
-        if codec == "mxfp4" and activation == "mxfp8":
+        if weight == "mxfp4" and activation == "mxfp8":
             codes = torch_npu.npu_format_cast(codes, FRACTAL_NZ, customize_dtype=torch_npu.float8_e4m3fn,
                                               input_dtype=fp4)
             kind, groups = {"x2_dtype": fp4}, [0, 0, 32]
@@ -250,14 +271,14 @@ def _fits(t: Tile) -> bool:
     rows, columns = t.place.rows, t.place.columns
     if "offset" in t.fields:
         return False
-    codec, activation = KINDS[t.place.codec]
+    weight, activation = KINDS[t.place.codec]
     if activation in ("int8", "int4") and t["scale"].shape[1] > 1:
         return False  # a scale for each group of columns
     if activation == "int4":
         return rows % 8 == 0 and columns % 8 == 0
-    if codec == "mxfp4":
+    if weight == "mxfp4":
         return columns % 64 == 0
-    return codec != "mxfp4_dual" or columns % DUAL_BLOCK == 0
+    return weight != "mxfp4_dual" or columns % DUAL_BLOCK == 0
 
 
 KERNEL = TorchNPU()

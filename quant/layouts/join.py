@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Native:
     """Native tensors of one module (leaf -> tensor) and how they came about, for the report. `layout` is what the
-    marker says; `tiles` is how many there are."""
+    marker says; `tiles` is how many there are, `own` are those of this pack's layout."""
 
     tensors: dict[str, Tensor]
     layout: str
     tiles: int = 1
     dynamic: bool = False
     notes: tuple[str, ...] = ()
+    own: tuple[Tile, ...] = ()
 
 
 def join(tiles: Sequence[Tile], names: Sequence[str], shape: tuple[int, int], *, full_precision: bool = False,
@@ -49,6 +50,7 @@ def join(tiles: Sequence[Tile], names: Sequence[str], shape: tuple[int, int], *,
         tiles, static, more = _one_input(tiles, names, mixed)
         notes += more
     word, made = _host(tiles, shape, full, own)
+    kept: tuple[Tile, ...] = ()
     if made is None:
         tiles, word = _merged(tiles, shape), stored.FORMAT
         leaves = stored.named(tiles)[1]
@@ -57,7 +59,8 @@ def join(tiles: Sequence[Tile], names: Sequence[str], shape: tuple[int, int], *,
                              f"{stored.MOST} are supported")
         made = {**leaves, "comfy_quant": marker(
             stored.conf_of(tiles) | ({"full_precision_matrix_mult": True} if full else {}))}
-    return Native(made, word, len(tiles), not static and not full, tuple(notes))
+        kept = tuple(tiles)
+    return Native(made, word, len(tiles), not static and not full, tuple(notes), kept)
 
 
 def in_full_precision(kinds: Collection[str]) -> bool:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from quantized_transformers.quant.ascend.groups import BITS
 from quantized_transformers.quant.ascend.kinds import KINDS
 from quantized_transformers.quant.ascend.schemes import SCHEMES
 from quantized_transformers.quant.codecs import codec
@@ -43,8 +44,8 @@ def dequantized(layer: Layer) -> torch.Tensor:
 
 
 def operations(backend: str, dtype: torch.dtype = torch.float32, **options):
-    """The host's mixed-precision operations with every kind multiplied by this kernel."""
+    """The host's mixed-precision operations with every kind, and integers with groups, multiplied by this kernel."""
     import comfy.ops
 
     return with_tiles_of(comfy.ops.mixed_precision_ops({"mixed_ops": True}, dtype, **options),
-                         dict.fromkeys(KINDS, backend))
+                         dict.fromkeys((*KINDS, *BITS), backend))

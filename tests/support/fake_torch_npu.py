@@ -6,6 +6,7 @@ and groups are those of its operator documentation and meta functions. Arithmeti
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -31,13 +32,16 @@ SCHEMAS = {
                         "Tensor? bias=None, int? output_dtype=None, int? x1_dtype=None, int? x2_dtype=None, "
                         "int? pertoken_scale_dtype=None, int? scale_dtype=None, int[]? group_sizes=None, "
                         "Tensor? y_scale=None) -> Tensor",
+    "npu_weight_quant_batchmatmul": "(Tensor x, Tensor weight, Tensor antiquant_scale, Tensor? antiquant_offset=None, "
+                                    "Tensor? quant_scale=None, Tensor? quant_offset=None, Tensor? bias=None, "
+                                    "int antiquant_group_size=0, int inner_precise=0, int? weight_dtype=None) -> Tensor",
     "npu_dual_level_quant_matmul": "(Tensor x1, Tensor x2, Tensor x1_level0_scale, Tensor x2_level0_scale, "
                                    "Tensor x1_level1_scale, Tensor x2_level1_scale, *, Tensor? bias=None, "
                                    "int output_dtype=15) -> Tensor",
 }
 E5M2, FP8, E8M0, FP4 = 291, 292, 293, 296  # what torch_npu.float8_e4m3fn and the others are
 HALVES = (torch.float16, torch.bfloat16)
-BY_GENERATION = {"npu_convert_weight_to_int4pack": ("A2", "A3"), "npu_dynamic_mx_quant": ("A5",),
+BY_GENERATION = {"npu_convert_weight_to_int4pack": ("A2", "A3"), "npu_weight_quant_batchmatmul": ("A2", "A3"), "npu_dynamic_mx_quant": ("A5",),
                  "npu_dynamic_dual_level_mx_quant": ("A5",), "npu_dual_level_quant_matmul": ("A5",)}
 
 
@@ -197,6 +201,32 @@ class FakeTorchNPU(types.ModuleType):
         out = total.astype(np.float32) * scale.numpy() * pertoken_scale.numpy()[:, None]
         return _to(out + (0 if bias is None else bias.numpy()), output_dtype)
 
+    def _npu_weight_quant_batchmatmul(self, x, weight, antiquant_scale, antiquant_offset, quant_scale, quant_offset, bias,
+                                      antiquant_group_size, inner_precise, weight_dtype):
+        """Its documentation's formula, and op-plugin's own checks (WeightQuantBatchMatmulV2KernelNpuOpApi.cpp)."""
+        check(quant_scale is None and quant_offset is None and inner_precise == 0 and weight_dtype is None, "options")
+        check(x.dtype in HALVES and x.dim() == weight.dim() == 2 and x.numel() > 0, "x is [m, k] in 16 bits, not empty")
+        check(weight.dtype in (torch.int8, torch.int32), "weight is int8, or int4 in int32")
+        turned = weight.t().is_contiguous() and not weight.is_contiguous()
+        check(turned or weight.is_contiguous(), "weight is contiguous, or transposed")
+        values = weight.numpy().astype(np.int64) if weight.dtype == torch.int8 else \
+            _int4(weight.t()).T if turned else _int4(weight)
+        k, n = values.shape
+        check(k == x.shape[1], f"k of x is {x.shape[1]}, of weight {k}")
+        check(k <= 65535 and n <= 65535, "k and n are 65535 at most")
+        size = antiquant_group_size
+        check(size == 0 or size % 32 == 0 and 32 <= size <= k - 1, f"antiquant_group_size is {size}")
+        shapes = [(-(-k // size), n)] if size else [(1,), (1, 1), (n,), (1, n)]
+        check(tuple(antiquant_scale.shape) in shapes and antiquant_scale.dtype == x.dtype, "antiquant_scale")
+        check(antiquant_offset is None or antiquant_offset.shape == antiquant_scale.shape
+              and antiquant_offset.dtype == antiquant_scale.dtype, "antiquant_offset is as antiquant_scale")
+        check(bias is None or tuple(bias.shape) in ((n,), (1, n)) and bias.is_contiguous()
+              and bias.dtype == (torch.float32 if x.dtype == torch.bfloat16 else torch.float16), "bias")
+        scale, offset = (np.repeat(t.double().reshape(-1, n if t.numel() > 1 else 1).numpy(), size or 1, 0)[:k]
+                         for t in (antiquant_scale, torch.zeros(1) if antiquant_offset is None else antiquant_offset))
+        out = x.double().numpy() @ ((values + offset) * scale)
+        return _to(out + (0 if bias is None else bias.double().numpy()), x.dtype)
+
     def _mx_matmul(self, x1, x2, scale, pertoken, bias, output_dtype, x1_dtype, x2_dtype, group_sizes):
         mixed = x1_dtype is None and x2_dtype == FP4
         check((x1_dtype, x2_dtype) in ((None, None), (FP4, FP4), (None, FP4)), "x1_dtype and x2_dtype")
@@ -236,3 +266,11 @@ class FakeTorchNPU(types.ModuleType):
         b = ascend.blocks(self._values(x2.view(torch.uint8), x2_level1_scale, FP4), 512) * x2_level0_scale.t().numpy()[..., None]
         out = a.reshape(len(a), -1).astype(np.float64) @ b.reshape(len(b), -1).T.astype(np.float64)
         return _to(out + (0 if bias is None else bias.numpy()), output_dtype)
+
+
+def install(monkeypatch: Any, **options: Any) -> FakeTorchNPU:
+    """A fake that `import torch_npu` finds until the test ends."""
+    fake = FakeTorchNPU(**options)
+    for name, module in fake.modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return fake

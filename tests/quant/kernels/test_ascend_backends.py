@@ -17,7 +17,7 @@ from quantized_transformers.quant.kernels.torch_npu import NEEDS, DeviceFacts, c
 from quantized_transformers.quant.layouts import host_tiles
 from support import ascend
 from support.ascend_net import native, operations
-from support.fake_torch_npu import SCHEMAS, FakeTorchNPU, NPUError, bind
+from support.fake_torch_npu import SCHEMAS, FakeTorchNPU, NPUError, bind, install
 
 pytestmark = pytest.mark.unit
 
@@ -128,13 +128,6 @@ def test_cann_versions(version, minimum, enough):
                                            (104, "910"), (-1, "")])
 def test_generations(soc, name):
     assert torch_npu.generation(soc) == name
-
-
-def install(monkeypatch, **options) -> FakeTorchNPU:
-    fake = FakeTorchNPU(**options)
-    for name, module in fake.modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    return fake
 
 
 def test_facts_of_a_machine(monkeypatch, tmp_path):
