@@ -222,7 +222,7 @@ def _to_host(pipeline: Pipeline, family: Family, parts: list[Part], given: list[
     """The one call into the host's loader, and the check of its choice."""
     configs = {part.encoder.host_name: part.sizes for part in parts}
     chosen = set_dtype(given, dtype)
-    operations = _operations(parts, chosen) if any(part.quantized for part in parts) else None
+    operations = operations_for(parts, chosen) if any(part.quantized for part in parts) else None
     try:
         with ExitStack() as during:
             for part in parts:
@@ -242,7 +242,7 @@ def _to_host(pipeline: Pipeline, family: Family, parts: list[Part], given: list[
     return clip
 
 
-def _operations(parts: list[Part], chosen: Any) -> Any:
+def operations_for(parts: list[Part], chosen: Any) -> Any:
     """The host's operations for quantized text encoders, which are dequantized for every matmul, as the host does."""
     host.require("quantized layers")
     from ...quant.embedding import for_texts

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from .base import Family
 
 # Modules with a FAMILY, the most specific first: the first that knows a folder, or recognises a file, has it.
-FAMILIES = ("gguf", "gptq", "nunchaku", "modelslim", "comfy", "compressed_tensors", "sdnq", "rows", "bitsandbytes",
-            "modelopt")
+FAMILIES = ("gguf", "gptq", "tinychat", "nunchaku", "modelslim", "comfy", "compressed_tensors", "sdnq", "rows",
+            "bitsandbytes", "modelopt")
 
 
 @cache

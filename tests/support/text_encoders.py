@@ -17,10 +17,11 @@ from support.pack import COMFYUI
 FLUX_TEXT, FLUX_POOLED = 64, 32
 WAN_TEXT = 4096
 HUNYUAN_TEXT, HUNYUAN_POOLED = 64, 768
+LUMINA_TEXT = 64
 SDXL_TEXT, SDXL_POOLED = 2 * 48, 48
 BUNDLED = COMFYUI / "comfy"
 PIPELINES = {"flux1": "FluxPipeline", "wan": "WanPipeline", "hunyuan_video": "HunyuanVideoPipeline",
-             "sdxl": "StableDiffusionXLPipeline"}
+             "sdxl": "StableDiffusionXLPipeline", "lumina2": "Lumina2Pipeline"}
 CLIP_VOCAB, CLIP_END = 49408, 49407
 LLAMA_VOCAB = 128320
 
@@ -90,6 +91,16 @@ def llava() -> Any:
                                                              image_token_index=128257))
 
 
+def gemma2(**sizes: Any) -> Any:
+    """A Gemma2Model, BF16, without the soft cap of attention that the host does not have."""
+    from transformers import Gemma2Config, Gemma2Model
+
+    return seeded(Gemma2Model, Gemma2Config(**{
+        "vocab_size": 320, "hidden_size": LUMINA_TEXT, "intermediate_size": 96, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256, "query_pre_attn_scalar": 256,
+        "attn_logit_softcapping": None, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, **sizes}))
+
+
 def seeded(kind: Any, config: Any) -> Any:
     """Random weights of unit gain, the same in every run; T5's biases and embeddings, which it does not scale, too."""
     torch.manual_seed(11)
@@ -128,22 +139,47 @@ def tokenizer_umt5(folder: Path) -> str:
     import sentencepiece
     from transformers import T5TokenizerFast
 
+    _train(folder, "spiece", vocab_size=120, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    if "vocab_file" in inspect.signature(T5TokenizerFast).parameters:  # transformers 4
+        return saved(T5TokenizerFast(str(folder / "spiece.model"), extra_ids=0, add_prefix_space=True), folder)
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    pieces = [(model.id_to_piece(i), model.get_score(i)) for i in range(model.get_piece_size())]
+    return saved(T5TokenizerFast(vocab=pieces, extra_ids=0), folder)
+
+
+def tokenizer_gemma(folder: Path) -> str:
+    """The same of Gemma's kind: pairs of pieces and single bytes, no blank before a text."""
+    import sentencepiece
+    from tokenizers.processors import TemplateProcessing
+    from transformers import GemmaTokenizerFast
+
+    _train(folder, "tokenizer", vocab_size=316, pad_id=0, eos_id=1, bos_id=2, unk_id=3, model_type="bpe",
+           byte_fallback=True, add_dummy_prefix=False, remove_extra_whitespaces=False, eos_piece="<eos>", bos_piece="<bos>")
+    if "vocab_file" in inspect.signature(GemmaTokenizerFast).parameters:  # transformers 4
+        return saved(GemmaTokenizerFast(str(folder / "tokenizer.model")), folder)
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    vocab = {model.id_to_piece(i): i for i in range(model.get_piece_size())}
+    merges = [(piece[:at], piece[at:]) for piece in vocab for at in range(1, len(piece))  # as transformers derives them
+              if piece[:at] in vocab and piece[at:] in vocab]
+    made = GemmaTokenizerFast(vocab=vocab, merges=merges)
+    made.backend_tokenizer.post_processor = TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 2)])  # as published
+    return saved(made, folder)
+
+
+def _train(folder: Path, name: str, **options: Any) -> None:
+    import sentencepiece
+
     folder.mkdir(parents=True)
     corpus = folder / "corpus.txt"
     words = ["a", "an", "the", "cat", "dog", "robot", "boat", "red", "blue", "old", "small", "running", "sitting", "over",
              "near", "river", "mountain", "city", "night", "light", "slowly", "camera", "moves", "rain", "market", ","]
     torch.manual_seed(0)
     corpus.write_text("\n".join(" ".join(words[i] for i in torch.randint(len(words), (9,))) for _ in range(400)))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=120, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-        pad_piece="<pad>", eos_piece="</s>", unk_piece="<unk>", hard_vocab_limit=False, minloglevel=2, normalization_rule_name="identity")
+    sentencepiece.SentencePieceTrainer.train(**{
+        "input": str(corpus), "model_prefix": str(folder / name), "pad_piece": "<pad>", "eos_piece": "</s>",
+        "unk_piece": "<unk>", "hard_vocab_limit": False, "minloglevel": 2, "normalization_rule_name": "identity", **options})
     corpus.unlink()
-    (folder / "spiece.vocab").unlink()
-    if "vocab_file" in inspect.signature(T5TokenizerFast).parameters:  # transformers 4
-        return saved(T5TokenizerFast(str(folder / "spiece.model"), extra_ids=0, add_prefix_space=True), folder)
-    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
-    pieces = [(model.id_to_piece(i), model.get_score(i)) for i in range(model.get_piece_size())]
-    return saved(T5TokenizerFast(vocab=pieces, extra_ids=0), folder)
+    (folder / f"{name}.vocab").unlink()
 
 
 def saved(tokenizer: Any, folder: Path) -> str:
@@ -164,6 +200,8 @@ def save(family: str, folder: Path) -> dict[str, list[str]]:
     elif family == "hunyuan_video":
         encoders = {"text_encoder": llama(), "text_encoder_2": clip(HUNYUAN_POOLED)}
         tokenizers = {"tokenizer": tokenizer_llama, "tokenizer_2": tokenizer_clip}
+    elif family == "lumina2":
+        encoders, tokenizers = {"text_encoder": gemma2()}, {"tokenizer": tokenizer_gemma}
     elif family == "sdxl":
         encoders = {"text_encoder": clip(SDXL_POOLED, layers=12), "text_encoder_2": clip_g()}
         tokenizers = {"tokenizer": tokenizer_clip, "tokenizer_2": tokenizer_clip_g}

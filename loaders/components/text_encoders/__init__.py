@@ -11,7 +11,7 @@ from .base import Family
 
 def families() -> tuple[Family, ...]:
     """Every family, in the order in which they are tried."""
-    from . import clip_g, clip_l, llama, mistral3, qwen3, qwen25_vl, t5, umt5
+    from . import clip_g, clip_l, gemma2, llama, mistral3, qwen3, qwen25_vl, t5, umt5
 
     return (
         Family("FLUX.1", "FLUX", (("text_encoder", "tokenizer", clip_l.CLIP_L),
@@ -22,7 +22,8 @@ def families() -> tuple[Family, ...]:
         Family("HunyuanVideo", "HUNYUAN_VIDEO", (("text_encoder_2", "tokenizer_2", clip_l.CLIP_L),
                                                  ("text_encoder", "tokenizer", llama.LLAMA)),
                "HunyuanVideoClipModel", ("HunyuanVideo", "HunyuanSkyreels")),
-        *mistral3.FAMILIES, *qwen25_vl.FAMILIES, *qwen3.FAMILIES, *clip_g.FAMILIES)
+        *mistral3.FAMILIES, *qwen25_vl.FAMILIES, *qwen3.FAMILIES, *clip_g.FAMILIES,
+        *gemma2.FAMILIES)
 
 
 def classes(index: dict[str, Any]) -> dict[str, str]:

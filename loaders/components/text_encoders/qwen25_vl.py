@@ -51,12 +51,12 @@ def modules(config: dict[str, Any], names: Collection[str]) -> Iterator[Module]:
 def vision_modules(width: int, names: Collection[str]) -> Iterator[Module]:
     """The vision tower that feeds a language model of this width, whose parts are stored as `names` say: llama.cpp's
     files have q, k and v apart, and the two moments of the first convolution."""
-    inner, wide = 1280, 3420
+    inner, wide, side = VISION["hidden_size"], VISION["intermediate_size"], VISION["patch_size"]
     if f"{EYES}patch_embed.proj.1.weight" in names:
         for moment in range(2):
-            yield plain(f"{EYES}patch_embed.proj.{moment}", inner, 3, 14, 14)
+            yield plain(f"{EYES}patch_embed.proj.{moment}", inner, 3, side, side)
     else:
-        yield plain(f"{EYES}patch_embed.proj", inner, 3, 2, 14, 14)
+        yield plain(f"{EYES}patch_embed.proj", inner, 3, 2, side, side)
     apart = any(name.startswith(f"{EYES}blocks.0.attn.q.") for name in names)
     for number in range(VISION["depth"]):
         here = f"{EYES}blocks.{number}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import CheckpointError
 from . import t5
 from .base import Encoder, host_sizes
+from .vocabulary import sentencepiece
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,17 +21,8 @@ def host_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def tokenizer(source: Source) -> dict[str, Tensor]:
-    """The folder's SentencePiece model, U8 [bytes]: the host takes its tokenizer from there.
-
-    Raises CheckpointError when there is none; tokenizer.json is not enough.
-    """
-    import torch
-
-    path = Path(source.folder, "spiece.model")
-    if not path.is_file():
-        raise CheckpointError("the tokenizer has no spiece.model, from which ComfyUI makes its own", source.folder,
-                              "finish the download of this folder; tokenizer.json alone is not enough")
-    return {"spiece_model": torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)}
+    """The folder's SentencePiece model; see vocabulary.sentencepiece."""
+    return sentencepiece(source, "spiece.model")
 
 
 UMT5_XXL = Encoder("UMT5", ("UMT5EncoderModel",), "umt5xxl", t5.KNOWN, t5.CALLED,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .... import host
 from ...errors import CheckpointError
 from ...files.source import Source, read_json
 from ...words import first_ten
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Merges = list[tuple[str, ...]]
 
@@ -35,6 +38,20 @@ def refuse_another(source: Source, *bundled: str) -> None:
         raise CheckpointError("the base has another tokenizer than ComfyUI's text encoder: "
                               f"{', '.join(differences) or 'another number of merges'}", source.folder,
                               "use the base's own tokenizer; one of a finetune cannot be put into ComfyUI")
+
+
+def sentencepiece(source: Source, name: str) -> dict[str, Tensor]:
+    """The folder's SentencePiece model, U8 [bytes]: the host takes its tokenizer from there.
+
+    Raises CheckpointError when there is none; tokenizer.json is not enough.
+    """
+    import torch
+
+    path = Path(source.folder, name)
+    if not path.is_file():
+        raise CheckpointError(f"the tokenizer has no {name}, from which ComfyUI makes its own", source.folder,
+                              "finish the download of this folder; tokenizer.json alone is not enough")
+    return {"spiece_model": torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)}
 
 
 def read(folder: Path) -> tuple[dict[str, int], dict[str, int], Merges] | None:

@@ -133,7 +133,22 @@ def assert_sdxl(clip, folder: Path, within: float = FORWARD, prompts=PROMPTS) ->
         assert rel_l2(rest["pooled_output"], pooled) < FORWARD
 
 
-CHECKS = {"flux1": assert_flux, "wan": assert_wan, "hunyuan_video": assert_hunyuan_video, "sdxl": assert_sdxl}
+def assert_lumina2(clip, folder: Path, within: float = FORWARD, prompts=PROMPTS) -> None:
+    """Of the text as it is: the pipeline's system prompt is the host's node's business."""
+    pipeline = diffusers_pipeline(folder)
+    for prompt in prompts:
+        expected_ids = pipeline.tokenizer(prompt, padding="max_length", max_length=64).input_ids
+        given = ids(clip.tokenize(prompt), "gemma2_2b")
+        assert given == [number for number in expected_ids if number != pipeline.tokenizer.pad_token_id]
+        with torch.inference_mode():
+            expected, mask = pipeline._get_gemma_prompt_embeds(prompt, torch.device("cpu"), 64)
+        states, _ = encode(clip, prompt)
+        expected = expected[mask.bool()][None]
+        assert states.shape == expected.shape and rel_l2(states, expected) < within
+
+
+CHECKS = {"flux1": assert_flux, "wan": assert_wan, "hunyuan_video": assert_hunyuan_video, "sdxl": assert_sdxl,
+          "lumina2": assert_lumina2}
 
 
 @pytest.mark.parametrize("family", tiny.PIPELINES)
@@ -142,7 +157,7 @@ def test_states_are_those_of_the_pipeline(family, bases):
     CHECKS[family](loaded.clip, bases[family])
     widths = {"flux1": (tiny.FLUX_TEXT, tiny.FLUX_POOLED), "wan": (tiny.WAN_TEXT, None),
               "hunyuan_video": (tiny.HUNYUAN_TEXT, tiny.HUNYUAN_POOLED),
-              "sdxl": (tiny.SDXL_TEXT, tiny.SDXL_POOLED)}[family]
+              "sdxl": (tiny.SDXL_TEXT, tiny.SDXL_POOLED), "lumina2": (tiny.LUMINA_TEXT, None)}[family]
     states, rest = encode(loaded.clip, "a")
     assert (states.shape[-1], rest["pooled_output"].shape[-1] if widths[1] else None) == widths
     for name in ("text_encoder", "model.safetensors", "float32", "tokenizer"):
