@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 F16_MAX = 65504.0
 HEADER = ("config",)  # what ComfyUI reads of a native file's own header; this pack hands it on from a GGUF, too
-# Below this a block is zero in MXFP4: its exponent would be less than none, and gguf-py lets it wrap around.
-_MX_LEAST = 2.0 ** -125
 
 
 class Part(NamedTuple):
@@ -241,8 +239,6 @@ def _blocks(values: Tensor, kind: str) -> Tensor:
     made = []
     for start in range(0, values.numel(), BLOCK):  # MXFP4 needs 16 times their memory
         rows = values[start:start + BLOCK].float().numpy().reshape(-1, block)
-        if kind == "MXFP4":
-            rows = numpy.where(numpy.abs(rows).max(axis=1, keepdims=True) < _MX_LEAST, numpy.float32(0), rows)
         made.append(gguf.quants.quantize(rows, gguf.GGMLQuantizationType[kind]).reshape(-1))
     return torch.from_numpy(numpy.concatenate(made))
 
