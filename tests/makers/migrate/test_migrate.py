@@ -258,6 +258,7 @@ TEXT_ENCODERS = [
     ("lumina2", ["encoder.gguf"], "does not say which text encoder it is"),
     ("flux2", ["Qwen3-4B-Q8_0.gguf"], "is Qwen3 4B, and black-forest-labs/FLUX.2-dev"),  # FLUX.2 [klein]
     ("flux2", ["Qwen3-8B-Q4_K_M.gguf"], "is another Qwen"),
+    ("flux2", ["flux2-te.gguf"], "does not say which text encoder it is"),
     ("wan", ["t5-v1_1-xxl-encoder-Q8_0.gguf"], "is T5-XXL"),
     ("qwen_image", ["Qwen3-VL-4B-Q8_0.gguf"], "is Qwen3-VL"),
     ("qwen_image", ["Qwen2.5-VL-3B-Instruct-Q8_0.gguf"], "is another Qwen"),
