@@ -10,6 +10,7 @@ COMMANDS = {
     "load": "load",
     "build-fp8": "build_fp8",
     "build-nvfp4": "build_nvfp4",
+    "build-gguf": "build_gguf",
     "repack-wan": "repack_wan",
     "compare": "compare",
     "bench": "bench",

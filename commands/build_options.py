@@ -1,4 +1,4 @@
-"""What both builders share on the command line."""
+"""What the builders share on the command line."""
 
 from __future__ import annotations
 
@@ -28,17 +28,28 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, build: Callable[[dict[str, Any]], Built]) -> int:
-    """Build with a progress line on stderr, then print the report, or with --json the statistics."""
+    """Build a folder with a progress line on stderr, then print the report, or with --json the statistics."""
     from ..makers.builders.options import shard_bytes
     from ..makers.builders.progress import terminal_progress
 
+    # a relative output is below the folder this is run in, not below ComfyUI's
+    return show(options, lambda: build({
+        "output_dir": absolute(options.output_dir), "shard_bytes": shard_bytes(options.max_shard_size),
+        "overwrite": options.overwrite, "progress": terminal_progress}),
+        "the same command goes on where this one stopped")
+
+
+def absolute(path: str) -> str:
+    """A path below the folder this is run in; nothing stays nothing."""
+    return os.path.abspath(path) if path.strip() else ""
+
+
+def show(options: argparse.Namespace, build: Callable[[], Built], stopped: str) -> int:
+    """Build, then print the report, or with --json the statistics. `stopped` says what Ctrl+C leaves."""
     try:
-        # a relative output is below the folder this is run in, not below ComfyUI's
-        built = build({"output_dir": os.path.abspath(options.output_dir) if options.output_dir.strip() else "",
-                       "shard_bytes": shard_bytes(options.max_shard_size), "overwrite": options.overwrite,
-                       "progress": terminal_progress})
+        built = build()
     except KeyboardInterrupt:
-        print("\nstopped: nothing was published; the same command goes on where this one stopped", file=sys.stderr)
+        print(f"\nstopped: nothing was published; {stopped}", file=sys.stderr)
         return 130
     print(json.dumps(built.statistics, indent=2, sort_keys=True) if options.json else built.report)
     return 0

@@ -17,6 +17,7 @@ NODES = {
     "inspect_checkpoint": ("QT_InspectCheckpoint",),
     "build": ("QT_RepackModelSlimWan",),
     "build_quantized": ("QT_BuildFP8Transformer", "QT_BuildNVFP4Transformer"),
+    "build_gguf": ("QT_BuildGGUF",),
     "save_quantized": ("QT_SaveQuantizedModel",),
     "compare": ("QT_CompareModels",),
 }

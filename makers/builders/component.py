@@ -33,14 +33,14 @@ SPAN = 1 << 21  # elements that one thread reads and works on at a time
 
 
 class Component:
-    """The transformer that a reference names: `tensors` by name, `config`, and the folder it lies in."""
+    """The transformer that a reference names: `tensors` by stored name, `config`, and the folder it lies in."""
 
-    def __init__(self, reference: str) -> None:
-        """Find it and read its headers. Raises CheckpointError when that fails, and for a component without config.json
-        or in several files without an index."""
+    def __init__(self, reference: str, *, bare: bool = False) -> None:
+        """Find it and read its headers. `bare`: weights without config.json will do. Raises CheckpointError when that
+        fails, and for a component without config.json or in several files without an index."""
         self.checkpoint = Checkpoint(locate(reference))
         source = self.checkpoint.source
-        if source.config is None:
+        if source.config is None and not bare:
             raise CheckpointError("there is no config.json beside the weights", source.folder,
                                   "give a diffusers folder: the transformer's, or one with a subfolder 'transformer'")
         self.config: dict[str, Any] = self.checkpoint.config or {}
@@ -88,10 +88,11 @@ class Component:
         """The tensor as it is stored, to `put`. Raises CheckpointError when it holds NaN or infinity."""
         return self.spans(name, lambda start, part, _: put(name, start, part))
 
-    def spans(self, name: str, use: Callable[[int, Tensor, float], T],
-              amax: float | None = None) -> Generator[T, None, None]:
+    def spans(self, name: str, use: Callable[[int, Tensor, float], T], amax: float | None = None,
+              first: int = 0, count: int | None = None) -> Generator[T, None, None]:
         """What `use(first element, values, largest magnitude)` returns for every span of a tensor, in their order; it
-        is called on several threads, with values that are good until it returns.
+        is called on several threads, with values that are good until it returns. Of a part of the tensor: `count`
+        elements from `first` on, which is then element 0.
 
         Raises CheckpointError when it holds NaN or infinity; not looked for where `amax` is known already.
         """
@@ -99,12 +100,12 @@ class Component:
 
         info, dtype = self.tensors[name], self._dtype(name)
 
-        def work(start: int, count: int) -> T:
-            part = scratch("span", count, dtype)
-            self._read_into(name, start * dtype.itemsize, part.view(torch.uint8).numpy())
+        def work(start: int, number: int) -> T:
+            part = scratch("span", number, dtype)
+            self._read_into(name, (first + start) * dtype.itemsize, part.view(torch.uint8).numpy())
             return use(start, part, self._largest(name, info, part) if amax is None else amax)
 
-        return in_spans(prod(info.shape), work)
+        return in_spans(prod(info.shape) - first if count is None else count, work)
 
     def _dtype(self, name: str) -> torch.dtype:
         import torch

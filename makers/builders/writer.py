@@ -23,7 +23,7 @@ from ..publish import PART, Step, Work, target_folder, unwritable, work_folder
 from .progress import terminal_progress
 from .shards import Shard, make_shards
 
-__all__ = ["Written", "terminal_progress", "write_model"]
+__all__ = ["Written", "states", "terminal_progress", "write_model"]
 _JOB = "job.json"
 
 
@@ -78,7 +78,7 @@ def write_model(target: Path, pieces: Sequence[Piece], *, config: Mapping[str, A
     inputs = [*sources, *copies.values()]
     target = target_folder(str(target), inputs, overwrite)
     layout = hashlib.sha256(b"".join([*texts.values(), *(shard.layout.head for shard in shards)])).hexdigest()
-    job = _Job(fingerprint, layout, _states(inputs))
+    job = _Job(fingerprint, layout, states(inputs))
     step = step or host.progress(total)
     with work_folder(target, overwrite) as work:
         reused = _take_over(work, job, shards, header)
@@ -106,8 +106,8 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _states(paths: Sequence[Path]) -> list[list[Any]]:
-    """(path, size, time of the last change) of each file."""
+def states(paths: Sequence[Path]) -> list[list[Any]]:
+    """What tells that a file changed: (path, size, time of the last change) of each file."""
     found: list[list[Any]] = []
     for path in dict.fromkeys(map(str, paths)):
         try:
@@ -123,7 +123,7 @@ def _refuse_changed(work: Work, job: _Job, name: str = "") -> None:
     """Raise CheckpointError when a source is not what it was when the work began; `name` is the tensor at hand."""
     for state in job.sources:
         try:
-            same = _states([Path(state[0])]) == [state]
+            same = states([Path(state[0])]) == [state]
         except CheckpointError:
             same = False
         if not same:

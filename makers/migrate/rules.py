@@ -3,15 +3,17 @@
 Widget orders and meanings are those of nunchaku-ai/ComfyUI-nunchaku a412b1f (nodes/models/*.py, nodes/lora/flux.py),
 city96/ComfyUI-GGUF 014560d (nodes.py), and sgl-project/sglang 8d92fb5
 (python/sglang/multimodal_gen/apps/ComfyUI_SGLDiffusion/nodes.py). Targets' orders are checked against the real nodes by
-tests/makers/migrate/test_migrate.py.
+tests/routes/test_routes_post.py.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from .text_encoders import base_of
 
 Values = Mapping[str, Any]
 
@@ -54,12 +56,16 @@ _MODEL_IN = (("model", "MODEL"),)
 _CLIP = (("CLIP", "CLIP"),)
 
 SVDQ, BASE, LORA, UNET = "QT_NunchakuSVDQLoader", "QT_LoadBaseModel", "LoraLoaderModelOnly", "UNETLoader"
+TEXT = "QT_LoadBaseTextEncoder"
 TARGETS = {
     SVDQ: Node(("weights", "precision", "rank", "reference", "weights_name", "backend", "revision",
                 "download_missing"), outputs=_REPORT, defaults=("", "auto", 0, "", "", "auto", "", False), pack=_OURS),
     BASE: Node(("base_model", "component", "weights", "reference", "dtype", "revision", "download_missing",
                 "byte_order"),
                outputs=_REPORT, defaults=("", "transformer", "load", "", "default", "", False, "auto"), pack=_OURS),
+    TEXT: Node(("base_model", "reference", "dtype", "revision", "download_missing", "override", "override_reference",
+                "override_2", "override_2_reference"), outputs=(*_CLIP, ("report", "STRING")),
+               defaults=("", "", "default", "", False, "none", "", "none", ""), pack=_OURS),
     LORA: Node(("lora_name", "strength_model"), _MODEL_IN, defaults=("", 1.0)),
     UNET: Node(("unet_name", "weight_dtype"), defaults=("", "default")),
     "CLIPLoader": Node(("clip_name", "type", "device"), outputs=_CLIP, defaults=("", "stable_diffusion", "default")),
@@ -174,14 +180,23 @@ def _unet_gguf(values: Values) -> Conversion:
     return Conversion(BASE, {"base_model": name}, {"unet_name": "base_model"}, notes)
 
 
-def _clip_gguf(target: str) -> Callable[[Values], Conversion | Left]:
+_TYPES = {"TripleCLIPLoader": "sd3", "QuadrupleCLIPLoader": "hidream"}  # which have no widget for it
+
+
+def _clip_gguf(target: str) -> Callable[[Values, Collection[str]], Conversion | Left]:
     names = [name for name in TARGETS[target].widgets if name.startswith("clip_name")]
 
-    def rule(values: Values) -> Conversion | Left:
-        files = [values.get(name, "") for name in names]
-        if any(not isinstance(file, str) or not file or _gguf(file) for file in files):
-            return Left("GGUF text encoders are read by ComfyUI-GGUF only; to change, take safetensors files with "
-                        f"{target}, or a diffusers base with Load Base Text Encoder")
+    def rule(values: Values, kinds: Collection[str]) -> Conversion | Left:
+        files = [_posix(values.get(name, "")) for name in names]
+        if any(not isinstance(file, str) or not file for file in files):
+            return Left("which files it loads comes from other nodes; put Load Base Text Encoder there by hand")
+        if any(map(_gguf, files)):
+            base = base_of(files, values.get("type", _TYPES.get(target)), kinds)
+            inputs = dict(zip(names, ("override", "override_2"), strict=False))
+            if isinstance(base, str):
+                return Left(base)
+            return Conversion(TEXT, {"base_model": base.reference, **dict(zip(inputs.values(), files, strict=True))},
+                              inputs, base.notes)
         kept = {name: values[name] for name in (*names, "type") if name in values}
         return Conversion(target, kept, {name: name for name in kept})
 
@@ -212,11 +227,23 @@ RULES: dict[str, Callable[[Values], Conversion | Left]] = {
     "NunchakuFluxLoraLoader": _nunchaku_lora, "NunchakuFluxLoraStack": _stack,
     "NunchakuTextEncoderLoader": _nunchaku_text, "NunchakuTextEncoderLoaderV2": _nunchaku_text,
     "UnetLoaderGGUF": _unet_gguf, "UnetLoaderGGUFAdvanced": _unet_gguf,
-    "CLIPLoaderGGUF": _clip_gguf("CLIPLoader"), "DualCLIPLoaderGGUF": _clip_gguf("DualCLIPLoader"),
-    "TripleCLIPLoaderGGUF": _clip_gguf("TripleCLIPLoader"),
-    "QuadrupleCLIPLoaderGGUF": _clip_gguf("QuadrupleCLIPLoader"),
     "SGLDUNETLoader": _sgld_unet, "SGLDLoraLoader": _sgld_lora,
 }
+
+# These are also told which nodes the workflow has.
+TEXT_RULES: dict[str, Callable[[Values, Collection[str]], Conversion | Left]] = {
+    f"{target}GGUF": _clip_gguf(target)
+    for target in ("CLIPLoader", "DualCLIPLoader", "TripleCLIPLoader", "QuadrupleCLIPLoader")}
+
+
+def has_rule(kind: str) -> bool:
+    """Whether nodes of a type are converted."""
+    return kind in RULES or kind in TEXT_RULES
+
+
+def convert(kind: str, values: Values, kinds: Collection[str]) -> Conversion | Left:
+    """What becomes of a node of a type that has a rule, in a workflow with nodes of these `kinds`."""
+    return TEXT_RULES[kind](values, kinds) if kind in TEXT_RULES else RULES[kind](values)
 
 
 def foreign(kind: str) -> str:

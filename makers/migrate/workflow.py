@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...loaders.errors import CheckpointError
 from .graphs import ApiGraph, Graph, PageGraph
-from .rules import NUNCHAKU_MODELS, OPTIONS, RULES, Left, foreign
+from .rules import NUNCHAKU_MODELS, OPTIONS, Left, convert, foreign, has_rule
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ def migrate(workflow: dict[str, Any]) -> Migrated:
         raise CheckpointError("this is no workflow", do="give a JSON file that ComfyUI saved or exported (API)")
     try:
         blocker = next((kind for graph in graphs for kind in graph.kinds() if _takes_nunchaku(graph, kind)), "")
+        kinds = {kind for graph in graphs for kind in graph.kinds()}
         for graph in graphs:
-            _migrate_graph(graph, blocker, done)
+            _migrate_graph(graph, blocker, kinds, done)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"this workflow is malformed ({type(error).__name__}: {error})", "",
                               "open it in ComfyUI and save it again") from error
@@ -56,17 +57,16 @@ def _graphs(workflow: dict[str, Any]) -> Iterable[Graph]:
 
 def _takes_nunchaku(graph: Graph, kind: str) -> bool:
     """Whether a node type that stays needs a MODEL of nunchaku's own loaders (PuLID, IP-Adapter, other LoRA packs)."""
-    return kind.startswith("Nunchaku") and kind not in RULES and graph.takes_model(kind)
+    return kind.startswith("Nunchaku") and not has_rule(kind) and graph.takes_model(kind)
 
 
-def _migrate_graph(graph: Graph, blocker: str, done: Migrated) -> None:
+def _migrate_graph(graph: Graph, blocker: str, kinds: Collection[str], done: Migrated) -> None:
     for node in graph.nodes():
         kind = graph.kind(node)
-        rule = RULES.get(kind)
-        if rule is None:
+        if not has_rule(kind):
             continue
         result = Left(f"{blocker} in this workflow takes a MODEL of nunchaku's own loader only") \
-            if blocker and kind in NUNCHAKU_MODELS else rule(graph.values(node))
+            if blocker and kind in NUNCHAKU_MODELS else convert(kind, graph.values(node), kinds)
         where = f"node {graph.name(node)} {kind}"
         if isinstance(result, Left):
             done.left.append(f"{where}: {result.why}")
@@ -81,7 +81,7 @@ def _migrate_graph(graph: Graph, blocker: str, done: Migrated) -> None:
         if kind == OPTIONS and not graph.is_used(node):
             graph.remove(node)
             done.changes.append(f"node {graph.name(node)} {kind} removed: its options steer SGLang's runtime")
-        elif kind not in RULES and foreign(kind):
+        elif not has_rule(kind) and foreign(kind):
             done.left.append(f"node {graph.name(node)} {kind}: {foreign(kind)}")
 
 
@@ -90,6 +90,6 @@ def _group_nodes(workflow: dict[str, Any]) -> Iterable[str]:
     groups = (workflow.get("extra") or {}).get("groupNodes") if isinstance(workflow.get("extra"), dict) else None
     for name, group in (groups or {}).items():
         kinds = {str(node.get("type")) for node in group.get("nodes", ())}
-        found = sorted(kind for kind in kinds if kind in RULES or foreign(kind))
+        found = sorted(kind for kind in kinds if has_rule(kind) or foreign(kind))
         if found:
             yield f"group node {name}: it holds {', '.join(found)}; ungroup it, then migrate again"

@@ -1,4 +1,4 @@
-"""One safetensors file, written layer by layer, that appears whole or not at all.
+"""One weight file, written layer by layer, that appears whole or not at all.
 
 Until it is complete it is called `.<name>.part`, which no loader lists or opens, and it is locked. Then it is synced to
 the disk and renamed. What a killed run leaves is taken over by the next one for the same name.
@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from ...loaders.containers.writing import NotWritten, Piece, lay_out, write_at, write_piece
+from ...loaders.containers.writing import Layout, NotWritten, Piece, lay_out, write_at, write_piece
 from ...loaders.errors import CheckpointError
 from ...loaders.words import size
 from ..publish import sync_folder
@@ -23,14 +23,21 @@ from .target import refuse_existing
 
 def write(target: Path, pieces: Sequence[Piece], metadata: Mapping[str, str], *, overwrite: bool = False,
           check: Callable[[str], None] = lambda path: None, step: Callable[[int], None] = lambda amount: None) -> None:
-    """Write `target` from `pieces`, one in memory at a time. `check` is called with the path of the complete file
-    before it gets its name, and may raise.
+    """Write `target`, a safetensors file, from `pieces`; see `write_laid_out`."""
+    layout = lay_out([tensor for piece in pieces for tensor in piece.tensors], metadata)
+    write_laid_out(target, layout, pieces, overwrite=overwrite, check=check, step=step)
+
+
+def write_laid_out(target: Path, layout: Layout, pieces: Sequence[Piece], *, overwrite: bool = False,
+                   check: Callable[[str], None] = lambda path: None,
+                   step: Callable[[int], None] = lambda amount: None) -> None:
+    """Write `target`, laid out so, from `pieces`, one in memory at a time. `check` is called with the path of the
+    complete file before it gets its name, and may raise; `step` with the bytes of tensors that are written.
 
     Raises CheckpointError for a full disk or one that cannot be written to, another run at work on the same name, and
     a layer that makes other tensors than it declared. Whatever is raised, the file under construction is removed and
     what was at `target` stays.
     """
-    layout = lay_out([tensor for piece in pieces for tensor in piece.tensors], metadata)
     part = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +48,7 @@ def write(target: Path, pieces: Sequence[Piece], metadata: Mapping[str, str], *,
                 write_at(file.fileno(), 0, layout.head)
                 for piece in pieces:
                     write_piece(file.fileno(), layout, piece, step)
+                file.truncate(layout.bytes)  # what a layout leaves free at the end
                 os.fsync(file.fileno())
                 check(str(part))
                 refuse_existing(target, overwrite)

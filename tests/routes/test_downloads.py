@@ -198,8 +198,14 @@ for name, inputs in BUILDERS.items():
         assert "black-forest-labs/FLUX.1-dev" in str(error), error
     else:
         raise AssertionError(name)
+try:
+    nodes["QT_BuildGGUF"].execute(base="black-forest-labs/FLUX.1-dev", output=os.environ["OUTPUT"])
+except ValueError as error:
+    assert "black-forest-labs/FLUX.1-dev" in str(error), error
+else:
+    raise AssertionError("QT_BuildGGUF")
 # these two take MODELs only
-assert {*FIRST, *BUILDERS, "QT_AscendMXFP8Quantize", "QT_RepackModelSlimWan", "QT_SaveQuantizedModel",
+assert {*FIRST, *BUILDERS, "QT_BuildGGUF", "QT_AscendMXFP8Quantize", "QT_RepackModelSlimWan", "QT_SaveQuantizedModel",
         "QT_CompareModels"} == set(nodes)
 print("no socket")
 """

@@ -1,8 +1,8 @@
 """Gemma 2 2B, the text encoder of Lumina 2: Gemma2Model, whose last but one hidden state the pipeline takes.
 
 The host computes attention without the soft cap of its logits (50) that Gemma 2 was trained with and transformers has;
-the report says it. The pipeline puts a system prompt before the text, which the host leaves to its node CLIP Text Encode
-for Lumina2. Windows of attention are longer than prompts.
+the report says it. The pipeline puts a system prompt before the text, which the host leaves to its node CLIP Text
+Encode for Lumina2. Windows of attention are longer than prompts.
 """
 
 from __future__ import annotations

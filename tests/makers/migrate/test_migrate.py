@@ -216,27 +216,109 @@ def test_what_needs_nunchakus_own_model_keeps_it():
     assert by_id(done.workflow, 45) == by_id(graph, 45)
 
 
-def test_gguf_text_encoders_are_left_and_the_rest_is_not():
+def test_gguf():
     given = {"1": {"class_type": "UnetLoaderGGUF", "inputs": {"unet_name": "flux1-dev-Q4_K_S.gguf"}},
              "2": {"class_type": "UnetLoaderGGUFAdvanced", "inputs": {
                  "unet_name": "flux1-dev.safetensors", "dequant_dtype": "target", "patch_dtype": "default",
                  "patch_on_device": False}},
              "3": {"class_type": "DualCLIPLoaderGGUF", "inputs": {
-                 "clip_name1": "clip_l.safetensors", "clip_name2": "t5-v1_1-xxl-encoder-Q8_0.gguf", "type": "flux"}},
+                 "clip_name1": "clip_l.safetensors", "clip_name2": "a\\t5-v1_1-xxl-encoder-Q8_0.gguf", "type": "flux"}},
              "4": {"class_type": "CLIPLoaderGGUF", "inputs": {"clip_name": "umt5.safetensors", "type": "wan"}},
              "5": {"class_type": "QuadrupleCLIPLoaderGGUF", "inputs": {f"clip_name{i}": f"{i}.sft" for i in range(1, 5)}},
              "6": {"class_type": "VAELoader", "inputs": {"vae_name": "ae.safetensors"}}}
     done = migrate(given)
-    assert [line.split(":")[0] for line in done.left] == ["node 3 DualCLIPLoaderGGUF"]
-    assert all("GGUF" in line and "ComfyUI-GGUF only" in line for line in done.left)
+    assert not done.left
     prompt = done.workflow
-    assert {key: prompt[key] for key in "36"} == {key: given[key] for key in "36"}
+    assert prompt["6"] == given["6"]
     assert prompt["1"]["class_type"] == "QT_LoadBaseModel" and prompt["1"]["inputs"]["base_model"] == "flux1-dev-Q4_K_S.gguf"
     assert prompt["2"]["class_type"] == "QT_LoadBaseModel" and "dequant_dtype 'target' is dropped" in done.changes[1]
     assert prompt["2"]["inputs"]["base_model"] == "flux1-dev.safetensors"
+    assert prompt["3"] == {"class_type": "QT_LoadBaseTextEncoder", "inputs": {
+        "base_model": "black-forest-labs/FLUX.1-dev", "reference": "", "dtype": "default", "revision": "",
+        "download_missing": False, "override": "clip_l.safetensors", "override_reference": "",
+        "override_2": "a/t5-v1_1-xxl-encoder-Q8_0.gguf", "override_2_reference": ""}}
+    assert "tokenizers and config.json come from black-forest-labs/FLUX.1-dev" in done.changes[2]
+    assert "T5TokenizerOptions with min_length 256" in done.changes[2]
     assert prompt["4"] == {"class_type": "CLIPLoader",
                            "inputs": {"clip_name": "umt5.safetensors", "type": "wan", "device": "default"}}
     assert prompt["5"]["class_type"] == "QuadrupleCLIPLoader" and prompt["5"]["inputs"]["clip_name4"] == "4.sft"
+
+
+# Type, file names as published, the base; or words of why there is none.
+TEXT_ENCODERS = [
+    ("flux", ["t5xxl-Q5_K_M.gguf", "ViT-L-14-TEXT-detail-improved.safetensors"], "black-forest-labs/FLUX.1-dev"),
+    ("hunyuan_video", ["clip_l.safetensors", "llava-llama-3-8b-text-Q4_K_M.gguf"], "hunyuanvideo-community/HunyuanVideo"),
+    ("wan", ["umt5-xxl-encoder-Q8_0.gguf"], "Wan-AI/Wan2.2-T2V-A14B-Diffusers"),
+    ("wan", ["text-encoder-q8.gguf"], "Wan-AI/Wan2.2-T2V-A14B-Diffusers"),  # the type says it
+    ("qwen_image", ["Qwen2.5-VL-7B-Instruct-UD-Q4_K_S.gguf"], "Qwen/Qwen-Image"),
+    ("flux2", ["Mistral-Small-3.2-24B-Instruct-2506-Q4_K_M.gguf"], "black-forest-labs/FLUX.2-dev"),
+    ("lumina2", ["qwen_3_4b-Q8_0.gguf"], "Tongyi-MAI/Z-Image-Turbo"),
+    ("lumina2", ["Qwen3-4B-UD-Q6_K_XL.gguf"], "Tongyi-MAI/Z-Image-Turbo"),
+    ("lumina2", ["gemma-2-2b-it-Q8_0.gguf"], "is Gemma, and Tongyi-MAI/Z-Image-Turbo"),
+    ("lumina2", ["encoder.gguf"], "does not say which text encoder it is"),
+    ("flux2", ["Qwen3-4B-Q8_0.gguf"], "is Qwen3 4B, and black-forest-labs/FLUX.2-dev"),  # FLUX.2 [klein]
+    ("flux2", ["Qwen3-8B-Q4_K_M.gguf"], "is another Qwen"),
+    ("flux2", ["flux2-te.gguf"], "does not say which text encoder it is"),
+    ("wan", ["t5-v1_1-xxl-encoder-Q8_0.gguf"], "is T5-XXL"),
+    ("qwen_image", ["Qwen3-VL-4B-Q8_0.gguf"], "is Qwen3-VL"),
+    ("qwen_image", ["Qwen2.5-VL-3B-Instruct-Q8_0.gguf"], "is another Qwen"),
+    ("qwen_image", ["Qwen2.5-VL-7B-Instruct-mmproj-BF16.gguf"], "is an mmproj"),
+    ("flux", ["t5xxl.gguf", "t5-v1_1-xxl-encoder-Q8_0.gguf"], "the same text encoder"),
+    ("flux", ["a.gguf", "a.gguf"], "the same text encoder"),
+    ("flux", ["clip_g.safetensors", "t5xxl.gguf"], "is CLIP-G"),
+    *((kind, ["t5xxl-Q8_0.gguf"], f"text encoders of type {kind}") for kind in ("sd3", "chroma", "mochi", "ltxv", "hidream")),
+    *((kind, ["clip_l.safetensors", "x.gguf"], f"text encoders of type {kind}") for kind in ("sdxl", "hunyuan_video_15", "wan")),
+    ("sd3", ["clip_l.safetensors", "clip_g.safetensors", "t5xxl.gguf"], "text encoders of type sd3"),
+    ("hidream", ["clip_l.sft", "clip_g.sft", "t5xxl.gguf", "llama.gguf"], "text encoders of type hidream"),
+    (["7", 0], ["umt5.gguf"], "its type comes from another node"),
+    ("wan", [["7", 0]], "which files it loads comes from other nodes"),
+]
+SIZES = {1: "CLIPLoaderGGUF", 2: "DualCLIPLoaderGGUF", 3: "TripleCLIPLoaderGGUF", 4: "QuadrupleCLIPLoaderGGUF"}
+
+
+@pytest.mark.parametrize(("kind", "files", "wanted"), TEXT_ENCODERS, ids=[f"{kind} {files[0]}" for kind, files, _ in TEXT_ENCODERS])
+def test_the_base_of_gguf_text_encoders(kind, files, wanted):
+    """A base where type and names leave no choice; each that is chosen is one of the node's list."""
+    from quantized_transformers.loaders.locate import KNOWN_BASES
+
+    names = {f"clip_name{i + 1}": file for i, file in enumerate(files)} if len(files) > 1 else {"clip_name": files[0]}
+    inputs = names | ({"type": kind} if len(files) < 3 else {})
+    given = {"3": {"class_type": SIZES[len(files)], "inputs": inputs}}
+    done = migrate(given)
+    if "/" not in wanted or " " in wanted:
+        assert done.workflow == given and wanted in done.left[0]
+        return
+    made = done.workflow["3"]["inputs"]
+    assert made["base_model"] == wanted and wanted in KNOWN_BASES
+    assert [made["override"], made["override_2"]] == [*files, "none"][:2]
+
+
+def test_qwen_image_edit_needs_eyes():
+    """Where pictures go into the text encoder, the base is one that refuses a text encoder without eyes."""
+    given = {"3": {"class_type": "CLIPLoaderGGUF", "inputs": {"clip_name": "Qwen2.5-VL-7B-Q8_0.gguf", "type": "qwen_image"}},
+             "4": {"class_type": "TextEncodeQwenImageEditPlus", "inputs": {"clip": ["3", 0]}}}
+    done = migrate(given)
+    assert done.workflow["3"]["inputs"]["base_model"] == "Qwen/Qwen-Image-Edit-2509"
+    assert "mmproj file" in done.changes[0] and "override_2" in done.changes[0]
+
+
+def test_gguf_text_encoders_of_the_page():
+    """Links and linked widgets stay: the CLIP's, and what a subgraph shows of the file's widget."""
+    inner = {"id": "s", "name": "Sub", "inputs": [], "outputs": [], "links": [], "state": {"lastNodeId": 2, "lastLinkId": 0},
+             "nodes": [node(2, "CLIPLoaderGGUF", ["umt5-Q8_0.gguf", "wan"], outputs=[("CLIP", "CLIP", None)])]}
+    graph = page([node(3, "DualCLIPLoaderGGUF", ["clip_l.safetensors", "t5xxl.gguf", "flux"], outputs=[("CLIP", "CLIP", [1])]),
+                  node(4, "CLIPTextEncode", ["a cat"], [("clip", "CLIP", 1)]),
+                  node(5, "s", [], properties={"proxyWidgets": [["2", "clip_name"], ["2", "type"]]})],
+                 [[1, 3, 0, 4, 0, "CLIP"]], definitions={"subgraphs": [inner]})
+    done = migrate(graph)
+    whole(done.workflow)
+    made = by_id(done.workflow, 3)
+    assert (made["type"], made["widgets_values"]) == ("QT_LoadBaseTextEncoder", [
+        "black-forest-labs/FLUX.1-dev", "", "default", "", False, "clip_l.safetensors", "", "t5xxl.gguf", ""])
+    assert [(one["name"], one["links"]) for one in made["outputs"]] == [("CLIP", [1]), ("report", None)]
+    inside = done.workflow["definitions"]["subgraphs"][0]["nodes"][0]
+    assert inside["type"] == "QT_LoadBaseTextEncoder" and inside["widgets_values"][5] == "umt5-Q8_0.gguf"
+    assert by_id(done.workflow, 5)["properties"]["proxyWidgets"] == [["2", "override"]]
 
 
 def test_sglang():
