@@ -235,11 +235,12 @@ def _blocks(values: Tensor, kind: str) -> Tensor:
 
     from ...quant.convert.blocks import BLOCK
 
-    gguf, block = gguf_py(), TYPES[kind].block
+    gguf = gguf_py()
     made = []
     for start in range(0, values.numel(), BLOCK):  # MXFP4 needs 16 times their memory
-        rows = values[start:start + BLOCK].float().numpy().reshape(-1, block)
-        made.append(gguf.quants.quantize(rows, gguf.GGMLQuantizationType[kind]).reshape(-1))
+        # one row: gguf-py works on 16 at a time, and takes ten times as long for short ones
+        row = values[start:start + BLOCK].float().numpy().reshape(1, -1)
+        made.append(gguf.quants.quantize(row, gguf.GGMLQuantizationType[kind]).reshape(-1))
     return torch.from_numpy(numpy.concatenate(made))
 
 
