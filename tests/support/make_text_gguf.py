@@ -10,6 +10,7 @@ transformers would add keys to it on reading.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -57,12 +58,11 @@ def unigram(folder: Path, vocab: int) -> None:
     folder.mkdir(parents=True)
     rules = folder / "rules.tsv"
     rules.write_text("41\t61\nFB01\t66 69\n", encoding="utf-8")  # A -> a, the ligature fi -> f i
-    (folder / "corpus.txt").write_text("\n".join(SENTENCES * 20))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "corpus.txt"), model_prefix=str(folder / "spiece"), vocab_size=vocab - 8, pad_id=0, eos_id=1,
-        unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2, normalization_rule_tsv=str(rules))
-    for name in ("rules.tsv", "corpus.txt", "spiece.vocab"):
-        (folder / name).unlink()
+    with contextlib.chdir(folder), open("spiece.model", "wb") as model:  # paths would be written into it
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(SENTENCES * 20), model_writer=model, vocab_size=vocab - 8, pad_id=0, eos_id=1, unk_id=2,
+            bos_id=-1, hard_vocab_limit=False, minloglevel=2, normalization_rule_tsv=rules.name)
+    rules.unlink()
 
 
 def bpe(folder: Path, vocab: int) -> None:
