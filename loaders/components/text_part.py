@@ -3,6 +3,7 @@ its tensors under the host's names, quantized layers as they are stored."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ..plan import LoadPlan
 
 EYES = "eyes"
+_SAVED = re.compile(r"^[a-z0-9_]+\.transformer\.")  # what ComfyUI's CLIPSave puts before names: t5xxl.transformer.
 
 
 @dataclass
@@ -85,7 +87,7 @@ def _named(checkpoint: Checkpoint, foreign: bool) -> dict[str, str]:
     """transformers' name -> the file's."""
     if foreign:
         return llama_cpp.called(checkpoint.tensors, checkpoint.metadata)
-    return dict(zip(checkpoint.tensors, checkpoint.tensors, strict=True))
+    return {_SAVED.sub("", name): name for name in checkpoint.tensors}
 
 
 def _leave_twins(checkpoint: Checkpoint, names: dict[str, str], kept: str, others: Sequence[str]) -> None:

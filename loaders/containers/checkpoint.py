@@ -72,11 +72,8 @@ class Checkpoint:
         self._called = names
 
     def stored(self, name: str) -> str:
-        """What the files call a tensor."""
-        return self._in_file((self._called or {}).get(name, name))
-
-    def _in_file(self, name: str) -> str:
-        return (self._known or {}).get(name, name)
+        """What a tensor is called among the `stored_tensors`."""
+        return (self._called or {}).get(name, name)
 
     def _merge_shards(self) -> None:
         for header in self.headers:
@@ -117,4 +114,5 @@ class Checkpoint:
     def read(self, name: str) -> bytes:
         """The bytes of one small tensor."""
         stored = self.stored(name)
+        stored = (self._known or {}).get(stored, stored)
         return next(header for header in self.headers if stored in header.tensors).read(stored)

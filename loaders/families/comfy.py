@@ -114,6 +114,9 @@ def _is_marked(checkpoint: Checkpoint) -> bool:
         weight, scale = tensors.get(f"{layer}.weight"), tensors.get(f"{layer}.weight_scale")
         if weight and not scale and weight.dtype == "I8":
             return True
+        one = weight and not scale and layer in marked and weight.dtype in ("U8", "F8_E4M3")
+        if one and _marker(checkpoint, f"{layer}.comfy_quant").get("format") == FORMAT:  # tiles of one tensor
+            return True
         if weight and scale and (
                 weight.dtype == "I8" or scale.dtype in ("U8", "F8_E8M0")
                 or scale.dtype == "F32" and len(scale.shape) == 2 and f"{layer}.weight_scale_2" not in tensors):

@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import time
-from dataclasses import replace
 
 import aiohttp
 import pytest
@@ -141,7 +140,7 @@ def test_cancel_and_continue(server, hub, method):
 
 def test_migration_knows_the_nodes_it_makes(server):
     """Widgets by position, sockets and outputs of every target are those of the real nodes."""
-    from quantized_transformers.makers.migrate.rules import TARGETS, TEXT
+    from quantized_transformers.makers.migrate.rules import TARGETS
 
     for kind, target in TARGETS.items():
         info = server.get(f"/object_info/{kind}")[kind]
@@ -149,8 +148,6 @@ def test_migration_knows_the_nodes_it_makes(server):
         names = [*info["input_order"]["required"], *info["input_order"].get("optional", [])]
         sockets = [(name, inputs[name][0]) for name in names if inputs[name][0] in ("MODEL", "CLIP", "VAE")]
         widgets = [name for name in names if name not in dict(sockets)]
-        if kind == TEXT and "override" not in widgets:  # SWITCH ON: this goes when the node has its overrides
-            target = replace(target, widgets=target.widgets[:-4], defaults=target.defaults[:-4])
         assert widgets == list(target.widgets), kind
         assert sockets == list(target.sockets), kind
         assert list(zip(info["output_name"], info["output"], strict=True)) == list(target.outputs), kind

@@ -64,14 +64,15 @@ def network(name: str, made: text_part.Part, dtype: torch.dtype = torch.float32)
     options = {"model_name": host_name, f"{host_name}_model_config": made.sizes,
                "custom_operations": text_encoder.operations_for([made], None)}
     model = getattr(importlib.import_module(f"comfy.{module}"), wrapper)(dtype=dtype, model_options=options)
-    missing, unexpected = model.load_sd({**made.given})
-    assert not unexpected and all(key.startswith(made.encoder.apart or "-") for key in missing), (missing, unexpected)
+    apart = made.encoder.apart or "-"  # eyes of other sizes than the host's
+    missing, unexpected = model.load_sd({key: value for key, value in made.given.items() if not key.startswith(apart)})
+    assert not unexpected and all(key.startswith(apart) for key in missing), (missing, unexpected)
     return model.transformer
 
 
 def host_states(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
     """All hidden states, the last as it is given out."""
-    every = "all" if hasattr(model, "model") else None  # T5 gives the last alone
+    every = None if hasattr(model, "shared") else "all"  # T5 gives the last alone
     with torch.inference_mode():
         out = model(ids, attention_mask=None, intermediate_output=every, final_layer_norm_intermediate=False,
                     dtype=torch.float32)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # The tensors by whose dtype the host decides in which one it keeps an encoder.
 DTYPE_MARKS = ("encoder.final_layer_norm.weight", "model.norm.weight", "model.layers.0.input_layernorm.weight")
 Config = dict[str, Any]
-# Tokenizers that ComfyUI puts into text encoders' files: the base's own is taken.
-OF_TOKENIZERS = r"^(spiece_model|tekken_model|tokenizer_json)$"
+# What ComfyUI puts into text encoders' files: tokenizers (the base's own is taken), and the temperature of a training.
+OF_TOKENIZERS = r"(^|\.)(spiece_model|tekken_model|tokenizer_json|logit_scale)$"
 
 
 class Known(NamedTuple):

@@ -26,9 +26,9 @@ END = (2, 49407)
 
 KNOWN = Known("text_model.final_layer_norm.weight", "hidden_size")
 # Names of transformers 4 (text_model.encoder...) and 5 (encoder...) -> the former. The positions' numbers are
-# constants; the temperature of CLIP's training is no part of a text encoder.
+# constants.
 CALLED = exchanging({"text_model.": "text_model.", "text_projection.": "text_projection.", "": "text_model."},
-                    rf"(^|\.)embeddings\.position_ids$|^logit_scale$|{OF_TOKENIZERS}")
+                    rf"(^|\.)embeddings\.position_ids$|{OF_TOKENIZERS}")
 
 
 def modules(config: dict[str, Any], names: Collection[str], sizes: dict[str, Any] = SIZES,

@@ -7,7 +7,9 @@ write them and say what is in them, without this pack.
 
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from quantized_transformers.loaders.components import text_encoder
 from quantized_transformers.loaders.components.text_encoders import gemma2, qwen25_vl
 from quantized_transformers.loaders.components.text_encoders import llm as llm_tables
 from support import text_encoders as tiny
-from support import text_gguf, text_gguf_models, text_host
+from support import text_gguf, text_gguf_models, text_host, text_packed
 from support.common import rel_l2
 
 from .test_text_encoders import CHECKS
@@ -41,8 +43,7 @@ def test_files_of_llama_cpps_converter(kind, monkeypatch):
     eyes = kind == "qwen25vl"
     if eyes:
         files.append(text_gguf_models.EXPORTS / "qwen25vl-mmproj.gguf")
-        vision = {"depth": 3, "hidden_size": 16, "intermediate_size": 24, "patch_size": 4}
-        monkeypatch.setattr(qwen25_vl, "VISION", {**qwen25_vl.VISION, **vision})
+        small_eyes(monkeypatch, model)
     encoder = text_host.ENCODERS[name]
     given = text_host.part(name, config, *files, sized=False).given
     expected = {new: tensor for key, tensor in model.state_dict().items()
@@ -69,6 +70,13 @@ def test_gguf_in_the_place_of_the_bases(family, kind, tmp_path):
     loaded = text_encoder.load(text_encoder.Request(str(base), overrides=(str(file),)))
     assert f"GGUF {kind}" in loaded.report and "encoder.gguf" in loaded.report
     CHECKS[family](loaded.clip, dense, within=WITHIN)
+
+
+def small_eyes(monkeypatch, model) -> None:
+    """A vision tower of a tiny model's sizes, where the host's are fixed."""
+    config = model.config.vision_config
+    vision = {key: getattr(config, key) for key in ("depth", "hidden_size", "intermediate_size", "patch_size")}
+    monkeypatch.setattr(qwen25_vl, "VISION", {**qwen25_vl.VISION, **vision})
 
 
 def mixed(name: str) -> str:
@@ -99,9 +107,67 @@ def test_gguf(name, tmp_path):
 
 
 def assert_same(host, model) -> None:
-    given, expected = text_host.host_states(host, IDS), text_host.states(model, IDS)
-    if len(given) == 1:
-        expected = expected[-1:]
+    clip = hasattr(host, "text_model")
+    ids = torch.nn.functional.pad(IDS, (0, 77 - IDS.shape[1]), value=49407) if clip else IDS
+    given, expected = text_host.host_states(host, ids), text_host.states(model, ids)
+    expected = expected[1:] if clip else expected[-len(given):]
     assert len(given) == len(expected)
     for one, other in zip(given, expected, strict=True):
         assert one.shape == other.shape and rel_l2(one, other) < WITHIN
+
+
+# A format for each encoder beside GGUF, and all of them for one.
+PACKED = [("clip_l", "bnb_nf4"), ("clip_g", "fp8_block"), ("t5", "bnb_nf4"), ("umt5", "bnb_int8"), ("llama", "gptq"),
+          ("mistral3", "ct_fp8_dynamic"), ("qwen25_vl", "awq"), ("qwen3_8b", "ct_w8a8"), ("gemma2", "ct_w4a16"),
+          *(("qwen3", kind) for kind in text_packed.FORMATS)]
+FILES = [("t5", "scaled_fp8"), ("t5", "nunchaku_t5"), ("umt5", "scaled_fp8"), ("clip_l", "scaled_fp8"),
+         ("clip_g", "int8_tensorwise"), ("mistral3", "scaled_fp8"), ("qwen3", "int8_tensorwise")]
+
+
+@pytest.mark.parametrize(("name", "kind"), PACKED)
+def test_folder(name, kind, tmp_path, monkeypatch):
+    model = text_host.tiny(name)
+    if name == "qwen25_vl":
+        small_eyes(monkeypatch, model)
+    config = text_host.config_of(model)
+    dense = text_packed.write(model, tmp_path / "packed", kind, ("visual",) if name == "qwen25_vl" else ())
+    assert_same(text_host.network(name, text_host.part(name, config, tmp_path / "packed")), dense)
+
+
+@pytest.mark.parametrize(("name", "kind"), FILES)
+def test_single_file(name, kind, tmp_path):
+    model = text_host.tiny(name)
+    config = text_host.config_of(model)
+    dense = text_packed.write_file(model, tmp_path / "packed.safetensors", kind)
+    assert_same(text_host.network(name, text_host.part(name, config, tmp_path / "packed.safetensors")), dense)
+
+
+# The tools' own: transformers' class -> encoder
+OWN = {"Qwen3ForCausalLM": "qwen3", "Qwen2_5_VLForConditionalGeneration": "qwen25_vl", "T5EncoderModel": "t5"}
+# One rounding to the tool's output dtype, where it computes in that; else the numbers are the same.
+ROUNDED = {"bnb_int8": 2.0 ** -8}
+
+
+@pytest.mark.parametrize("case", sorted(path.parent.name for path in text_packed.RECORDS.glob("*/expected.safetensors")))
+def test_folders_of_the_tools(case, monkeypatch, tmp_path):
+    """Whole tiny encoders as the tools saved them: every quantized weight is the tool's own dequantization of it."""
+    folder, _, expected = text_packed.record(case)
+    file = Path(shutil.copytree(folder, tmp_path / case, ignore=shutil.ignore_patterns("expected.safetensors")))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    name, text = OWN[config["architectures"][0]], config.get("text_config") or config
+    if "hidden_size" in text:
+        monkeypatch.setattr(llm_tables, "HEAD", text.get("head_dim") or text["hidden_size"] // 2)
+    if name == "qwen25_vl":
+        vision = {key: config["vision_config"][key] for key in ("depth", "hidden_size", "intermediate_size", "patch_size")}
+        monkeypatch.setattr(qwen25_vl, "VISION", {**qwen25_vl.VISION, **vision})
+    made = text_host.part(name, config, file, sized=False)
+    operations = text_encoder.operations_for([made], None)
+    assert expected
+    for key, values in expected.items():
+        module = made.encoder.called(f"{key}.weight" if not key.endswith(".weight") else key, config).removesuffix(".weight")
+        layer = operations.Linear(values.shape[1], values.shape[0], bias=f"{module}.bias" in made.given)
+        layer.load_state_dict({leaf.removeprefix(f"{module}."): tensor for leaf, tensor in made.given.items()
+                               if leaf.startswith(f"{module}.")})
+        weight = layer.weight.dequantize().to(values.dtype)
+        within = ROUNDED.get(case, 0)
+        assert rel_l2(weight.float(), values.float()) <= within, (key, rel_l2(weight.float(), values.float()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from quantized_transformers.loaders.components import text_encoder
 from quantized_transformers.loaders.components.text_encoders import mistral3, qwen3, qwen25_vl
 from quantized_transformers.loaders.errors import CheckpointError
 from support import text_encoders_llm as llm
+from support import text_gguf
 from support.common import rel_l2
 from support.text_encoders_llm import PROMPTS, STRINGS, ids
 
@@ -52,8 +54,8 @@ def free():
     gc.collect()
 
 
-def load(folder: Path) -> Any:
-    return text_encoder.load(text_encoder.Request(str(folder))).clip
+def load(folder: Path, *overrides: Path) -> Any:
+    return text_encoder.load(text_encoder.Request(str(folder), overrides=tuple(map(str, overrides)))).clip
 
 
 def reference(folder: Path) -> Any:
@@ -145,8 +147,9 @@ def saved_tokenizer(clip: Any, folder: Path) -> Any:
             return comfy.text_encoders.flux.Flux2Tokenizer(tokenizer_data={"tekken_model": content.get_tensor("tekken_model")})
 
 
-def test_qwen_image_and_edit(base):
-    """One encoder for both: text alone, then two pictures (40 and 16 patches, the first in two windows)."""
+def test_qwen_image_and_edit(base, tmp_path):
+    """One encoder for both: text alone, then two pictures (40 and 16 patches, the first in two windows). Then the same from
+    two GGUF files, language model and eyes, in the place of the base's."""
     from diffusers import QwenImageEditPlusPipeline, QwenImagePipeline
     from transformers import AutoTokenizer, Qwen2VLProcessor
 
@@ -166,6 +169,8 @@ def test_qwen_image_and_edit(base):
         model.register_forward_pre_hook(places, with_kwargs=True)
     edited, _ = edit._get_qwen_prompt_embeds([PROMPTS[0]], [first, second], torch.device("cpu"), torch.float32)
     template = edit.prompt_template_encode
+    files = [text_gguf.write(model, tmp_path / "lm.gguf", "qwen2vl", "BF16"),
+             text_gguf.write(model, tmp_path / "mmproj.gguf", "clip", "F16")]
     del model, text, edit
     clip = load(folder)
     for prompt, states, token_ids in zip(PROMPTS, expected, text_ids, strict=True):
@@ -182,6 +187,17 @@ def test_qwen_image_and_edit(base):
     out = clip.encode_from_tokens(tokens)
     assert rel_l2(torch.cat(seen), towers[0]) < FORWARD
     assert out.shape == edited.shape and rel_l2(out, edited) < FORWARD
+    del clip
+    (folder / "text_encoder").rename(tmp_path / "text_encoder")
+    (folder / "text_encoder").mkdir()
+    shutil.copy(tmp_path / "text_encoder" / "config.json", folder / "text_encoder")
+    clip = load(folder, *reversed(files))
+    assert rel_l2(clip.encode_from_tokens(tokens), edited) < FORWARD
+    (folder / "model_index.json").write_text((folder / "model_index.json").read_text().replace("EditPlus", ""))
+    blind = load(folder, files[0])
+    assert rel_l2(blind.encode_from_tokens(blind.clone().tokenize(PROMPTS[0])), expected[0]) < FORWARD
+    with pytest.raises(CheckpointError, match="sees no pictures"):
+        blind.encode_from_tokens(tokens)
 
 
 def test_z_image(base):
