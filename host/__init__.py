@@ -74,6 +74,7 @@ from .server import other_origins_allowed, routes
 from .text_encoders import (
     bundled_tokenizer,
     follow_tokenizer_json,
+    has_quantized_layers,
     is_instance_of,
     load_text_encoders,
     pad_with,

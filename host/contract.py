@@ -26,6 +26,7 @@ class Feature(NamedTuple):
 
 _PATCHER = "comfy.model_patcher:ModelPatcher"
 _LINEAR = "comfy.ops:mixed_precision_ops()>Linear"
+_EMBEDDING = "comfy.ops:mixed_precision_ops()>Embedding"
 
 FEATURES = {
     "devices": Feature("this pack cannot tell which device ComfyUI runs models on, so nothing can be loaded", (
@@ -224,6 +225,15 @@ FEATURES = {
         "comfy.sd1_clip:SDTokenizer->tokenizer",
         "comfy.sd1_clip:SDTokenizer->pad_token",
         "folder_paths:get_folder_paths(key)",
+    )),
+    "quantized text encoders": Feature("quantized text encoders cannot be loaded; plain ones can", (
+        "comfy.ops:mixed_precision_ops(config, dtype, full_precision_mm=)",
+        f"{_EMBEDDING}._load_from_state_dict",
+        f"{_EMBEDDING}.state_dict",
+        f"{_EMBEDDING}.forward_comfy_cast_weights(self, x, out_dtype=)",
+        f"{_EMBEDDING}->num_embeddings",
+        f"{_EMBEDDING}->embedding_dim",
+        f"{_EMBEDDING}->weight_function ?",
     )),
     "FLUX.2's tokenizer": Feature("FLUX.2's text encoder cannot be loaded from a base; use ComfyUI's CLIP loader", (
         "comfy.text_encoders.flux:load_mistral_tokenizer(data)",

@@ -45,7 +45,7 @@ def load_text_encoders(state_dicts: list[dict[str, torch.Tensor]], clip_type: st
         clip_type=comfy.sd.CLIPType[clip_type], model_options=options, disable_dynamic=disable_dynamic)
 
 
-@needs("quantized layers")
+@needs("quantized text encoders")
 def text_operations() -> Any:
     """The mixed-precision operations that the host takes for quantized text encoders, computing in F32, as it does."""
     import comfy.ops
@@ -80,6 +80,16 @@ def text_encoder_shapes(clip: Any, name: str) -> dict[str, tuple[int, ...]]:
         if f"{module_name}.weight" in shapes and hasattr(module, "num_embeddings"):
             shapes[f"{module_name}.weight"] = (module.num_embeddings, module.embedding_dim)
     return shapes
+
+
+@needs("quantized text encoders")
+def has_quantized_layers(clip: Any, name: str) -> bool:
+    """Whether the encoder `name` of a CLIP has quantized weights: a host that passes over the operations it is given
+    would take codes for numbers."""
+    from comfy_kitchen.tensor import QuantizedTensor
+
+    network = getattr(clip.cond_stage_model, name).transformer
+    return any(isinstance(parameter, QuantizedTensor) for parameter in network.parameters())
 
 
 @needs("text encoders")

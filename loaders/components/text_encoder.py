@@ -77,7 +77,8 @@ def locate_encoders(request: Request) -> tuple[Pipeline, dict[str, _Override]]:
 
     if not request.overrides:
         return located(wanted), {}
-    pipeline, replaced = located(wanted, unloaded=True), dict[str, _Override]()
+    pipeline = located(wanted, unloaded=True, patterns=("text_encoder*/config.json", "tokenizer*/*"))
+    replaced = dict[str, _Override]()
     for reference in request.overrides:
         _place(pipeline, reference, [Checkpoint(source) for source in locate_each(
             reference, download=request.download)], replaced)
@@ -222,7 +223,9 @@ def _to_host(pipeline: Pipeline, family: Family, parts: list[Part], given: list[
     """The one call into the host's loader, and the check of its choice."""
     configs = {part.encoder.host_name: part.sizes for part in parts}
     chosen = set_dtype(given, dtype)
-    operations = operations_for(parts, chosen) if any(part.quantized for part in parts) else None
+    # Norms may be of another dtype than matrices (GGUF), and the host would bring all to that.
+    own = any(part.quantized or part.replaced for part in parts)
+    operations = operations_for(parts, chosen) if own else None
     try:
         with ExitStack() as during:
             for part in parts:
@@ -243,8 +246,9 @@ def _to_host(pipeline: Pipeline, family: Family, parts: list[Part], given: list[
 
 
 def operations_for(parts: list[Part], chosen: Any) -> Any:
-    """The host's operations for quantized text encoders, which are dequantized for every matmul, as the host does."""
-    host.require("quantized layers")
+    """The host's operations for quantized text encoders, which are dequantized for every matmul, as the host does it;
+    layers that are not quantized come in the dtype `chosen`, or as they are stored."""
+    host.require("quantized layers", "quantized text encoders")
     from ...quant.embedding import for_texts
     from ...quant.linear import with_tiles_of
 
@@ -261,6 +265,9 @@ def _check_names(clip: Any, part: Part) -> None:
     if part.blind:
         there = {name: shape for name, shape in there.items() if not name.startswith(part.encoder.apart)}
     where = part.checkpoints[0].source.folder
+    if part.quantized and not host.has_quantized_layers(clip, part.encoder.host_name):
+        raise CheckpointError(f"ComfyUI {host.version()} does not load this text encoder with the layers of this pack",
+                              where, "report this; a text encoder that is not quantized loads")
     quantized = {name.removesuffix(".comfy_quant") for name in part.given if name.endswith(".comfy_quant")}
 
     def plain(names: Iterable[str]) -> set[str]:

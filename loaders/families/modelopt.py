@@ -146,7 +146,7 @@ class StoredLayers:
         problem = fmt.problem({"weight": weight, **own}, rows, module.inner[0])
         if weight.dtype in FP8_DTYPES:
             if "weight_scale" not in own and "weight_scale_inv" not in own:
-                if self.scaled:
+                if self.scaled and module.kind != "embedding":  # a table is cast where layers have scales
                     problem = "FP8 weight without weight_scale, without which its values mean nothing here"
                 self.casts.append(name)
             if self.e4m3 and weight.dtype != "F8_E4M3":

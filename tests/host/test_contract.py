@@ -129,7 +129,7 @@ def test_each_called_otherwise(line, monkeypatch):
         raise AssertionError
 
     if touch.maker:
-        made = {"Linear": type("Linear", (), {touch.path[-1]: other})}
+        made = {touch.path[0]: type(touch.path[0], (), {touch.path[-1]: other})}
         monkeypatch.setattr(importlib.import_module(touch.module), touch.maker, lambda: type("Operations", (), made))
     else:
         held = importlib.import_module(touch.module)

@@ -69,6 +69,25 @@ def test_what_is_loaded_stays_quantized(base, gguf, tmp_path):
     assert torch.equal(encode(copied, PROMPTS[0])[0], expected)
 
 
+def test_halves_stay_halves(base, tmp_path):
+    """llama.cpp keeps norms in F32 and matrices in F16: nothing is made twice as large. A table may be cast to FP8 where
+    layers have scales."""
+    made = model()
+    file = text_gguf.write(made, tmp_path / "f16.gguf", "t5encoder", "F16")
+    loaded = load(base, file)
+    assert loaded.clip.patcher.model_size() < 1.05 * file.stat().st_size and "quantized" not in loaded.report
+    assert_wan(loaded.clip, dense_base(base, text_gguf.dequantized(made, file), tmp_path / "dense"), prompts=PROMPTS[:1])
+    table = model()
+    dense = text_packed.write_file(table, tmp_path / "scaled.safetensors", "scaled_fp8")
+    tensors = load_file(str(tmp_path / "scaled.safetensors"))
+    name = next(name for name in tensors if "shared" in name or "embed_tokens" in name)
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    dense.shared.weight.data = tensors[name].float()
+    save_file(tensors, str(tmp_path / "cast.safetensors"))
+    loaded = load(base, tmp_path / "cast.safetensors")
+    assert_wan(loaded.clip, dense_base(base, dense, tmp_path / "cast"), within=1e-4, prompts=PROMPTS[:1])
+
+
 def test_loras(base, gguf, tmp_path):
     """Beside the weight, full and in low VRAM; taken off, nothing is left."""
     import comfy.model_management
