@@ -140,6 +140,19 @@ def ct_mx(weight: torch.Tensor, bits: int) -> Layer:
     return {"weight": codes.flatten(1), "weight_scale": scale}, (codes.float() * step).flatten(1)
 
 
+# ------------------------------------------------------------------------------------------------- quanto
+def quanto(weight: torch.Tensor, bits: int = 4, size: int = 128) -> Layer:
+    """By optimum/quanto/tensor: groups one below the other, halves (quarters) of them over each other in a byte."""
+    rows = weight.reshape(-1, size)
+    low = rows.amin(1, keepdim=True)
+    scale, shift = ((rows.amax(1, keepdim=True) - low) / ((1 << bits) - 1)).bfloat16(), (-low).bfloat16()
+    codes = ((rows + shift) / scale).round().clamp(0, (1 << bits) - 1).to(torch.uint8)
+    packed = sum(part << i * bits for i, part in enumerate(codes.chunk(8 // bits)))
+    meant = codes.float() * scale.float() - shift.float()
+    return {"weight._data._data": packed, "weight._scale": scale, "weight._shift": shift, "input_scale": torch.ones(()),
+            "output_scale": torch.ones(())}, meant.reshape(weight.shape)
+
+
 # ------------------------------------------------------------------------------------------------- SDNQ
 def sdnq_bytes(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes -> bytes, by the formulas of sdnq's packed_int/pack.py."""
