@@ -13,6 +13,7 @@ from .files.places import Fetch, LocalFolder, candidates, cleaned, resolve
 from .files.selection import (
     INDEX,
     PIPELINE,
+    QUANTIZE,
     Folder,
     Selection,
     component_folder,
@@ -104,5 +105,6 @@ def _from_file(reference: str, path: Path, weights_name: str, need_weights: bool
     if any(family.reads_beside(str(path)) for family in families()):
         folder = LocalFolder(path.parent)
         return folder.source(reference, select_transformer(folder, weights_name=path.name))
-    beside = path.parent / "config.json"
-    return Source(reference, str(path.parent), (str(path),), beside=str(beside) if beside.is_file() else None)
+    beside, quantize = path.parent / "config.json", path.parent / QUANTIZE
+    return Source(reference, str(path.parent), (str(path),), beside=str(beside) if beside.is_file() else None,
+                  texts=(str(quantize),) if quantize.is_file() else ())

@@ -46,12 +46,13 @@ class Declaration:
     origins: tuple[str, ...] = ()
 
 
-def _merge(into: dict[str, Any], other: dict[str, Any], path: str, where: str) -> None:
+def merge(into: dict[str, Any], other: dict[str, Any], where: str, path: str = "") -> None:
+    """Add claims to others. Raises CheckpointError for two values under one key; `path`: of the keys above."""
     for key, value in other.items():
         old = into.setdefault(key, value)
         if isinstance(old, dict) and isinstance(value, dict):
             if old is not value:
-                _merge(old, value, f"{path}{key}.", where)
+                merge(old, value, where, f"{path}{key}.")
         elif old != value:
             raise CheckpointError(
                 f"conflicting quantization declarations: {path}{key} is {str(old)[:80]!r} in one place and "
@@ -87,7 +88,7 @@ def claims(checkpoint: Checkpoint) -> tuple[dict[str, Any], tuple[str, ...]]:
     def add(spec: Any, name: str, where: str) -> None:
         if not isinstance(spec, dict):
             raise CheckpointError(f"{name} is no JSON object", where, "download the file again")
-        _merge(merged, json.loads(json.dumps(spec)), "", where)
+        merge(merged, json.loads(json.dumps(spec)), where)
         if name not in origins:
             origins.append(name)
 

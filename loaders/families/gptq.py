@@ -2,21 +2,28 @@
 
 Layout, bits and groups follow from the tensors, layer by layer (quant/packed/gptq.py), so lists of what is done to
 which layer (dynamic, extra_config, modules_to_not_convert) need no reading. The configuration is needed for one thing:
-which version GPTQ's zero points are.
+which version GPTQ's zero points are. It is in config.json, and auto-gptq and gptqmodel write quantize_config.json, too,
+or that alone.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from ...quant.packed.gptq import AWQ, GPTQ, bits_of, group_size, is_awq
 from ..containers.checkpoint import Checkpoint
 from ..errors import CheckpointError
+from ..files.selection import QUANTIZE
+from ..files.source import read_json
 from ..plan import Group
+from .declarations import merge
 from .packed import Packed, PackedFamily
 
 _NEEDED = ("qzeros", "scales")
+# What is read of quantize_config.json: its other keys say how it was made, and where.
+_SAID = ("quant_method", "bits", "group_size", "checkpoint_format", "format")
 # checkpoint_format, AWQ's version or AutoRound's packing_format -> version of GPTQ's zero points, 0 for AWQ.
 LAYOUTS = {"gptq": 1, "gptq_v2": 2, "gemm": 0, "auto_round:auto_gptq": 1, "auto_round:auto_awq": 0}
 # quant_method -> the layout where nothing else is said
@@ -35,6 +42,21 @@ class Gptq(PackedFamily):
     def recognise(self, checkpoint: Checkpoint) -> bool:
         ends = {name.rpartition(".")[2] for name in checkpoint.tensors}  # SVDQuant files have qweight and wscales
         return {"qweight", "qzeros"} <= ends and "wscales" not in ends
+
+    def side_file(self, name: str) -> bool:
+        return name == QUANTIZE
+
+    def claims(self, checkpoint: Checkpoint) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """base.claims, and what quantize_config.json says; where that names no quant_method, it is GPTQ's."""
+        merged, origins = super().claims(checkpoint)
+        path = next((path for path in checkpoint.source.texts if os.path.basename(path) == QUANTIZE), None)
+        if path is None:
+            return merged, origins
+        said = {key: value for key, value in read_json(path).items() if key in _SAID}
+        if not merged and "bits" in said:
+            said.setdefault("quant_method", "gptq")
+        merge(merged, said, path)
+        return merged, (*origins, QUANTIZE) if said else origins
 
     def layers(self, checkpoint: Checkpoint, claimed: Mapping[str, Any], groups: Mapping[str, Group],
                notes: list[str]) -> dict[str, Packed]:

@@ -16,8 +16,7 @@ from ..errors import CheckpointError
 from .names import PREFIXES
 
 # Ends of names that only one writer has, with the line's end -> what its layers are stored as.
-_PACKED = {".weight._data._data\n": "optimum-quanto's packed integers",
-           ".svd_down\n": "SDNQ's tensors (without the config.json that says of which types they are)",
+_PACKED = {".svd_down\n": "SDNQ's tensors (without the config.json that says of which types they are)",
            ".W_q\n": "HQQ's integers", ".nbits\n": "HQQ's integers",
            ".q_weight\n": "ExLlamaV2's integers"}
 

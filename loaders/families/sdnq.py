@@ -1,13 +1,13 @@
 """SDNQ's folders (Disty0's and others'): `quant_method: sdnq` in config.json. A layer's type and groups follow from its
-tensors (quant/packed/sdnq.py); the configuration is needed to know that codes mean one of the types that load, as other
-types have the same bytes."""
+tensors and the lists of types in the configuration (quant/packed/sdnq.py), as several types have the same bytes."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from ...quant.packed.sdnq import TYPES, format_of
+from ...quant.packed.sdnq import TYPES, bits_of, format_of
 from ..containers.checkpoint import Checkpoint
 from ..errors import CheckpointError
 from ..plan import Group
@@ -29,19 +29,56 @@ class SDNQFamily(PackedFamily):
 
     def layers(self, checkpoint: Checkpoint, claimed: Mapping[str, Any], groups: Mapping[str, Group],
                notes: list[str]) -> dict[str, Packed]:
-        others = claimed.get("modules_dtype_dict")
-        types = {str(claimed.get("weights_dtype")), *(others if isinstance(others, dict) else ())} - set(TYPES)
-        asked = [key for key in _REFUSED if claimed.get(key)]
-        if types or asked:
-            raise CheckpointError(f"SDNQ's {', '.join([*sorted(types), *asked])}, which this version does not load",
-                                  checkpoint.source.reference, f"take another checkpoint of this model; supported: "
+        where, asked = checkpoint.source.reference, [key for key in _REFUSED if claimed.get(key)]
+        default, lists = str(claimed.get("weights_dtype")).lower(), _lists(claimed, where)
+        types = {default, *(_type(key, default) or default for key in lists)}
+        if asked or types - set(TYPES):
+            raise CheckpointError(f"SDNQ's {', '.join([*sorted(types - set(TYPES)), *asked])}, which this version does "
+                                  "not load", where, f"take another checkpoint of this model; supported: "
                                   f"{', '.join(TYPES)}, with or without SVD")
         found = {}
         for name, leaves in groups.items():
             if {"weight", "scale"} <= leaves.keys():
-                fmt = format_of(leaves)
+                stored = checkpoint.stored(f"{name}.weight")
+                said = (_type(key, default) for key, wanted in lists.items()
+                        if any(_listed(stored, one) for one in wanted))
+                fmt = format_of(leaves, next(filter(None, said), default), frozenset(types))
                 found[name] = Packed(None, problem=fmt) if isinstance(fmt, str) else Packed(fmt, fmt.shape(leaves))
         return found
+
+
+def _lists(claimed: Mapping[str, Any], where: str) -> dict[str, list[str]]:
+    """modules_dtype_dict: a type, or a least number of bits -> what layers of it are called."""
+    lists = claimed.get("modules_dtype_dict") or {}
+    if not isinstance(lists, dict) or not all(isinstance(names, (str, list)) for names in lists.values()):
+        raise CheckpointError("modules_dtype_dict is no object of types and lists of names", where,
+                              "download config.json again")
+    return {key: [str(name) for name in ([names] if isinstance(names, str) else names)] for key, names in lists.items()}
+
+
+def _type(key: str, default: str) -> str:
+    """A layer's type by the key of its list in modules_dtype_dict, and the type of all others; "" where the key is a
+    least number of bits, such as minimum_6bit, that the others have, too (sdnq/utils.py, `get_minimum_dtype`)."""
+    key = key.lower()
+    least = re.fullmatch(r"(?:minimum[-_]?)?(u?)(?:int)?(\d+)(?:[-_]?bits?)?", key)
+    if not least or not (key.startswith("minimum") or key.endswith(("bit", "bits"))):
+        return key
+    bits = int(least[2])
+    if default not in TYPES or bits_of(default) >= bits:
+        return ""
+    return f"{'u' if least[1] or bits <= 4 else ''}int{bits}"
+
+
+def _listed(name: str, wanted: str) -> bool:
+    """Whether a stored name is meant by one of a list: its start, after a point, one of its parts, the whole of it, or
+    a pattern (sdnq/utils.py, `check_param_name_in`)."""
+    if wanted.startswith("."):
+        return name.startswith(wanted[1:])
+    if "*" not in wanted:
+        return name == wanted or wanted in name.split(".")
+    signs = {".*": r"\..*", "*": ".*", ".": "."}
+    pattern = re.sub(r"\.\*|.", lambda part: signs.get(part[0], re.escape(part[0])), wanted)
+    return re.match(pattern, name) is not None
 
 
 FAMILY = SDNQFamily()

@@ -15,6 +15,7 @@ from ..errors import CheckpointError, MissingFiles
 from ..words import first_ten
 
 INDEX = ".safetensors.index.json"
+QUANTIZE = "quantize_config.json"  # where GPTQ's tools wrote what config.json says by now
 PIPELINE = "model_index.json"
 COMPONENTS = ("transformer", "transformer_2")
 WEIGHTS = (".safetensors", ".sft", ".gguf")
@@ -51,7 +52,7 @@ class Selection(NamedTuple):
     files: tuple[str, ...] = ()
     config: str | None = None
     index_file: str | None = None
-    texts: tuple[str, ...] = ()  # a tokenizer's files, or a ModelSlim description
+    texts: tuple[str, ...] = ()  # a tokenizer's files, a ModelSlim description, or QUANTIZE
     choice: str = ""
 
     @property
@@ -70,7 +71,7 @@ def leaves_folder(name: str) -> bool:
 
 
 def select_component(folder: Folder, name: str, weights_name: str = "", need_weights: bool = True) -> Selection:
-    """The config and weight files of the subfolder `name` ("" for the folder itself)."""
+    """The config and weight files of the subfolder `name` ("" for the folder itself), and its QUANTIZE."""
     inside = folder.names(name)
     where = f"{folder.place}/{name}" if name else folder.place
 
@@ -78,6 +79,7 @@ def select_component(folder: Folder, name: str, weights_name: str = "", need_wei
         return f"{name}/{file}" if name else file
 
     config = path("config.json") if "config.json" in inside else None
+    texts = (path(QUANTIZE),) if QUANTIZE in inside else ()
     if not need_weights:
         if config is None:
             raise MissingFiles("there is no config.json to build a model without weights from", where,
@@ -94,7 +96,7 @@ def select_component(folder: Folder, name: str, weights_name: str = "", need_wei
         chosen, choice = _choose(inside, where)
     if not re.search(_INDEXES, chosen):
         weight_file(chosen, where)
-        return Selection(name, (path(chosen),), config, choice=choice)
+        return Selection(name, (path(chosen),), config, texts=texts, choice=choice)
     subfolder = chosen.rpartition("/")[0]
     shards = index_shards(folder.read_json(path(chosen)), f"{where}/{chosen}")
     if subfolder:
@@ -104,7 +106,7 @@ def select_component(folder: Folder, name: str, weights_name: str = "", need_wei
     if missing:
         raise MissingFiles(f"{len(missing)} of {len(shards)} shards are missing: {first_ten(missing)}",
                            f"{where}/{chosen}", "finish the download of this folder")
-    return Selection(name, tuple(map(path, shards)), config, path(chosen), choice=choice)
+    return Selection(name, tuple(map(path, shards)), config, path(chosen), texts, choice)
 
 
 def select_texts(folder: Folder, name: str) -> Selection:

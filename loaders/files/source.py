@@ -19,7 +19,7 @@ class Source(NamedTuple):
     index_file: str | None = None
     choice: str = ""  # why these files, where the folder held more
     beside: str | None = None  # config.json beside a single file: read for its quantization declaration only
-    texts: tuple[str, ...] = ()  # the files of a tokenizer, or a ModelSlim description
+    texts: tuple[str, ...] = ()  # as Selection's
 
     @property
     def paths(self) -> list[str]:

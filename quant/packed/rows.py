@@ -43,12 +43,17 @@ class Rows:
             "weight_zero_point": ("I8", (rows, 1)), "output_scale": (FLOATS, ()), "input_scale": (FLOATS, ())})
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
-        point, out = part.get("weight_zero_point"), part.get("output_scale")
+        point = part.get("weight_zero_point")
         if point is not None and bool(point.any()):
             raise ValueError(f"{name} has zero points other than 0, which this version does not load")
-        if out is not None and float(out) != 1:
-            raise ValueError(f"{name}.output_scale is {float(out)}: outputs are quantized, which is not "
-                             "supported")
+        output_scale(name, part)
         place = Place(self.codec, part["weight"].shape[0], part["weight"].shape[1])
         scale = positive(f"{name}.weight_scale", part["weight_scale"])
         return Coded((Tile(place, {"codes": part["weight"], "scale": scale}),), part.get("bias"))
+
+
+def output_scale(name: str, part: dict[str, Tensor]) -> None:
+    """Raise ValueError where a layer of quanto's has quantized outputs: a scale of them other than 1."""
+    out = part.get("output_scale")
+    if out is not None and float(out) != 1:
+        raise ValueError(f"{name}.output_scale is {float(out)}: outputs are quantized, which is not supported")

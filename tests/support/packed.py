@@ -140,7 +140,37 @@ def ct_mx(weight: torch.Tensor, bits: int) -> Layer:
     return {"weight": codes.flatten(1), "weight_scale": scale}, (codes.float() * step).flatten(1)
 
 
+# ------------------------------------------------------------------------------------------------- quanto
+def quanto(weight: torch.Tensor, bits: int = 4, size: int = 128) -> Layer:
+    """By optimum/quanto/tensor: groups one below the other, halves (quarters) of them over each other in a byte."""
+    rows = weight.reshape(-1, size)
+    low = rows.amin(1, keepdim=True)
+    scale, shift = ((rows.amax(1, keepdim=True) - low) / ((1 << bits) - 1)).bfloat16(), (-low).bfloat16()
+    codes = ((rows + shift) / scale).round().clamp(0, (1 << bits) - 1).to(torch.uint8)
+    packed = sum(part << i * bits for i, part in enumerate(codes.chunk(8 // bits)))
+    meant = codes.float() * scale.float() - shift.float()
+    return {"weight._data._data": packed, "weight._scale": scale, "weight._shift": shift, "input_scale": torch.ones(()),
+            "output_scale": torch.ones(())}, meant.reshape(weight.shape)
+
+
 # ------------------------------------------------------------------------------------------------- SDNQ
+def sdnq_bytes(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes -> bytes, by the formulas of sdnq's packed_int/pack.py."""
+    def top(last: torch.Tensor, shifts: tuple[int, ...], mask: int) -> torch.Tensor:
+        return torch.stack([last << shift for shift in shifts], -1) & mask
+
+    if bits in (2, 4):
+        return sum(part << i * bits for i, part in enumerate(codes.reshape(-1, 8 // bits).unbind(-1)))
+    c = codes.reshape(-1, 4 if bits == 6 else 8)
+    if bits == 7:
+        return c[:, :7] | top(c[:, 7], (1, 2, 3, 4, 5, 6, 7), 128)
+    if bits == 6:
+        return c[:, :3] | top(c[:, 3], (2, 4, 6), 192)
+    if bits == 5:
+        return torch.cat([c[:, :3] | c[:, 5:8] << 5, c[:, 3:5] | c[:, 5:7] << 2 & 96 | top(c[:, 7], (3, 4), 128)], -1)
+    return c[:, :3] | c[:, 3:6] << 3 | torch.cat([c[:, 6:8] << 6, (c[:, 6] << 4 & 64 | c[:, 7] << 5 & 128).unsqueeze(-1)], -1)
+
+
 def sdnq(weight: torch.Tensor, kind: str, size: int = 0, rank: int = 0) -> Layer:
     rows, columns = weight.shape
     low, made = torch.zeros(()), {}
@@ -155,13 +185,16 @@ def sdnq(weight: torch.Tensor, kind: str, size: int = 0, rank: int = 0) -> Layer
         codes = ((block - zero) / scale).round().to(torch.uint8)
         meant, made["zero_point"] = codes.float() * scale + zero, zero
     else:
-        top = {"int8": 127, "int4": 7}.get(kind, 448)
+        bits = int(kind[3:]) if kind.startswith("int") else 0
+        top = (1 << bits - 1) - 1 if bits else 448
         scale = block.abs().amax(-1, keepdim=True) / top
         codes = (block / scale).to(torch.float8_e4m3fn) if top == 448 else (block / scale).round().to(torch.int8)
         meant = codes.float() * scale
-        codes = (codes + 8).to(torch.uint8) if kind == "int4" else codes
+        codes = (codes + (1 << bits - 1)).to(torch.uint8) if 0 < bits < 8 else codes
     made |= {"scale": scale if size else scale[:, 0],
-             "weight": _pairs(codes.flatten(1)).flatten() if kind.endswith("int4") else codes if size else codes.flatten(1)}
+             "weight": codes if size else codes.flatten(1)}
+    if "int" in kind and not kind.endswith("8"):
+        made["weight"] = sdnq_bytes(codes, int(kind[-1]))
     if "zero_point" in made and not size:
         made["zero_point"] = made["zero_point"][:, 0]
     return made, meant.flatten(1) + low

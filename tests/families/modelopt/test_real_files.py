@@ -212,8 +212,6 @@ def u8(*shape):
 
 # What a writer leaves in the place of a layer's weight of [rows, columns], and what the refusal calls it.
 WRITERS = {
-    "quanto 4-bit": (lambda n, k: {"weight._data._data": u8(n * k // 256, 128), "weight._scale": torch.ones(n * k // 128, 1),
-                                   "weight._shift": torch.ones(n * k // 128, 1)}, "optimum-quanto"),
     "SDNQ": (lambda n, k: {"weight": u8(n, k).view(torch.int8), "scale": torch.ones(n, 1)}, "SDNQ"),
     "SDNQ with SVD": (lambda n, k: {"weight": u8(n, k).view(torch.int8), "scale": torch.ones(n, 1), "svd_up": torch.ones(n, 4),
                                     "svd_down": torch.ones(4, k)}, "SDNQ"),

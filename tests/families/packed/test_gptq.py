@@ -75,6 +75,31 @@ def test_auto_round_writes_both(method, packing, layout, tmp_path):
     assert rel(load(made), reference) < 1e-5
 
 
+OLD = {"bits": 4, "group_size": 128, "damp_percent": 0.01, "desc_act": False, "static_groups": False, "sym": False,
+       "true_sequential": True, "model_name_or_path": None, "model_file_base_name": "model"}  # auto-gptq's, to 0.4
+
+
+@pytest.mark.parametrize("form", ["folder", "file", "pipeline"])
+def test_an_old_folder_says_it_in_quantize_config(folder, tmp_path, form):
+    """Asymmetric zero points, of which nothing else says the version."""
+    config = {key: value for key, value in common.config_of(folder[0]).items() if key != "quantization_config"}
+    made = common.save(tmp_path / "transformer", common.stored(folder[0]), config)
+    (made / "quantize_config.json").write_text(json.dumps(OLD), encoding="utf-8")
+    (tmp_path / "model_index.json").write_text("{}", encoding="utf-8")
+    file, = made.glob("*.safetensors")
+    loaded = load({"folder": made, "file": file, "pipeline": tmp_path}[form])
+    assert rel(loaded, folder[1]) < 1e-5 and loaded.description.declared_in == ["quantize_config.json"]
+
+
+@pytest.mark.parametrize(("said", "message"), [({"checkpoint_format": "gptq_v2"}, "checkpoint_format is 'gptq' in one place and 'gptq_v2'"),
+                                               ({"bits": 8}, "bits is '4'"), ({"quant_method": "awq"}, "quant_method is 'gptq'")])
+def test_quantize_config_that_contradicts_config_is_refused(folder, tmp_path, said, message):
+    made = common.save(tmp_path / "changed", common.stored(folder[0]), common.config_of(folder[0]))
+    (made / "quantize_config.json").write_text(json.dumps(OLD | said), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=message):
+        load(made)
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_symmetric_files_tell_their_version_without_a_word(version, tmp_path):
     reference, tensors, _ = of_kinds({"one": lambda w: packed.gptq(w, version=version), "wide": lambda w: packed.gptq(w, 8, version=version)})
