@@ -8,13 +8,15 @@ from typing import Any
 from .check import starters
 
 
-def act_for(folders: list[str], capability: tuple[int, int] | None) -> None:
-    """From now on, in this process: these are the host's model folders, and this is the capability of its device.
+def act_for(folders: list[str], capability: tuple[int, int] | None, texts: list[str] | None = None) -> None:
+    """From now on, in this process: these are the host's model folders and those of its text encoders, and this is the
+    capability of its device.
 
     For helper processes only.
     """
     package: Any = sys.modules[__package__]
     package.model_folders = lambda: list(folders)
+    package.text_folders = lambda: list(texts or ())
     package.capability = lambda: capability
 
 

@@ -38,9 +38,10 @@ class Answers:
             "describe": self.describe, "entries": self.entries, "migrate": self.migrate, "nothing": lambda _: None}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """{"ask": question, "of": what it is about, "folders", "capability"} -> {"answer"}, or {"error", "what",
-        "where", "do"} where "error" is one of KINDS or "failed"."""
-        host.act_for(request["folders"], tuple(request["capability"]) if request["capability"] else None)
+        """{"ask": question, "of": what it is about, "folders", "texts", "capability"} -> {"answer"}, or {"error",
+        "what", "where", "do"} where "error" is one of KINDS or "failed"."""
+        host.act_for(request["folders"], tuple(request["capability"]) if request["capability"] else None,
+                     request.get("texts"))
         try:
             return {"answer": self._ask[request["ask"]](request["of"])}
         except CheckpointError as error:
@@ -58,6 +59,7 @@ class Answers:
         """A card, for the values of a Query. Raises CheckpointError."""
         query = Query(**values)
         stamp = confined(query.reference, query.revision, query.weights_name).stamp
+        stamp += "".join(confined(one).stamp for one in query.overrides)
         if query.base:
             try:
                 stamp += confined(query.base).stamp

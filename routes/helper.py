@@ -38,7 +38,8 @@ class Helper:
         """The answer to "describe", "entries", "migrate" or "nothing" (routes/answers.py). Raises HelperError."""
         if self._idle is not None:
             self._idle.cancel()
-        request = {"ask": question, "of": of, "folders": host.model_folders(), "capability": host.capability()}
+        request = {"ask": question, "of": of, "folders": host.model_folders(),
+                   "texts": host.text_folders(), "capability": host.capability()}
         line = json.dumps(request).encode("ascii") + b"\n"
         late = threading.Event()
         # a process that was ended between two questions is no reason to refuse the second

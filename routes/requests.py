@@ -20,7 +20,7 @@ MAX_QUERY = 4096  # characters
 MAX_BODY = 65_536  # bytes; a workflow may be longer
 MAX_WORKFLOW = 2_000_000
 _TEXTS = ("reference", "node", "component", "weights_name", "revision", "precision", "weights", "base",
-          "base_component")
+          "base_component", "override", "override_reference", "override_2", "override_2_reference")
 
 
 class RefusedError(Exception):

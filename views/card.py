@@ -43,7 +43,8 @@ class Query:
     """A reference and what else chooses among its files, as the widgets of `node` have it.
 
     `weights` "defer to override" asks for the configuration only; `base` is the reference of the model that an override
-    must fit; `layers` adds the layer map. Raises CheckpointError for values that no widget has.
+    must fit; `layers` adds the layer map; the `override` inputs are those of Load Base Text Encoder. Raises
+    CheckpointError for values that no widget has.
     """
 
     reference: str
@@ -57,6 +58,16 @@ class Query:
     base: str = ""
     base_component: str = "transformer"
     layers: bool = False
+    override: str = ""
+    override_reference: str = ""
+    override_2: str = ""
+    override_2_reference: str = ""
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """References to what takes the place of a base's text encoders."""
+        found = (self.override_reference.strip() or self.override, self.override_2_reference.strip() or self.override_2)
+        return tuple(one for one in found if one not in ("", "none")) if self.node == TEXT_ENCODER else ()
 
     def __post_init__(self) -> None:
         choices = {"node": NODES, "component": COMPONENTS, "base_component": COMPONENTS,
@@ -81,7 +92,8 @@ def locate_parts(query: Query, download: bool | Fetch = False) -> list[Source]:
     if query.node == TEXT_ENCODER:
         from ..loaders.components import text_encoder
 
-        return text_encoder.sources(text_encoder.Request(query.reference, query.revision, download=download))
+        return text_encoder.sources(text_encoder.Request(query.reference, query.revision, download=download,
+                                                         overrides=query.overrides))
     if query.node == VAE:
         from ..loaders.components import vae
 
@@ -239,7 +251,7 @@ def _parts(query: Query, sources: Iterable[Source]) -> dict[str, Any]:
             names.append("whole checkpoint")
         else:
             names.append(str(config.get("_class_name") or next(iter(config.get("architectures") or ()), "")
-                             or os.path.basename(source.folder)))
+                             or os.path.basename(source.folder if source.config else source.files[0])))
         out["size"] += sum(info.end - info.start for info in tensors.values())
         out["weights"] += weights_of(tensors)
         for name, info in tensors.items():

@@ -47,8 +47,8 @@ class Places:
 
 
 def roots() -> tuple[str, ...]:
-    """The real paths of ComfyUI's model folders and of the Hugging Face cache."""
-    folders = list(host.model_folders())
+    """The real paths of ComfyUI's folders of models and text encoders, and of the Hugging Face cache."""
+    folders = [*host.model_folders(), *host.text_folders()]
     try:
         from huggingface_hub import constants
 
@@ -106,7 +106,8 @@ def _refuse_outside_names(reference: str, revision: str, weights_name: str, allo
     slashed = text.replace("\\", "/")
     outside = leaves_folder(revision) or leaves_folder(weights_name) or ".." in slashed.split("/")
     if os.path.isabs(text) or slashed.startswith("/"):
-        near = [os.path.abspath(folder) for folder in host.model_folders()] + list(allowed)
+        near = [os.path.abspath(folder) for folder in (*host.model_folders(), *host.text_folders())]
+        near += allowed
         outside = outside or not any(_below(os.path.abspath(text), folder) for folder in near)
     else:
         outside = outside or text.startswith((".", "~")) or bool(_DRIVE.match(text))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +18,8 @@ from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.routes import downloads, helper
 from quantized_transformers.views.card import Query, card, judged
 from quantized_transformers.views.confine import OutsideError, TooLargeError, check_headers, confined
-from support import common, host_models, svdquant_models
+from support import common, host_models, svdquant_models, text_gguf
+from support import text_encoders as tiny_texts
 from support.pack import PACK
 
 pytestmark = pytest.mark.unit
@@ -57,6 +60,33 @@ def test_the_process_needs_no_torch_and_survives(monkeypatch, tiny):
             with pytest.raises(helper.HelperError, match="could not be read within"):
                 asker.ask("describe", query)
             monkeypatch.undo()
+    finally:
+        asker.close()
+
+
+def test_text_encoders_with_an_override(monkeypatch, tmp_path):
+    """By the same process without torch: the base has no weights of what is replaced, the file is in ComfyUI's folder of
+    text encoders; what lies elsewhere is not looked at."""
+    base = tiny_texts.base("wan", tmp_path / "models" / "base")
+    next((base / "text_encoder").glob("*.safetensors")).unlink()
+    for folder in ("texts", "else"):
+        (tmp_path / folder).mkdir()
+    file = text_gguf.write(tiny_texts.umt5(128, d_ff=64), tmp_path / "texts" / "umt5.gguf", "t5encoder", "Q8_0")
+    outside = shutil.copy(file, tmp_path / "else")
+    monkeypatch.setattr(helper, "_START", f"import sys; sys.modules['torch'] = None; {helper._START}")
+    monkeypatch.setattr(host, "model_folders", lambda: [str(tmp_path / "models")])
+    monkeypatch.setattr(host, "text_folders", lambda: [str(tmp_path / "texts")])
+    asker = helper.Helper()
+    try:
+        query = Query("base", "QT_LoadBaseTextEncoder", override="umt5.gguf", override_2="none")
+        found = asker.ask("describe", vars(query))
+        assert found["on_disk"] and {one["format"] for one in found["formats"]} >= {"Q8_0"}
+        assert found["architecture"] == "umt5.gguf" and found["size"] < 1.01 * file.stat().st_size
+        with pytest.raises(helper.HelperError, match="no .safetensors file"):
+            asker.ask("describe", vars(replace(query, override="none")))
+        with pytest.raises(helper.HelperError) as refused:
+            asker.ask("describe", vars(replace(query, override_reference=str(outside))))
+        assert refused.value.kind == "outside"
     finally:
         asker.close()
 

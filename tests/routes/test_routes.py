@@ -218,7 +218,8 @@ def test_page_knows_every_node_that_refers(server):
     ours = {name: {**info["input"]["required"], **info["input"].get("optional", {})}
             for name, info in server.get("/object_info").items() if name.startswith("QT_")}
     assert {name for name, given in ours.items() if "reference" in given} == set(page["nodes"])
-    chooses = {"component", "weights", "weights_name", "revision", "precision", "rank"}
+    chooses = {"component", "weights", "weights_name", "revision", "precision", "rank", "override",
+               "override_reference", "override_2", "override_2_reference"}
     for name, known in page["nodes"].items():
         kind, more = ours[name][known["input"]]
         assert kind == "COMBO" and any("/" in choice for choice in more["options"]), (name, known["input"])
