@@ -129,7 +129,7 @@ def cheap(prompt):
 
 
 def free(server):
-    """Let the server drop models and results, so that sixteen models never add up."""
+    """Let the server drop models and results, so that the models of all bases never add up."""
     request = urllib.request.Request(f"http://127.0.0.1:{server.port}/free",
                                      json.dumps({"unload_models": True, "free_memory": True}).encode(),
                                      {"Content-Type": "application/json"})
@@ -161,10 +161,25 @@ def test_folders_hold_what_the_host_expects():
         assert thumbnail.stat().st_size < 60_000 and Image.open(thumbnail).format == "JPEG"
 
 
+@pytest.fixture(scope="module")
+def of_base(server):
+    """Called with a workflow's prompt: frees the server unless it has the base of the one before. Then it keeps text
+    encoder, VAE and the states of the words, which all workflows of a base have in common; transformers are loaded anew."""
+    before = []
+
+    def prepare(prompt):
+        base = {node["inputs"]["base_model"] for node in prompt.values() if "base_model" in node["inputs"]}
+        if before != [base]:
+            free(server)
+        before[:] = [base]
+
+    return prepare
+
+
 @pytest.mark.parametrize("name", PROMPTS)
-def test_workflow_runs(name, server):
-    free(server)
+def test_workflow_runs(name, server, of_base):
     prompt = cheap(PROMPTS[name])
+    of_base(prompt)
     history = server.run(prompt, timeout=300)
     assert not error_of(history) and history["status"]["status_str"] == "success", error_of(history)
     file, = [path for path in outputs(server, history, "images") if path.parent.is_relative_to(server.base / "output")]
