@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..loaders.families.nunchaku.files import KNOWN
-from ..loaders.families.repos import MODELOPT
+from ..loaders.families.repos import OVERRIDES
 from . import inputs, nvfp4
 
 
@@ -24,7 +24,7 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The base, from Load Base Model or any loader of the same "
                                                 "architecture."),
-                io.Combo.Input("override", options=inputs.reference_choices((*MODELOPT, *KNOWN)),
+                io.Combo.Input("override", options=inputs.reference_choices((*OVERRIDES, *KNOWN)),
                                tooltip="What ComfyUI's model folders hold, and the known repo ids."),
                 io.Combo.Input("kind", options=["auto", "component", "weights"], default="auto",
                                tooltip="component: config and weights of the override. weights: only its weights, the "
@@ -47,7 +47,7 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, override: str = "", reference: str = "", download_missing: bool = False) -> bool | str:
-        return inputs.check_choice(override, (*MODELOPT, *KNOWN), reference, download_missing)
+        return inputs.check_choice(override, (*OVERRIDES, *KNOWN), reference, download_missing)
 
     @classmethod
     def fingerprint_inputs(cls, override: str = "", reference: str = "", model=None, **kwargs) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..loaders.families.nunchaku.files import KNOWN
-from ..loaders.families.repos import MODELOPT
+from ..loaders.families.repos import OVERRIDES
 from ..loaders.locate import KNOWN_BASES
 from . import inputs
 
@@ -22,7 +22,7 @@ class QT_InspectCheckpoint(io.ComfyNode):
                         "quantization, the format of every layer, and what would refuse to load.",
             search_aliases=["what is this model", "checkpoint info", "layer map", "quantization"],
             inputs=[
-                io.Combo.Input("checkpoint", options=inputs.reference_choices((*MODELOPT, *KNOWN, *KNOWN_BASES)),
+                io.Combo.Input("checkpoint", options=inputs.reference_choices((*OVERRIDES, *KNOWN, *KNOWN_BASES)),
                                tooltip="What ComfyUI's model folders hold, and the known repo ids."),
                 inputs.reference(),
                 io.String.Input("weights_name", optional=True, default="", advanced=True,
@@ -34,7 +34,7 @@ class QT_InspectCheckpoint(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint: str = "", reference: str = "") -> bool | str:
-        return inputs.check_choice(checkpoint, (*MODELOPT, *KNOWN, *KNOWN_BASES), reference)
+        return inputs.check_choice(checkpoint, (*OVERRIDES, *KNOWN, *KNOWN_BASES), reference)
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str = "", reference: str = "", **kwargs) -> str:

@@ -209,7 +209,7 @@ def _blank(query: Query) -> dict[str, Any]:
 
 def title(reference: str) -> str:
     """The last part of a reference, without the suffix of a file."""
-    return re.sub(r"\.(safetensors|sft)$", "", reference.strip().replace("\\", "/").rstrip("/").rpartition("/")[2])
+    return re.sub(r"\.(safetensors|sft|gguf)$", "", reference.strip().replace("\\", "/").rstrip("/").rpartition("/")[2])
 
 
 def _absent(query: Query, error: MissingFiles) -> dict[str, Any]:

@@ -28,6 +28,8 @@ _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 _SHORT = 64  # numbers or strings: longer lists are not kept
 _MOST_DIMENSIONS, _MOST, _MOST_ENTRIES = 8, 1 << 31, 1 << 20
+_LENGTH, _COUNT = struct.Struct("<Q"), struct.Struct("<I")
+_TENSORS = tuple(struct.Struct(f"<{count}QIQ") for count in range(_MOST_DIMENSIONS + 1))  # dimensions, type, offset
 
 
 class GGUFHeader(Header):
@@ -70,10 +72,13 @@ class _Reader:
     def number(self, form: str) -> Any:
         return struct.unpack_from(form, self.data, self.skip(struct.calcsize(form)))[0]
 
+    def numbers(self, form: struct.Struct) -> tuple[int, ...]:
+        return form.unpack_from(self.data, self.skip(form.size))
+
     def text(self) -> str:
-        length = self.number("<Q")
+        length = self.numbers(_LENGTH)[0]
         at = self.skip(length)
-        return bytes(self.data[at:at + length]).decode("utf-8", "replace")
+        return self.data[at:at + length].decode("utf-8", "replace")
 
     def value(self, kind: int) -> Any:
         """A value; None for a list that is passed over."""
@@ -147,14 +152,13 @@ def _read(path: str, data: Any, size: int) -> GGUFHeader:
         raise _Malformed(f"an alignment of {alignment}")
     tensors: dict[str, TensorInfo] = {}
     for _ in range(count):
-        name, dimensions = reader.text(), reader.number("<I")
+        name, dimensions = reader.text(), reader.numbers(_COUNT)[0]
         if name in tensors:
             raise _Malformed(f"the tensor {name!r} twice")
         if dimensions > _MOST_DIMENSIONS:
             raise _Malformed(f"{name} has {dimensions} dimensions")
-        shape = tuple(reader.number("<Q") for _ in range(dimensions))[::-1]
-        tensors[name] = _tensor(name, shape, found.get(ORIGINAL_SHAPE + name), reader.number("<I"),
-                                reader.number("<Q"))
+        *shape, number, offset = reader.numbers(_TENSORS[dimensions])
+        tensors[name] = _tensor(name, tuple(shape[::-1]), found.get(ORIGINAL_SHAPE + name), number, offset)
     start = -(-reader.at // alignment) * alignment
     _check_ranges(tensors, size - start)
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()
@@ -166,7 +170,7 @@ def _tensor(name: str, shape: tuple[int, ...], original: Any, number: int, offse
     kind = QUANTIZED.get(number) or PLAIN.get(number)
     if kind is None:
         raise _Malformed(f"{name} is {OTHERS.get(number, f'of the unknown type {number}')}, which is not loaded")
-    if any(side > _MOST for side in shape):
+    if shape and max(shape) > _MOST:
         raise _Malformed(f"{name} is {list(shape)}")
     if shape and shape[-1] % kind.block:
         raise _Malformed(f"{name} is {kind.name} with rows of {shape[-1]} values, no multiple of {kind.block}")

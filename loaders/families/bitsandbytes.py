@@ -34,6 +34,7 @@ from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import DTYPE_BITS, TensorInfo
 from ..errors import CheckpointError
 from ..plan import Group, Layer, LoadPlan
+from . import repos
 from .base import Family
 from .modelopt import StoredLayers
 from .names import adopt
@@ -58,9 +59,16 @@ class BitsAndBytes(Family):
 
     name = "bitsandbytes"
     words = {"bitsandbytes": "bitsandbytes"}
+    published = repos.BITSANDBYTES
 
     def colours(self) -> Mapping[str, tuple[int, int, int]]:
         return {"NF4": (190, 120, 70), "FP4": (205, 140, 85), LLM_INT8: (130, 175, 225)}
+
+    def badge(self, reference: str) -> str:
+        return self.words[self.name]
+
+    def usual_formats(self, reference: str) -> tuple[str, ...]:
+        return ("NF4",)
 
     def recognise(self, checkpoint: Checkpoint) -> bool:
         return any(name.endswith(".SCB") or ".weight." in name and _LEAF.search(name) for name in checkpoint.tensors)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -53,11 +53,14 @@ class GGUF(Family):
     words = {"gguf": "GGUF"}
 
     def colours(self) -> Mapping[str, tuple[int, int, int]]:
-        """From few bits a value (red) to many (blue)."""
-        shades = {}
+        """From few bits a value (red) to many (blue); of those with as many, each next one is greener."""
+        shades: dict[str, tuple[int, int, int]] = {}
         for kind in QUANTIZED.values():
             full = min(kind.size * 8 / kind.block / 8.5, 1.0)
-            shades[_format(kind.name)] = round(230 - 170 * full), round(110 + 60 * full), round(70 + 150 * full)
+            red, green, blue = round(230 - 170 * full), round(90 + 40 * full), round(70 + 150 * full)
+            while (red, green, blue) in shades.values():
+                green += 25
+            shades[_format(kind.name)] = red, green, blue
         return shades
 
     def recognise(self, checkpoint: Checkpoint) -> bool:
@@ -141,7 +144,8 @@ def _layer(module: Module, name: str, rows: int, group: Group, problems: list[st
         return None
     plans.take_bias(module, name, rows, group, problems)
     wanted = (rows, *module.inner)
-    if module.kind not in ("any", "cut") and [s for s in weight.shape if s > 1] == [s for s in wanted if s > 1]:
+    if weight.shape != wanted and module.kind not in ("any", "cut") \
+            and [s for s in weight.shape if s > 1] == [s for s in wanted if s > 1]:
         weight = weight._replace(shape=wanted)
     if weight.dtype not in _BLOCKS:
         return plans.plain(module, name, rows, weight, group, problems)
@@ -150,10 +154,15 @@ def _layer(module: Module, name: str, rows: int, group: Group, problems: list[st
     leaves, kind = plans.leaves(module.stored_leaf, *plans.bias_of(module)), TYPES[weight.dtype]
     if not module.linear or module.inner[0] % kind.block:
         return Layer(name, _format(weight.dtype), leaves)
+    return Layer(name, _format(weight.dtype), leaves, partial(_read, weight.dtype, rows, module.inner[0]),
+                 codecs=_codecs(weight.dtype))
+
+
+@cache
+def _codecs(kind: str) -> tuple[str, ...]:
     from ...quant.codecs.ggml import codec_name
 
-    return Layer(name, _format(weight.dtype), leaves, partial(_read, weight.dtype, rows, module.inner[0]),
-                 codecs=(codec_name(weight.dtype),))
+    return (codec_name(kind),)
 
 
 def _read(kind: str, rows: int, columns: int, layer: Layer, part: dict[str, Tensor]) -> list[Coded]:

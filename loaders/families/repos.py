@@ -1,4 +1,5 @@
-"""Published checkpoints with ModelOpt's layers; apart, because the nodes' lists need them while ComfyUI starts."""
+"""Published checkpoints of families that know theirs by name; apart, because the nodes' lists need them while ComfyUI
+starts."""
 
 from __future__ import annotations
 
@@ -9,3 +10,7 @@ MODELOPT = (
     "lmsys/wan22-t2v-a14b-modelopt-fp8-sglang-transformer", "lmsys/wan22-t2v-a14b-modelopt-nvfp4-sglang-transformer",
     "lmsys/hunyuanvideo-modelopt-fp8-sglang-transformer", "lmsys/qwen-image-modelopt-fp8-sglang-transformer",
     "lmsys/qwen-image-edit-modelopt-fp8-sglang-transformer")
+# Whole pipelines, of which the transformer is taken.
+BITSANDBYTES = ("diffusers/FLUX.1-dev-bnb-4bit", "diffusers/FLUX.2-dev-bnb-4bit")
+SDNQ = ("Disty0/Z-Image-Turbo-SDNQ-uint4-svd-r32", "Disty0/Qwen-Image-2512-SDNQ-uint4-svd-r32")
+OVERRIDES = (*MODELOPT, *BITSANDBYTES, *SDNQ)

@@ -11,6 +11,7 @@ from ...quant.packed.sdnq import TYPES, bits_of, format_of
 from ..containers.checkpoint import Checkpoint
 from ..errors import CheckpointError
 from ..plan import Group
+from . import repos
 from .declarations import claims
 from .packed import Packed, PackedFamily
 
@@ -23,6 +24,10 @@ class SDNQFamily(PackedFamily):
     name = "sdnq"
     title = "SDNQ"
     words = {"sdnq": "SDNQ"}
+    published = repos.SDNQ
+
+    def usual_formats(self, reference: str) -> tuple[str, ...]:
+        return ("UINT4 (groups)",)
 
     def recognise(self, checkpoint: Checkpoint) -> bool:
         return claims(checkpoint)[0].get("quant_method") == "sdnq"

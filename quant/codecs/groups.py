@@ -75,20 +75,21 @@ class Groups(Codec):
 
 
 def tile(name: str, codes: Tensor, scale: Tensor, *, bits: int, zero: Tensor | None = None,
-         offset: Tensor | None = None, group: Tensor | None = None, size: int = 0) -> Tile:
+         offset: Tensor | None = None, group: Tensor | None = None, size: int = 0, paired: bool = False) -> Tile:
     """Codes (integers from 0 to 2^bits - 1) [rows, columns] of layer `name` as a tile; scale, zero and offset are
     [rows, groups] in any dtype, `group` [columns] any integers, or there are equal groups of `size` columns (0: as many
-    as the shapes tell), the last of which may be smaller.
+    as the shapes tell), the last of which may be smaller. `paired`: codes of up to 4 bits are two a byte already, U8
+    [rows, columns / 2].
 
     Raises ValueError for scales, zeros and offsets that are not finite, and for columns of no group.
     """
     import torch
 
-    rows, columns = codes.shape
+    rows, columns = codes.shape[0], codes.shape[1] * (2 if paired else 1)
     fields = {"scale": scale, "zero": zero, "offset": offset}
     made = {field: tensor.float().contiguous() for field, tensor in fields.items() if tensor is not None}
     for field, tensor in made.items():
-        if not bool(tensor.isfinite().all()):
+        if tensor.numel() and not bool(torch.stack(torch.aminmax(tensor)).isfinite().all()):  # in one pass
             raise ValueError(f"{name}: the packed integers' {field} has values that are not finite")
     count = scale.shape[1]
     if group is not None and bool(((group < 0) | (group >= count)).any()):
@@ -100,7 +101,7 @@ def tile(name: str, codes: Tensor, scale: Tensor, *, bits: int, zero: Tensor | N
         group = None  # the usual order
     kept = 4 if bits <= 4 and columns % 2 == 0 else 8
     codes = codes.to(torch.uint8)
-    if kept == 4:
+    if kept == 4 and not paired:
         codes = codes[:, ::2] | codes[:, 1::2] << 4
     return Tile(Place(f"u{kept}_groups", rows, columns), {"codes": codes.contiguous()}).having(
         **made, group=None if group is None else group.to(torch.int32))

@@ -22,16 +22,35 @@ def unpack(words: Tensor, bits: int, axis: int, *, across: bool = False) -> Tens
     import torch
 
     words = words.movedim(axis, -1)
-    count = words.shape[-1] * WORD // bits if across else WORD // bits
-    codes = []
-    for i in range(WORD if across else count):  # codes repeat after 32 / gcd(32, bits) of them
+    count = WORD if across else WORD // bits  # codes repeat after 32 / gcd(32, bits) of them
+    if bits == 8:
+        return words.contiguous().view(torch.uint8).movedim(-1, axis)
+    first = words[..., ::bits] if across else words
+    codes = torch.empty(*first.shape, count, dtype=torch.uint8, device=words.device)
+    for i in range(count):
         word, shift = divmod(bits * i, WORD)
         part = words[..., word::bits] if across else words
         code = part >> shift & (1 << min(bits, WORD - shift)) - 1
         if shift + bits > WORD:
             code |= (words[..., word + 1::bits] & (1 << shift + bits - WORD) - 1) << WORD - shift
-        codes.append(code.to(torch.uint8))
-    return torch.stack(codes, -1).flatten(-2).movedim(-1, axis)
+        codes[..., i] = code
+    return codes.flatten(-2).movedim(-1, axis)
+
+
+def kept_bytes(words: Tensor, bits: int) -> Tensor | None:
+    """I32 words [rows, words of a row], the lowest bits first, as a tile keeps their codes: U8 [rows, bytes], two codes
+    of 2 or 4 bits a byte or one of 8, in views where the words lie so; None for other numbers of bits."""
+    import torch
+
+    if bits not in (2, 4, 8):
+        return None
+    data = words.contiguous().view(torch.uint8)
+    if bits != 2:
+        return data
+    wide = torch.empty(*data.shape, 2, dtype=torch.uint8, device=data.device)
+    wide[..., 0] = data & 3 | (data & 12) << 2
+    wide[..., 1] = data >> 4 & 3 | data >> 6 << 4
+    return wide.flatten(1)
 
 
 class IntegerFormat:

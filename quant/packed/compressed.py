@@ -28,7 +28,7 @@ from ..codecs.mxfp8 import FORMATS as MXFP8
 from ..codecs.nvfp4 import NVFP4_FORMAT
 from ..stored import MODELOPT_ORDER, ByteOrder, Leaves, StoredFormat, scalar_problem
 from ..tile import Coded, Place, Tile
-from .bits import FLOATS, WORD, IntegerFormat, shapes_problem, unpack
+from .bits import FLOATS, WORD, IntegerFormat, kept_bytes, shapes_problem, unpack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -155,10 +155,14 @@ class Integers(IntegerFormat):
         import torch
 
         bits, half = self.weights.bits, 1 << self.weights.bits - 1
-        zero, group = part.get("weight_zero_point"), part.get("weight_g_idx")
+        zero, group, paired = part.get("weight_zero_point"), part.get("weight_g_idx"), False
         if self.packed:
             rows, columns = (int(size) for size in part["weight_shape"])
-            codes = unpack(part["weight"], bits, 1)[:rows, :columns]
+            kept = kept_bytes(part["weight"][:rows], bits) if columns % 2 == 0 else None
+            if kept is not None:
+                codes, paired = kept[:, :columns // 2 if bits < 8 else columns], bits < 8
+            else:
+                codes = unpack(part["weight"], bits, 1)[:rows, :columns]
             zero = None if zero is None else unpack(zero, bits, 0)[:rows]
         else:
             signed, (rows, columns) = part["weight"].to(torch.int16), part["weight"].shape
@@ -171,8 +175,8 @@ class Integers(IntegerFormat):
         if group is not None and bool((group == -1).all()):  # as it is made, and never set
             group = None
         zero = torch.full(tuple(scale.shape), float(half)) if zero is None else zero
-        return Coded((tile(name, codes, scale, bits=bits, zero=zero, group=group, size=self.weights.size),),
-                     part.get("bias"))
+        return Coded((tile(name, codes, scale, bits=bits, zero=zero, group=group, size=self.weights.size,
+                           paired=paired),), part.get("bias"))
 
 
 class NVFP4:

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING
 from ..codecs.groups import tile
 from ..stored import ByteOrder, Leaves
 from ..tile import Coded
-from .bits import FLOATS, WORD, IntegerFormat, shapes_problem, unpack
+from .bits import FLOATS, WORD, IntegerFormat, kept_bytes, shapes_problem, unpack
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BITS = (2, 3, 4, 8)  # gptqmodel's others are in planes, which is another layout
 ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+_AT_ONCE = 64  # words of a row: what is made of them on the way stays in the processor's cache
 
 
 def is_awq(leaves: Leaves) -> bool:
@@ -72,10 +73,12 @@ class GPTQ(IntegerFormat):
             "qzeros": ("I32", (groups, rows * self.bits // WORD)), "g_idx": ("I32", (columns,))})
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
-        across = self.bits == 3
-        codes = unpack(part["weight"], self.bits, 0, across=across).t()
-        made = tile(name, codes, part["scales"].t(), bits=self.bits, zero=self._zeros(name, part["qzeros"]).t(),
-                    group=part.get("g_idx"), size=group_size(codes.shape[1], part["scales"].shape[0], self.size))
+        words, scales = part["weight"], part["scales"]
+        kept = kept_bytes(words.t(), self.bits)
+        codes = unpack(words, self.bits, 0, across=self.bits == 3).t() if kept is None else kept
+        made = tile(name, codes, scales.t(), bits=self.bits, zero=self._zeros(name, part["qzeros"]).t(),
+                    group=part.get("g_idx"), paired=kept is not None and self.bits < 8,
+                    size=group_size(words.shape[0] * WORD // self.bits, scales.shape[0], self.size))
         return Coded((made,), part.get("bias"))
 
     def _zeros(self, name: str, words: Tensor) -> Tensor:
@@ -116,7 +119,25 @@ class AWQ(IntegerFormat):
                                        "qzeros": ("I32", (groups, rows // 8))})
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
-        codes, zeros = (unpack(part[leaf], 4, 1).unflatten(1, (-1, 8))[..., ORDER].flatten(1).t()
-                        for leaf in ("weight", "qzeros"))
-        size = group_size(codes.shape[1], part["scales"].shape[0], self.size)
-        return Coded((tile(name, codes, part["scales"].t(), bits=4, zero=zeros, size=size),), part.get("bias"))
+        words, zeros = part["weight"], unpack(part["qzeros"], 4, 1).unflatten(1, (-1, 8))[..., ORDER].flatten(1).t()
+        paired, size = words.shape[0] % 2 == 0, group_size(words.shape[0], part["scales"].shape[0], self.size)
+        codes = _transposed(words) if paired else unpack(words, 4, 1).unflatten(1, (-1, 8))[..., ORDER].flatten(1).t()
+        return Coded((tile(name, codes, part["scales"].t(), bits=4, zero=zeros, size=size, paired=paired),),
+                     part.get("bias"))
+
+
+def _transposed(words: Tensor) -> Tensor:
+    """AWQ's words I32 [K, N / 8] -> U8 [N, K / 2], two columns of a row a byte, the even one in its low nibble."""
+    import torch
+
+    columns, count = words.shape
+    codes = torch.empty(count, 8, columns // 2, dtype=torch.uint8, device=words.device)
+    for at in range(0, count, _AT_ONCE):
+        even, odd = words[::2, at:at + _AT_ONCE], words[1::2, at:at + _AT_ONCE]
+        low = even & 0x0F0F0F0F | (odd & 0x0F0F0F0F) << 4  # of every byte
+        high = even >> 4 & 0x0F0F0F0F | odd & ~0x0F0F0F0F
+        for half, pairs in enumerate((low, high)):
+            data = pairs.t().contiguous().view(torch.uint8).unflatten(1, (-1, 4))
+            for byte in range(4):
+                codes[at:at + _AT_ONCE, ORDER.index(2 * byte + half)] = data[..., byte]
+    return codes.view(8 * count, columns // 2)

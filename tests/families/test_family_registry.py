@@ -68,6 +68,28 @@ FILE = '''
 '''
 
 
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_what_people_see_of_every_family(name):
+    """The words on its badge are its own, each published checkpoint has a badge, a verdict and a node that loads it, and
+    the colours of formats that it names are all different, known to the page, and judged by the doctor's rules."""
+    from quantized_transformers.views import known, verdict
+    from quantized_transformers.views.catalog import LOADS_WITH
+    from quantized_transformers.views.layer_map import css_colours
+
+    one = dict(zip(families.FAMILIES, families.families(), strict=True))[name]
+    words = [*one.words.values()] or [one.title]
+    others = {text for other in families.families() if other is not one for text in [*other.words.values()]}
+    assert all(words) and not others & set(words) and one.kind in LOADS_WITH
+    for reference in one.published:
+        there = known.KNOWN_CHECKPOINTS[reference]
+        assert there.kind == one.kind and there.family and there.verdict().text and there.formats
+        assert set(there.formats) <= css_colours().keys() | set(one.colours())
+    colours = one.colours()
+    twice = 1 if name == "comfy" else 0  # asym_w4a8_int8 is one format, with codes of 4 and of 6 bits
+    assert len(set(colours.values())) == len(colours) - twice and set(colours) <= css_colours().keys()
+    assert all(verdict.of_formats([fmt]).text for fmt in colours)
+
+
 @pytest.fixture
 def halves(tmp_path, monkeypatch):
     (tmp_path / "halves.py").write_text(textwrap.dedent(FILE), encoding="utf-8")
