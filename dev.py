@@ -239,8 +239,6 @@ def main() -> int:
         return code or check_package(python)
     if command == "test":
         chosen = arguments or [*PARALLEL, "tests"]
-        if "-n" in chosen:  # a core for each: more threads than cores cost a fourteenth of the time in handing over
-            environment.setdefault("OMP_NUM_THREADS", "1")
         script = ["-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", "tests", *chosen]
         if end:
             with tempfile.TemporaryDirectory() as temp:
