@@ -100,6 +100,11 @@ def rel_l2(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
+def quantized_fp8(x: torch.Tensor, scale: torch.Tensor) -> list[torch.Tensor]:
+    """x in FP8 and back by the definition, clamp(x / scale, +-448) as E4M3, by both ways to divide in fp32."""
+    return [part.clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale for part in (x / scale, x * (1 / scale))]
+
+
 def of_width(converter: Callable[..., Any], hidden: int) -> Callable[..., Any]:
     """A converter of diffusers' that hard-codes the width 3072; for any other its source with that one number replaced."""
     if hidden == 3072:

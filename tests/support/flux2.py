@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from support.common import apply_model, dequantize, randomise, rel_l2
+from support.common import apply_model, dequantize, quantized_fp8, randomise, rel_l2
 from support.common import emulate as emulate_class
 from support.common import export as export_model
 
@@ -91,7 +91,9 @@ def layer_errors(patcher: Any, run: Callable[[Any], Any], rows: Rows,
                  tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Relative L2 of every FP8 layer's output in a run of the host against q(x) W + b of the stored tensors.
 
-    Each layer is held against the definition on the input it had, so an earlier layer's rounding does not count.
+    Each layer is held against the definition on the input it had, so an earlier layer's rounding does not count. x / s
+    and x (1 / s) are the same number but for fp32's last bit, which at a rounding step of FP8 is another code: the nearer
+    of both counts.
     """
     weights = rows.to_native(dequantize(dict(tensors)))
     scales: dict[str, set[float]] = {}  # native weight -> the input scales of its stored parts
@@ -103,9 +105,9 @@ def layer_errors(patcher: Any, run: Callable[[Any], Any], rows: Rows,
     def check(name: str):
         def hook(_module: Any, args: tuple, output: torch.Tensor) -> None:
             (scale,) = scales[name]
-            x = (args[0] / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
             bias = weights.get(name.replace(".weight", ".bias"))
-            errors[name] = rel_l2(output, torch.nn.functional.linear(x, weights[name], bias))
+            errors[name] = min(rel_l2(output, torch.nn.functional.linear(x, weights[name], bias))
+                               for x in quantized_fp8(args[0], torch.tensor(scale)))
         return hook
 
     hooks = [patcher.get_model_object(f"diffusion_model.{name.removesuffix('.weight')}").register_forward_hook(check(name))
