@@ -3,7 +3,6 @@ its tensors under the host's names, quantized layers as they are stored."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from ..plan import LoadPlan
 
 EYES = "eyes"
-_SAVED = re.compile(r"^[a-z0-9_]+\.transformer\.")  # what ComfyUI's CLIPSave puts before names: t5xxl.transformer.
 
 
 @dataclass
@@ -68,7 +66,7 @@ def know(checkpoint: Checkpoint, encoder: Encoder, config: dict[str, Any], only:
     name."""
     names: dict[str, str] = {}
     foreign = llama_cpp.is_here(checkpoint.tensors)
-    for name, stored in _named(checkpoint, foreign).items():
+    for name, stored in _named(checkpoint, encoder, foreign).items():
         new = encoder.called(name, config)
         if new is None or not new.startswith(only) or without and new.startswith(without):
             continue
@@ -83,11 +81,12 @@ def know(checkpoint: Checkpoint, encoder: Encoder, config: dict[str, Any], only:
     checkpoint.know_as(names, right)
 
 
-def _named(checkpoint: Checkpoint, foreign: bool) -> dict[str, str]:
+def _named(checkpoint: Checkpoint, encoder: Encoder, foreign: bool) -> dict[str, str]:
     """transformers' name -> the file's."""
     if foreign:
         return llama_cpp.called(checkpoint.tensors, checkpoint.metadata)
-    return {_SAVED.sub("", name): name for name in checkpoint.tensors}
+    saved = f"{encoder.host_name}.transformer."  # what ComfyUI's CLIPSave puts before names
+    return {name.removeprefix(saved): name for name in checkpoint.tensors}
 
 
 def _leave_twins(checkpoint: Checkpoint, names: dict[str, str], kept: str, others: Sequence[str]) -> None:
@@ -109,7 +108,7 @@ def _leave_twins(checkpoint: Checkpoint, names: dict[str, str], kept: str, other
 
 def fits(checkpoint: Checkpoint, encoder: Encoder, config: dict[str, Any]) -> str:
     """"": a file holds this encoder; EYES: it holds what may lie apart of it; else why it holds neither."""
-    names = _named(checkpoint, llama_cpp.is_here(checkpoint.tensors))
+    names = _named(checkpoint, encoder, llama_cpp.is_here(checkpoint.tensors))
     called = {new: stored for name, stored in names.items() if (new := encoder.called(name, config))}
     if encoder.known.tensor not in called:
         seen = encoder.apart and sum(name.startswith(encoder.apart) for name in called) > len(called) // 2
