@@ -8,7 +8,7 @@ from typing import Any
 from .check import starters
 
 
-def act_for(folders: list[str], capability: tuple[int, int] | None, texts: list[str] | None = None) -> None:
+def act_for(folders: list[str], texts: list[str], capability: tuple[int, int] | None) -> None:
     """From now on, in this process: these are the host's model folders and those of its text encoders, and this is the
     capability of its device.
 
@@ -16,7 +16,7 @@ def act_for(folders: list[str], capability: tuple[int, int] | None, texts: list[
     """
     package: Any = sys.modules[__package__]
     package.model_folders = lambda: list(folders)
-    package.text_folders = lambda: list(texts or ())
+    package.text_folders = lambda: list(texts)
     package.capability = lambda: capability
 
 

@@ -97,7 +97,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     if description.formats.keys() - PLAIN_DTYPES:
         host.require("quantized layers")  # before any code that imports comfy-kitchen
     native, operations = prepare(family, checkpoint, plan, request.wanted,
-                                 (lambda: None) if quiet else host.progress(len(plan.modules)), _dtype(request.dtype))
+                                 (lambda: None) if quiet else host.progress(len(plan.modules)), dtype_of(request.dtype))
     preferences = attention.tensors(checkpoint, description.naming)
     native.tensors.update(preferences)
     by_host = plan.architecture if isinstance(plan.architecture, HostModel) else None
@@ -209,7 +209,7 @@ def refuse_other_model(description: CheckpointDescription, name: str, dims: Dims
                               description.reference, "choose an override made for this base")
 
 
-def _dtype(word: str) -> Any:
+def dtype_of(word: str) -> Any:
     """A word of DTYPES as torch's dtype, or None."""
     import torch
 
@@ -236,7 +236,7 @@ def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disa
 
     options: dict[str, Any] = {}
     quantized = any(name.endswith(".comfy_quant") for name in tensors)
-    chosen = _dtype(dtype)
+    chosen = dtype_of(dtype)
     if chosen is not None:
         options["dtype"] = chosen
     if operations is not None:

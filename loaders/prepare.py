@@ -12,6 +12,14 @@ from .families.base import Family
 from .plan import LoadPlan
 
 
+def check(family: Family, plan: LoadPlan) -> None:
+    """Raise CheckpointError for quantized layers that cannot run here, before any tensor is read."""
+    from ..quant.codecs import codec
+
+    host.require(*sorted({codec(name).feature for name in plan.codecs} - {""}))
+    family.check(plan)
+
+
 def prepare(family: Family, checkpoint: Checkpoint, plan: LoadPlan, wanted: Any,
             step: Callable[[], None] = lambda: None, dtype: Any = None) -> tuple[NativeStateDict, Any]:
     """The native tensors of a checkpoint that was read as loadable, and the host's operations for them (None: the
@@ -29,8 +37,7 @@ def prepare(family: Family, checkpoint: Checkpoint, plan: LoadPlan, wanted: Any,
     from ..quant.kernels.choose import choose, here
     from ..quant.linear import with_tiles_of
 
-    host.require(*sorted({codec(name).feature for name in plan.codecs} - {""}))
-    family.check(plan)
+    check(family, plan)
     choice = choose(wanted, plan.codecs, here(plan.codecs))
     own = {name for name, run in choice.kernels.items() if kernel(run).own_layout}
     native = assemble(plan, family.tensors(checkpoint, plan), dequantize=wanted.compute == "dequantize", own=own,

@@ -12,6 +12,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .. import host
+from ..loaders.components import overrides
 from ..loaders.errors import CheckpointError
 from ..loaders.families import choices_of
 from ..loaders.files.places import cleaned, find_path, is_repo, local_references
@@ -28,12 +29,9 @@ def reference_choices(known: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys([*found, *known]))
 
 
-NO_OVERRIDE = "none"
-
-
 def text_encoders() -> list[str]:
     """Combo values of an override: none, what the folders of text encoders hold, then what the model folders do."""
-    return list(dict.fromkeys([NO_OVERRIDE, *local_references(host.text_folders()), *local_references()]))
+    return list(dict.fromkeys([overrides.NONE, *local_references(host.text_folders()), *local_references()]))
 
 
 def reference() -> Any:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
 
+from ..loaders.components import overrides
 from ..loaders.locate import KNOWN_BASES
 from . import inputs
 
@@ -49,8 +49,8 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
                         override: str = "", override_reference: str = "", override_2: str = "",
                         override_2_reference: str = "") -> bool | str:
         answers = (inputs.check_choice(base_model, KNOWN_BASES, reference, download_missing),
-                   inputs.check_choice(override, (inputs.NO_OVERRIDE, ""), override_reference, download_missing),
-                   inputs.check_choice(override_2, (inputs.NO_OVERRIDE, ""), override_2_reference, download_missing))
+                   inputs.check_choice(override, (overrides.NONE, ""), override_reference, download_missing),
+                   inputs.check_choice(override_2, (overrides.NONE, ""), override_2_reference, download_missing))
         return next((answer for answer in answers if answer is not True), True)
 
     @classmethod
@@ -58,27 +58,22 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
         from ..loaders.components import text_encoder
 
         request = text_encoder.Request(inputs.chosen(reference, base_model), kwargs.get("revision", ""),
-                                       overrides=_overrides(kwargs))
+                                       overrides=overrides.chosen(kwargs))
         return inputs.stamp(lambda: [path for part in text_encoder.sources(request) for path in part.paths],
                             base_model, reference, sorted(kwargs.items(), key=str))
 
     @classmethod
     def execute(cls, base_model: str, reference: str = "", dtype: str = "default", revision: str = "",
-                download_missing: bool = False, **overrides: str) -> io.NodeOutput:
+                download_missing: bool = False, **others: str) -> io.NodeOutput:
         from ..loaders.components import text_encoder
 
         loaded = text_encoder.load(text_encoder.Request(inputs.chosen(reference, base_model), revision, dtype,
-                                                        download_missing, _overrides(overrides)))
+                                                        download_missing, overrides.chosen(others)))
         return io.NodeOutput(loaded.clip, loaded.report)
 
 
 def _override(name: str, tooltip: str) -> tuple[Any, Any]:
     """The list and the free reference that wins over it."""
-    return (io.Combo.Input(name, options=inputs.text_encoders(), default=inputs.NO_OVERRIDE, optional=True,
+    return (io.Combo.Input(name, options=inputs.text_encoders(), default=overrides.NONE, optional=True,
                            tooltip=tooltip),
             io.String.Input(f"{name}_reference", optional=True, default="", tooltip=OVERRIDE_TIP))
-
-
-def _overrides(given: Mapping[str, Any]) -> tuple[str, ...]:
-    found = (inputs.chosen(given.get(f"{name}_reference"), given.get(name)) for name in ("override", "override_2"))
-    return tuple(one for one in found if one and one != inputs.NO_OVERRIDE)

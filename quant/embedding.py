@@ -44,16 +44,23 @@ def for_texts(operations: Any, dtype: torch.dtype | None) -> Any:
                 del state_dict[f"{prefix}comfy_quant"]
                 shape = (self.num_embeddings, self.embedding_dim)
                 tiles = stored.read(state_dict, prefix, conf, shape)
+                if len(tiles) > 1:
+                    raise ValueError(f"{prefix.rstrip('.')}: a table of {len(tiles)} tiles, rows are looked up in one")
+                tiles = [tile.apply(self._placed) for tile in tiles]
                 self.weight = parameter(*params_of(tiles, torch.float32, shape))
                 self.quant_format = stored.FORMAT
             elif not conf and key in state_dict and state_dict[key].dtype in FLOATS:
                 weight = state_dict.pop(key)
                 if tuple(weight.shape) != (self.num_embeddings, self.embedding_dim):
                     raise ValueError(f"size mismatch for {key}: {list(weight.shape)}")
-                self.weight = torch.nn.Parameter(weight.to(dtype=dtype or weight.dtype), requires_grad=False)
+                self.weight = torch.nn.Parameter(self._placed(weight.to(dtype or weight.dtype)), requires_grad=False)
             else:
                 super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys,
                                               unexpected_keys, error_msgs)
+
+        def _placed(self, tensor):
+            """On the device that the host made the layer on, if it made it anywhere."""
+            return tensor if self.weight.is_meta else tensor.to(self.weight.device)
 
         def state_dict(self, *args, destination=None, prefix="", **kwargs):
             sd = super().state_dict(*args, destination=destination, prefix=prefix, **kwargs)

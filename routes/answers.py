@@ -40,8 +40,8 @@ class Answers:
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """{"ask": question, "of": what it is about, "folders", "texts", "capability"} -> {"answer"}, or {"error",
         "what", "where", "do"} where "error" is one of KINDS or "failed"."""
-        host.act_for(request["folders"], tuple(request["capability"]) if request["capability"] else None,
-                     request.get("texts"))
+        host.act_for(request["folders"], request["texts"],
+                     tuple(request["capability"]) if request["capability"] else None)
         try:
             return {"answer": self._ask[request["ask"]](request["of"])}
         except CheckpointError as error:

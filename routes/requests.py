@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from .. import host
+from ..loaders.components import overrides
 from ..loaders.errors import CheckpointError
 from ..loaders.files.places import cleaned
 from ..views.card import Query
@@ -20,7 +21,7 @@ MAX_QUERY = 4096  # characters
 MAX_BODY = 65_536  # bytes; a workflow may be longer
 MAX_WORKFLOW = 2_000_000
 _TEXTS = ("reference", "node", "component", "weights_name", "revision", "precision", "weights", "base",
-          "base_component", "override", "override_reference", "override_2", "override_2_reference")
+          "base_component", *overrides.INPUTS)
 
 
 class RefusedError(Exception):

@@ -15,6 +15,7 @@ from typing import Any
 from .. import host
 from ..loaders.architectures import Dims, by_name
 from ..loaders.architectures.base import tensor_name
+from ..loaders.components import overrides
 from ..loaders.containers.checkpoint import Checkpoint
 from ..loaders.describe import describe, describe_config
 from ..loaders.description import CheckpointDescription
@@ -66,8 +67,7 @@ class Query:
     @property
     def overrides(self) -> tuple[str, ...]:
         """References to what takes the place of a base's text encoders."""
-        found = (self.override_reference.strip() or self.override, self.override_2_reference.strip() or self.override_2)
-        return tuple(one for one in found if one not in ("", "none")) if self.node == TEXT_ENCODER else ()
+        return overrides.chosen(vars(self)) if self.node == TEXT_ENCODER else ()
 
     def __post_init__(self) -> None:
         choices = {"node": NODES, "component": COMPONENTS, "base_component": COMPONENTS,

@@ -109,8 +109,8 @@ def _place(pipeline: Pipeline, reference: str, found: list[Checkpoint], replaced
     """Say which encoder each checkpoint of an override is, by what is in it. Those of a pipeline that are others than
     the base's are left aside, as long as one is not."""
     encoders, used = family_of(pipeline.index).encoders, False
+    config = {folder: read_json(pipeline.parts[folder].config or "") for folder, _, _ in encoders}
     for checkpoint in found:
-        config = {folder: read_json(pipeline.parts[folder].config or "") for folder, _, _ in encoders}
         why = {folder: fits(checkpoint, encoder, config[folder]) for folder, _, encoder in encoders}
         folder = next((folder for folder, reason in why.items() if reason in ("", EYES)), None)
         if folder is None:

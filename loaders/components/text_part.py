@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ... import host
-from ...quant.codecs import codec
 from ...quant.stored import PLAIN_DTYPES
 from ..architectures.component import Component
 from ..assemble import NativeStateDict, assemble
@@ -16,6 +15,7 @@ from ..containers.checkpoint import Checkpoint
 from ..describe import read
 from ..errors import CheckpointError
 from ..files.source import Source
+from ..prepare import check
 from ..words import first_ten
 from .text_encoders import llama_cpp
 from .text_encoders.base import Encoder
@@ -149,10 +149,9 @@ def _native(part: Part, checkpoint: Checkpoint, only: str = "", without: str = "
     family, plan = planned(checkpoint, part.encoder, part.config, only, without)
     plan.description.require_loadable()
     family.settle(checkpoint, plan, "auto")
-    features = {codec(name).feature for name in plan.codecs} - {""}
     if plan.codecs:
-        host.require("quantized layers", *sorted(features))
-    family.check(plan)
+        host.require("quantized layers")
+    check(family, plan)
     native = assemble(plan, family.tensors(checkpoint, plan))
     part.native.append(native)
     part.described.append(plan.description)

@@ -75,6 +75,11 @@ class Checkpoint:
         """What a tensor is called among the `stored_tensors`."""
         return (self._called or {}).get(name, name)
 
+    def in_file(self, name: str) -> str:
+        """What the files themselves call a tensor, and what their configuration calls its layer by."""
+        stored = self.stored(name)
+        return (self._known or {}).get(stored, stored)
+
     def _merge_shards(self) -> None:
         for header in self.headers:
             twice = self.tensors.keys() & header.tensors.keys()
@@ -113,6 +118,5 @@ class Checkpoint:
 
     def read(self, name: str) -> bytes:
         """The bytes of one small tensor."""
-        stored = self.stored(name)
-        stored = (self._known or {}).get(stored, stored)
+        stored = self.in_file(name)
         return next(header for header in self.headers if stored in header.tensors).read(stored)

@@ -47,7 +47,7 @@ class CompressedTensors(PackedFamily):
         scheme = _Scheme(claimed, checkpoint.source.reference) if quantized else None
         for name, leaves in quantized.items():
             assert scheme is not None
-            weights = scheme.of(name)
+            weights = scheme.of(name, checkpoint.in_file(f"{name}.weight").rpartition(".")[0])
             if weights is None:
                 found[name] = Packed(None, problem="no group of config_groups covers it, and its tensors are quantized")
                 continue
@@ -129,9 +129,9 @@ class _Scheme:
             raise refuse(f"a pattern of ignore or targets is none: {error}") from error
         self.left_alone, self.ignored = tuple(ignore), list[str]()
 
-    def of(self, name: str) -> Weights | None:
-        """What is declared of a quantized layer; None for nothing."""
-        names = spellings(name)
+    def of(self, name: str, in_file: str) -> Weights | None:
+        """What is declared of a quantized layer, which the file calls `in_file`; None for nothing."""
+        names = tuple(dict.fromkeys((*spellings(name), *spellings(in_file))))
         if any(self._is(names, one) for one in self.left_alone):
             self.ignored.append(name)
         ranked: Iterable[tuple[int, Weights]] = (

@@ -44,7 +44,7 @@ class SDNQFamily(PackedFamily):
         found = {}
         for name, leaves in groups.items():
             if {"weight", "scale"} <= leaves.keys():
-                stored = checkpoint.stored(f"{name}.weight")
+                stored = checkpoint.in_file(f"{name}.weight")
                 said = (_type(key, default) for key, wanted in lists.items()
                         if any(_listed(stored, one) for one in wanted))
                 fmt = format_of(leaves, next(filter(None, said), default), frozenset(types))

@@ -10,6 +10,7 @@ from ..containers.checkpoint import Checkpoint
 from ..plan import Group
 from .packed import Packed, PackedFamily
 
+_FORMAT = TinyChat()
 _NEEDED = ("scales", "scaled_zeros")
 
 
@@ -33,12 +34,9 @@ class Tinychat(PackedFamily):
         for name, leaves in groups.items():
             if "weight" in leaves and checkpoint.stored(f"{name}.weight").endswith(".qweight"):
                 missing = [leaf for leaf in _NEEDED if leaf not in leaves]
-                if missing or len(leaves["weight"].shape) != 2:
-                    found[name] = Packed(None, problem=f"{' and '.join(missing)} missing beside qweight" if missing else
-                                         "qweight has not two dimensions")
-                else:
-                    fmt = TinyChat()
-                    found[name] = Packed(fmt, fmt.shape(leaves))
+                problem = f"{' and '.join(missing)} missing beside qweight" if missing else \
+                    "" if len(leaves["weight"].shape) == 2 else "qweight has not two dimensions"
+                found[name] = Packed(None, problem=problem) if problem else Packed(_FORMAT, _FORMAT.shape(leaves))
         return found
 
 

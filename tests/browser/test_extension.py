@@ -223,7 +223,9 @@ def follows_the_subgraph(frontend, choose):
     assert chosen != QWEN
     wait_inside(frontend, inner, chosen)
     frontend.run(f"([id, name]) => {{ {value} = name }}", [holder, "tiny-mixed"])
-    frontend.run("(id) => app.canvas.setGraph(app.graph.getNodeById(id).subgraph)", holder)
+    frontend.run("""([id, inner]) => { app.canvas.setGraph(app.graph.getNodeById(id).subgraph)
+      app.canvas.ds.scale = 1  // what is fitted to the page may be too small for the frontend to show anything on nodes
+      app.canvas.centerOnNode(app.canvas.graph.getNodeById(inner)) }""", [holder, inner])
     frontend.page.locator('.qt-badge[title^="tiny-mixed"] .qt-bar').click()
     details = frontend.page.locator(".qt-dialog")
     details.locator(".qt-map").wait_for()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...architectures.base import Module
 from ...errors import CheckpointError
-from ...model import DTYPES
+from ...model import dtype_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,9 +143,7 @@ def host_sizes(config: Config, sizes: Config, fixed: Config) -> Config:
 def set_dtype(given: Iterable[dict[str, Tensor]], dtype: str) -> Any:
     """The dtype of a choice (None for "default": the host's choice), which the host takes only where the marks do not
     say otherwise; so those are cast in `given`, in place."""
-    import torch
-
-    chosen = getattr(torch, DTYPES[dtype] or "", None)
+    chosen = dtype_of(dtype)
     for tensors in given if chosen is not None else ():
         tensors.update({name: tensor.to(chosen) for name, tensor in tensors.items()
                         if f".{name}".endswith(tuple(f".{mark}" for mark in DTYPE_MARKS))})

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...architectures.base import Module
 from ...errors import CheckpointError
-from .base import Encoder, Family, embedding, exchanging, host_sizes, linear, plain
+from .base import Encoder, Family, exchanging, host_sizes
 from .llm import KNOWN, ORIGIN, UNNEEDED, text_part
+from .llm import modules as llm_modules
 from .vocabulary import sentencepiece
 
 if TYPE_CHECKING:
@@ -32,22 +33,9 @@ LONGEST = 256  # tokens of a prompt in the pipeline
 
 
 def modules(config: dict[str, Any], names: Collection[str]) -> Iterator[Module]:
-    """The language model: four norms a layer."""
-    text = text_part(config)
-    width, inner = text["hidden_size"], text["intermediate_size"]
-    heads, shared = text["num_attention_heads"] * HEAD, text["num_key_value_heads"] * HEAD
-    yield embedding("model.embed_tokens", text["vocab_size"], width)
-    for number in range(text["num_hidden_layers"]):
-        here = f"model.layers.{number}"
-        for norm in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
-            yield plain(f"{here}.{norm}_layernorm", width)
-        for part, rows in (("q", heads), ("k", shared), ("v", shared)):
-            yield linear(f"{here}.self_attn.{part}_proj", rows, width)
-        yield linear(f"{here}.self_attn.o_proj", width, heads)
-        yield linear(f"{here}.mlp.gate_proj", inner, width)
-        yield linear(f"{here}.mlp.up_proj", inner, width)
-        yield linear(f"{here}.mlp.down_proj", width, inner)
-    yield plain("model.norm", width)
+    """See llm.modules; four norms a layer."""
+    return llm_modules(text_part(config), head=HEAD,
+                       around=("input", "post_attention", "pre_feedforward", "post_feedforward"))
 
 
 def host_config(config: dict[str, Any]) -> dict[str, Any]:

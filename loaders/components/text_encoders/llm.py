@@ -59,20 +59,22 @@ def sizes(text: dict[str, Any], host: dict[str, Any], fixed: dict[str, Any]) -> 
     return host_sizes(given, host, {"head_dim": HEAD, "hidden_act": "silu", "mlp_bias": False, **fixed})
 
 
-def modules(text: dict[str, Any], bias: bool = False, norms: bool = False) -> Iterator[Module]:
-    """The language model by the host's names; `bias` on q, k and v, `norms` on q and k. `text` are `text_part`'s."""
-    width, inner = text["hidden_size"], text["intermediate_size"]
-    heads, shared = text["num_attention_heads"] * HEAD, text["num_key_value_heads"] * HEAD
+def modules(text: dict[str, Any], bias: bool = False, norms: bool = False, head: int = 0,
+            around: tuple[str, ...] = ("input", "post_attention")) -> Iterator[Module]:
+    """The language model by the host's names; `bias` on q, k and v, `norms` on q and k, `head`: width of one where it
+    is not HEAD, `around`: the norms of a layer. `text` are `text_part`'s."""
+    width, inner, head = text["hidden_size"], text["intermediate_size"], head or HEAD
+    heads, shared = text["num_attention_heads"] * head, text["num_key_value_heads"] * head
     yield embedding("model.embed_tokens", text["vocab_size"], width)
     for number in range(text["num_hidden_layers"]):
         here = f"model.layers.{number}"
-        yield plain(f"{here}.input_layernorm", width)
+        for norm in around:
+            yield plain(f"{here}.{norm}_layernorm", width)
         for part, rows in (("q", heads), ("k", shared), ("v", shared)):
             yield linear(f"{here}.self_attn.{part}_proj", rows, width, bias)
         for part in ("q", "k") if norms else ():
-            yield plain(f"{here}.self_attn.{part}_norm", HEAD)
+            yield plain(f"{here}.self_attn.{part}_norm", head)
         yield linear(f"{here}.self_attn.o_proj", width, heads)
-        yield plain(f"{here}.post_attention_layernorm", width)
         yield linear(f"{here}.mlp.gate_proj", inner, width)
         yield linear(f"{here}.mlp.up_proj", inner, width)
         yield linear(f"{here}.mlp.down_proj", width, inner)

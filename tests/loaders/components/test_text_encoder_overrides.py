@@ -15,8 +15,7 @@ from quantized_transformers.loaders.errors import CheckpointError
 from support import text_encoders as tiny
 from support import text_gguf, text_packed
 from support.common import rel_l2
-
-from .test_text_encoders import PROMPTS, assert_wan, copy_of, encode
+from support.text_checks import PROMPTS, assert_wan, copy_of, encode
 
 pytestmark = pytest.mark.parity
 

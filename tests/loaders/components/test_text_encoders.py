@@ -18,14 +18,18 @@ from support import text_encoders as tiny
 from support import text_encoders_llm as llm
 from support.common import config_of, rel_l2, stored
 from support.common import save as write
+from support.text_checks import (
+    CHECKS,
+    PROMPTS,
+    assert_flux,
+    assert_hunyuan_video,
+    assert_sdxl,
+    assert_wan,
+    copy_of,
+    encode,
+)
 
 pytestmark = pytest.mark.parity
-
-HARD = "Two cats,  1234 snowflakes; naïve été\n\nﬁne ½ “quotes” 日本 it's"
-PROMPTS = ("a red cat, running over the old river", "")
-# measured: 1e-8 .. 1e-6, and up to 5e-6 for T5, whose attention is not scaled and so sharp with random weights
-FORWARD = 2e-5
-
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
@@ -35,120 +39,6 @@ def bases(tmp_path_factory):
 
 def load(folder: Path, dtype: str = "fp32"):
     return text_encoder.load(text_encoder.Request(str(folder), dtype=dtype))
-
-
-def ids(tokens: dict, name: str) -> list[int]:
-    (batch,) = tokens[name]
-    return [pair[0] for pair in batch]
-
-
-def ids_by_tokenizer_json(folder: Path, text: str) -> list[int]:
-    """What the folder's tokenizer.json says, by the library that it is made for, without transformers."""
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
-
-
-def encode(clip, prompt: str) -> tuple[torch.Tensor, dict]:
-    ((states, rest),) = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-    return states, rest
-
-
-def diffusers_pipeline(folder: Path):
-    """The pipeline with nothing but its text encoders, in F32, by transformers' and diffusers' own loaders."""
-    import diffusers
-    import transformers
-
-    index = json.loads((folder / "model_index.json").read_text())
-    kind = getattr(diffusers, index.pop("_class_name"))
-    parts = {}
-    for name, (_, cls) in index.items():
-        part = getattr(transformers, cls).from_pretrained(folder / name)
-        parts[name] = part.float() if "encoder" in name else part
-    absent = dict.fromkeys({"unet" if "XL" in kind.__name__ else "transformer", "vae", "scheduler"})
-    if kind is diffusers.WanPipeline:
-        del absent["transformer"]
-    return kind(**parts, **absent)
-
-
-def assert_flux(clip, folder: Path, within: float = FORWARD, prompts=PROMPTS) -> None:
-    pipeline = diffusers_pipeline(folder)
-    stated = ids_by_tokenizer_json(folder / "tokenizer_2", HARD)
-    assert ids(clip.tokenize(HARD), "t5xxl")[:len(stated)] == stated
-    for prompt in prompts:
-        tokens = clip.tokenize(prompt)
-        options = {"padding": "max_length", "truncation": True}
-        assert ids(tokens, "l") == pipeline.tokenizer(prompt, max_length=77, **options).input_ids
-        assert ids(tokens, "t5xxl") == pipeline.tokenizer_2(prompt, max_length=512, **options).input_ids
-        with torch.inference_mode():
-            expected, pooled, _ = pipeline.encode_prompt(prompt, None, device="cpu", max_sequence_length=512)
-        states, rest = encode(clip, prompt)
-        assert states.shape == expected.shape and rel_l2(states, expected) < within
-        assert rel_l2(rest["pooled_output"], pooled) < FORWARD
-
-
-def assert_wan(clip, folder: Path, within: float = FORWARD, prompts=PROMPTS, length: int = 512) -> None:
-    pipeline = diffusers_pipeline(folder)
-    for prompt in prompts:
-        expected_ids = pipeline.tokenizer(prompt, padding="max_length", max_length=length, truncation=True).input_ids
-        assert ids(clip.tokenize(prompt), "umt5xxl") == expected_ids
-        with torch.inference_mode():
-            expected = pipeline._get_t5_prompt_embeds(prompt, max_sequence_length=length, device="cpu")
-        states, _ = encode(clip, prompt)
-        assert states.shape == expected.shape == (1, length, expected.shape[-1]) and rel_l2(states, expected) < within
-        assert torch.equal(states == 0, expected == 0)
-
-
-def assert_hunyuan_video(clip, folder: Path, within: float = FORWARD, prompts=PROMPTS, language=None) -> None:
-    from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video as module
-
-    pipeline = diffusers_pipeline(folder)
-    if language is not None:  # I2V: the text half alone, whose states the pipeline takes
-        pipeline.text_encoder = language(pipeline.text_encoder)
-    template = module.DEFAULT_PROMPT_TEMPLATE["template"]
-    assert ids(clip.tokenize(HARD), "llama") == ids_by_tokenizer_json(folder / "tokenizer", template.format(HARD))
-    for prompt in prompts:
-        tokens = clip.tokenize(prompt)
-        assert ids(tokens, "llama") == pipeline.tokenizer(template.format(prompt)).input_ids
-        assert ids(tokens, "l") == pipeline.tokenizer_2(prompt, padding="max_length", max_length=77,
-                                                        truncation=True).input_ids
-        with torch.inference_mode():
-            expected, pooled, mask = pipeline.encode_prompt(prompt, device="cpu")
-        states, rest = encode(clip, prompt)
-        expected = expected[:, :int(mask.sum())]  # the host does not pad
-        assert states.shape == expected.shape and rel_l2(states, expected) < within
-        assert rel_l2(rest["pooled_output"], pooled) < FORWARD
-
-
-def assert_sdxl(clip, folder: Path, within: float = FORWARD, prompts=PROMPTS) -> None:
-    pipeline = diffusers_pipeline(folder)
-    for prompt in prompts:
-        tokens = clip.tokenize(prompt)
-        for name, tokenizer in (("l", pipeline.tokenizer), ("g", pipeline.tokenizer_2)):
-            assert ids(tokens, name) == tokenizer(prompt, padding="max_length", max_length=77, truncation=True).input_ids
-        with torch.inference_mode():
-            expected, _, pooled, _ = pipeline.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)
-        states, rest = encode(clip, prompt)
-        assert states.shape == expected.shape and rel_l2(states, expected) < within
-        assert rel_l2(rest["pooled_output"], pooled) < FORWARD
-
-
-def assert_lumina2(clip, folder: Path, within: float = FORWARD, prompts=PROMPTS) -> None:
-    """Of the text as it is: the pipeline's system prompt is the host's node's business."""
-    pipeline = diffusers_pipeline(folder)
-    for prompt in prompts:
-        expected_ids = pipeline.tokenizer(prompt, padding="max_length", max_length=64).input_ids
-        given = ids(clip.tokenize(prompt), "gemma2_2b")
-        assert given == [number for number in expected_ids if number != pipeline.tokenizer.pad_token_id]
-        with torch.inference_mode():
-            expected, mask = pipeline._get_gemma_prompt_embeds(prompt, torch.device("cpu"), 64)
-        states, _ = encode(clip, prompt)
-        expected = expected[mask.bool()][None]
-        assert states.shape == expected.shape and rel_l2(states, expected) < within
-
-
-CHECKS = {"flux1": assert_flux, "wan": assert_wan, "hunyuan_video": assert_hunyuan_video, "sdxl": assert_sdxl,
-          "lumina2": assert_lumina2}
 
 
 @pytest.mark.parametrize("family", tiny.PIPELINES)
@@ -169,12 +59,6 @@ def test_every_family_is_called_with_a_prompt():
     called = [*tiny.PIPELINES.values(), *llm.PIPELINES.values()]
     for family in registry.families():
         assert any(pipeline.startswith(family.pipelines) for pipeline in called), family.name
-
-
-def copy_of(folder: Path, target: Path) -> Path:
-    import shutil
-
-    return Path(shutil.copytree(folder, target / "base"))
 
 
 def rewrite(folder: Path, change) -> None:

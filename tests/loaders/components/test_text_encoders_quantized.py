@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from quantized_transformers.loaders.components import text_encoder
 from quantized_transformers.loaders.components.text_encoders import gemma2, qwen25_vl
@@ -20,8 +21,7 @@ from quantized_transformers.loaders.components.text_encoders import llm as llm_t
 from support import text_encoders as tiny
 from support import text_gguf, text_gguf_models, text_host, text_packed
 from support.common import rel_l2
-
-from .test_text_encoders import CHECKS
+from support.text_checks import CHECKS
 
 pytestmark = pytest.mark.parity
 
@@ -132,6 +132,21 @@ def test_folder(name, kind, tmp_path, monkeypatch):
     config = text_host.config_of(model)
     dense = text_packed.write(model, tmp_path / "packed", kind, ("visual",) if name == "qwen25_vl" else ())
     assert_same(text_host.network(name, text_host.part(name, config, tmp_path / "packed")), dense)
+
+
+def test_layers_are_declared_by_the_names_in_the_file(tmp_path):
+    """Which are others than ComfyUI's: each layer of a group by its whole name."""
+    model = text_host.tiny("mistral3")
+    dense = text_packed.write(model, tmp_path / "packed", "ct_fp8_dynamic")
+    path = tmp_path / "packed" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    names = load_file(str(tmp_path / "packed" / "model.safetensors"))
+    layers = sorted(name.removesuffix(".weight_scale") for name in names if name.endswith(".weight_scale"))
+    assert not any(name.startswith("model.layers.") for name in layers)
+    config["quantization_config"]["config_groups"]["group_0"]["targets"] = layers
+    path.write_text(json.dumps(config), encoding="utf-8")
+    made = text_host.part("mistral3", text_host.config_of(model), tmp_path / "packed")
+    assert_same(text_host.network("mistral3", made), dense)
 
 
 @pytest.mark.parametrize(("name", "kind"), FILES)
