@@ -223,9 +223,11 @@ def follows_the_subgraph(frontend, choose):
     assert chosen != QWEN
     wait_inside(frontend, inner, chosen)
     frontend.run(f"([id, name]) => {{ {value} = name }}", [holder, "tiny-mixed"])
-    frontend.run("""([id, inner]) => { app.canvas.setGraph(app.graph.getNodeById(id).subgraph)
-      app.canvas.ds.scale = 1  // what is fitted to the page may be too small for the frontend to show anything on nodes
-      app.canvas.centerOnNode(app.canvas.graph.getNodeById(inner)) }""", [holder, inner])
+    frontend.run("(id) => app.canvas.setGraph(app.graph.getNodeById(id).subgraph)", holder)
+    # the frontend then fits the whole graph to the page, which may be too small for it to show anything on nodes
+    frontend.page.wait_for_function("""(inner) => { app.canvas.ds.scale = 1
+      app.canvas.centerOnNode(app.canvas.graph.getNodeById(inner))
+      return document.querySelector('.qt-badge[title^="tiny-mixed"] .qt-bar')?.checkVisibility() }""", arg=inner)
     frontend.page.locator('.qt-badge[title^="tiny-mixed"] .qt-bar').click()
     details = frontend.page.locator(".qt-dialog")
     details.locator(".qt-map").wait_for()
