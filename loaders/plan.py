@@ -139,7 +139,10 @@ def count(plan: LoadPlan) -> LoadPlan:
     """Count the Linear layers of a plan in its description."""
     description = plan.description
     for planned in plan.modules:
-        for layer in (piece.layer for piece in planned.pieces if planned.module.linear):
+        if not planned.module.linear:
+            continue
+        for piece in planned.pieces:
+            layer = piece.layer
             if layer.name not in description.layers:
                 description.layers[layer.name] = layer.format
                 description.formats[layer.format] = description.formats.get(layer.format, 0) + 1
@@ -203,5 +206,5 @@ def check_plain(problems: Problems, name: str, info: TensorInfo, shape: tuple[in
     """A tensor that is never quantized: its shape, and a float dtype, that of a plain FP8 cast among them."""
     if tuple(info.shape) != shape:
         problems.append(f"{name} is {list(info.shape)}, expected {list(shape)}")
-    elif info.dtype not in PLAIN_DTYPES | FP8_DTYPES:
+    elif info.dtype not in PLAIN_DTYPES and info.dtype not in FP8_DTYPES:
         problems.append(f"{name} is stored as {info.dtype}, expected BF16, F16 or F32")

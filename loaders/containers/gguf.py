@@ -80,6 +80,18 @@ class _Reader:
         at = self.skip(length)
         return self.data[at:at + length].decode("utf-8", "replace")
 
+    def tensor(self) -> tuple[str, tuple[int, ...]]:
+        """A tensor's name; its dimensions, type and offset. In one step, as there are thousands of them."""
+        data, at = self.data, self.at
+        named = at + 8 + self.numbers(_LENGTH)[0]
+        if named + 4 > self.size:
+            raise _Malformed("it ends within its header")
+        name, dimensions = data[at + 8:named].decode("utf-8", "replace"), _COUNT.unpack_from(data, named)[0]
+        if dimensions > _MOST_DIMENSIONS:
+            raise _Malformed(f"{name} has {dimensions} dimensions")
+        self.at = named + 4
+        return name, self.numbers(_TENSORS[dimensions])
+
     def value(self, kind: int) -> Any:
         """A value; None for a list that is passed over."""
         if kind == _STRING:
@@ -152,12 +164,9 @@ def _read(path: str, data: Any, size: int) -> GGUFHeader:
         raise _Malformed(f"an alignment of {alignment}")
     tensors: dict[str, TensorInfo] = {}
     for _ in range(count):
-        name, dimensions = reader.text(), reader.numbers(_COUNT)[0]
+        name, (*shape, number, offset) = reader.tensor()
         if name in tensors:
             raise _Malformed(f"the tensor {name!r} twice")
-        if dimensions > _MOST_DIMENSIONS:
-            raise _Malformed(f"{name} has {dimensions} dimensions")
-        *shape, number, offset = reader.numbers(_TENSORS[dimensions])
         tensors[name] = _tensor(name, tuple(shape[::-1]), found.get(ORIGINAL_SHAPE + name), number, offset)
     start = -(-reader.at // alignment) * alignment
     _check_ranges(tensors, size - start)

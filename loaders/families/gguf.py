@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 SUFFIX = ".gguf"
 _BLOCKS = frozenset(kind.name for kind in QUANTIZED.values())
-# The ends of parameters whose first dimension is 1, which a file may lack: Wan's modulations and image positions, SD3's
-# positions.
-_FIRST_IS_ONE = re.compile(r"(^|\.)(modulation|emb_pos|pos_embed)$")
+# The last parts of parameters whose first dimension is 1, which a file may lack: Wan's modulations and image positions,
+# SD3's positions.
+_FIRST_IS_ONE = ("modulation", "emb_pos", "pos_embed")
 
 
 class GGUF(Family):
@@ -130,7 +130,7 @@ def _whole(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
     no last ones of SDXL's Linear weights, where stable-diffusion.cpp has two."""
     found, sdxl = dict(checkpoint.tensors), any("label_emb." in name for name in checkpoint.tensors)
     for name, info in checkpoint.tensors.items():
-        if len(info.shape) == 2 and _FIRST_IS_ONE.search(name):
+        if len(info.shape) == 2 and name.endswith(_FIRST_IS_ONE) and name.rpartition(".")[2] in _FIRST_IS_ONE:
             found[name] = info._replace(shape=(1, *info.shape))
         elif sdxl and info.shape[2:] == (1, 1) and name.endswith(("proj_in.weight", "proj_out.weight")):
             found[name] = info._replace(shape=info.shape[:2])
