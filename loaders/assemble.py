@@ -171,7 +171,7 @@ def _quantized(native: NativeStateDict, planned: Planned, found: list[Coded], de
             if rows > piece.rows:
                 raise ValueError(f"{piece.layer.name} is padded to {rows} rows, expected {piece.rows} in a layer that "
                                  "ComfyUI fuses")
-    packed = any(tile["codes"].shape[1] != tile.place.columns for tile in tiles)
+    packed = any(tile["codes"].shape[1] != tile.place.columns for tile in tiles)  # GPTQ's and AWQ's words among them
     if packed and (module.detected or module.native in DETECTED):
         kinds = " and ".join(dict.fromkeys(codec(tile.place.codec).title for tile in tiles))
         native.notes.append(f"{module.native}: {kinds} dequantized, because ComfyUI detects the model by its width")
@@ -258,8 +258,10 @@ def _put(native: NativeStateDict, module: Module, name: str, parts: list[Tensor]
     BF16, which has all its numbers."""
     import torch
 
+    from ..quant.memory import cat
+
     fp8 = torch.float8_e4m3fn, torch.float8_e5m2
     parts = [part.to(torch.bfloat16) if part.dtype in fp8 else part for part in parts]
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    whole = parts[0] if len(parts) == 1 else cat(parts)
     # diffusers' scale|shift against the vendor's shift|scale
     native.tensors[name] = torch.cat(tuple(reversed(whole.chunk(2)))) if module.swap_halves else whole

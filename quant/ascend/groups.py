@@ -16,7 +16,7 @@ from . import mx
 
 OP = "npu_weight_quant_batchmatmul"
 ORDER = "torch_npu"
-BITS = {"u4_groups": 4, "u8_groups": 8}  # codec -> bits of a code
+BITS = {"u4_groups": 4, "u8_groups": 8, "u4_gptq": 4, "u8_gptq": 8, "u4_awq": 4}  # codec -> bits of a code
 LONGEST = 65535  # rows and columns
 HALF_STEP = 2.0 ** -11  # what rounding to F16 changes at most, where F16 has its whole precision
 
@@ -24,13 +24,14 @@ HALF_STEP = 2.0 ** -11  # what rounding to F16 changes at most, where F16 has it
 def refusal(tile: Tile) -> str:
     """Why the operator does not take a tile in the codec's own order, in words; empty when it does."""
     rows, columns = tile.place.rows, tile.place.columns
-    scale, zero = tile["scale"], tile.get("zero")
-    size, left = divmod(columns, scale.shape[1])
+    scale, zero = tile["scale"].float(), tile["zero"].float() if "zero" in tile.fields else None
+    count = scale.numel() // rows
+    size, left = divmod(columns, count)
     if "group" in tile.fields:
         return "columns in an order of their own"
     if "offset" in tile.fields:
         return "a float offset"
-    if left or scale.shape[1] > 1 and size % 32:
+    if left or count > 1 and size % 32:
         return f"groups of {size} columns, not of a multiple of 32"
     if BITS[tile.place.codec] == 4 and rows % 8:
         return f"{rows} rows, not a multiple of 8"
@@ -45,8 +46,8 @@ def refusal(tile: Tile) -> str:
 
 
 def ordered(tile: Tile) -> Tile:
-    """A tile in the operator's order where it takes it, else as it is. Codes become I32 [columns, rows / 8] or I8
-    [columns, rows], scale and zero F32 [groups, rows]."""
+    """A tile of codec groups in the operator's order where it takes it, else as it is. Codes become I32
+    [columns, rows / 8] or I8 [columns, rows], scale and zero [groups, rows]."""
     if tile.place.order or refusal(tile):
         return tile
     if BITS[tile.place.codec] == 4:

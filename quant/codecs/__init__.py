@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from .base import Codec
 
 # Modules with CODECS.
-MODULES = ("plain", "fp8", "fp8_blocks", "mxfp8", "nvfp4", "int8", "ascend", "svdquant", "ggml", "codebook", "groups")
+MODULES = ("plain", "fp8", "fp8_blocks", "mxfp8", "nvfp4", "int8", "ascend", "svdquant", "ggml", "codebook", "groups",
+           "words")
 
 
 @cache

@@ -133,13 +133,13 @@ def scalar(scale: Tensor | None) -> Tensor | None:
 
 def stack(tiles: Sequence[Tile], fields: Mapping[str, Field]) -> Tile:
     """Tiles one below the other as one, their rows joined; what rows have in common is that of the first."""
-    import torch
+    from ..memory import cat
 
     first = tiles[0]
     if len(tiles) == 1:
         return first
     joined = {name: tensor if fields[name].axis is None else
-              torch.cat([tile[name] for tile in tiles], fields[name].axis or 0)
+              cat([tile[name] for tile in tiles], fields[name].axis or 0)
               for name, tensor in first.fields.items()}
     return Tile(first.place._replace(rows=sum(tile.place.rows for tile in tiles)), joined)
 

@@ -79,11 +79,13 @@ class NVFP4(Codec):
         """Not with `mul`: the host's pre_quant_scale multiplies the activation also of what a LoRA adds."""
         import torch
 
+        from ..memory import cat
+
         if not one_scale(tiles) or any("mul" in tile.fields for tile in tiles):
             return None
         whole = tiles[0]
         if len(tiles) > 1:
-            codes = torch.cat([tile["codes"] for tile in tiles])
+            codes = cat([tile["codes"] for tile in tiles])
             blocks = torch.cat([linear_blocks(tile["block"], *tile["codes"].shape) for tile in tiles])
             whole = whole.having(codes=codes, block=swizzle(blocks))
         return leaves(whole.having(codes=pad_rows(whole["codes"])), block="weight_scale", scale="weight_scale_2")

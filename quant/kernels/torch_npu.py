@@ -22,6 +22,7 @@ from ..ascend import groups
 from ..ascend.kinds import DUAL_BLOCK, KINDS
 from ..ascend.weights import integer_codes
 from ..codecs import codec
+from ..codecs.groups import Groups
 from ..tile import Tile
 from .base import NATIVE, Activation, Speed, add_low_rank
 from .reference import Reference, patched_bias, smooth
@@ -188,7 +189,10 @@ class TorchNPU(Reference):
         return "" if takes else groups.refusal(tile)
 
     def ordered(self, tile: Tile) -> Tile:
-        return groups.ordered(tile) if tile.place.codec in groups.BITS else super().ordered(tile)
+        kind = codec(tile.place.codec)
+        if not isinstance(kind, Groups):
+            return super().ordered(tile)
+        return tile if tile.place.order or groups.refusal(tile) else groups.ordered(kind.grouped(tile))
 
     def linear(self, act: Activation, tile: Tile, bias: torch.Tensor | None) -> torch.Tensor:
         x, kind = act.x, KINDS.get(tile.place.codec)

@@ -169,14 +169,14 @@ class Integers(IntegerFormat):
             if bool(((signed < -half) | (signed >= half)).any()):
                 raise ValueError(f"{name}.weight has codes of more than {bits} bits")
             codes = (signed + half).to(torch.uint8)
-            zero = None if zero is None else zero.float() + half
+            zero = None if zero is None else zero.to(torch.int16) + half
         scale = part["weight_scale"].reshape(-1, 1).expand(rows, 1) if self.weights.strategy == "tensor" \
             else part["weight_scale"]
         if group is not None and bool((group == -1).all()):  # as it is made, and never set
             group = None
-        zero = torch.full(tuple(scale.shape), float(half)) if zero is None else zero
+        zero = torch.full(tuple(scale.shape), half, dtype=torch.uint8) if zero is None else zero
         return Coded((tile(name, codes, scale, bits=bits, zero=zero, group=group, size=self.weights.size,
-                           paired=paired),), part.get("bias"))
+                           twos=paired),), part.get("bias"))
 
 
 class NVFP4:

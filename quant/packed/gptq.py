@@ -4,8 +4,8 @@
 
     GPTQ   weight I32 [K b / 32, N], packed along K; qzeros I32 [G, N b / 32], along N; lowest bits first, and 3 bits
            run on across words; scales float [G, N]; g_idx I32 [K], the group of every column (AutoRound leaves it out)
-    AWQ    weight I32 [K, N / 8], qzeros I32 [G, N / 8], packed along N: row 8 j + i is in nibble ORDER[i] of word j;
-           scales float [G, N]
+    AWQ    weight I32 [K, N / 8], qzeros I32 [G, N / 8], packed along N: row 8 j + i is in
+           nibble NIBBLES[i] of word j (quant/codecs/words.py); scales float [G, N]
 
 W = (code - zero) * scale. Version 1 of GPTQ ("gptq", the usual) stores zero points less one, version 2 ("gptq_v2") as
 they are. gptqmodel (utils/model.py) subtracts 0x11111111 from the whole word, so borrows run through it, and it is
@@ -18,16 +18,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..codecs.groups import tile
+from ..codecs.words import as_stored, awq_codes
 from ..stored import ByteOrder, Leaves
 from ..tile import Coded
-from .bits import FLOATS, WORD, IntegerFormat, kept_bytes, shapes_problem, unpack
+from .bits import FLOATS, WORD, IntegerFormat, shapes_problem, unpack
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BITS = (2, 3, 4, 8)  # gptqmodel's others are in planes, which is another layout
-ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-_AT_ONCE = 64  # words of a row: what is made of them on the way stays in the processor's cache
 
 
 def is_awq(leaves: Leaves) -> bool:
@@ -58,6 +57,8 @@ class GPTQ(IntegerFormat):
     def __init__(self, bits: int, version: int, size: int) -> None:
         super().__init__(bits, "qzeros", "scales", "g_idx")
         self.version, self.size = version, size
+        if bits in (4, 8):
+            self.codec = f"u{bits}_gptq"
 
     def shape(self, leaves: Leaves) -> tuple[int, int]:
         """[rows, columns] of the weight."""
@@ -73,12 +74,14 @@ class GPTQ(IntegerFormat):
             "qzeros": ("I32", (groups, rows * self.bits // WORD)), "g_idx": ("I32", (columns,))})
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
-        words, scales = part["weight"], part["scales"]
-        kept = kept_bytes(words.t(), self.bits)
-        codes = unpack(words, self.bits, 0, across=self.bits == 3).t() if kept is None else kept
-        made = tile(name, codes, scales.t(), bits=self.bits, zero=self._zeros(name, part["qzeros"]).t(),
-                    group=part.get("g_idx"), paired=kept is not None and self.bits < 8,
-                    size=group_size(words.shape[0] * WORD // self.bits, scales.shape[0], self.size))
+        words, scale, zero = part["weight"], part["scales"], self._zeros(name, part["qzeros"])
+        columns = words.shape[0] * WORD // self.bits
+        group, size = part.get("g_idx"), group_size(columns, scale.shape[0], self.size)
+        if self.bits in (4, 8):
+            made = as_stored(name, self.codec, words, columns, scale, zero, group=group, size=size)
+        else:
+            codes = unpack(words, self.bits, 0, across=self.bits == 3).t()
+            made = tile(name, codes, scale.t(), bits=self.bits, zero=zero.t(), group=group, size=size)
         return Coded((made,), part.get("bias"))
 
     def _zeros(self, name: str, words: Tensor) -> Tensor:
@@ -104,7 +107,7 @@ class AWQ(IntegerFormat):
 
     def __init__(self, size: int) -> None:
         super().__init__(4, "qzeros", "scales")
-        self.size = size
+        self.size, self.codec = size, "u4_awq"
 
     def shape(self, leaves: Leaves) -> tuple[int, int]:
         """[rows, columns] of the weight."""
@@ -119,25 +122,11 @@ class AWQ(IntegerFormat):
                                        "qzeros": ("I32", (groups, rows // 8))})
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
-        words, zeros = part["weight"], unpack(part["qzeros"], 4, 1).unflatten(1, (-1, 8))[..., ORDER].flatten(1).t()
-        paired, size = words.shape[0] % 2 == 0, group_size(words.shape[0], part["scales"].shape[0], self.size)
-        codes = _transposed(words) if paired else unpack(words, 4, 1).unflatten(1, (-1, 8))[..., ORDER].flatten(1).t()
-        return Coded((tile(name, codes, part["scales"].t(), bits=4, zero=zeros, size=size, paired=paired),),
-                     part.get("bias"))
-
-
-def _transposed(words: Tensor) -> Tensor:
-    """AWQ's words I32 [K, N / 8] -> U8 [N, K / 2], two columns of a row a byte, the even one in its low nibble."""
-    import torch
-
-    columns, count = words.shape
-    codes = torch.empty(count, 8, columns // 2, dtype=torch.uint8, device=words.device)
-    for at in range(0, count, _AT_ONCE):
-        even, odd = words[::2, at:at + _AT_ONCE], words[1::2, at:at + _AT_ONCE]
-        low = even & 0x0F0F0F0F | (odd & 0x0F0F0F0F) << 4  # of every byte
-        high = even >> 4 & 0x0F0F0F0F | odd & ~0x0F0F0F0F
-        for half, pairs in enumerate((low, high)):
-            data = pairs.t().contiguous().view(torch.uint8).unflatten(1, (-1, 4))
-            for byte in range(4):
-                codes[at:at + _AT_ONCE, ORDER.index(2 * byte + half)] = data[..., byte]
-    return codes.view(8 * count, columns // 2)
+        words, scale, zero = part["weight"], part["scales"], awq_codes(part["qzeros"])
+        columns = words.shape[0]
+        size = group_size(columns, scale.shape[0], self.size)
+        if columns % 2:  # no whole bytes in a row
+            made = tile(name, awq_codes(words).t(), scale.t(), bits=4, zero=zero.t(), size=size)
+        else:
+            made = as_stored(name, self.codec, words, columns, scale, zero, size=size)
+        return Coded((made,), part.get("bias"))

@@ -17,9 +17,8 @@ from support.pack import PACK
 from support.synthetic import flux_modules
 
 GROUP = 128
-# What is not held to 1.1. GPTQ and AWQ: their words are stored transposed, and layers that ComfyUI fuses are copied once
-# more. The T5: comparing the tokenizer's words takes 0.3 s, whatever the weights are.
-LIMITS = {"gptq": 2.6, "awq": 4.5, "compressed-tensors": 1.1, "GGUF T5": 2.0}
+TOOLS = ("gptq", "awq", "compressed-tensors")
+LIMIT = 1.1
 # Every byte into fresh memory ("read"), or a load, of which what ComfyUI's own loader takes is timed apart ("host").
 # `anon` is the most anonymous memory beyond what there is before, `kept` what the load leaves there.
 SCRIPT = r"""
@@ -209,7 +208,7 @@ def loading(folder: Path, budget: Callable[..., None], rounds: int = 5) -> None:
           "ComfyUI's own part of the load")
     _gguf(folder / "flux.gguf", 2, 4)
     made: list[tuple[str, Path, Path | str]] = [("GGUF", folder / "flux.gguf", "")]
-    made += [(tool, _packed(folder / tool, tool, 2, 4), "") for tool in LIMITS if tool != "GGUF T5"]
+    made += [(tool, _packed(folder / tool, tool, 2, 4), "") for tool in TOOLS]
     base, t5 = _t5(folder, 3)
     made.append(("GGUF T5", t5, base))
     for name, path, beside in made:
@@ -221,8 +220,7 @@ def loading(folder: Path, budget: Callable[..., None], rounds: int = 5) -> None:
         print(f"  {name:18}  {load['cpu']:.3f} s, of which ComfyUI {load['host']:.3f} (wall {load['seconds']:.3f}); reading "
               f"{read['stored'] / 1e9:.2f} GB {read['cpu']:.3f} s; anonymous memory up to {load['anon'] / 1e6:.0f} MB; "
               f"the file {load['stored'] / 1e6:.0f} MB, the model's size {load['size'] / 1e6:.0f} MB")
-        limit = LIMITS.get(name, 1.1)
-        budget(f"{name}: load, ratio of medians of {rounds}", load["cpu"] / (read["cpu"] + load["host"]), limit, "x")
+        budget(f"{name}: load, ratio of medians of {rounds}", load["cpu"] / (read["cpu"] + load["host"]), LIMIT, "x")
         budget(f"{name}: memory beyond what is kept (largest tensor: {load['largest'] / 1e6:.0f} MB)",
                (load["anon"] - load["kept"]) / 1e6, 1.05 * load["largest"] / 1e6, "MB")
         if beside:

@@ -18,7 +18,9 @@ from quantized_transformers.quant.layouts.join import join
 from quantized_transformers.quant.layouts.tiled import is_tiled, plain_bias
 from quantized_transformers.quant.linear import with_tiles_of
 from quantized_transformers.quant.marker import marker
+from quantized_transformers.quant.packed.gptq import AWQ, GPTQ
 from quantized_transformers.quant.patches import loading
+from quantized_transformers.quant.stored import ByteOrder
 from quantized_transformers.quant.tile import Place, Tile
 from support import ascend, ascend_net, gguf_files, packed
 from support.svdquant import awq, w4a4
@@ -107,6 +109,11 @@ def slim(kind: str) -> dict[str, torch.Tensor]:
     return {**tensors, "comfy_quant": marker({**conf, "full_precision_matrix_mult": True})}
 
 
+def words(leaves: packed.Layer, fmt: GPTQ | AWQ) -> dict[str, torch.Tensor]:
+    part = {"weight" if leaf == "qweight" else leaf: tensor for leaf, tensor in leaves[0].items()}
+    return join(fmt.coded("layer", part, ByteOrder()).tiles, ["layer"], (ROWS, 128)).tensors
+
+
 FORMATS: dict[str, Callable[[], dict[str, torch.Tensor]]] = {
     "fp8": lambda: host("float8_e4m3fn", "TensorCoreFP8E4M3Layout", scale="recalculate"),
     "fp8 e5m2": lambda: host("float8_e5m2", "TensorCoreFP8E5M2Layout", scale="recalculate"),
@@ -124,6 +131,9 @@ FORMATS: dict[str, Callable[[], dict[str, torch.Tensor]]] = {
     "codebook": codebook,
     "uint4 groups": lambda: groups(4),
     "uint8 groups": lambda: groups(8, order=packed.act_order(128, 32)),
+    "gptq int4": lambda: words(packed.gptq(_float(128), 4, 32, zeros=True, order=True), GPTQ(4, 1, 32)),
+    "gptq int8": lambda: words(packed.gptq(_float(128), 8, 32), GPTQ(8, 1, 32)),
+    "awq int4": lambda: words(packed.awq(_float(128), 32), AWQ(32)),
     "svdq int4": lambda: svdq("int4"),
     "svdq int4 unsigned": lambda: svdq("int4", True),
     "svdq linear2": lambda: svdq("int4", True, beside=True),

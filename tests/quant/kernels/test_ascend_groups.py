@@ -93,8 +93,8 @@ REFUSED = {
 CHANGED = {
     "a float offset": (lambda t: t.having(offset=t["scale"]), "a float offset"),
     "zero points that are no codes": (lambda t: t.having(zero=t["zero"] + 0.5), "zero points that are no codes"),
-    "a scale too large": (lambda t: t.having(scale=t["scale"] * 1e8), "scales that F16 does not hold"),
-    "a scale too small": (lambda t: t.having(scale=t["scale"] * 1.2345e-6), "scales that F16 does not hold")}
+    "a scale too large": (lambda t: t.having(scale=t["scale"].float() * 1e8), "scales that F16 does not hold"),
+    "a scale too small": (lambda t: t.having(scale=t["scale"].float() * 1.2345e-6), "scales that F16 does not hold")}
 
 
 @pytest.mark.parametrize("name", [*REFUSED, *CHANGED])
