@@ -9,7 +9,7 @@ import struct
 
 import pytest
 from browser.definitions import place_models
-from browser.extension import HOSTILE, IMAGES, OUT, WEIGHTS, full_size, whole_checkpoint
+from browser.extension import HOSTILE, IMAGES, OUT, WEIGHTS, full_size, other_tools, whole_checkpoint
 from filelock import FileLock
 
 from support.browser import Frontend, problems_of_the_host, require
@@ -70,6 +70,7 @@ def extension_server(tiny, hub, tmp_path_factory):
         shutil.copytree(folder, models / name)
     full_size(models)
     whole_checkpoint(base / "models" / "checkpoints")
+    other_tools(base / "models", tiny.pipeline / "transformer")
     env = {"HF_HOME": str(base / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
     with Server(base, env=env) as running:
         yield running

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from support import host_models, svdquant_tables
+from support import gguf_files, host_models, packed, svdquant_tables
 from support.browser import Frontend
+from support.common import save
 from support.pack import PACK
 from support.server import Server, outputs
 from support.workflow import apply_override, load_base, text_to_image
@@ -24,6 +25,7 @@ from support.workflow import apply_override, load_base, text_to_image
 FLUX, FP8 = "black-forest-labs/FLUX.1-dev", "lmsys/flux1-dev-modelopt-fp8-sglang-transformer"
 QWEN, SVDQ = "nunchaku-tech/nunchaku-qwen-image", "nunchaku-tech/nunchaku-flux.1-dev"
 WHOLE = "wan-vace-all-in-one.safetensors"
+GGUF, GPTQ = "tiny-Q8_0.gguf", "tiny-gptq"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OUT = PACK / "output" / "browser"
 HOSTILE = "<img src=x onerror=window.hit=1>"
@@ -180,6 +182,20 @@ def whole_checkpoint(folder: Path) -> None:
               "text_encoders.umt5xxl.transformer.shared.weight": torch.ones(64, 8, dtype=torch.bfloat16)}
     folder.mkdir(parents=True, exist_ok=True)
     save_file({f"model.diffusion_model.{name}": tensor for name, tensor in stored.items()} | beside, folder / WHOLE)
+
+
+def other_tools(models: Path, transformer: Path) -> None:
+    """A FLUX.1 in diffusers' folder as a GGUF file, and packed as GPTQ's tools pack it."""
+    tensors = {name: tensor for file in transformer.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    (models / "diffusion_models").mkdir(exist_ok=True)
+    gguf_files.write(models / "diffusion_models" / GGUF, gguf_files.packed(tensors, "Q8_0")[0])
+    made = dict(tensors)
+    for name, tensor in tensors.items():
+        if name.endswith(".weight") and tensor.ndim == 2 and "blocks" in name:
+            leaves, _ = packed.gptq(made.pop(name).float(), size=64)
+            made |= {name.replace("weight", leaf): part for leaf, part in leaves.items()}
+    config = json.loads((transformer / "config.json").read_text(encoding="utf-8"))
+    save(models / "diffusers" / GPTQ, made, {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
 
 
 def build(frontend: Frontend, *nodes: tuple[str, str, dict[str, Any]], **links: str) -> dict[str, int]:

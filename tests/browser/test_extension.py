@@ -15,6 +15,8 @@ from browser.extension import (
     COLOURS,
     FLUX,
     FP8,
+    GGUF,
+    GPTQ,
     HOSTILE,
     IMAGES,
     LOAD_SUBGRAPH,
@@ -29,6 +31,7 @@ from browser.extension import (
     next_choice,
     picture,
     run_in_page,
+    shown,
     sidebar,
     stored_formats,
     wait_for,
@@ -37,6 +40,8 @@ from browser.extension import (
 
 from quantized_transformers.views.layer_map import PROBLEM_COLOUR, format_colours
 from support.pack import PACK
+from support.server import outputs
+from support.workflow import apply_override, load_base, text_to_image
 
 pytestmark = pytest.mark.browser
 
@@ -113,6 +118,29 @@ def test_a_model_that_only_comfyui_knows(classic, server):
               "3": {"class_type": "QT_InspectCheckpoint", "inputs": {"checkpoint": WHOLE}}}
     server.run(prompt)
     assert classic.problems == []
+
+
+@pytest.mark.parametrize(("reference", "title", "name"), [
+    (GGUF, "GGUF", "GGUF Q8_0"), (GPTQ, "GPTQ, AWQ", "UINT4 (groups)")])
+def test_files_of_other_tools(classic, server, reference, title, name):
+    """Badge, the browser's row and filter, the layer map, and a picture."""
+    ids = build(classic, ("base", "QT_LoadBaseModel", {"base_model": "tiny-flux"}),
+                ("q", "QT_ApplyTransformerOverride", {"override": reference}), q_model="base")
+    seen = badge(classic, ids["q"])
+    assert seen["text"][:3] == [title, "FLUX.1", "emulated"] and seen["mark"] == ""
+    assert {part["format"]: part["colour"] for part in seen["bar"]}[name] == colour_of(name)
+    browser = sidebar(classic)
+    browser.get_by_label("Format").select_option(name)
+    assert reference in shown(browser) and "tiny-flux" not in shown(browser)
+    browser.locator(f'.qt-item[data-reference="{reference}"] .qt-look').click()
+    classic.page.locator(".qt-map table").wait_for()
+    cells = classic.page.eval_on_selector_all(".qt-map td[title]", "(cells) => cells.map((cell) => cell.title)")
+    assert any(cell.endswith(f": {name}") for cell in cells)
+    classic.page.keyboard.press("Escape")
+    browser.get_by_label("Format").select_option("")
+    done = server.run({"base": load_base("tiny-flux"), "q": apply_override(["base", 0], reference),
+                       **text_to_image(["q", 0], "t", steps=1, size=64)})
+    assert outputs(server, done, "images") and classic.problems == []
 
 
 def test_a_badge_comes_within_300_ms(classic):
