@@ -33,8 +33,10 @@ IDS = torch.arange(1, 9)[None]
 
 def seeded(model: Any) -> Any:
     """Random weights that are the same for the same names, BF16."""
+    from support.transformers_versions import parameters
+
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        for name, p in parameters(model).items():
             g = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
             r = torch.randn(p.shape, generator=g)
             p.copy_(1 + 0.2 * r if "norm" in name else 0.05 * r)
@@ -51,16 +53,18 @@ def qwen3(width: int) -> Any:
 
 
 def qwen25vl() -> Any:
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    from support.transformers_versions import qwen25_vl_config, rope
 
     text = {"vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2,
             "num_key_value_heads": 1, "rms_norm_eps": 1e-6, "max_position_embeddings": 512, "bos_token_id": 1,
-            "eos_token_id": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}}
+            "eos_token_id": 2, **rope(1e6, mrope_section=[4, 6, 6])}
     vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64,
               "fullatt_block_indexes": [0], "patch_size": 4}
     special = {"image_token_id": 60, "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63}
-    return seeded(Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, tie_word_embeddings=False, **special)))
+    return seeded(Qwen2_5_VLForConditionalGeneration(qwen25_vl_config(
+        text, vision_config=vision, tie_word_embeddings=False, **special)))
 
 
 def t5() -> Any:
@@ -244,6 +248,6 @@ def independent(made: Path, tool: str) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder has a bitsandbytes.py of its own
+    sys.path[0] = str(Path(__file__).parents[1])  # not this folder, which has a bitsandbytes.py of its own
     for argument in sys.argv[1:]:
         main(argument)

@@ -12,6 +12,7 @@ import torch
 
 from support.common import randomise
 from support.pack import COMFYUI
+from support.transformers_versions import rope
 
 # Output widths; they are those of the tiny transformers in flux.py, wan.py and hunyuan_video.py.
 FLUX_TEXT, FLUX_POOLED = 64, 32
@@ -70,7 +71,7 @@ def llama_config(**sizes: int) -> Any:
 
     return LlamaConfig(**{"vocab_size": LLAMA_VOCAB, "hidden_size": HUNYUAN_TEXT, "intermediate_size": 96,
                           "num_hidden_layers": 5, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128,
-                          **sizes}, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+                          **sizes}, rms_norm_eps=1e-5, **rope(500000.0),
                        bos_token_id=128000, eos_token_id=128001, pad_token_id=128258)
 
 

@@ -26,6 +26,7 @@ import torch
 
 from support import gguf_files
 from support.gguf_files import Kind
+from support.transformers_versions import fast_tokenizer
 
 PRE = {"llama": "llama-bpe", "mistral3": "tekken", "qwen3": "qwen2", "qwen2vl": "qwen2", "gemma3": "default"}
 PERMUTED = ("llama", "mistral3")
@@ -353,7 +354,7 @@ def fields(message: bytes) -> dict[int, Any]:
 
 
 def _bpe(folder: Path, vocab: int) -> tuple[list[str], list[int]]:
-    tokenizer = _fast(folder)
+    tokenizer = fast_tokenizer(folder)
     by_id, added = _tokens_of(folder), tokenizer.added_tokens_decoder
     tokens, kinds = [f"[PAD{i}]" for i in range(vocab)], [gguf.TokenType.UNUSED] * vocab
     for i, token in by_id.items():
@@ -364,14 +365,8 @@ def _bpe(folder: Path, vocab: int) -> tuple[list[str], list[int]]:
     return tokens, kinds
 
 
-def _fast(folder: Path) -> Any:
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast.from_pretrained(folder)
-
-
 def _tokens_of(folder: Path) -> dict[int, str]:
-    return {i: token for token, i in _fast(folder).get_vocab().items()}
+    return {i: token for token, i in fast_tokenizer(folder).get_vocab().items()}
 
 
 # ------------------------------------------------------------------------------------------------- reading

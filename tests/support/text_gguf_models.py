@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from support.pack import PACK
+from support.transformers_versions import parameters, qwen25_vl_config, rope
 
 EXPORTS = PACK / "tests" / "data" / "exports" / "text_gguf"
 VOCAB = 48
@@ -43,32 +44,31 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_fre
 def _config(kind: str) -> Any:
     import transformers as tr
 
-    rope = {"rope_type": "default", "rope_theta": 1e6}
     if kind in ("t5encoder", "umt5"):
         return tr.T5Config(**T5) if kind == "t5encoder" else tr.UMT5Config(**T5, num_decoder_layers=1)
     if kind == "llama":
-        return tr.LlamaConfig(**LLM, rope_parameters=LLAMA3)
+        return tr.LlamaConfig(**LLM, **rope(**LLAMA3))
     if kind == "llava":
         vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
                   "image_size": 28, "patch_size": 14}
-        return tr.LlavaConfig(text_config=tr.LlamaConfig(**LLM, rope_parameters=rope).to_dict(),
+        return tr.LlavaConfig(text_config=tr.LlamaConfig(**LLM, **rope(1e6)).to_dict(),
                               vision_config=tr.CLIPVisionConfig(**vision).to_dict(), image_token_index=3)
     if kind == "mistral":
-        return tr.MistralConfig(**LLM, rope_parameters=rope)
+        return tr.MistralConfig(**LLM, **rope(1e6))
     if kind == "mistral3":
         vision = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
                   "num_attention_heads": 2, "head_dim": 8, "patch_size": 14, "image_size": 28}
-        text = tr.MistralConfig(**{**LLM, "tie_word_embeddings": True}, rope_parameters=rope)
+        text = tr.MistralConfig(**{**LLM, "tie_word_embeddings": True}, **rope(1e6))
         return tr.Mistral3Config(text_config=text.to_dict(), vision_config=vision, tie_word_embeddings=True)
     if kind == "qwen3":
-        return tr.Qwen3Config(**{**LLM, "tie_word_embeddings": True}, rope_parameters=rope)
+        return tr.Qwen3Config(**{**LLM, "tie_word_embeddings": True}, **rope(1e6))
     if kind.startswith("qwen25vl"):
         text = {**LLM, "hidden_size": 32}
         del text["head_dim"]
-        text |= {"rope_parameters": {**rope, "mrope_section": [1, 1, 2]}}
+        text |= rope(1e6, mrope_section=[1, 1, 2])
         vision = {"depth": 3, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32,
                   "fullatt_block_indexes": [0, 1, 2], "window_size": 112, "patch_size": 4}
-        return tr.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+        return qwen25_vl_config(text, vision_config=vision)
     gemma = {**LLM, "tie_word_embeddings": True, "sliding_window": 128}
     if kind == "gemma2":
         return tr.Gemma2Config(**gemma)
@@ -81,7 +81,7 @@ def make(kind: str) -> Any:
 
     torch.manual_seed(0)
     model = getattr(transformers, MODELS[kind][0])(_config(kind)).float().eval().requires_grad_(False)
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters(model).items():
         # models are renamed between versions of transformers: the last parts of a name stay
         start = zlib.crc32(".".join(name.rpartition("layers.")[2].split(".")[-4:]).encode())
         values = (torch.arange(parameter.numel()) * 5 + start) % 1024 - 512

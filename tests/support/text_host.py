@@ -26,6 +26,7 @@ from quantized_transformers.loaders.components.text_encoders import (
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.locate import locate
 from support import text_encoders
+from support.transformers_versions import qwen25_vl_config, rope
 
 ENCODERS = {"clip_l": clip_l.CLIP_L, "clip_g": clip_g.CLIP_G, "t5": t5.T5_XXL, "umt5": umt5.UMT5_XXL,
             "llama": llama.LLAMA, "mistral3": mistral3.MISTRAL3, "qwen25_vl": qwen25_vl.QWEN25_VL,
@@ -100,8 +101,7 @@ def tiny(name: str) -> Any:
         return text_encoders.clip(256)
     if name == "clip_g":
         return text_encoders.clip_g(hidden_size=64, intermediate_size=64, projection_dim=64, num_attention_heads=4)
-    rope = {"rope_type": "default", "rope_theta": 12345.0}
-    sizes = {**LLM, "rope_parameters": rope}
+    sizes = {**LLM, **rope(12345.0)}
     if name == "llama":
         return text_encoders.seeded(tr.LlamaModel, tr.LlamaConfig(**sizes))
     if name == "gemma2":
@@ -114,11 +114,10 @@ def tiny(name: str) -> Any:
         return text_encoders.seeded(tr.Mistral3ForConditionalGeneration, tr.Mistral3Config(
             text_config=tr.MistralConfig(**sizes, sliding_window=None).to_dict(), vision_config=vision))
     if name == "qwen25_vl":
-        sizes["rope_parameters"] = {**rope, "mrope_section": [16, 24, 24]}
+        sizes |= rope(12345.0, mrope_section=[16, 24, 24])
         vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 256,
                   "fullatt_block_indexes": [0], "patch_size": 4}
-        return text_encoders.seeded(tr.Qwen2_5_VLForConditionalGeneration, tr.Qwen2_5_VLConfig(
-            text_config=sizes, vision_config=vision))
+        return text_encoders.seeded(tr.Qwen2_5_VLForConditionalGeneration, qwen25_vl_config(sizes, vision_config=vision))
     return text_encoders.seeded(tr.Qwen3ForCausalLM, tr.Qwen3Config(
         **sizes, tie_word_embeddings=name == "qwen3"))
 

@@ -22,7 +22,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from support import bitsandbytes, packed
+from support import bitsandbytes, packed, transformers_versions
 from support.pack import PACK
 from support.text_gguf import as_float
 
@@ -193,7 +193,7 @@ def _packed(source: Path, layer: Layer, skip: tuple[str, ...]) -> tuple[Any, _Te
     import transformers
 
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    reference = getattr(transformers, config["architectures"][0]).from_pretrained(source, dtype="auto").eval()
+    reference = transformers_versions.loaded(getattr(transformers, config["architectures"][0]), source, "auto").eval()
     reference.requires_grad_(False)
     linears = {plain(name): module for name, module in reference.named_modules() if isinstance(module, torch.nn.Linear)}
     stored: Tensors = {}

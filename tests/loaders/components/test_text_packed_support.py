@@ -12,6 +12,7 @@ from support import make_text_packed as tools
 from support import text_packed
 from support.common import rel_l2
 from support.text_packed import FORMATS, RECORDS, hidden, record, write, write_file
+from support.transformers_versions import parameters
 
 pytestmark = pytest.mark.unit
 
@@ -45,7 +46,7 @@ def test_folders_are_as_the_tools_save_them(case, tmp_path):
         shapes = [{name: kind for name, kind in part.items() if "norm" not in name} for part in shapes]
     assert shapes[0] == shapes[1]
     for name, values in weights.items():
-        assert rel_l2(model.get_parameter(name), values.float()) < (0.16 if case in SEARCHED else 0.04), name
+        assert rel_l2(parameters(model)[name], values.float()) < (0.16 if case in SEARCHED else 0.04), name
     assert states.shape == hidden(model).shape
     if case in SEARCHED:  # by one unpacking, which on the tool's own file gives back the weight that was packed
         for name, values in tools.independent(folder, case).items():
@@ -78,7 +79,7 @@ def test_records_hold_together(case):
         parts[text_packed.plain(layer)].weight.data = (stored[f"{layer}.weight"].float() * step).bfloat16().float()
     for name, values in weights.items():
         # one rounding to BF16, more or less
-        assert ((model.get_parameter(name) - values).abs() <= 2.0 ** -7 * values.abs()).all(), name
+        assert ((parameters(model)[name] - values).abs() <= 2.0 ** -7 * values.abs()).all(), name
     # where the tool multiplies in BF16: the same rounding, in a few sums
     assert rel_l2(hidden(model), states) < 2.0 ** -8
 
