@@ -14,6 +14,10 @@ class QuantizedTransformers(ComfyExtension):
         from . import host
 
         host.register_model_folder()
+        if not host.lacking("checks before the queue"):
+            from .nodes.inputs import keep_prompt
+
+            host.on_prompt(keep_prompt)
         table = host.routes()
         if table is None:
             return

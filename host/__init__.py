@@ -70,7 +70,7 @@ from .sampling import (
     scheduler_names,
     start_of,
 )
-from .server import other_origins_allowed, routes
+from .server import on_prompt, other_origins_allowed, output_types, routes
 from .text_encoders import (
     bundled_tokenizer,
     follow_tokenizer_json,

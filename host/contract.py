@@ -266,6 +266,12 @@ FEATURES = {
         "comfy_api.latest:ui.PreviewImage",
         "comfy_api.latest:ui.PreviewText",
     )),
+    "checks before the queue": Feature("a prompt is checked node by node only; what does not fit fails when it runs", (
+        "server:PromptServer->instance",
+        "server:PromptServer.add_on_prompt_handler(self, handler)",
+        "server:nodes.NODE_CLASS_MAPPINGS",
+        "comfy_api.latest:io.Hidden",
+    )),
     "web routes": Feature("badges, the checkpoint browser and downloads in the browser do not work; the nodes do", (
         "server:PromptServer->instance",
         "server:PromptServer->routes",

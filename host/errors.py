@@ -7,7 +7,13 @@ class CheckpointError(ValueError):
     """Something about a checkpoint, a request or this ComfyUI that this pack refuses.
 
     ComfyUI shows the text of an exception as it is, so it answers three questions: what is wrong, where, what to do.
+    Its API names the class, with the module that it says it is of: a pack's modules are called by their folder there.
     """
+
+    __module__ = "quantized_transformers"
+
+    def __init_subclass__(cls) -> None:
+        cls.__module__ = CheckpointError.__module__
 
     def __init__(self, what: str, where: object = "", do: str = "") -> None:
         text = what

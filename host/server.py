@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 
@@ -13,6 +14,23 @@ def routes() -> Any | None:
     """
     server = getattr(sys.modules.get("server"), "PromptServer", None)
     return getattr(getattr(server, "instance", None), "routes", None)
+
+
+def on_prompt(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
+    """Have `handler` see every prompt that is posted, and return it, before the server checks it in the same task;
+    whether there is a server."""
+    server = getattr(sys.modules.get("server"), "PromptServer", None)
+    instance = getattr(server, "instance", None)
+    if instance is None:
+        return False
+    instance.add_on_prompt_handler(handler)
+    return True
+
+
+def output_types(node_class: str) -> tuple[str, ...]:
+    """The types of the outputs of a node class; empty for one that is not installed."""
+    classes = getattr(getattr(sys.modules.get("server"), "nodes", None), "NODE_CLASS_MAPPINGS", {})
+    return tuple(map(str, getattr(classes.get(node_class), "RETURN_TYPES", ())))
 
 
 def other_origins_allowed() -> bool:

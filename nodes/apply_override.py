@@ -24,9 +24,9 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The base, from Load Base Model or any loader of the same "
                                                 "architecture."),
-                io.Combo.Input("override", options=inputs.reference_choices((*OVERRIDES, *KNOWN)),
+                io.Combo.Input("override", optional=True, options=inputs.reference_choices((*OVERRIDES, *KNOWN)),
                                tooltip="What ComfyUI's model folders hold, and the known repo ids."),
-                io.Combo.Input("kind", options=["auto", "component", "weights"], default="auto",
+                io.Combo.Input("kind", optional=True, options=["auto", "component", "weights"], default="auto",
                                tooltip="component: config and weights of the override. weights: only its weights, the "
                                        "base's config stays. auto: component when there is a config.json."),
                 inputs.reference(),
@@ -43,18 +43,19 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
                 inputs.download_missing(),
                 nvfp4.byte_order(),
             ],
-            outputs=[io.Model.Output(), io.String.Output("report", display_name="report")])
+            outputs=[io.Model.Output(), io.String.Output("report", display_name="report")],
+            hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def validate_inputs(cls, override: str = "", reference: str = "", download_missing: bool = False) -> bool | str:
-        return inputs.check_choice(override, (*OVERRIDES, *KNOWN), reference, download_missing)
+    def validate_inputs(cls, override: str = "", reference: str = "") -> bool | str:
+        return inputs.ready(cls, override, (*OVERRIDES, *KNOWN), reference)
 
     @classmethod
     def fingerprint_inputs(cls, override: str = "", reference: str = "", model=None, **kwargs) -> str:
         return inputs.fingerprint(override, reference, **kwargs)
 
     @classmethod
-    def execute(cls, model, override: str, kind: str = "auto", reference: str = "", weights_name: str = "",
+    def execute(cls, model, override: str = "", kind: str = "auto", reference: str = "", weights_name: str = "",
                 compute: str = "auto", fp4_backend: str = "auto", revision: str = "",
                 download_missing: bool = False, byte_order: str = "auto") -> io.NodeOutput:
         from ..loaders import model as models

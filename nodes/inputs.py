@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import fields
+from functools import cache
 from pathlib import PureWindowsPath
 from typing import Any
 
@@ -121,6 +123,38 @@ def new_name(text: str) -> str:
         raise CheckpointError("this is a path of Windows, which this machine does not run", name,
                               "give a name relative to ComfyUI's folders, or a path of this machine")
     return name.replace("\\", "/")
+
+
+_prompt: ContextVar[dict[str, Any] | None] = ContextVar("prompt", default=None)
+
+
+def keep_prompt(data: Any) -> Any:
+    """For host.on_prompt: what is posted, kept for the checks of its nodes, which the host asks in the same task."""
+    prompt = data.get("prompt") if isinstance(data, dict) else None
+    _prompt.set(prompt if isinstance(prompt, dict) else None)
+    return data
+
+
+def ready(cls: Any, listed: str | None, known: Iterable[str], reference: str | None) -> bool | str:
+    """validate_inputs of a node that refers to a checkpoint: True, or why it would fail when the prompt runs, by its
+    files and by what it is wired to (views/queue_check.py). `cls` is the node as the host asks it, with its own id.
+
+    Where nothing tells which prompt it is of, the reference alone is looked for (`check_choice`).
+    """
+    prompt, node = _prompt.get(), getattr(getattr(cls, "hidden", None), "unique_id", None)
+    if prompt is None or node not in prompt:
+        return check_choice(listed, known, reference, True)
+    from ..views.queue_check import Prompt, problem
+
+    found = problem(Prompt(prompt, _referring(), host.output_types), node)
+    return str(found) if found else True
+
+
+@cache
+def _referring() -> dict[str, dict[str, Any]]:
+    from . import node_classes
+
+    return referring(node_classes())
 
 
 def fingerprint(listed: str, reference: str = "", **inputs: Any) -> str:

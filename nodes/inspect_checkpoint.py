@@ -22,7 +22,8 @@ class QT_InspectCheckpoint(io.ComfyNode):
                         "quantization, the format of every layer, and what would refuse to load.",
             search_aliases=["what is this model", "checkpoint info", "layer map", "quantization"],
             inputs=[
-                io.Combo.Input("checkpoint", options=inputs.reference_choices((*OVERRIDES, *KNOWN, *KNOWN_BASES)),
+                io.Combo.Input("checkpoint", optional=True,
+                               options=inputs.reference_choices((*OVERRIDES, *KNOWN, *KNOWN_BASES)),
                                tooltip="What ComfyUI's model folders hold, and the known repo ids."),
                 inputs.reference(),
                 io.String.Input("weights_name", optional=True, default="", advanced=True,
@@ -30,18 +31,19 @@ class QT_InspectCheckpoint(io.ComfyNode):
             ],
             outputs=[io.String.Output("report", display_name="report"),
                      io.Image.Output("layer_map", display_name="layer map",
-                                     tooltip="Rows are blocks, columns modules, the colour is the stored format.")])
+                                     tooltip="Rows are blocks, columns modules, the colour is the stored format.")],
+            hidden=[io.Hidden.unique_id])
 
     @classmethod
     def validate_inputs(cls, checkpoint: str = "", reference: str = "") -> bool | str:
-        return inputs.check_choice(checkpoint, (*OVERRIDES, *KNOWN, *KNOWN_BASES), reference)
+        return inputs.ready(cls, checkpoint, (*OVERRIDES, *KNOWN, *KNOWN_BASES), reference)
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str = "", reference: str = "", **kwargs) -> str:
         return inputs.fingerprint(checkpoint, reference, **kwargs)
 
     @classmethod
-    def execute(cls, checkpoint: str, reference: str = "", weights_name: str = "") -> io.NodeOutput:
+    def execute(cls, checkpoint: str = "", reference: str = "", weights_name: str = "") -> io.NodeOutput:
         import numpy
         import torch
 

@@ -20,12 +20,13 @@ class QT_LoadBaseModel(io.ComfyNode):
                         "Transformer Override.",
             search_aliases=["diffusers folder", "modelopt", "fp8 loader", "load diffusion model", "sharded", "flux"],
             inputs=[
-                io.Combo.Input("base_model", options=inputs.reference_choices(KNOWN_BASES),
+                io.Combo.Input("base_model", optional=True, options=inputs.reference_choices(KNOWN_BASES),
                                tooltip="What ComfyUI's model folders (diffusers, diffusion_models, checkpoints) hold, "
                                        "and the known repo ids."),
-                io.Combo.Input("component", options=["transformer", "transformer_2"], default="transformer",
+                io.Combo.Input("component", optional=True, options=["transformer", "transformer_2"],
+                               default="transformer",
                                tooltip="Which transformer of a pipeline with two (Wan2.2: high and low noise)."),
-                io.Combo.Input("weights", options=["load", "defer to override"], default="load",
+                io.Combo.Input("weights", optional=True, options=["load", "defer to override"], default="load",
                                tooltip="defer to override: do not read, or even need, the base's weight files."),
                 inputs.reference(),
                 io.Combo.Input("dtype", options=["default", "bf16", "fp16", "fp32"], default="default", optional=True,
@@ -35,18 +36,19 @@ class QT_LoadBaseModel(io.ComfyNode):
                 inputs.download_missing(),
                 nvfp4.byte_order(),
             ],
-            outputs=[io.Model.Output(), io.String.Output("report", display_name="report")])
+            outputs=[io.Model.Output(), io.String.Output("report", display_name="report")],
+            hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def validate_inputs(cls, base_model: str = "", reference: str = "", download_missing: bool = False) -> bool | str:
-        return inputs.check_choice(base_model, KNOWN_BASES, reference, download_missing)
+    def validate_inputs(cls, base_model: str = "", reference: str = "") -> bool | str:
+        return inputs.ready(cls, base_model, KNOWN_BASES, reference)
 
     @classmethod
     def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:
         return inputs.fingerprint(base_model, reference, **kwargs)
 
     @classmethod
-    def execute(cls, base_model: str, component: str = "transformer", weights: str = "load", reference: str = "",
+    def execute(cls, base_model: str = "", component: str = "transformer", weights: str = "load", reference: str = "",
                 dtype: str = "default", revision: str = "", download_missing: bool = False,
                 byte_order: str = "auto") -> io.NodeOutput:
         from ..loaders import model

@@ -26,7 +26,7 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
             search_aliases=["diffusers folder", "clip loader", "t5", "umt5", "llama", "qwen", "mistral", "sharded",
                             "gguf clip", "quantized text encoder"],
             inputs=[
-                io.Combo.Input("base_model", options=inputs.reference_choices(KNOWN_BASES),
+                io.Combo.Input("base_model", optional=True, options=inputs.reference_choices(KNOWN_BASES),
                                tooltip="What ComfyUI's model folders (diffusers, diffusion_models, checkpoints) hold, "
                                        "and the known repo ids. It must be a whole pipeline folder (with "
                                        "model_index.json) or an all-in-one checkpoint."),
@@ -42,16 +42,13 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
                 *_override("override_2", "The same for another one of the base's text encoders, or for the mmproj file "
                            "of a GGUF (the eyes of Qwen2.5-VL)."),
             ],
-            outputs=[io.Clip.Output(), io.String.Output("report", display_name="report")])
+            outputs=[io.Clip.Output(), io.String.Output("report", display_name="report")],
+            hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def validate_inputs(cls, base_model: str = "", reference: str = "", download_missing: bool = False,
-                        override: str = "", override_reference: str = "", override_2: str = "",
-                        override_2_reference: str = "") -> bool | str:
-        answers = (inputs.check_choice(base_model, KNOWN_BASES, reference, download_missing),
-                   inputs.check_choice(override, (overrides.NONE, ""), override_reference, download_missing),
-                   inputs.check_choice(override_2, (overrides.NONE, ""), override_2_reference, download_missing))
-        return next((answer for answer in answers if answer is not True), True)
+    def validate_inputs(cls, base_model: str = "", reference: str = "", override: str = "",
+                        override_2: str = "") -> bool | str:
+        return inputs.ready(cls, base_model, KNOWN_BASES, reference)
 
     @classmethod
     def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:
@@ -63,7 +60,7 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
                             base_model, reference, sorted(kwargs.items(), key=str))
 
     @classmethod
-    def execute(cls, base_model: str, reference: str = "", dtype: str = "default", revision: str = "",
+    def execute(cls, base_model: str = "", reference: str = "", dtype: str = "default", revision: str = "",
                 download_missing: bool = False, **others: str) -> io.NodeOutput:
         from ..loaders.components import text_encoder
 

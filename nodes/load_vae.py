@@ -20,7 +20,7 @@ class QT_LoadBaseVAE(io.ComfyNode):
                         "ComfyUI's model of that family does.",
             search_aliases=["diffusers folder", "load vae", "autoencoder", "sharded"],
             inputs=[
-                io.Combo.Input("base_model", options=inputs.reference_choices(KNOWN_BASES),
+                io.Combo.Input("base_model", optional=True, options=inputs.reference_choices(KNOWN_BASES),
                                tooltip="The diffusers base whose vae is loaded: what ComfyUI's model folders hold, and "
                                        "the known repo ids."),
                 inputs.reference(),
@@ -30,11 +30,12 @@ class QT_LoadBaseVAE(io.ComfyNode):
                 inputs.revision(),
                 inputs.download_missing(),
             ],
-            outputs=[io.Vae.Output(), io.String.Output("report", display_name="report")])
+            outputs=[io.Vae.Output(), io.String.Output("report", display_name="report")],
+            hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def validate_inputs(cls, base_model: str = "", reference: str = "", download_missing: bool = False) -> bool | str:
-        return inputs.check_choice(base_model, KNOWN_BASES, reference, download_missing)
+    def validate_inputs(cls, base_model: str = "", reference: str = "") -> bool | str:
+        return inputs.ready(cls, base_model, KNOWN_BASES, reference)
 
     @classmethod
     def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:
@@ -44,7 +45,7 @@ class QT_LoadBaseVAE(io.ComfyNode):
         return inputs.stamp(lambda: vae.source(request).paths, base_model, reference, sorted(kwargs.items(), key=str))
 
     @classmethod
-    def execute(cls, base_model: str, reference: str = "", dtype: str = "default", revision: str = "",
+    def execute(cls, base_model: str = "", reference: str = "", dtype: str = "default", revision: str = "",
                 download_missing: bool = False) -> io.NodeOutput:
         from ..loaders.components import vae
 

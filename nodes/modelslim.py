@@ -20,10 +20,10 @@ class QT_ModelSlimLoader(io.ComfyNode):
                         "on Ascend NPUs, CUDA and the CPU.",
             search_aliases=["ascend", "npu", "msmodelslim", "w8a8", "mxfp8", "mxfp4", "wan2.2 w8a8"],
             inputs=[
-                io.Combo.Input("folder", options=list(dict.fromkeys([*local_folders(), *KNOWN])),
+                io.Combo.Input("folder", optional=True, options=list(dict.fromkeys([*local_folders(), *KNOWN])),
                                tooltip="Folders with a quant_model_description*.json in ComfyUI's model folders, and "
                                        "known repo ids."),
-                io.Combo.Input("component", options=list(EXPERTS), default="transformer",
+                io.Combo.Input("component", optional=True, options=list(EXPERTS), default="transformer",
                                tooltip="Which of two experts: transformer is high_noise_model, transformer_2 is "
                                        "low_noise_model. A single model is transformer."),
                 inputs.reference(),
@@ -31,18 +31,19 @@ class QT_ModelSlimLoader(io.ComfyNode):
                 inputs.revision(),
                 inputs.download_missing(),
             ],
-            outputs=[io.Model.Output(), io.String.Output("report", display_name="report")])
+            outputs=[io.Model.Output(), io.String.Output("report", display_name="report")],
+            hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def validate_inputs(cls, folder: str = "", reference: str = "", download_missing: bool = False) -> bool | str:
-        return inputs.check_choice(folder, KNOWN, reference, download_missing)
+    def validate_inputs(cls, folder: str = "", reference: str = "") -> bool | str:
+        return inputs.ready(cls, folder, KNOWN, reference)
 
     @classmethod
     def fingerprint_inputs(cls, folder: str = "", reference: str = "", **kwargs) -> str:
         return inputs.fingerprint(folder, reference, **kwargs)
 
     @classmethod
-    def execute(cls, folder: str, component: str = "transformer", reference: str = "", compute: str = "auto",
+    def execute(cls, folder: str = "", component: str = "transformer", reference: str = "", compute: str = "auto",
                 revision: str = "", download_missing: bool = False) -> io.NodeOutput:
         from ..loaders import model
 

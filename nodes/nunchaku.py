@@ -20,13 +20,13 @@ class QT_NunchakuSVDQLoader(io.ComfyNode):
                         "nodes.",
             search_aliases=["nunchaku", "svdquant", "svdq", "int4", "nvfp4", "fp4", "4-bit", "awq", "lightning"],
             inputs=[
-                io.Combo.Input("weights", options=inputs.reference_choices(KNOWN),
+                io.Combo.Input("weights", optional=True, options=inputs.reference_choices(KNOWN),
                                tooltip="What ComfyUI's model folders hold, and the known repo ids: a svdq-* file, or a "
                                        "folder of the older kind with two files."),
-                io.Combo.Input("precision", options=list(PRECISIONS), default="auto",
+                io.Combo.Input("precision", optional=True, options=list(PRECISIONS), default="auto",
                                tooltip="Which file to take where there are several, and what the file must hold. auto: "
                                        "nvfp4 on Blackwell GPUs, int4 elsewhere. The tensors decide what it is."),
-                io.Int.Input("rank", default=0, min=0, max=1024,
+                io.Int.Input("rank", optional=True, default=0, min=0, max=1024,
                              tooltip="Rank of the low-rank parts, to choose among several files. 0: auto (32 where "
                                      "there is one)."),
                 inputs.reference(),
@@ -40,19 +40,21 @@ class QT_NunchakuSVDQLoader(io.ComfyNode):
                 inputs.revision(),
                 inputs.download_missing(),
             ],
-            outputs=[io.Model.Output(), io.String.Output("report", display_name="report")])
+            outputs=[io.Model.Output(), io.String.Output("report", display_name="report")],
+            hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def validate_inputs(cls, weights: str = "", reference: str = "", download_missing: bool = False) -> bool | str:
-        return inputs.check_choice(weights, KNOWN, reference, download_missing)
+    def validate_inputs(cls, weights: str = "", reference: str = "") -> bool | str:
+        return inputs.ready(cls, weights, KNOWN, reference)
 
     @classmethod
     def fingerprint_inputs(cls, weights: str = "", reference: str = "", **kwargs) -> str:
         return inputs.fingerprint(weights, reference, **kwargs)
 
     @classmethod
-    def execute(cls, weights: str, precision: str = "auto", rank: int = 0, reference: str = "", weights_name: str = "",
-                backend: str = "auto", revision: str = "", download_missing: bool = False) -> io.NodeOutput:
+    def execute(cls, weights: str = "", precision: str = "auto", rank: int = 0, reference: str = "",
+                weights_name: str = "", backend: str = "auto", revision: str = "",
+                download_missing: bool = False) -> io.NodeOutput:
         from ..loaders import model
 
         request = model.Request(inputs.chosen(reference, weights), weights_name=weights_name, revision=revision,

@@ -20,9 +20,9 @@ from ..loaders.containers.checkpoint import Checkpoint
 from ..loaders.describe import describe, describe_config
 from ..loaders.description import CheckpointDescription
 from ..loaders.errors import CheckpointError, MissingFiles
-from ..loaders.families import choices_of, families
+from ..loaders.families import choices_of, families, named
 from ..loaders.families.names import PICTURES, TEXTS, beside, whole
-from ..loaders.files.places import Fetch, download_command, is_repo
+from ..loaders.files.places import Fetch, cleaned, download_command, is_repo
 from ..loaders.files.selection import COMPONENTS
 from ..loaders.files.source import Source
 from ..loaders.locate import locate
@@ -34,6 +34,7 @@ from .known import KNOWN_CHECKPOINTS
 
 DEFERRED = "deferred"  # the badge of a base without weights
 SHOWN = 20  # problems and notes
+OF_ONE_FAMILY = {"QT_NunchakuSVDQLoader": "nunchaku", "QT_ModelSlimLoader": "modelslim"}
 TEXT_ENCODER, VAE = "QT_LoadBaseTextEncoder", "QT_LoadBaseVAE"
 NODES = ("QT_LoadBaseModel", "QT_ApplyTransformerOverride", "QT_NunchakuSVDQLoader", "QT_ModelSlimLoader",
          "QT_InspectCheckpoint", TEXT_ENCODER, VAE)
@@ -78,7 +79,8 @@ class Query:
             if getattr(self, name) not in allowed:
                 raise CheckpointError(f"{name} is none of {', '.join(allowed)}", repr(str(getattr(self, name))[:80]),
                                       "correct it")
-        if not self.reference.strip():
+        object.__setattr__(self, "reference", cleaned(self.reference))
+        if not self.reference:
             raise CheckpointError("no checkpoint is chosen", do="pick one in the list, or give a path or repo id")
         if not 0 <= self.rank <= 1024:
             raise CheckpointError("rank is not in 0..1024", str(self.rank), "correct it")
@@ -123,6 +125,11 @@ def card(query: Query) -> dict[str, Any]:
         return _deferred(query, checkpoint)
     description = describe(checkpoint)
     out = _blank(query) | {"on_disk": True} | of_description(description, checkpoint)
+    if query.node in OF_ONE_FAMILY:
+        try:
+            named(OF_ONE_FAMILY[query.node]).require(checkpoint, description, choices_of(vars(query)))
+        except CheckpointError as error:
+            out["problems"] = [error.what, *out["problems"]]
     out["mismatch"] = _mismatch(query, checkpoint, description)
     if query.layers:
         out["layer_map"] = layer_map(description)
@@ -214,14 +221,14 @@ def title(reference: str) -> str:
 
 def _absent(query: Query, error: MissingFiles) -> dict[str, Any]:
     """A repo that is not on this machine: what the support matrix knows of it, and how to get it."""
-    repo = "/".join(query.reference.strip().split("/")[:2])
+    repo = "/".join(query.reference.split("/")[:2])
     out = _blank(query)
-    known = KNOWN_CHECKPOINTS.get(query.reference.strip())
+    known = KNOWN_CHECKPOINTS.get(query.reference)
     if known is not None:
         out |= {"architecture": known.architecture,
                 "family": "" if query.node in (TEXT_ENCODER, VAE) else known.family}
     out["notes"] = [error.what]
-    command = error.do.partition("or run: ")[2] or download_command(query.reference.strip(), query.revision, ())
+    command = error.do.partition("or run: ")[2] or download_command(query.reference, query.revision, ())
     return out | {"download": {"repo": repo, "files": None, "bytes": None, "gated": "unknown", "command": command}}
 
 

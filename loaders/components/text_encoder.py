@@ -180,6 +180,16 @@ def rebuild(request: Request, disable_dynamic: bool = False) -> Any:
     return load(replace(request, download=False), disable_dynamic).clip.patcher
 
 
+def family_name(reference: str, revision: str = "") -> str:
+    """What a base's text encoders belong to, by its model_index.json alone; empty for one file with everything in it.
+
+    Raises CheckpointError as `load` does.
+    """
+    if _one_file(Request(reference, revision)):
+        return ""
+    return family_of(locate_parts(reference, lambda _: (), revision=revision, unloaded=True).index).name
+
+
 def _one_file(request: Request) -> Source | None:
     """A reference that is a file or an index of shards."""
     path = find(request.reference, request.revision)

@@ -50,7 +50,9 @@ def is_addition(old: dict, new: dict) -> bool:
             return False
         for (was, kind, choices, optional), (is_, is_kind, is_choices, is_optional) in zip(
                 node["inputs"], now["inputs"], strict=False):
-            if (was, kind, optional) != (is_, is_kind, is_optional) or set(choices or []) - set(is_choices or []):
+            if (was, kind) != (is_, is_kind) or set(choices or []) - set(is_choices or []):
+                return False
+            if is_optional < optional:  # what prompts leave out stays left out
                 return False
         if not all(added[3] for added in now["inputs"][len(node["inputs"]):]):
             return False  # a new required input breaks saved API prompts

@@ -36,13 +36,14 @@ def server(tiny, tmp_path_factory):
 
 
 CONTRACT = {
-    "QT_LoadBaseModel": ("Load Base Model", ["base_model", "component", "weights"],
-                         ["reference", "dtype", "revision", "download_missing", "byte_order"], ["MODEL", "STRING"]),
+    "QT_LoadBaseModel": ("Load Base Model", [],
+                         ["base_model", "component", "weights", "reference", "dtype", "revision", "download_missing",
+                          "byte_order"], ["MODEL", "STRING"]),
     "QT_ApplyTransformerOverride": (
-        "Apply Transformer Override", ["model", "override", "kind"],
-        ["reference", "weights_name", "compute", "fp4_backend", "revision", "download_missing", "byte_order"],
+        "Apply Transformer Override", ["model"],
+        ["override", "kind", "reference", "weights_name", "compute", "fp4_backend", "revision", "download_missing", "byte_order"],
         ["MODEL", "STRING"]),
-    "QT_InspectCheckpoint": ("Inspect Checkpoint", ["checkpoint"], ["reference", "weights_name"], ["STRING", "IMAGE"]),
+    "QT_InspectCheckpoint": ("Inspect Checkpoint", [], ["checkpoint", "reference", "weights_name"], ["STRING", "IMAGE"]),
 }
 CHOICES = {
     ("QT_LoadBaseModel", "component"): (["transformer", "transformer_2"], "transformer"),
@@ -72,7 +73,7 @@ def test_node_contract(node, server):
 
 
 def test_lists_show_folders_once_and_known_repos(server):
-    options = server.get("/object_info/QT_LoadBaseModel")["QT_LoadBaseModel"]["input"]["required"]["base_model"][1]
+    options = server.get("/object_info/QT_LoadBaseModel")["QT_LoadBaseModel"]["input"]["optional"]["base_model"][1]
     assert options["options"][:4] == ["tiny flux sharded", "tiny-flux", "tiny-flux-fp8", "black-forest-labs/FLUX.1-dev"]
     assert "Qwen/Qwen-Image-Edit-2511" in options["options"]
 
@@ -131,9 +132,6 @@ def test_nvfp4_of_another_architecture(server, tmp_path):
     assert not error_of(bf16) and not error_of(nvfp4)
     assert "Wan · modelopt-nvfp4" in nvfp4["outputs"]["3"]["text"][0]
     assert 1e-3 < flux.rel_l2(latent_of(server, nvfp4), latent_of(server, bf16)) < 0.5
-    wrong = server.run({"1": load_base("", "defer to override", base_model="tiny-flux"),
-                        "2": apply_override(["1", 0], "", override="tiny-wan-nvfp4"), **sample(["2", 0])})
-    assert "the override is Wan, but the base model is FLUX.1" in error_of(wrong)
 
 
 def test_shards_equal_the_single_file(server):
@@ -221,14 +219,11 @@ def test_what_is_not_in_the_list_is_400_unless_a_reference_wins_over_it(server):
 
 def test_errors_in_execution_say_what_to_do(server):
     base = load_base("", "defer to override", base_model="tiny-flux")
-    message = error_of(server.run({"1": base, **text_to_image(["1", 0], "x_")}))
+    done = server.run({"1": base, **text_to_image(["1", 0], "x_")})
+    kind, = (data["exception_type"] for name, data in done["status"]["messages"] if name == "execution_error")
+    message = error_of(done)
+    assert kind == "quantized_transformers.CheckpointError", "no path, and the same in every version"
     assert "has no weights yet" in message and "connect it to Apply Transformer Override" in message
-    lora = server.base / "models" / "loras" / "tiny.safetensors"
-    message = error_of(server.run({"1": load_base(str(lora)), **text_to_image(["1", 0], "x_")}))
-    assert message.startswith("this is a LoRA") and str(lora) in message
-    known = load_base("", base_model="black-forest-labs/FLUX.1-dev")
-    assert "hf download black-forest-labs/FLUX.1-dev" in error_of(server.run({"1": known,
-                                                                              **text_to_image(["1", 0], "x_")}))
 
 
 def test_a_changed_file_is_loaded_again(server):

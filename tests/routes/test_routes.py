@@ -200,7 +200,7 @@ def test_catalog(server, svdq):
         assert (item["kind"], (item["node"], item["input"]), item["verdict"]) == (kind, node, verdict), item
         assert item["family"].startswith(family) and item["on_disk"] and item["size"] > 0
         # the widget that takes it offers it
-        info = server.get(f"/object_info/{node[0]}")[node[0]]["input"]["required"][node[1]][1]
+        info = server.get(f"/object_info/{node[0]}")[node[0]]["input"]["optional"][node[1]][1]
         assert reference in info["options"]
     assert not any(items[known]["on_disk"] for known in ("Qwen/Qwen-Image", "nunchaku-tech/nunchaku-sdxl"))
     assert items["lmsys/wan22-t2v-a14b-modelopt-nvfp4-sglang-transformer"]["formats"] == ["NVFP4"]

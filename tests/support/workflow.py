@@ -24,6 +24,19 @@ def text_to_image(model: list, prefix: str, seed: int = 7, steps: int = 4, size:
     }
 
 
+def queued(node: Any, **inputs: Any) -> bool | str:
+    """What a node class of ours says when a prompt of that node alone is posted."""
+    import inspect
+    from types import SimpleNamespace
+
+    from quantized_transformers.nodes.inputs import keep_prompt
+
+    keep_prompt({"prompt": {"1": {"class_type": node.__name__, "inputs": inputs}}})
+    asked = type(node.__name__, (node,), {"hidden": SimpleNamespace(unique_id="1")})  # as the host makes it
+    taken = inspect.signature(node.validate_inputs).parameters
+    return asked.validate_inputs(**{name: value for name, value in inputs.items() if name in taken})
+
+
 def load_base(reference: str, weights: str = "load", **inputs: Any) -> dict[str, Any]:
     return {"class_type": "QT_LoadBaseModel", "inputs": {
         "base_model": "black-forest-labs/FLUX.1-dev", "component": "transformer", "weights": weights,

@@ -16,6 +16,7 @@ from support import text_encoders as tiny
 from support import text_gguf, text_packed
 from support.common import rel_l2
 from support.text_checks import PROMPTS, assert_wan, copy_of, encode
+from support.workflow import queued
 
 pytestmark = pytest.mark.parity
 
@@ -201,8 +202,9 @@ def test_node(base, gguf, tmp_path):
     given = {"base_model": str(base), "override_reference": str(gguf)}
     clip, report = Node.execute(**given).args
     assert "GGUF Q8_0" in report and encode(clip, "a")[0].shape[-1] == tiny.WAN_TEXT
-    assert Node.validate_inputs(**given) is True
-    assert "no such file" in str(Node.validate_inputs(**{**given, "override_reference": str(tmp_path / "lost.gguf")}))
+    assert queued(Node, **given) is True
+    assert "no such file" in queued(Node, **{**given, "override_reference": str(tmp_path / "lost.gguf")})
+    assert "no such file" in queued(Node, **{**given, "override": str(tmp_path / "lost.gguf"), "override_reference": ""})
     other = Path(shutil.copy(gguf, tmp_path / "other.gguf"))
     prints = [Node.fingerprint_inputs(**{**given, "override_reference": str(file)}) for file in (gguf, gguf, other)]
     assert prints[0] == prints[1] != prints[2]

@@ -1,0 +1,38 @@
+"""Run, pressed on a workflow that would fail: every node that is wrong is marked at once, on the canvas and in Vue nodes."""
+
+from __future__ import annotations
+
+import pytest
+from browser.extension import FP8, IMAGES, OUT, QWEN, press_run
+
+from support.workflow import apply_override, load_base, text_to_image
+
+pytestmark = pytest.mark.browser
+
+MARKED = """() => Object.fromEntries(Object.entries(app.lastNodeErrors ?? {}).map(([id, { errors }]) =>
+  [id, { mark: app.graph.getNodeById(id).has_errors, code: /code: (\\w+)$/.exec(errors[0].details)?.[1] }]))"""
+
+
+@pytest.fixture(scope="module")
+def server(extension_server):
+    return extension_server
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "Vue nodes"])
+def test_every_wrong_node_is_marked(another, vue):
+    another.open(IMAGES | {"Comfy.VueNodes.Enabled": vue})
+    prompt = {"1": load_base("tiny-flux"), "2": apply_override(["1", 0], QWEN), **text_to_image(["2", 0], "1"),
+              "3": load_base("somebody/something"), **text_to_image(["3", 0], "2"),
+              "4": {"class_type": "QT_LoadBaseVAE", "inputs": {"reference": FP8}},
+              "5": {"class_type": "VAEDecode", "inputs": {"vae": ["4", 0], "samples": ["1empty", 0]}},
+              "6": {"class_type": "PreviewImage", "inputs": {"images": ["5", 0]}}}
+    another.run("(prompt) => app.loadApiJson(prompt, 'wrong')", prompt)
+    press_run(another)
+    another.page.wait_for_function("() => Object.keys(app.lastNodeErrors ?? {}).length")
+    another.page.wait_for_timeout(300)
+    another.screenshot(OUT / f"queue_{'vue' if vue else 'canvas'}.png")
+    types = another.run("() => Object.fromEntries(Object.keys(app.lastNodeErrors).map((id) => [id, app.graph.getNodeById(id).type]))")
+    marked = {types[node]: found for node, found in another.run(MARKED).items()}
+    assert marked == {"QT_ApplyTransformerOverride": {"mark": True, "code": "does_not_fit"},
+                      "QT_LoadBaseModel": {"mark": True, "code": "missing"},
+                      "QT_LoadBaseVAE": {"mark": True, "code": "missing"}}
