@@ -7,8 +7,10 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..loaders.errors import CheckpointError
+from ..loaders.files.places import cleaned, find_path
 from ..makers.builders.options import SHARD_SIZE, one_a_line, shard_bytes
 from ..makers.builders.presets import MODEL_TYPES, PATTERN_PRESETS, compiled
+from ..makers.publish import target_folder
 from . import inputs
 
 CATEGORY = f"{inputs.CATEGORY}/build"
@@ -33,14 +35,21 @@ def _shared() -> list[Any]:
     ]
 
 
-def _check(references: tuple[str, ...], patterns: str, max_shard_size: str) -> bool | str:
+def _check(references: tuple[str | None, ...], patterns: str | None, max_shard_size: str | None,
+           output: str | None, overwrite: bool | None) -> bool | str:
+    """validate_inputs; None is what comes by a link, and is looked at when the node runs."""
     for reference in references:
         found = inputs.check_reference(reference)
         if found is not True:
             return found
     try:
-        compiled(one_a_line(patterns))
-        shard_bytes(max_shard_size)
+        if not any(reference is None or cleaned(reference) for reference in references):
+            raise CheckpointError("neither a ModelOpt export nor a base is given", "", "give one of them, or both")
+        compiled(one_a_line(patterns or ""))
+        shard_bytes(SHARD_SIZE if max_shard_size is None else max_shard_size)
+        if output is not None:
+            target_folder(inputs.new_name(output), [find_path(cleaned(reference)) for reference in references
+                                                    if reference and cleaned(reference)], overwrite is not False)
     except CheckpointError as error:
         return str(error)
     return True
@@ -78,9 +87,10 @@ class QT_BuildFP8Transformer(io.ComfyNode):
             outputs=[io.String.Output("report", display_name="report")])
 
     @classmethod
-    def validate_inputs(cls, modelopt_export: str = "", backbone: str = "", base: str = "",
-                        keep_bf16_patterns: str = "", max_shard_size: str = SHARD_SIZE) -> bool | str:
-        return _check((modelopt_export, backbone, base), keep_bf16_patterns, max_shard_size)
+    def validate_inputs(cls, modelopt_export: str = "", backbone: str = "", base: str = "", output: str | None = None,
+                        keep_bf16_patterns: str = "", max_shard_size: str = SHARD_SIZE,
+                        overwrite: bool = False) -> bool | str:
+        return _check((modelopt_export, backbone, base), keep_bf16_patterns, max_shard_size, output, overwrite)
 
     @classmethod
     def execute(cls, modelopt_export: str, backbone: str, base: str, output: str, model_type: str = "auto",
@@ -124,9 +134,9 @@ class QT_BuildNVFP4Transformer(io.ComfyNode):
             outputs=[io.String.Output("report", display_name="report")])
 
     @classmethod
-    def validate_inputs(cls, modelopt_export: str = "", base: str = "",
-                        max_shard_size: str = SHARD_SIZE) -> bool | str:
-        return _check((modelopt_export, base), "", max_shard_size)
+    def validate_inputs(cls, modelopt_export: str = "", base: str = "", output: str | None = None,
+                        max_shard_size: str = SHARD_SIZE, overwrite: bool = False) -> bool | str:
+        return _check((modelopt_export, base), "", max_shard_size, output, overwrite)
 
     @classmethod
     def execute(cls, modelopt_export: str, base: str, output: str, pattern_preset: str = "none",

@@ -105,7 +105,7 @@ class GGUF(Family):
         return Selection("", parts(first[0], found, folder.place), beside if beside in names else None)
 
     def reads_beside(self, path: str) -> bool:
-        return re.search(SPLIT, path) is not None
+        return path.endswith(SUFFIX) and re.search(SPLIT, path) is not None
 
 
 FAMILY = GGUF()

@@ -8,6 +8,7 @@ load is passed over for the next.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 from ... import host
 from ..errors import CheckpointError, MissingFiles
 from ..words import first_ten
-from .selection import INDEX, WEIGHTS, Folder, Selection
+from .selection import INDEX, SPLIT, WEIGHTS, Folder, Selection
 from .source import Source, read_json
 from .unfinished import MARKER, refuse_unfinished
 
@@ -58,9 +59,28 @@ class LocalFolder:
 
 def cleaned(text: str | None) -> str:
     """What was typed or pasted, without the blanks and the one pair of quotes around it that shells and the Explorer
-    of Windows ("Copy as path") put there."""
+    of Windows ("Copy as path") put there; the address of a page of the Hub as the repo id, with what is named in it."""
     text = (text or "").strip()
-    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+    text = text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+    page = _page(text)
+    return text if page is None or page[1] not in ("", "main") else page[0]
+
+
+def _page(text: str) -> tuple[str, str] | None:
+    """(repo id and what is below it, revision or empty) of the address of a model's page on the Hub, or on the mirror
+    that HF_ENDPOINT names; None for any other text."""
+    if not text.startswith(("https://", "http://")):
+        return None
+    from urllib.parse import unquote, urlsplit
+
+    url, mirror = urlsplit(text), urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    parts = [unquote(part) for part in url.path.split("/") if part]
+    if url.netloc not in ("huggingface.co", "www.huggingface.co", "hf.co", mirror.netloc) or len(parts) < 2 \
+            or parts[0] in ("datasets", "spaces", "docs", "blog", "collections", "papers"):
+        return None
+    if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve", "raw"):
+        return "/".join([*parts[:2], *parts[4:]]), parts[3]
+    return "/".join(parts[:2]), ""
 
 
 def is_repo(reference: str) -> bool:
@@ -160,6 +180,10 @@ def download_command(reference: str, revision: str, patterns: Sequence[str]) -> 
 
 
 def _not_here(text: str, revision: str, patterns: Sequence[str]) -> MissingFiles:
+    page = _page(text)
+    if page is not None:
+        return MissingFiles(f"this address is of the revision {page[1]!r}", text,
+                            f"give {page[0]}, and {page[1]} as revision")
     if is_repo(text):
         return MissingFiles(f"{text} is not on this machine", "",
                             f"switch download_missing on, or run: {download_command(text, revision, patterns)}")
@@ -191,7 +215,8 @@ def local_references(roots: Sequence[str] | None = None) -> list[str]:
             if entry.is_dir():
                 if depth and not entry.name.startswith("."):
                     walk(root, Path(entry.path), depth - 1)
-            elif entry.name.endswith(WEIGHTS):
+            elif entry.name.endswith(WEIGHTS) and ((part := re.search(SPLIT, entry.name)) is None
+                                                   or int(part[1]) == 1):  # one name for all parts
                 found.add(Path(entry.path).relative_to(root).as_posix())
 
     for root in host.model_folders() if roots is None else roots:

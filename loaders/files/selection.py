@@ -25,8 +25,8 @@ TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 # A precision infix, as diffusers' `variant` writes it into weight and index files.
 _PRECISION = r"\.(fp16|bf16|fp32)(?=(-\d+-of-\d+)?\.safetensors|\.json$)"
 _MIXED = r"-mixed(-\d+-of-\d+)?\.safetensors$"
-# llama.cpp's names of a model in several files
-SPLIT = r"-(\d{5})-of-(\d{5})\.gguf$"
+# The names of a model in several files, of llama.cpp and of huggingface_hub's shards
+SPLIT = r"-(\d{5})-of-(\d{5})(\.gguf|\.safetensors)$"
 _INDEXES = r"\.safetensors\.index(\.[^./]+)?\.json$"
 
 
@@ -96,7 +96,10 @@ def select_component(folder: Folder, name: str, weights_name: str = "", need_wei
         chosen, choice = _choose(inside, where)
     if not re.search(_INDEXES, chosen):
         weight_file(chosen, where)
-        return Selection(name, (path(chosen),), config, texts=texts, choice=choice)
+        files = parts(chosen, inside, where)
+        if len(files) > 1:
+            choice = choice or f"{len(files)} shards without an index, by their names"
+        return Selection(name, tuple(map(path, files)), config, texts=texts, choice=choice)
     subfolder = chosen.rpartition("/")[0]
     shards = index_shards(folder.read_json(path(chosen)), f"{where}/{chosen}")
     if subfolder:
@@ -127,15 +130,15 @@ def weight_file(name: str, where: object = "") -> None:
 
 
 def parts(name: str, names: Collection[str], where: str) -> tuple[str, ...]:
-    """A file, or all parts of the split GGUF that it is one of, by name. Raises MissingFiles for those not in `names`.
-    """
+    """A file, or all parts of the model that it is one of, by name. Raises MissingFiles for those not in `names`."""
     split = re.search(SPLIT, name)
     if split is None:
         return (name,)
-    found = tuple(f"{name[:split.start()]}-{i + 1:05d}-of-{split[2]}.gguf" for i in range(int(split[2])))
+    found = tuple(f"{name[:split.start()]}-{i + 1:05d}-of-{split[2]}{split[3]}" for i in range(int(split[2])))
     missing = [part for part in found if part not in names]
     if missing:
-        raise MissingFiles(f"{len(missing)} of {len(found)} parts are missing: {first_ten(missing)}", where,
+        what = "parts" if split[3] == ".gguf" else "shards"
+        raise MissingFiles(f"{len(missing)} of {len(found)} {what} are missing: {first_ten(missing)}", where,
                            "finish the download of this folder")
     return found
 
@@ -180,8 +183,9 @@ def component_folder(folder: Folder, component: str) -> str:
 def _choose(inside: list[str], where: str) -> tuple[str, str]:
     """(the index or weight file to use, why).
 
-    Precision twins of a canonical file are set aside; an index is the authority; without one a single file is taken,
-    and of several the one that is called -mixed. Anything else is ambiguous and raises CheckpointError.
+    Precision twins of a canonical file are set aside; an index is the authority; without one a single file is taken, or
+    the first of one model's shards, and of several the one that is called -mixed. Anything else is ambiguous and raises
+    CheckpointError.
     """
     top = sorted(name for name in inside if "/" not in name)
     indexes, _ = _without_twins([name for name in top if re.search(_INDEXES, name)])
@@ -196,6 +200,8 @@ def _choose(inside: list[str], where: str) -> tuple[str, str]:
     mixed = [name for name in files if re.search(_MIXED, name)]
     if len(files) > 1 and len(mixed) == 1:
         files, choice = mixed, f"{mixed[0]} taken of {len(found)} files: the mixed one"
+    if len({re.sub(SPLIT, r"-of-\2", name) for name in files}) == 1 and re.search(SPLIT, files[0]):
+        files = files[:1]  # all of one model
     if len(files) > 1:
         raise CheckpointError(f"there are {len(files)} weight files without an index: {first_ten(files)}", where,
                               "name the one to use in weights_name")

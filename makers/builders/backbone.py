@@ -26,8 +26,8 @@ ALLOWED = frozenset({"collections OrderedDict", "torch Size", "torch._utils _reb
                     | {f"torch {name}Storage" for name in ("BFloat16", "Half", "Float", "Double", "Byte", "Char",
                                                            "Short", "Int", "Long", "Bool")})
 AMAX = {".weight_quantizer._amax": "weight", ".input_quantizer._amax": "input"}
-_DO = ("give the backbone.pt that nvidia-modelopt's mto.save wrote (--quantized-torch-ckpt-save-path), or an export "
-       "that carries its scales")
+_DO = ("give the backbone.pt that nvidia-modelopt's mto.save wrote (its example's --quantized-torch-ckpt-save-path), "
+       "or an export that carries its scales")
 
 
 def find_backbone(reference: str) -> Path:

@@ -65,10 +65,10 @@ def build_fp8(*, output_dir: str, base_transformer_dir: str = "", modelopt_hf_di
         raise CheckpointError(f"maxbound is {maxbound:g}", "", "give a number above 0, up to 448 (E4M3's largest)")
     if not modelopt_hf_dir.strip() and not base_transformer_dir.strip():
         raise CheckpointError("neither a ModelOpt export nor a base is given", "",
-                              "give --modelopt-hf-dir, or --base-transformer-dir to quantize a BF16 model, or both")
+                              "give an export of nvidia-modelopt, or a base to quantize its BF16 model, or both")
     if modelopt_backbone_ckpt.strip() and not modelopt_hf_dir.strip():
         raise CheckpointError("a backbone checkpoint is given without its export", modelopt_backbone_ckpt,
-                              "give --modelopt-hf-dir, too, or leave the backbone out to quantize straight from BF16")
+                              "give the export it was saved with, too, or leave the backbone out to quantize a base")
     user = compiled(keep_bf16_patterns)
     backbone = find_backbone(modelopt_backbone_ckpt) if modelopt_backbone_ckpt.strip() else None
     base = Component(base_transformer_dir) if base_transformer_dir.strip() else None
@@ -119,7 +119,7 @@ def _from_export(export: Component, base: Component | None, backbone: Path | Non
                 if any(pattern.search(variant) for pattern in patterns for variant in names[name])}
     if fallback and base is None:
         raise CheckpointError(f"{len(fallback)} layers are to be kept in BF16, which only the base has", export.folder,
-                              "give --base-transformer-dir, or model type none and no patterns")
+                              "give the base, or model type none and no patterns")
     scales = _scales(export, backbone, maxbound, fallback)
     ignored = globs(quantization["ignore"])
     plan, numbers = Plan(), dict.fromkeys(STATISTICS, 0)
@@ -168,8 +168,8 @@ def _refuse_codes(export: Component, name: str, left: bool) -> None:
     why = "is on the list of layers left alone, but stored as FP8" if left else \
         "is FP8, but its weight_scale or input_scale is missing"
     raise CheckpointError(f"{name} {why}", export.where(name),
-                          "give the export's backbone.pt, or take the layer from the base with "
-                          f"--keep-bf16-pattern '^{re.escape(module_of(name))}$'")
+                          "give the export's backbone.pt, or take the layer from the base by a pattern of what is kept "
+                          f"in BF16: ^{re.escape(module_of(name))}$")
 
 
 def _scales(export: Component, backbone: Path | None, maxbound: float, fallback: set[str]) -> dict[str, Scales]:
@@ -207,7 +207,7 @@ def _scales(export: Component, backbone: Path | None, maxbound: float, fallback:
     if not found and export.names:
         raise CheckpointError("the backbone has no scales for this export" if backbone else
                               "the export carries no scales", place,
-                              "give the backbone.pt of this export (--modelopt-backbone-ckpt)")
+                              "give the backbone.pt of this export, too")
     return found
 
 

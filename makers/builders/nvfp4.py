@@ -135,7 +135,7 @@ def _check_layer(export: Component, name: str) -> None:
         if scale is None:
             raise CheckpointError(f"{module}{leaf} is missing", export.where(name),
                                   "calibrate and export again with nvidia-modelopt, or take the layer from the base "
-                                  f"with --keep-bf16-pattern '{module}'")
+                                  f"by a pattern of layers kept in BF16: {module}")
         if scale.shape != shape and (shape is not None or scale.shape not in ((), (1,))):
             raise CheckpointError(f"{module}{leaf} is {list(scale.shape)}, expected {list(shape or (1,))}",
                                   export.where(name), "export with group size 16, without enable_swizzle_layout")

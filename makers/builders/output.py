@@ -169,7 +169,7 @@ def linear_weights(component: Component) -> list[str]:
     quantized = [name for name in component.tensors if name.endswith((".weight_scale", ".comfy_quant"))]
     if quantized:
         raise CheckpointError(f"the base is quantized already: {first_ten(quantized)}", component.folder,
-                              "give the BF16 model; a ModelOpt export goes into --modelopt-hf-dir")
+                              "give the BF16 model; a ModelOpt export is an input of its own")
     return found
 
 

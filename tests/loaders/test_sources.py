@@ -11,7 +11,7 @@ import pytest
 
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.files.places import local_references
+from quantized_transformers.loaders.files.places import cleaned, is_repo, local_references
 from quantized_transformers.loaders.files.selection import INDEX
 from quantized_transformers.loaders.locate import locate
 
@@ -106,6 +106,29 @@ def test_missing_references_name_the_command(tmp_path):
     refused("must not contain '..'", "owner/../../etc")
 
 
+@pytest.mark.parametrize(("address", "repo"), [
+    ("https://huggingface.co/owner/name", "owner/name"), ("http://hf.co/owner/name/", "owner/name"),
+    ("https://huggingface.co/owner/name/tree/main", "owner/name"),
+    ("https://huggingface.co/owner/name/tree/main/transformer", "owner/name/transformer"),
+    (" 'https://huggingface.co/owner/name/blob/main/a%20b/x.gguf?download=true' ", "owner/name/a b/x.gguf"),
+    ("https://huggingface.co/owner/name/resolve/main/x.safetensors", "owner/name/x.safetensors"),
+    ("https://huggingface.co/owner/name/discussions/3", "owner/name"),
+    ("https://mirror.example/owner/name/tree/main", "owner/name"),
+    ("https://huggingface.co/datasets/owner/name", "https://huggingface.co/datasets/owner/name"),
+    ("https://other.example/owner/name", "https://other.example/owner/name")])
+def test_addresses_of_the_hub(address, repo, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
+    assert cleaned(address) == repo and cleaned(repo) == repo
+    assert is_repo(address) is (repo.startswith("owner/") and " " not in repo)
+    if is_repo(address):
+        assert f"hf download {'/'.join(repo.split('/')[:2])}" in refused("not on this machine", address)
+
+
+def test_an_address_of_another_revision():
+    text = refused("this address is of the revision 'v2'", "https://huggingface.co/owner/name/tree/v2/transformer")
+    assert "give owner/name/transformer, and v2 as revision" in text
+
+
 def test_ambiguous_and_empty_folders(tiny, tmp_path):
     file = next(tiny.fp8.glob("*.safetensors"))
     two = tmp_path / "two"
@@ -167,6 +190,47 @@ def test_choice_among_files(files, chosen, tmp_path):
     [f"{A}.fp16.safetensors", f"{A}.bf16.safetensors"], ["x/a.safetensors", "y/b.safetensors"]])
 def test_ambiguous_among_files(files, tmp_path):
     refused("without an index", touch(tmp_path / "folder", *files))
+
+
+def test_shards_without_an_index(shards, tiny):
+    """All of them, by their names: from the folder, and from any one of them; or those that are missing are named."""
+    from quantized_transformers.loaders.describe import describe
+
+    next(shards.glob(f"*{INDEX}")).unlink()
+    files = sorted(shards.glob("*.safetensors"))
+    for reference in (shards, files[0], files[-1]):
+        source = locate(str(reference))
+        assert source.files == tuple(map(str, files)), reference
+        assert not describe(Checkpoint(source)).problems
+    assert "shards without an index" in locate(str(shards)).choice
+    whole = {name: describe(Checkpoint(locate(str(folder)))).layers for name, folder in (("one", tiny.fp8), ("all", shards))}
+    assert whole["one"] == whole["all"]
+    files[-1].unlink()
+    for reference in (shards, files[0]):
+        text = refused(f"1 of {len(files)} shards are missing", reference)
+        assert files[-1].name in text
+
+
+@pytest.mark.parametrize("files", [
+    [f"{A}-00001-of-00002.safetensors", f"{B}-00001-of-00002.safetensors"],
+    [f"{A}-00001-of-00002.safetensors", f"{A}-00001-of-00003.safetensors"],
+    [f"{A}-00001-of-00002.safetensors", f"{A}-00002-of-00002.safetensors", "other.safetensors"]])
+def test_shards_of_two_models_are_ambiguous(files, tmp_path):
+    refused("without an index", touch(tmp_path / "folder", *files))
+
+
+def test_shards_that_are_mixed(tmp_path):
+    mixed = [f"{B}-mixed-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    assert names(locate(str(touch(tmp_path / "folder", *mixed)))) == mixed
+
+
+def test_a_list_shows_shards_once(tmp_path, monkeypatch):
+    import folder_paths
+
+    touch(tmp_path / "models", *(f"{A}-0000{i}-of-00002.safetensors" for i in (1, 2)), "b-00001-of-00002.gguf", "b-00002-of-00002.gguf")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path / "models")], {".safetensors"}))
+    found = [name for name in local_references() if "-of-" in name]
+    assert found == ["b-00001-of-00002.gguf", f"{A}-00001-of-00002.safetensors"]
 
 
 def test_index_wins_over_mixed_and_twins(shards):

@@ -265,9 +265,16 @@ def test_nodes(tiny, tmp_path):
                                             "", False, "5GB", False)
     assert "fallback_modules 16, replaced_tensors 32, removed_aux_tensors 48" in made.args[0]
     check = QT_BuildFP8Transformer.validate_inputs
-    assert check(str(tiny.fp8), "", str(tiny.pipeline), "a\n(b)?", "5GB") is True
-    assert "no regular expression" in check(keep_bf16_patterns="a\n(")
-    assert "is no size of a file" in check(max_shard_size="5XB")
+    inputs, new = {"modelopt_export": str(tiny.fp8), "base": str(tiny.pipeline)}, str(tmp_path / "new")
+    assert check(**inputs, output=new, keep_bf16_patterns="a\n(b)?", max_shard_size="5GB") is True
+    assert "no regular expression" in check(**inputs, keep_bf16_patterns="a\n(")
+    assert "is no size of a file" in check(**inputs, max_shard_size="5XB")
+    assert "the output folder is not empty" in check(**inputs, output=str(tmp_path / "fp8"))
+    assert check(**inputs, output=str(tmp_path / "fp8"), overwrite=True) is True
+    assert "lie in each other" in check(**inputs, output=str(tiny.pipeline / "new")) and not (tmp_path / "new").exists()
+    assert "no output folder is given" in check(**inputs, output=" ")
+    assert "neither a ModelOpt export nor a base" in QT_BuildNVFP4Transformer.validate_inputs(output=new)
+    assert check(modelopt_export=None, base="", output=None) is True, "known when it runs"
     assert "there is no such file or folder" in check(backbone=str(tmp_path / "nothing"))
     assert "there is no such file or folder" in QT_BuildNVFP4Transformer.validate_inputs(base=str(tmp_path / "nothing"))
 
