@@ -89,21 +89,23 @@ def question(prompt: Prompt, node: str) -> Query | None:
     reference = reference or cleaned(prompt.value(node, refers["input"]))
     given = {name: prompt.value(node, name) for name in refers["others"]}
     query = Query(reference, kind, **{name: value for name, value in given.items() if value not in (None, "")})
-    return replace(query, **_base_of(prompt, node)) if kind == OVERRIDE else query
+    if kind != OVERRIDE:
+        return query
+    base, component = _base_of(prompt, node)
+    return replace(query, base=base, base_component=component)
 
 
-def _base_of(prompt: Prompt, node: str) -> dict[str, str]:
-    """The fields of a Query that say which base an override is applied to, where that is known."""
+def _base_of(prompt: Prompt, node: str) -> tuple[str, str]:
+    """(reference, component) of the base that an override is applied to; ("", ...) where that is not known."""
     for above in prompt.above(node, "MODEL"):
         kind = prompt.type_of(above)
         name = HOST_LOADERS.get(kind) or (prompt.refers[BASE]["input"] if kind == BASE else "")
         if name:
             if prompt.linked(above, name) or kind == BASE and prompt.linked(above, "reference"):
-                return {}
+                break
             free = cleaned(prompt.value(above, "reference")) if kind == BASE else ""
-            return {"base": free or cleaned(prompt.value(above, name)),
-                    "base_component": str(prompt.value(above, "component") or "transformer")}
-    return {}
+            return free or cleaned(prompt.value(above, name)), str(prompt.value(above, "component") or "transformer")
+    return "", "transformer"
 
 
 def problem(prompt: Prompt, node: str) -> Problem | None:
