@@ -262,15 +262,20 @@ def repos(names, *inputs):
     *repos(PROMPTS, "base_model"),
     *repos(("flux1_dev_modelopt_fp8", "flux2_dev_nvfp4", "qwen_image_svdq_lightning_4steps"), "override", "weights")])
 def test_a_repo_that_is_not_there(name, repo, server):
-    """The prompt is accepted, and the error names the repo and the command that fetches it."""
+    """Every node that needs it says so before anything runs, with the command that fetches it."""
+    prompt = cheap(PROMPTS[name])
     folder = server.base / "models" / "diffusers" / repo
     folder.rename(folder.with_name("away"))
     try:
-        message = error_of(server.run(cheap(PROMPTS[name])))
+        status, answer = server.post("/prompt", {"prompt": prompt})
+        if status == 200:  # ComfyUI runs what does not need it
+            server.wait_for(answer["prompt_id"])
     finally:
         folder.with_name("away").rename(folder)
-    words = message.split()
-    assert words[words.index("hf"):][:3] == ["hf", "download", repo]
+    marked = {node for node, entry in answer["node_errors"].items() if all(
+        f"hf download {repo}" in error["details"] and error["details"].endswith("code: missing") for error in entry["errors"])}
+    assert marked == answer["node_errors"].keys() == {
+        node for node, found in prompt.items() if found["class_type"].startswith("QT_") and repo in found["inputs"].values()}
 
 
 def test_log_is_clean(server):

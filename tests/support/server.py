@@ -90,11 +90,15 @@ class Server:
         """Queue an API workflow and wait for its history entry. A prompt that is refused raises AssertionError."""
         status, answer = self.post("/prompt", {"prompt": workflow})
         assert status == 200 and not answer.get("node_errors"), answer
+        return self.wait_for(answer["prompt_id"], timeout)
+
+    def wait_for(self, prompt: str, timeout: float = 120) -> dict:
+        """The history entry of a prompt that was queued."""
         deadline = time.time() + timeout
         while time.time() < deadline:
-            history = self.get(f"/history/{answer['prompt_id']}")
-            if answer["prompt_id"] in history:
-                return history[answer["prompt_id"]]
+            history = self.get(f"/history/{prompt}")
+            if prompt in history:
+                return history[prompt]
             time.sleep(0.05)
         raise TimeoutError(f"the workflow did not finish in {timeout} s:\n{self.text()[-3000:]}")
 
