@@ -174,7 +174,7 @@ def test_what_is_typed_or_linked(classic):
     classic.run(CHOOSE, [ids["q"], "reference", "no-such-folder"])
     assert "no-such-folder" in badge(classic, ids["q"], "error")["title"]
     classic.run(CHOOSE, [ids["q"], "reference", "/etc/passwd"])
-    badge(classic, ids["q"], "empty")
+    assert badge(classic, ids["q"], "empty")["text"] == ["Outside of the model folders: looked at when the workflow runs"]
     classic.run(CHOOSE, [ids["q"], "reference", HOSTILE])
     assert badge(classic, ids["q"])["title"].startswith(HOSTILE)
     classic.run("""([text, q]) => { const node = app.graph.getNodeById(q)
@@ -184,13 +184,31 @@ def test_what_is_typed_or_linked(classic):
     assert classic.run("() => window.hit") is None
 
 
+def test_the_panel_of_a_nodes_parameters_leaves_the_badge_where_it_is(classic):
+    ids = build(classic, ("q", "QT_ApplyTransformerOverride", {"override": "tiny-mixed"}))
+    badge(classic, ids["q"])
+    width = "() => document.querySelector('.qt-badge').getBoundingClientRect().width"
+    before = classic.run(width)
+    classic.run("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", ids["q"])
+    classic.page.get_by_role("button", name="Toggle properties panel").click()
+    panel = classic.page.get_by_test_id("properties-panel")
+    panel.get_by_text("compute").first.wait_for()
+    classic.page.wait_for_timeout(300)
+    classic.screenshot(OUT / "parameters_panel.png")
+    assert "checkpoint_info" not in panel.inner_text() and not panel.locator(".qt-badge").count()
+    assert classic.run(width) == before and classic.run("() => document.querySelectorAll('.qt-badge').length") == 1
+    classic.page.get_by_role("button", name="Toggle properties panel").click()
+
+
 def test_the_mismatch_mark_appears_and_goes(classic):
     ids = build(classic, ("base", "QT_LoadBaseModel", {"base_model": "tiny-flux", "weights": "defer to override"}),
                 ("q", "QT_ApplyTransformerOverride", {"override": "tiny-mixed"}), q_model="base")
     assert badge(classic, ids["q"])["mark"] == ""
     classic.run(CHOOSE, [ids["q"], "override", QWEN])
     wait_for(classic, ids["q"], mark="mismatch")
-    assert "Qwen-Image" in classic.run(BADGE, ids["q"])["text"][-1]
+    seen = classic.run(BADGE, ids["q"])
+    assert "Qwen-Image" in seen["text"][-1] and seen["verdict"] == "red", "it cannot run behind this base"
+    assert classic.run(BADGE, ids["base"]).get("verdict") is None, "nothing of a base without weights runs"
     classic.screenshot(OUT / "mismatch.png")
     classic.run(CHOOSE, [ids["q"], "override", "tiny-mixed"])
     wait_for(classic, ids["q"], mark="")

@@ -35,10 +35,15 @@ def test_a_download_is_cancelled(classic, server, hub):
     hub.seconds_per_mb = 0.4
     ids = build(classic, ("base", "QT_LoadBaseModel", {"reference": "owner/big"}))
     badge(classic, ids["base"], "missing")
+    classic.run("""() => { window.said = []
+      const look = () => document.querySelectorAll('.qt-badge [role=status]').forEach((e) => said.push(e.textContent))
+      new MutationObserver(look).observe(document.body, { subtree: true, childList: true }) }""")
     classic.page.locator(".qt-download").click()
     classic.page.locator(".qt-dialog .qt-main").click()
     badge(classic, ids["base"], "downloading")
     classic.page.wait_for_function("() => document.querySelector('.qt-badge progress')?.value > 0", timeout=20_000)
+    said = classic.run("() => [...new Set(said)]")
+    assert any(WEIGHTS in text for text in said) and not any("[" in text or text.startswith("0.0 kB of 0") for text in said), said
     classic.page.locator(".qt-cancel").click()
     badge(classic, ids["base"], "missing")
     hub.seconds_per_mb = 0

@@ -12,6 +12,7 @@ import { call, RouteError } from './server.js'
 
 const HEIGHT = 66 // of the widget on the classic canvas, with its margins
 const MARGIN = 6
+const DEFERRED = 'deferred' // a base whose weights come from an override
 const SLOW = 150 // milliseconds after which a badge says that it is waiting
 
 export class Badge {
@@ -28,7 +29,7 @@ export class Badge {
     this.done = done
     this.element = el('div', { className: 'qt-badge', role: 'group', aria: { label: t('badge') }, on: { wheel: zoom } })
     const widget = node.addDOMWidget('checkpoint_info', 'qt_checkpoint_info', this.element, {
-      serialize: false, margin: MARGIN, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT
+      serialize: false, hideInPanel: true, margin: MARGIN, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT
     })
     widget.serialize = false // the option keeps it out of prompts, this one out of saved workflows
     const least = node.computeSize()
@@ -57,7 +58,8 @@ export class Badge {
     } catch (error) {
       if (request !== this.#request) return
       // a path outside of the model folders is no business of a web page; the node itself may load it
-      this.#show(error.status === 403 ? 'empty' : 'error', error.message, error.full)
+      if (error.status === 403) this.#show('empty', t('loadsWhenRun'), error.full)
+      else this.#show('error', error.message, error.full)
     } finally {
       clearTimeout(slow)
     }
@@ -86,8 +88,10 @@ export class Badge {
     const wrong = known.mismatch ?? known.problems?.[0]
     const memory = known.vram && t('needs', { size: size(known.vram) })
     const facts = [formats.length && size(known.size), memory, chosen(known, auto)].filter(Boolean).join(' · ')
-    const { title, mismatch, problems, verdict, verdict_text: why, hint, notes } = known
-    const said = [title, mismatch, ...problems, why, counts(formats), hint, ...notes].filter(Boolean).join('\n')
+    const { title, mismatch, problems, hint, notes } = known
+    const [verdict, why] = mismatch ? ['red', mismatch] : [known.verdict, known.verdict_text]
+    const judged = known.family !== DEFERRED && (known.on_disk || known.architecture) // nothing of a base's is multiplied
+    const said = [title, ...problems, why, counts(formats), hint, ...notes].filter(Boolean).join('\n')
     const offer = !known.on_disk && known.download && el('button', {
       type: 'button', className: 'qt-main qt-download', on: { click: () => this.#download(asked, offer) }
     }, t('download'))
@@ -96,7 +100,7 @@ export class Badge {
       line(
         known.family && el('b', { className: 'qt-family' }, known.family),
         el('span', { className: 'qt-text' }, known.architecture || title),
-        (known.on_disk || known.architecture) && el('span', {
+        judged && el('span', {
           className: 'qt-verdict', title: why, data: { verdict }, tabIndex: 0, aria: { label: `${words}. ${why}` }
         }, words)),
       line(bar(formats, () => showDetails(asked)), wrong ? null : el('small', {}, counts(formats))),
@@ -147,7 +151,7 @@ export class Badge {
       line(el('span', { className: 'qt-text' }, reference), stop),
       el('progress', { max: total || 1, value: done, aria: { label: t('downloading') } }),
       line(el('span', { className: 'qt-text', role: 'status' },
-        ending ? t('cancelling') : t('progress', { done: size(done), total: size(total), file }))))
+        ending ? t('cancelling') : file ? t('progress', { done: size(done), total: size(total), file }) : t('starting'))))
     if (focused) stop.focus()
   }
 
