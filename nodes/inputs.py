@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
@@ -21,6 +22,7 @@ from ..loaders.files.places import cleaned, find_path, is_repo, local_references
 from ..loaders.locate import locate
 
 CATEGORY = "loaders/quantized"
+logger = logging.getLogger(__name__)
 REFERENCE_TIP = ("A path (folder, .safetensors file or index) or a repo id such as owner/name. "
                  "When it is not empty it wins over the list.")
 
@@ -146,7 +148,11 @@ def ready(cls: Any, listed: str | None, known: Iterable[str], reference: str | N
         return check_choice(listed, known, reference, True)
     from ..views.queue_check import Prompt, problem
 
-    found = problem(Prompt(prompt, _referring(), host.output_types), node)
+    try:
+        found = problem(Prompt(prompt, _referring(), host.output_types), node)
+    except Exception:  # a fault of this check must not keep anything from running
+        logger.exception("Quantized Transformers: node %s cannot be checked before it runs", node)
+        return True
     return str(found) if found else True
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from support import flux, text_encoders
 from support.server import Server, error_of
-from support.workflow import apply_override, load_base, text_to_image
+from support.workflow import apply_override, load_base, queued, text_to_image
 
 pytestmark = pytest.mark.host
 
@@ -127,6 +127,16 @@ def test_what_is_not_refused(server):
     linked = {"name": {"class_type": "PrimitiveString", "inputs": {"value": "nowhere"}},
               "base": load_base(["name", 0]), **text_to_image(["base", 0], "l_")}
     assert "nowhere was found neither" in accepted(server, linked)
+
+
+def test_a_fault_of_the_check_stops_nothing(tiny, monkeypatch, caplog):
+    from quantized_transformers.nodes.load_base import QT_LoadBaseModel
+    from quantized_transformers.views import queue_check
+
+    assert "no such file" in queued(QT_LoadBaseModel, reference="/nowhere/at/all")
+    monkeypatch.setattr(queue_check, "problem", lambda prompt, node: 1 / 0)
+    assert queued(QT_LoadBaseModel, reference="/nowhere/at/all") is True
+    assert "node 1 cannot be checked" in caplog.text
 
 
 def test_a_file_that_changes_is_looked_at_again(server):
