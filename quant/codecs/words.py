@@ -80,7 +80,7 @@ class Words(Groups):
         """The words I32 [columns / per, words of a row]."""
         import torch
 
-        return tile["codes"].view(tile.place.columns // self.per, -1).view(torch.int32)
+        return _aligned(tile["codes"]).view(tile.place.columns // self.per, -1).view(torch.int32)
 
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:
         import torch
@@ -98,6 +98,9 @@ class Words(Groups):
 
     def natural(self, tile: Tile) -> Tile:
         return tile
+
+    def loaded(self, tile: Tile, dtype: dtype) -> Tile:
+        return tile.having(codes=_aligned(tile["codes"]))
 
     def grouped(self, tile: Tile) -> Tile:
         import torch
@@ -126,6 +129,11 @@ class Words(Groups):
         up = None if "up" not in tile.fields else cat(tile["up"].chunk(2)[::-1])
         codes = _codes(cat(words.chunk(2, 1)[::-1], 1), tile.place.rows)
         return tile.having(codes=codes, up=up, **turned)
+
+
+def _aligned(codes: Tensor) -> Tensor:
+    """Bytes that can be seen as words: in a file they may lie behind bytes of any number."""
+    return codes.clone() if codes.storage_offset() % 4 else codes
 
 
 def as_stored(name: str, codec: str, words: Tensor, columns: int, scale: Tensor, zero: Tensor, **beside: Any) -> Tile:

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from quantized_transformers.loaders import model
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.quant.codecs import codec
-from support import common, packed
+from quantized_transformers.quant.layouts.tiled import is_tiled, tiles_of
+from support import common, flux, packed
 from support.packed_files import EXPORTS, layers_of, load, of_kinds, rel
 
 pytestmark = pytest.mark.parity
@@ -59,6 +60,21 @@ def whole(folder, layout, declared=None):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return whole(tmp_path_factory.mktemp("gptq") / "v1", "gptq", {})
+
+
+@pytest.mark.parametrize("layout", ["gptq", "gemm"])
+def test_saved_and_loaded_again(layout, tmp_path, folder):
+    """In one file, where words come behind bytes of any number."""
+    import comfy.sd
+
+    made, _ = folder if layout == "gptq" else whole(tmp_path / "whole", layout, {})
+    loaded = load(made)
+    comfy.sd.save_checkpoint(str(tmp_path / "saved.safetensors"), loaded.patcher)
+    again = load(tmp_path / "saved.safetensors")
+    assert torch.equal(*(flux.comfy_velocity(one.patcher, **flux.inputs()) for one in (loaded, again)))
+    codecs = {tile.place.codec for module in again.patcher.model.diffusion_model.modules()
+              if is_tiled(getattr(module, "weight", None)) for tile in tiles_of(module.weight)}
+    assert codecs >= ({"u4_gptq", "u8_gptq", "u4_groups"} if layout == "gptq" else {"u4_awq"})
 
 
 @pytest.mark.parametrize("layout", FILES)

@@ -51,6 +51,19 @@ def test_views_of_the_file_mean_its_weight(name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
+def test_bytes_at_any_place_of_a_file(name):
+    """Saved files have bytes where they come; a view of words begins at a multiple of four."""
+    tile, meant, _ = made(name)
+    kind, codes = codec(tile.place.codec), tile["codes"]
+    for offset in range(4):
+        moved = torch.empty(codes.numel() + offset, dtype=torch.uint8)[offset:].view(codes.shape).copy_(codes)
+        there = tile.having(codes=moved)
+        assert torch.equal(kind.dequantize(there, torch.float32), meant)
+        held = kind.loaded(there, torch.float32)["codes"]
+        assert held.storage_offset() % 4 == 0 and (held.data_ptr() == moved.data_ptr()) is (offset == 0)
+
+
+@pytest.mark.parametrize("name", LAYERS)
 def test_rows_of_it(name):
     (tile, meant, _), kind = made(name), codec(name.partition(",")[0])
     index = torch.tensor([5, 47, 5, 0])
