@@ -12,19 +12,19 @@ def routes() -> Any | None:
 
     What is put into it is served with and without the prefix /api.
     """
-    server = getattr(sys.modules.get("server"), "PromptServer", None)
-    return getattr(getattr(server, "instance", None), "routes", None)
+    return getattr(_server(), "routes", None)
 
 
-def on_prompt(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
-    """Have `handler` see every prompt that is posted, and return it, before the server checks it in the same task;
-    whether there is a server."""
-    server = getattr(sys.modules.get("server"), "PromptServer", None)
-    instance = getattr(server, "instance", None)
-    if instance is None:
-        return False
-    instance.add_on_prompt_handler(handler)
-    return True
+def on_prompt(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Have `handler` see every prompt that is posted, and return it, before the server checks it in the same task.
+    Where no server runs there are none."""
+    server = _server()
+    if server is not None:
+        server.add_on_prompt_handler(handler)
+
+
+def _server() -> Any | None:
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def output_types(node_class: str) -> tuple[str, ...]:

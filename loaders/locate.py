@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,6 @@ from .files.selection import (
     INDEX,
     PIPELINE,
     QUANTIZE,
-    SPLIT,
     Folder,
     Selection,
     component_folder,
@@ -104,7 +102,7 @@ def _from_file(reference: str, path: Path, weights_name: str, need_weights: bool
         folder = LocalFolder(path.parent)
         return folder.source(reference, select_transformer(folder, weights_name=path.name))
     weight_file(path.name, path)
-    if any(family.reads_beside(str(path)) for family in families()) or re.search(SPLIT, path.name):
+    if any(family.reads_beside(str(path)) for family in families()):
         folder = LocalFolder(path.parent)
         return folder.source(reference, select_transformer(folder, weights_name=path.name))
     beside, quantize = path.parent / "config.json", path.parent / QUANTIZE

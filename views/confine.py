@@ -20,7 +20,7 @@ from ..loaders.containers import gguf
 from ..loaders.errors import CheckpointError
 from ..loaders.families import families
 from ..loaders.files.places import candidates, cleaned
-from ..loaders.files.selection import INDEX, PIPELINE, SPLIT, leaves_folder
+from ..loaders.files.selection import INDEX, PIPELINE, WEIGHTS, leaves_folder
 
 MAX_TEXT = 1024  # characters of a reference, a revision or a name
 MAX_ENTRIES = 20_000  # files and folders below one reference
@@ -137,10 +137,9 @@ def _walk(path: Path, allowed: tuple[str, ...]) -> Iterator[str]:
         yield from _walk_folder(str(path), allowed, DEPTH + 1, [MAX_ENTRIES])
         return
     yield _line(str(path), allowed)
-    family = path.name.endswith(INDEX) or re.search(SPLIT, path.name) \
-        or any(family.reads_beside(str(path)) for family in families())
+    family = path.name.endswith(INDEX) or any(family.reads_beside(str(path)) for family in families())
     for name in sorted(os.listdir(path.parent)):  # what single files are read together with
-        if name == "config.json" or _side_file(name) or family and name.endswith((".safetensors", ".json")):
+        if name == "config.json" or _side_file(name) or family and name.endswith((*WEIGHTS, ".json")):
             yield _line(str(path.parent / name), allowed)
 
 

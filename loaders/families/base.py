@@ -7,8 +7,11 @@ never for one family by name; what only one family knows of (Nunchaku's precisio
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from ..files.selection import SPLIT
 
 if TYPE_CHECKING:
     from ..architectures import Architecture, Dims
@@ -80,8 +83,9 @@ class Family:
         return False
 
     def reads_beside(self, path: str) -> bool:
-        """Whether a weight file on disk is read together with what lies beside it, by `select`."""
-        return False
+        """Whether a weight file on disk is read together with what lies beside it, by `select`: one of several that
+        make a model, by its name."""
+        return re.search(SPLIT, path) is not None
 
     def require(self, checkpoint: Checkpoint, description: CheckpointDescription, choices: Any) -> None:
         """Raise CheckpointError for a checkpoint of another family, and where `choices` contradicts its tensors."""

@@ -104,9 +104,6 @@ class GGUF(Family):
         beside = str(PurePosixPath(first[0]).with_name("config.json"))
         return Selection("", parts(first[0], found, folder.place), beside if beside in names else None)
 
-    def reads_beside(self, path: str) -> bool:
-        return path.endswith(SUFFIX) and re.search(SPLIT, path) is not None
-
 
 FAMILY = GGUF()
 

@@ -82,13 +82,16 @@ class Words(Groups):
 
         return _aligned(tile["codes"]).view(tile.place.columns // self.per, -1).view(torch.int32)
 
-    def residual(self, tile: Tile, dtype: dtype) -> Tensor:
+    def unpacked(self, tile: Tile) -> Tensor:
+        """The codes in F32 [columns, rows]."""
         import torch
 
-        place = tile.place
-        codes = torch.empty(place.columns, place.rows, device=tile["codes"].device)
+        codes = torch.empty(tile.place.columns, tile.place.rows, device=tile["codes"].device)
         self.unpack(self.words(tile), codes)
-        return decoded(codes, tile, 0).to(dtype).t()
+        return codes
+
+    def residual(self, tile: Tile, dtype: dtype) -> Tensor:
+        return decoded(self.unpacked(tile), tile, 0).to(dtype).t()
 
     def dequantize(self, tile: Tile, dtype: dtype) -> Tensor:
         return super().dequantize(tile, dtype).contiguous()
@@ -105,13 +108,10 @@ class Words(Groups):
     def grouped(self, tile: Tile) -> Tile:
         import torch
 
-        place = tile.place
-        codes = torch.empty(place.columns, place.rows, device=tile["codes"].device)
-        self.unpack(self.words(tile), codes)
-        codes = codes.t().to(torch.uint8)
+        codes = self.unpacked(tile).t().to(torch.uint8)
         turned = {name: tile[name].t().contiguous() for name in ("scale", "zero") if name in tile.fields}
         fields = {**tile.fields, "codes": paired(codes) if self.bits == 4 else codes.contiguous(), **turned}
-        return Tile(place._replace(codec=f"u{self.bits}_groups"), fields)
+        return Tile(tile.place._replace(codec=f"u{self.bits}_groups"), fields)
 
     def merge(self, tiles: Sequence[Tile]) -> Tile | None:
         if "down" in tiles[0].fields or not alike(tiles, self.fields):
