@@ -33,6 +33,7 @@ from .folders import (
     OWN_FOLDER_KEY,
     cached_snapshot,
     comfyui_path,
+    download_folder,
     environment,
     model_folders,
     output_folder,

@@ -59,6 +59,12 @@ def model_folders(keys: tuple[str, ...] = MODEL_FOLDER_KEYS) -> list[str]:
     return folders
 
 
+def download_folder(key: str) -> str:
+    """Where new models of a kind go: the default of extra_model_paths.yaml, else ComfyUI's own folder of that name."""
+    folders = model_folders((key,))
+    return next((path for path in folders if os.path.basename(path) != "unet"), folders[0])  # "unet" is its old name
+
+
 @needs("output folder")
 def output_folder() -> str:
     """The folder that ComfyUI's save nodes write to."""

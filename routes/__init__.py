@@ -24,12 +24,16 @@ GET device -> views/doctor.facts. The first one also starts the process that rea
     else wait for.
 GET page -> what a page asks once: nodes {node: {input, others [inputs], kind | null}} (nodes/inputs.referring), colours
     {format: "#rrggbb"}, "" being that of a format that no report knows.
-POST download {"reference", "node", ... as describe, "plan": true}
-    -> 200 {repo, commit, files {name: bytes} | null (gated), bytes (still missing) | null, gated, licence (address) |
-    null, free (bytes)}. Asks the Hub.
-POST download {"reference", "node", ... as describe, "accept_licence": bool} -> 202 {"id"}
+POST download {"items": [{"reference", "node", ... as describe}], "target": "cache" | "models", "plan": true}
+    -> 200 {rows [{items [numbers of those that need it], repo, commit, files {name: bytes} still missing, bytes, least
+    (whether it may be more: the hub does not show it without access, or it depends on what is not here), gated, licence
+    (address) | null, folder, error null}, {items, repo, error {error, where, todo}}], bytes (each file once), free
+    (bytes) | null}. Asks the hub and writes nothing. Rows are of repos that lack something. "cache" is the hub's own,
+    "models" a folder owner/name in ComfyUI's models: of diffusers_components, or, for repos of single files,
+    diffusion_models or text_encoders. A revision always goes to the cache.
+POST download {"items", "target", "licences": [repos whose licence was accepted]} -> 202 {"id"}
 GET download?id= -> {id, state "waiting" | "running" | "done" | "failed" | "cancelled", cancelling, done and total
-    (bytes), file, error {error, where, todo} | null}
+    (bytes), file, errors [{error, where, todo}]}. What fails keeps nothing else from arriving.
 DELETE download?id=, POST download/cancel {"id"} -> the same; cancelled once the thread has let go.
 POST migrate {workflow} -> {workflow, changes [lines], left [lines]} (makers/migrate).
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from secrets import token_hex
-from typing import Any
 
 from ..loaders.errors import CheckpointError
 from ..loaders.files import hub
-from ..loaders.files.places import is_repo
 from ..views.card import Query, locate_parts
+from . import plans
 
 KEPT = 50  # finished jobs that can still be asked for
 AT_ONCE = 2
@@ -31,27 +29,26 @@ class _CancelledError(Exception):
     pass
 
 
-class _Planned(Exception):  # noqa: N818  # not an error: it ends locate where the download would begin
-    def __init__(self, plan: hub.Plan) -> None:
-        self.plan = plan
-
-
 @dataclass
 class Job:
-    """One download. `state`: waiting, running, done, failed or cancelled; `total` grows as more is known."""
+    """One download, of what several nodes load. `state`: waiting, running, done, failed or cancelled; `total` grows
+    where more turns out to be needed than was planned; the `errors` of one query keep nothing else from arriving."""
 
     id: str
-    query: Query
+    queries: tuple[Query, ...]
+    target: str
     state: str = "waiting"
     done: int = 0
     total: int = 0
+    announced: int = 0
     file: str = ""
-    error: CheckpointError | None = None
+    errors: list[CheckpointError] = field(default_factory=list)
     cancel: threading.Event = field(default_factory=threading.Event)
 
     def progress(self, total: int) -> Callable[..., None]:
         """hub.Watcher.progress: counts bytes, and hears the cancellation."""
-        self.total += total
+        self.announced += total
+        self.total = max(self.total, self.announced)
 
         def step(amount: int = 1) -> None:
             if self.cancel.is_set():
@@ -74,31 +71,33 @@ class Downloads:
         self._lock = threading.Lock()
         self._turns = threading.Semaphore(AT_ONCE)
 
-    def start(self, query: Query, licence_accepted: bool) -> Job:
-        """Begin a download, or return the one that is under way for the same query.
+    def start(self, queries: Sequence[Query], target: str, licences: frozenset[str]) -> Job:
+        """Begin a download, or return the one that is under way for the same queries. `licences` are the repos whose
+        licence was accepted.
 
         Raises CheckpointError for what is no repo id, TooManyError when WAITING others are not done.
         """
-        refuse_no_repo(query.reference)
+        for query in queries:
+            plans.refuse_no_repo(query.reference)
         with self._lock:
             busy = self._busy()
             for job in busy:
-                if job.query == query and not job.cancel.is_set():
+                if (job.queries, job.target) == (tuple(queries), target) and not job.cancel.is_set():
                     return job
             if len(busy) >= WAITING:
                 raise TooManyError(f"{len(busy)} downloads are not done yet", do="wait, or cancel some")
             finished = [job.id for job in self._jobs.values() if job not in busy]
             for old in finished[:max(0, len(finished) - KEPT + 1)]:
                 del self._jobs[old]
-            job = Job(token_hex(8), query)
+            job = Job(token_hex(8), tuple(queries), target)
             self._jobs[job.id] = job
         # a daemon: the server can end meanwhile, and what has arrived is continued another time
-        threading.Thread(target=self._run, args=(job, licence_accepted), name="qt-download", daemon=True).start()
+        threading.Thread(target=self._run, args=(job, licences), name="qt-download", daemon=True).start()
         return job
 
     def under_way(self, query: Query) -> Job | None:
         """The download that fetches what this query's node loads, whatever base it must fit."""
-        return next((job for job in self._busy() if _files_of(job.query) == _files_of(query)), None)
+        return next((job for job in self._busy() if _files_of(query) in map(_files_of, job.queries)), None)
 
     def _busy(self) -> list[Job]:
         return [job for job in tuple(self._jobs.values()) if job.state in ("waiting", "running")]
@@ -108,71 +107,52 @@ class Downloads:
         return self._jobs.get(name)
 
     def cancel(self, name: str) -> Job | None:
-        """Ask a job to end; what has arrived stays in the cache and is continued by the next download."""
+        """Ask a job to end; what has arrived stays where it is and is continued by the next download."""
         job = self._jobs.get(name)
         if job is not None and job.state in ("waiting", "running"):
             job.cancel.set()
         return job
 
-    def _run(self, job: Job, licence_accepted: bool) -> None:
+    def _run(self, job: Job, licences: frozenset[str]) -> None:
         while not self._turns.acquire(timeout=0.2):
             if job.cancel.is_set():
                 job.state = "cancelled"
                 return
         try:
             job.state = "running"
-            watcher = hub.Watcher(job.progress, job.name, licence_accepted)
-            locate_parts(job.query, partial(hub.fetch, watcher=watcher))
-            job.done, job.state = job.total, "done"
+            watcher = hub.Watcher(job.progress, job.name, licences)
+            job.total = sum(self._planned(job, watcher).values())
+            for query in job.queries:
+                try:
+                    locate_parts(query, partial(hub.fetch, watcher=watcher, where=plans.where(query, job.target)))
+                except CheckpointError as error:
+                    job.errors.append(error)
+            if not job.errors:
+                job.done = job.total
+            job.state = "failed" if job.errors else "done"
         except _CancelledError:
             job.state = "cancelled"
-        except CheckpointError as error:
-            job.error, job.state = error, "failed"
         except Exception as error:
-            logger.exception("the download of %s failed", job.query.reference)
-            job.error = CheckpointError(f"the download failed: {type(error).__name__}: {error}", job.query.reference,
-                                        "try again, or report it")
+            logger.exception("the download of %s failed", ", ".join(query.reference for query in job.queries))
+            job.errors.append(CheckpointError(f"the download failed: {type(error).__name__}: {error}", "",
+                                              "try again, or report it"))
             job.state = "failed"
         finally:
             self._turns.release()
 
+    @staticmethod
+    def _planned(job: Job, watcher: hub.Watcher) -> dict[object, int]:
+        """The bytes that will arrive, each file once. What cannot be planned says why when it is fetched."""
+        every: dict[object, int] = {}
+        for query in job.queries:
+            watcher.progress(0)
+            try:
+                for found in plans.of_query(query, job.target, watcher):
+                    every |= found.missing
+            except CheckpointError:
+                continue
+        return every
+
 
 def _files_of(query: Query) -> Query:
     return replace(query, base="", base_component="transformer", layers=False)
-
-
-def refuse_no_repo(reference: str) -> None:
-    """Raise CheckpointError unless the reference is a repo id that can be downloaded."""
-    if not is_repo(reference):
-        raise CheckpointError("only a repo id of the Hugging Face Hub can be downloaded", repr(reference[:200]),
-                              "give owner/name")
-
-
-def plan(query: Query) -> dict[str, Any]:
-    """What a download of a query's files would fetch, asked of the Hub: repo, commit, files by size, bytes that are
-    missing here, whether it is gated and where its licence is, and the free space in bytes.
-
-    Raises CheckpointError as a download does.
-    """
-    import os
-    import shutil
-
-    from huggingface_hub import constants
-
-    refuse_no_repo(query.reference)
-
-    def ask(*arguments: Any) -> Path:
-        raise _Planned(hub.plan(*arguments))
-
-    try:
-        locate_parts(query, ask)
-    except _Planned as planned:
-        found = planned.plan
-    else:
-        found = hub.Plan("/".join(query.reference.split("/")[:2]), "", {}, 0, False)
-    near = constants.HF_HUB_CACHE
-    while not os.path.isdir(near) and near != os.path.dirname(near):
-        near = os.path.dirname(near)
-    return {"repo": found.repo, "commit": found.commit, "files": found.files, "bytes": found.missing,
-            "gated": found.gated, "licence": f"https://huggingface.co/{found.repo}" if found.gated else None,
-            "free": shutil.disk_usage(near).free}

@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from ..loaders.errors import CheckpointError
 from ..views.card import Query, judged
-from . import downloads
+from . import downloads, plans
 from .catalog import CatalogView
 from .helper import Helper, HelperError
-from .requests import MAX_WORKFLOW, RefusedError, check_origin, check_query, parse_object, read_body, to_query
+from .requests import (
+    MAX_WORKFLOW,
+    RefusedError,
+    check_origin,
+    check_query,
+    parse_object,
+    read_body,
+    to_download,
+    to_query,
+)
 from .work import STATUS, Answer, BusyError, Pool, answer, error_value, guarded, refusal
 
 if TYPE_CHECKING:
@@ -77,15 +86,16 @@ class Routes:
 
     async def start_download(self, request: web.Request) -> Answer:
         values = parse_object(await read_body(request))
-        query = to_query(values)
-        refused = await self.read(("inside", query), partial(self._inside, query))
-        if refused.status != 200:
-            return refused
-        downloads.refuse_no_repo(query.reference)
+        asked = to_download(values)
+        for query in asked.queries:
+            refused = await self.read(("inside", query), partial(self._inside, query))
+            if refused.status != 200:
+                return refused
         if values.get("plan") is True:
-            return await self.asking.run(("plan", query), partial(guarded, lambda: answer(downloads.plan(query))))
+            return await self.asking.run(("plan", asked), partial(
+                guarded, lambda: answer(plans.answer(asked.queries, asked.target))))
         try:
-            job = self.downloads.start(query, values.get("accept_licence") is True)
+            job = self.downloads.start(asked.queries, asked.target, asked.licences)
         except downloads.TooManyError as error:
             return refusal(409, error.what, error.where, error.do)
         return answer({"id": job.id}, 202)
@@ -114,7 +124,7 @@ class Routes:
             return refusal(404, "there is no such download", "", "start it again")
         return answer({"id": job.id, "state": job.state, "cancelling": job.cancel.is_set(), "done": job.done,
                        "total": job.total, "file": job.file,
-                       "error": error_value(job.error.what, job.error.where, job.error.do) if job.error else None})
+                       "errors": [error_value(error.what, error.where, error.do) for error in job.errors]})
 
     async def migrate(self, request: web.Request) -> Answer:
         body = await read_body(request, MAX_WORKFLOW)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from .. import host
@@ -12,6 +12,7 @@ from ..loaders.components import overrides
 from ..loaders.errors import CheckpointError
 from ..loaders.files.places import cleaned
 from ..views.card import Query
+from .plans import TARGETS
 from .work import Answer, refusal
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 MAX_QUERY = 4096  # characters
 MAX_BODY = 65_536  # bytes; a workflow may be longer
 MAX_WORKFLOW = 2_000_000
+MAX_ITEMS = 100  # nodes of one download
 _TEXTS = ("reference", "node", "component", "weights_name", "revision", "precision", "weights", "base",
           "base_component", *overrides.INPUTS)
 
@@ -108,4 +110,23 @@ def to_query(values: Mapping[str, Any]) -> Query:
     return Query(**chosen)
 
 
-Handler = Callable[..., Any]
+class Asked(NamedTuple):
+    """What is to be downloaded: for which nodes, to where (plans.TARGETS), and whose licences were accepted."""
+
+    queries: tuple[Query, ...]
+    target: str
+    licences: frozenset[str]
+
+
+def to_download(values: Mapping[str, Any]) -> Asked:
+    """The body of POST download. Raises CheckpointError for what no page of ours sends."""
+    items, target = values.get("items"), values.get("target", TARGETS[0])
+    licences = values.get("licences", [])
+    if not isinstance(items, list) or not 0 < len(items) <= MAX_ITEMS \
+            or not all(isinstance(one, dict) for one in items):
+        raise CheckpointError(f"items is no list of 1 to {MAX_ITEMS} objects", "the request", "correct it")
+    if target not in TARGETS:
+        raise CheckpointError(f"target is none of {', '.join(TARGETS)}", repr(str(target)[:80]), "correct it")
+    if not isinstance(licences, list) or not all(isinstance(repo, str) for repo in licences):
+        raise CheckpointError("licences is no list of repo ids", "the request", "correct it")
+    return Asked(tuple(map(to_query, items)), target, frozenset(licences))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -29,9 +33,12 @@ def svdq():
 
 
 @pytest.fixture(scope="module")
-def hub(tiny):
+def hub(tiny, svdq, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("svdq")
+    svdq.write(folder)
     big = FakeRepo({"config.json": b"{}", WEIGHTS: save({"x": torch.randn(12_000_000)})})
-    with Hub({"owner/tiny": FakeRepo.of(tiny.pipeline), "owner/gated": FakeRepo.of(tiny.fp8, gated="manual"),
+    with Hub({"owner/tiny": FakeRepo.of(tiny.pipeline), "owner/other": FakeRepo.of(tiny.pipeline),
+              "owner/fp8": FakeRepo.of(tiny.fp8), "owner/svdq": FakeRepo.of(folder), "owner/gated": FakeRepo.of(tiny.fp8, gated="manual"),
               "owner/big": big}) as running:
         yield running
 
@@ -51,7 +58,7 @@ def server(tiny, svdq, hub, tmp_path_factory):
 
 def test_only_our_own_page_writes(server):
     own = f"http://127.0.0.1:{server.port}"
-    body = json.dumps({"reference": "owner/none", "node": "QT_LoadBaseModel"})
+    body = json.dumps({"items": [{"reference": "owner/none", "node": "QT_LoadBaseModel"}]})
     is_json = {"Content-Type": "application/json"}
     for headers, status in (({"Content-Type": "text/plain"}, 415), ({}, 415),
                             ({**is_json, "Origin": own}, 202), ({**is_json, "Sec-Fetch-Site": "same-site"}, 403)):
@@ -68,25 +75,84 @@ def test_only_our_own_page_writes(server):
 
             assert asyncio.run(send()) == 403, (origin, method)
     for data, status in ((b"[1]", 400), (b"{", 400), (b"[" * 60_000, 400), (b"{}" + b" " * 70_000, 413),
-                         (b'{"reference": 3}', 400), (b'{"reference": "/etc/passwd"}', 403),
-                         (b'{"reference": "tiny-flux"}', 400), (b'{"reference": "owner/../x"}', 403)):
+                         (b'{}', 400), (b'{"items": []}', 400), (b'{"items": [3]}', 400),
+                         (b'{"items": [{"reference": "owner/tiny"}], "target": "/etc"}', 400),
+                         (b'{"items": [{"reference": "owner/tiny"}], "licences": [3]}', 400),
+                         (b'{"items": [{"reference": 3}]}', 400), (b'{"items": [{"reference": "/etc/passwd"}]}', 403),
+                         (b'{"items": [{"reference": "tiny-flux"}]}', 400),
+                         (b'{"items": [{"reference": "owner/tiny"}, {"reference": "owner/../x"}]}', 403)):
         assert ask(server, "POST", "download", data=data, headers=is_json)[0] == status, data[:40]
     assert ask(server, "POST", "migrate", data=b" " * 2_100_000, headers=is_json)[0] == 413
 
 
-def test_download(server, hub):
-    plan = {"reference": "owner/tiny", "node": "QT_LoadBaseModel"}
-    status, found = ask(server, "POST", "download", json={**plan, "plan": True})
+def download(server: Server, *items: dict, **more) -> dict:
+    """Start a download of items and wait for its end."""
+    status, job = ask(server, "POST", "download", json={"items": items, **more})
+    assert status == 202, job
+    return wait(server, job["id"])
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    """Every file that a walk of it sees; what begins with a dot is none of a model's."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)}
+
+
+def test_everything_that_a_workflow_lacks(server, hub):
+    """One plan for several nodes: each file once, what is here left out, nothing written; then one download."""
+    base = {"reference": "owner/tiny", "node": "QT_LoadBaseModel"}
+    items = [base, {**base, "weights": "defer to override"}, {"reference": "tiny-flux", "node": "QT_LoadBaseModel"},
+             {"reference": "owner/nothing", "node": "QT_LoadBaseModel"},
+             {"reference": "owner/fp8", "node": "QT_ApplyTransformerOverride"}]
+    cache = server.base / "hf" / "hub"
+    status, found = ask(server, "POST", "download", json={"items": items, "plan": True})
+    tiny, local, nothing, fp8 = sorted(found["rows"], key=lambda row: row["items"])
     files = hub.repos["owner/tiny"].files
-    assert status == 200 and set(found["files"]) == set(files) and found["commit"] == COMMIT
-    assert found["bytes"] == sum(len(data) for data in files.values())
-    assert not found["gated"] and found["licence"] is None and found["free"] > 0
-    status, job = ask(server, "POST", "download", json=plan)
-    assert status == 202
-    state = wait(server, job["id"])
-    assert state["state"] == "done" and state["done"] == state["total"] > 0 and state["error"] is None
-    card = describe(server, "owner/tiny", node="QT_LoadBaseModel")
-    assert card["on_disk"] and card["architecture"] == "FLUX.1"
+    assert status == 200 and (tiny["items"], tiny["commit"], tiny["error"]) == ([0, 1], COMMIT, None)
+    assert tiny["files"] == {name: len(data) for name, data in files.items()}
+    assert not tiny["gated"] and tiny["licence"] is None and found["free"] > 0
+    assert tiny["folder"] == str(cache / "models--owner--tiny")
+    assert (local["items"], nothing["items"], fp8["items"]) == ([2], [3], [4])
+    assert "only a repo id" in local["error"]["error"] and "no repo owner/nothing" in nothing["error"]["error"]
+    assert found["bytes"] == tiny["bytes"] + fp8["bytes"] == sum(map(len, files.values())) + sum(
+        map(len, hub.repos["owner/fp8"].files.values()))
+    assert not (cache / "models--owner--tiny").exists() and not (cache / "models--owner--fp8").exists()
+    state = download(server, items[3], base, items[4])
+    assert state["state"] == "failed" and len(state["errors"]) == 1 and state["done"] == state["total"] == found["bytes"]
+    assert describe(server, "owner/tiny", node="QT_LoadBaseModel")["architecture"] == "FLUX.1"
+    assert ask(server, "POST", "download", json={"items": [base, items[4]], "plan": True})[1]["rows"] == []
+
+
+def test_into_a_model_folder(server, hub, svdq):
+    """owner/name in the folder of the kind, each file whole or not there, found by the same reference and by huggingface_hub;
+    another version that lies there is left alone."""
+    base = {"reference": "owner/other", "node": "QT_LoadBaseModel"}
+    single = {"reference": "owner/svdq", "node": "QT_NunchakuSVDQLoader"}
+    _, found = ask(server, "POST", "download", json={"items": [base, single], "target": "models", "plan": True})
+    folders = [server.base / "models" / "diffusers_components" / "owner" / "other",
+               server.base / "models" / "diffusion_models" / "owner" / "svdq"]
+    assert [row["folder"] for row in found["rows"]] == list(map(str, folders)) and not any(map(Path.exists, folders))
+    state = download(server, base, single, target="models")
+    assert state["state"] == "done" and state["total"] == found["bytes"], state
+    assert [files_below(folder) for folder in folders] == [hub.repos[name].files for name in ("owner/other", "owner/svdq")]
+    assert not (server.base / "hf" / "hub" / "models--owner--other").exists()
+    assert describe(server, "owner/svdq", node="QT_NunchakuSVDQLoader")["family"].startswith("SVDQuant")
+    listed = server.get("/object_info/UNETLoader")["UNETLoader"]["input"]["required"]["unet_name"]
+    assert f"owner/svdq/{svdq.file}" in str(listed)
+    # huggingface_hub takes the files for its own: it asks for none again
+    before = len([path for path, _ in hub.log if "/resolve/" in path])
+    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(server.base / "hf2")}
+    probe = "import sys; from huggingface_hub import snapshot_download as s; s('owner/other', local_dir=sys.argv[1])"
+    subprocess.run([sys.executable, "-c", probe, str(folders[0])], env=env, check=True, capture_output=True)
+    assert len([path for path, _ in hub.log if "/resolve/" in path]) == before
+    # a file of another version is neither replaced nor mixed with the rest
+    name, = (name for name in hub.repos["owner/other"].files if name.endswith("transformer/config.json"))
+    weights = next(path for path in folders[0].rglob("*.safetensors"))
+    weights.unlink()
+    (folders[0] / name).write_bytes(b"{}")
+    state = download(server, base, target="models")
+    assert state["state"] == "failed" and "another version of transformer/config.json" in state["errors"][0]["error"]
+    assert not weights.exists() and (folders[0] / name).read_bytes() == b"{}"
 
 
 def wait(server: Server, job: str, until: tuple[str, ...] = ("done", "failed", "cancelled")) -> dict:
@@ -101,15 +167,16 @@ def wait(server: Server, job: str, until: tuple[str, ...] = ("done", "failed", "
 
 
 def test_gated(server, hub):
-    plan = {"reference": "owner/gated", "node": "QT_ApplyTransformerOverride"}
-    status, found = ask(server, "POST", "download", json={**plan, "plan": True})
-    assert status == 200 and found["gated"] and found["licence"] == "https://huggingface.co/owner/gated"
+    item = {"reference": "owner/gated", "node": "QT_ApplyTransformerOverride"}
+    status, found = ask(server, "POST", "download", json={"items": [item], "plan": True})
+    row, = found["rows"]
+    assert status == 200 and row["gated"] and row["licence"] == "https://huggingface.co/owner/gated"
     for accepted in (False, True):  # accepting here does not help without access there
         before = sum("/resolve/" in path for path, _ in hub.log)
-        _, job = ask(server, "POST", "download", json={**plan, "accept_licence": accepted})
-        state = wait(server, job["id"])
-        assert state["state"] == "failed" and "gated" in state["error"]["error"]
-        assert state["error"]["where"] == "https://huggingface.co/owner/gated"
+        state = download(server, item, licences=["owner/gated"] if accepted else ["owner/other"])
+        error, = state["errors"]
+        assert state["state"] == "failed" and "gated" in error["error"]
+        assert error["where"] == "https://huggingface.co/owner/gated"
         assert accepted == (sum("/resolve/" in path for path, _ in hub.log) > before)  # no file was asked for before
 
 
@@ -118,8 +185,9 @@ def test_cancel_and_continue(server, hub, method):
     cache = server.base / "hf" / "hub" / "models--owner--big"
     hub.seconds_per_mb = 0.05
     try:
-        _, job = ask(server, "POST", "download", json={"reference": "owner/big", "node": "QT_LoadBaseModel"})
-        _, again = ask(server, "POST", "download", json={"reference": "owner/big", "node": "QT_LoadBaseModel"})
+        big = {"reference": "owner/big", "node": "QT_LoadBaseModel"}
+        _, job = ask(server, "POST", "download", json={"items": [big]})
+        _, again = ask(server, "POST", "download", json={"items": [big]})
         assert again == job  # one download of one thing
         running = wait(server, job["id"], ("running",))
         for node, base, known in (("QT_LoadBaseModel", "", job["id"]), ("QT_LoadBaseModel", "&base=owner/hub", job["id"]),
@@ -133,8 +201,7 @@ def test_cancel_and_continue(server, hub, method):
         hub.seconds_per_mb = 0.0
     assert [path for path in cache.glob("blobs/*.incomplete") if path.stat().st_size]
     if method == "POST":
-        _, job = ask(server, "POST", "download", json={"reference": "owner/big", "node": "QT_LoadBaseModel"})
-        assert wait(server, job["id"])["state"] == "done"
+        assert download(server, big)["state"] == "done"
         assert any(hub.asked_for(WEIGHTS))  # with a range: from where it stopped
 
 

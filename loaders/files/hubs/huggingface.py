@@ -1,0 +1,91 @@
+"""The Hugging Face Hub: huggingface_hub does the talking (endpoint, token, offline switch, redirects, retries)."""
+
+from __future__ import annotations
+
+import re
+
+from ...errors import CheckpointError
+from ...words import first_ten
+from ..hub_file import HashedFile, RemoteFile
+from ..selection import leaves_folder
+from ..stores import HubCache, Store
+from .base import Listing
+
+KEY, TITLE, PREFIX = "huggingface", "Hugging Face", ""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+cache = HubCache
+
+
+def page(repo: str) -> str:
+    return f"https://huggingface.co/{repo}"
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """The base class of its HTTP errors is that of the HTTP library it uses, which differs between versions."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return OSError, *HfHubHTTPError.__bases__
+
+
+def listing(repo: str, revision: str | None) -> Listing:
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    commit = info.sha or ""
+    if not _COMMIT.fullmatch(commit):
+        raise CheckpointError(f"the Hub names no commit for {repo}", commit, "try again later")
+    files, unsafe = {}, []
+    for item in info.siblings or []:
+        digest = (item.lfs.sha256 if item.lfs else item.blob_id) or ""
+        if leaves_folder(item.rfilename) or not (_COMMIT.fullmatch(digest) or _SHA256.fullmatch(digest)):
+            unsafe.append(item.rfilename)
+        files[item.rfilename] = RemoteFile(item.size or 0, digest)
+    if unsafe:
+        raise CheckpointError(f"the Hub lists files with unsafe names or hashes: {first_ten(map(repr, unsafe))}", repo,
+                              "do not use this repo; nothing of it was written")
+    return Listing(commit, files, bool(info.gated))
+
+
+def transfer(repo: str, name: str, commit: str, file: RemoteFile, target: HashedFile) -> None:
+    """Its own downloads start over after an interruption; this goes on."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    http_get(hf_hub_url(repo, name, revision=commit), target,  # type: ignore[arg-type]
+             resume_size=target.tell(), expected_size=file.size, displayed_filename=name, headers=build_hf_headers())
+
+
+def refuses_licence(error: Exception) -> bool:
+    from huggingface_hub.errors import GatedRepoError
+
+    return isinstance(error, GatedRepoError)
+
+
+def gated(repo: str, command: str) -> CheckpointError:
+    return CheckpointError(f"{repo} is gated: its licence must be accepted once", page(repo),
+                           "accept it there, log in (hf auth login, or set HF_TOKEN), then try again or run: "
+                           f"{command}")
+
+
+def explained(error: Exception, repo: str, revision: str, store: Store, command: str) -> CheckpointError:
+    """Gated comes first: it is a kind of not found."""
+    from huggingface_hub import constants, errors
+
+    at = f"{repo} at {constants.ENDPOINT}"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return CheckpointError("download_missing is on, but HF_HUB_OFFLINE forbids downloads", at,
+                               f"unset HF_HUB_OFFLINE, or on another machine run: {command}")
+    if isinstance(error, errors.GatedRepoError):
+        return gated(repo, command)
+    if isinstance(error, errors.RevisionNotFoundError):
+        return CheckpointError(f"{repo} has no revision {revision or 'main'} (any more)", at,
+                               f"correct or clear the revision, or run: {command}")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return CheckpointError(f"there is no repo {repo}, or it is private", at,
+                               f"correct the id, or log in (hf auth login, or set HF_TOKEN) and run: {command}")
+    if isinstance(error, errors.HfHubHTTPError):
+        return CheckpointError(f"the Hub refused: {error}", at, f"try again later, or run: {command}")
+    return CheckpointError(f"the download broke off ({type(error).__name__}: {error})", at,
+                           f"check the network and try again, it goes on where it stopped; or run: {command}")

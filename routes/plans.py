@@ -1,0 +1,95 @@
+"""What downloads would fetch, and where to: asked of the hubs, nothing written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .. import host
+from ..loaders.components.pipeline import locate_each
+from ..loaders.errors import CheckpointError
+from ..loaders.files import hub
+from ..loaders.files.hubs.base import Hub
+from ..loaders.files.places import Fetch, is_repo
+from ..loaders.files.stores import ModelFolder, Store
+from ..views.card import TEXT_ENCODER, Query, locate_parts
+
+TARGETS = ("cache", "models")
+
+
+class _Planned(Exception):  # noqa: N818  # not an error: it ends locate where the download would begin
+    def __init__(self, plan: hub.Plan) -> None:
+        self.plan = plan
+
+
+def where(query: Query, target: str) -> hub.Where | None:
+    """Where a query's files go: None for the hub's cache. A revision always goes there: folders hold one."""
+    if target == "cache" or query.revision:
+        return None
+    singles = "text_encoders" if query.node == TEXT_ENCODER else "diffusion_models"
+
+    def place(hub: Hub, repo: str, revision: str) -> Store:
+        return ModelFolder(repo, host.download_folder(host.OWN_FOLDER_KEY), host.download_folder(singles), hub.KEY)
+
+    return place
+
+
+def refuse_no_repo(reference: str) -> None:
+    """Raise CheckpointError unless the reference is a repo id that can be downloaded."""
+    if not is_repo(reference):
+        raise CheckpointError("only a repo id of the Hugging Face Hub can be downloaded", repr(reference[:200]),
+                              "give owner/name")
+
+
+def of_query(query: Query, target: str, watcher: hub.Watcher) -> Iterator[hub.Plan]:
+    """What a download of a query's files would fetch: one plan for each repo that lacks some, as far as can be said
+    before what replaces a base's text encoders is here. Raises CheckpointError as a download does."""
+    def ask(*arguments: Any) -> Path:
+        raise _Planned(hub.plan(*arguments, watcher=watcher, where=where(query, target)))
+
+    loads: list[Callable[[Fetch], Any]] = [partial(locate_parts, query)]
+    loads += [partial(_override, reference) for reference in query.overrides]
+    for load in loads:
+        try:
+            load(ask)
+        except _Planned as planned:
+            yield planned.plan
+
+
+def _override(reference: str, download: Fetch) -> None:
+    locate_each(reference, download=download)
+
+
+def answer(queries: Sequence[Query], target: str) -> dict[str, Any]:
+    """The plan of the route `download`, as the package describes it: what is missing of all queries, by repo."""
+    watcher = hub.Watcher(lambda total: lambda amount=1: None)
+    rows: dict[tuple[str, Path], dict[str, Any]] = {}
+    every: dict[Path, int] = {}
+    failed = []
+    for number, query in enumerate(queries):
+        try:
+            refuse_no_repo(query.reference)
+            for found in of_query(query, target, watcher):
+                row = rows.setdefault((found.repo, found.folder), {
+                    "items": [], "repo": found.repo, "commit": found.commit, "files": {}, "bytes": 0, "least": False,
+                    "gated": found.gated, "licence": found.page if found.gated else None, "folder": str(found.folder),
+                    "error": None})
+                row["items"] += [number] if number not in row["items"] else []
+                row["least"] |= bool(query.overrides) or found.files is None
+                row["files"] |= {_below(path, found): size for path, size in found.missing.items()}
+                row["bytes"] = sum(row["files"].values())
+                every |= found.missing
+        except CheckpointError as error:
+            failed.append({"items": [number], "repo": query.reference, "error": {
+                "error": error.what, "where": str(error.where), "todo": error.do}})
+    free = {row["folder"]: shutil.disk_usage(hub.existing(Path(row["folder"]))).free for row in rows.values()}
+    return {"rows": [*rows.values(), *failed], "bytes": sum(every.values()), "free": min(free.values(), default=None)}
+
+
+def _below(path: Path, found: hub.Plan) -> str:
+    """A file's name in the repo: below the folder, or below the snapshot of the commit in a cache."""
+    name = path.relative_to(found.folder).as_posix()
+    return name.removeprefix(f"snapshots/{found.commit}/")
