@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from secrets import token_hex
 
 from ..loaders.errors import CheckpointError
@@ -141,9 +142,9 @@ class Downloads:
             self._turns.release()
 
     @staticmethod
-    def _planned(job: Job, watcher: hub.Watcher) -> dict[object, int]:
+    def _planned(job: Job, watcher: hub.Watcher) -> dict[Path, int]:
         """The bytes that will arrive, each file once. What cannot be planned says why when it is fetched."""
-        every: dict[object, int] = {}
+        every: dict[Path, int] = {}
         for query in job.queries:
             watcher.progress(0)
             try:

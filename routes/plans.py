@@ -14,6 +14,7 @@ from ..loaders.errors import CheckpointError
 from ..loaders.files import hub
 from ..loaders.files.hubs.base import Hub
 from ..loaders.files.places import Fetch, is_repo
+from ..loaders.files.selection import Select
 from ..loaders.files.stores import ModelFolder, Store
 from ..views.card import TEXT_ENCODER, Query, locate_parts
 
@@ -47,8 +48,8 @@ def refuse_no_repo(reference: str) -> None:
 def of_query(query: Query, target: str, watcher: hub.Watcher) -> Iterator[hub.Plan]:
     """What a download of a query's files would fetch: one plan for each repo that lacks some, as far as can be said
     before what replaces a base's text encoders is here. Raises CheckpointError as a download does."""
-    def ask(*arguments: Any) -> Path:
-        raise _Planned(hub.plan(*arguments, watcher=watcher, where=where(query, target)))
+    def ask(reference: str, revision: str, select: Select, command: str) -> Path:
+        raise _Planned(hub.plan(reference, revision, select, command, watcher, where(query, target)))
 
     loads: list[Callable[[Fetch], Any]] = [partial(locate_parts, query)]
     loads += [partial(_override, reference) for reference in query.overrides]
