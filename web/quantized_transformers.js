@@ -8,6 +8,7 @@ import { sidebarTab } from './src/browser.js'
 import { commands } from './src/commands.js'
 import { loadTexts } from './src/i18n.js'
 import { loadKnown } from './src/known.js'
+import { offerMissing } from './src/missing.js'
 import { applyDefaults, settings } from './src/settings.js'
 
 const style = new CSSStyleSheet()
@@ -33,7 +34,10 @@ app.registerExtension({
     applyDefaults(node)
     attach(node)
   },
-  afterConfigureGraph: () => refresh(),
+  afterConfigureGraph() {
+    refresh()
+    offerMissing() // nobody waits for it
+  },
   // "Refresh node definitions": files may have come and gone
   refreshComboInNodes: () => refresh({ force: true })
 })

@@ -56,7 +56,9 @@ def hub(tiny):
     fp8.files[WEIGHTS] = fp8.files.pop(name)
     header = json.dumps({"x": {"dtype": "U8", "shape": [24_000_000], "data_offsets": [0, 24_000_000]}}).encode()
     big = FakeRepo({"config.json": b"{}", WEIGHTS: struct.pack("<Q", len(header)) + header + bytes(24_000_000)})
-    with Hub({"owner/hub-fp8": fp8, "owner/big": big, "owner/gated": FakeRepo(dict(fp8.files), gated=True)}) as running:
+    with Hub({"owner/hub-fp8": fp8, "owner/big": big, "owner/gated": FakeRepo(dict(fp8.files), gated=True),
+              "owner/hub-base": FakeRepo.of(tiny.pipeline),
+              "owner/licensed": FakeRepo(dict(fp8.files), gated=True, granted=True)}) as running:
         yield running
 
 

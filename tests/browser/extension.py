@@ -29,7 +29,8 @@ GGUF, GPTQ = "tiny-Q8_0.gguf", "tiny-gptq"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OUT = PACK / "output" / "browser"
 HOSTILE = "<img src=x onerror=window.hit=1>"
-IMAGES = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en"}
+IMAGES = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en",
+          "QuantizedTransformers.OfferDownloads": False}
 
 # ({nodes: [[key, type, {widget: value}]], links: {key_input: source key}}) -> {key: id}. Two columns, from left to right.
 BUILD = """async ({ nodes, links }) => {
@@ -278,6 +279,11 @@ def press_run(frontend: Frontend) -> None:
 def run_in_page(frontend: Frontend, server: Server, seed: int) -> list[Path]:
     """Load a prompt as a graph, press Run, and wait for its picture."""
     frontend.run("(prompt) => app.loadApiJson(prompt, 'picture')", picture(seed))
+    return run(frontend, server)
+
+
+def run(frontend: Frontend, server: Server) -> list[Path]:
+    """Press Run, and wait for the picture."""
     before = set(server.get("/history"))
     press_run(frontend)
     deadline = time.time() + 60

@@ -71,8 +71,8 @@ class Frontend:
     def __init__(self, port: int, settings: dict[str, Any] | None = None, known: Collection[str] = (),
                  node: str = "QT_LoadBaseModel") -> None:
         self.port, self.known, self.node = port, known, node
-        # without the first, a new user sees the template browser over the graph
-        self.settings = {"Comfy.TutorialCompleted": True, **(settings or {})}
+        # without the first, a new user sees the template browser over the graph; the second is test_missing.py's
+        self.settings = {"Comfy.TutorialCompleted": True, "QuantizedTransformers.OfferDownloads": False, **(settings or {})}
         self.problems: list[str] = []
 
     def __enter__(self) -> Frontend:

@@ -17,11 +17,13 @@ COMMIT = "1234567890" * 4
 
 @dataclass
 class FakeRepo:
-    """Files of one repo by name; those of 100 kB and more are "LFS". `listed` overrides what the API says of them."""
+    """Files of one repo by name; those of 100 kB and more are "LFS". `listed` overrides what the API says of them. The
+    files of a `gated` one are refused, unless its licence was accepted (`granted`)."""
 
     files: dict[str, bytes]
     commit: str = COMMIT
     gated: bool = False
+    granted: bool = False
     token: str = ""
     listed: dict[str, dict] = field(default_factory=dict)
 
@@ -109,7 +111,7 @@ class Hub:
             text = json.dumps([{"type": "file", "path": item["rfilename"], "size": item["size"], "oid": item["blobId"]}
                                for item in repo.siblings()]).encode()
             return self.send(request, 200, text, {"Content-Type": "application/json"}, body=body)
-        if repo.gated:
+        if repo.gated and not repo.granted:
             return self.refuse(request, 403, "GatedRepo")
         data = repo.files.get(found[3])
         if data is None:

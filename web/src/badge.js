@@ -4,11 +4,11 @@
 import { app } from '../../../scripts/app.js'
 import { chosen, counts, showDetails } from './details.js'
 import { el, size } from './dom.js'
-import { confirmDownload, follow, start } from './downloads.js'
+import { failed, follow, offer } from './downloads.js'
 import { t } from './i18n.js'
 import { colour } from './known.js'
 import { question, referenceOf, valueOf } from './nodes.js'
-import { call, RouteError } from './server.js'
+import { call } from './server.js'
 
 const HEIGHT = 66 // of the widget on the classic canvas, with its margins
 const MARGIN = 6
@@ -23,10 +23,10 @@ export class Badge {
   #jobs = new Set() // references whose download is followed; more than one where the node was set to another meanwhile
   #asking = false // whether a download is being agreed on
 
-  /** `done` is called when a download has ended, since other nodes may wait for the same files. */
-  constructor(node, done) {
+  /** `lacking` asks what all nodes of the workflow lack. */
+  constructor(node, lacking) {
     this.node = node
-    this.done = done
+    this.lacking = lacking
     this.element = el('div', { className: 'qt-badge', role: 'group', aria: { label: t('badge') }, on: { wheel: zoom } })
     const widget = node.addDOMWidget('checkpoint_info', 'qt_checkpoint_info', this.element, {
       serialize: false, hideInPanel: true, margin: MARGIN, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT
@@ -37,8 +37,18 @@ export class Badge {
     this.#show('empty', t('noReference'))
   }
 
+  /** What is asked, where the answer is that it is not here and can be downloaded; else null. */
+  lacks = null
+
+  /** Ends when what is asked now is answered. */
+  settled = Promise.resolve()
+
   /** Ask again where the node refers to something else than what is shown, or where `force` says so. */
-  async update(force) {
+  update(force) {
+    this.settled = Promise.all([this.settled, this.#update(force)])
+  }
+
+  async #update(force) {
     const asked = question(this.node)
     const key = JSON.stringify(asked)
     const again = key === this.#asked
@@ -46,6 +56,7 @@ export class Badge {
     this.#asked = key
     this.#reference = asked?.reference
     this.#request?.abort()
+    this.lacks = null
     if (!asked) {
       this.#show('empty', t(referenceOf(this.node) === null ? 'linked' : 'noReference'))
       return
@@ -81,6 +92,7 @@ export class Badge {
       this.#follow(asked.reference, known.downloading)
       return
     }
+    if (!known.on_disk && known.download) this.lacks = asked
     const shown = JSON.stringify([asked, known])
     if (shown === this.#shown) return
     const formats = known.formats.toSorted((a, b) => b.layers - a.layers)
@@ -116,8 +128,8 @@ export class Badge {
     this.#asking = true
     button.textContent = t('asking') // the Hub may take its time
     try {
-      const agreed = await confirmDownload(asked)
-      if (agreed) await this.#follow(asked.reference, await start(agreed))
+      const id = await offer([asked], await this.lacking())
+      if (id) await this.#follow(asked.reference, id)
     } catch (error) {
       failed(error)
     } finally {
@@ -131,13 +143,12 @@ export class Badge {
     const cancel = new AbortController()
     this.#jobs.add(reference)
     try {
-      const { error } = await follow(id, cancel.signal, (state) => this.#progress(reference, state, cancel))
-      if (error) throw new RouteError(error)
+      await follow(id, cancel.signal, (state) => this.#progress(reference, state, cancel))
     } catch (error) {
       failed(error)
     } finally {
       this.#jobs.delete(reference)
-      this.done()
+      this.update(true)
     }
   }
 
@@ -168,11 +179,6 @@ export class Badge {
     this.element.title = title
     this.element.replaceChildren(...lines)
   }
-}
-
-function failed(error) {
-  const detail = error.full ?? error.message
-  app.extensionManager.toast.add({ severity: 'error', summary: t('downloadFailed'), detail, life: 20000 })
 }
 
 const line = (...parts) => el('div', { className: 'qt-line' }, parts)

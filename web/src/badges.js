@@ -3,6 +3,7 @@
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
 import { Badge } from './badge.js'
+import { downloads } from './downloads.js'
 import { referring } from './known.js'
 import { widgetOf } from './nodes.js'
 
@@ -18,6 +19,7 @@ let forced = false
  */
 export function listen() {
   api.addEventListener('graphChanged', () => refresh())
+  downloads.addEventListener('change', () => refresh({ force: true }))
   setInterval(() => timer || refresh(), LOOKING)
 }
 
@@ -25,7 +27,7 @@ export function listen() {
 export function attach(node) {
   const refers = referring(node.comfyClass)
   if (!refers) return
-  const badge = new Badge(node, () => refresh({ force: true }))
+  const badge = new Badge(node, lacking)
   for (const name of [refers.input, 'reference', ...refers.others]) {
     const widget = widgetOf(node, name)
     if (widget) after(widget, 'callback', () => refresh({ wait: widget.options?.values ? 0 : TYPING }))
@@ -51,6 +53,14 @@ export function refresh({ wait = 0, force = false } = {}) {
     }
     forced = false
   }, wait)
+}
+
+/** What the nodes of the open workflow ask for and do not have, each question once, when all badges have their answers. */
+export async function lacking() {
+  await new Promise((done) => setTimeout(done)) // behind a look that is about to begin
+  await Promise.all([...badges].map(({ settled }) => settled))
+  const asked = [...badges].filter(({ node }) => isThere(node)).map(({ lacks }) => lacks).filter(Boolean)
+  return [...new Map(asked.map((one) => [JSON.stringify(one), one])).values()]
 }
 
 /** Whether a node belongs to the graph that is open: those inside a subgraph that is gone are not told so. */

@@ -3,6 +3,7 @@
 import { app } from '../../../scripts/app.js'
 import { el, size } from './dom.js'
 import { showDetails } from './details.js'
+import { fetchAll } from './downloads.js'
 import { t } from './i18n.js'
 import { place } from './place.js'
 import { call } from './server.js'
@@ -102,8 +103,13 @@ class Browser {
     el('button', {
       type: 'button', className: 'qt-add', title: `${item.reference}\n${t('addTip')}`, on: { click: () => place(item) }
     }, el('span', { className: 'qt-name' }, item.title), el('small', {}, facts)),
-    item.verdict && el('span', { className: 'qt-verdict', data: { verdict: item.verdict }, title: item.verdict_text },
-      t(item.on_disk ? `verdict_${item.verdict}` : 'notOnDisk')),
+    item.verdict && (item.on_disk
+      ? el('span', { className: 'qt-verdict', data: { verdict: item.verdict }, title: item.verdict_text },
+        t(`verdict_${item.verdict}`))
+      : el('button', {
+        type: 'button', className: 'qt-get', title: item.verdict_text, aria: { label: `${t('download')}: ${item.title}` },
+        on: { click: () => fetchAll([{ reference: item.reference, node: item.node }]).then(() => this.#load()) }
+      }, t('download'))),
     el('button', {
       type: 'button', className: 'qt-look', title: t('openMap'), aria: { label: `${t('openMap')}: ${item.title}` },
       on: { click: () => showDetails({ reference: item.reference, node: item.node }) }

@@ -4,6 +4,7 @@ import { app } from '../../../scripts/app.js'
 import { dialog, facts, list } from './dialog.js'
 import { el } from './dom.js'
 import { t } from './i18n.js'
+import { downloadMissing } from './missing.js'
 import { call } from './server.js'
 
 /** The commands as ComfyUI wants them; locales/<language>/commands.json translates them. */
@@ -15,6 +16,10 @@ export const commands = [
   {
     id: 'QuantizedTransformers.Convert', label: 'Quantized Transformers: convert this workflow',
     menubarLabel: 'Convert this workflow', icon: 'pi pi-sync', function: convertWorkflow
+  },
+  {
+    id: 'QuantizedTransformers.Download', label: 'Quantized Transformers: download what is missing',
+    menubarLabel: 'Download what is missing', icon: 'pi pi-download', function: downloadMissing
   }
 ]
 

@@ -2,6 +2,7 @@
 
 import { el, size } from './dom.js'
 import { dialog, facts, list } from './dialog.js'
+import { fetchAll } from './downloads.js'
 import { t } from './i18n.js'
 import { layerMap } from './layer_map.js'
 import { call } from './server.js'
@@ -18,10 +19,12 @@ export function chosen({ precision, rank }, open) {
 /** Ask for the checkpoint once more, with its layer map, and show everything. */
 export async function showDetails(asked) {
   let content
+  let absent
   let title = asked.reference
   try {
     const known = await call('describe', { query: { ...asked, layers: 1 } })
     title = known.title || title
+    absent = !known.on_disk && known.download
     content = [facts([
       [t('reference'), known.reference],
       [t('family'), known.family],
@@ -39,5 +42,6 @@ export async function showDetails(asked) {
   } catch (error) {
     content = el('pre', {}, error.full ?? error.message)
   }
-  await dialog(title, content)
+  const download = { value: 'download', label: t('download'), main: true }
+  if (await dialog(title, content, absent ? [download] : []) === 'download') await fetchAll([asked])
 }

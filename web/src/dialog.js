@@ -5,10 +5,11 @@ import { el } from './dom.js'
 import { t } from './i18n.js'
 
 /**
- * Show a dialog and resolve to the value of the button that closed it: `buttons` are {value, label, main, needs}, where
- * `needs` is a checkbox that must be checked first. Escape and the last button give null.
+ * Show a dialog and resolve to the value of the button that closed it: `buttons` are {value, label, main, ready}, where
+ * `ready` says whether it can be pressed; it and a `label` that is a function are asked again with every change inside.
+ * Escape and the last button, which `last` names, give null; so does the end of the promise `until`, which closes it.
  */
-export function dialog(title, content, buttons = []) {
+export function dialog(title, content, buttons = [], { last = t(buttons.length ? 'cancel' : 'close'), until } = {}) {
   const heading = el('h2', { id: 'qt-dialog-title' }, title)
   const box = el('dialog', { className: 'qt-dialog', aria: { labelledby: heading.id } })
   return new Promise((resolve) => {
@@ -16,16 +17,16 @@ export function dialog(title, content, buttons = []) {
       box.close()
       resolve(value)
     }
-    const row = buttons.map(({ value, label, main, needs }) => {
-      const click = () => close(value)
-      const button = el('button', { type: 'button', className: main ? 'qt-main' : '', on: { click } }, label)
-      if (needs) {
-        button.disabled = !needs.checked
-        needs.addEventListener('change', () => { button.disabled = !needs.checked })
+    const row = buttons.map(({ value, label, main, ready }) => {
+      const button = el('button', { type: 'button', className: main ? 'qt-main' : '', on: { click: () => close(value) } })
+      const look = () => {
+        button.textContent = typeof label === 'function' ? label() : label
+        button.disabled = ready ? !ready() : false
       }
+      box.addEventListener('change', look)
+      look()
       return button
     })
-    const last = t(buttons.length ? 'cancel' : 'close')
     row.push(el('button', { type: 'button', on: { click: () => close(null) } }, last))
     box.append(el('div', { className: 'qt-frame' },
       heading,
@@ -40,6 +41,7 @@ export function dialog(title, content, buttons = []) {
     box.addEventListener('keydown', (event) => event.stopPropagation()) // typing here is no shortcut of the graph
     app.canvas.canvas.parentElement.append(box) // shown in the browser's top layer, wherever it is
     box.showModal()
+    until?.then(() => box.open && close(null))
   })
 }
 

@@ -2,8 +2,10 @@
 
 import { app } from '../../../scripts/app.js'
 import { el } from './dom.js'
+import { OFFER } from './missing.js'
 import { widgetOf } from './nodes.js'
 import { call } from './server.js'
+import { TARGET, TARGETS } from './targets.js'
 
 const CATEGORY = 'Quantized Transformers'
 
@@ -33,9 +35,19 @@ export const settings = [
     id, name, options, tooltip, type: 'combo', defaultValue: 'auto', category: [CATEGORY, 'Defaults', name]
   })),
   {
-    id: 'QuantizedTransformers.DownloadFolder', name: 'Download folder',
-    tooltip: 'The Hugging Face cache of the server. HF_HOME or HF_HUB_CACHE moves it, set before ComfyUI starts.',
-    defaultValue: '', category: [CATEGORY, 'Downloads', 'Download folder'], type: downloadFolder
+    id: OFFER, name: 'Offer downloads when a workflow opens', type: 'boolean', defaultValue: true,
+    tooltip: 'Asks the Hub for the sizes of what a workflow lacks, and shows one dialog to download it.',
+    category: [CATEGORY, 'Downloads', 'Offer downloads when a workflow opens']
+  },
+  {
+    id: TARGET, name: 'Download to', type: 'combo', options: TARGETS, defaultValue: TARGETS[0],
+    tooltip: "cache: the Hugging Face cache, which other tools share. models: ComfyUI's model folders, as owner/name.",
+    category: [CATEGORY, 'Downloads', 'Download to']
+  },
+  {
+    id: 'QuantizedTransformers.DownloadFolder', name: 'Hugging Face cache',
+    tooltip: 'Where it is on the server. HF_HOME or HF_HUB_CACHE moves it, set before ComfyUI starts.',
+    defaultValue: '', category: [CATEGORY, 'Downloads', 'Hugging Face cache'], type: downloadFolder
   }
 ]
 

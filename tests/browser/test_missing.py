@@ -1,0 +1,142 @@
+"""Everything that a workflow lacks, in one dialog: from an installation without models to a picture in two clicks."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from browser.extension import IMAGES, OUT, WEIGHTS, badge, build, run, sidebar
+
+from support.workflow import apply_override, load_base, text_to_image
+
+pytestmark = pytest.mark.browser
+
+BASE, LICENSED, BIG = "owner/hub-base", "owner/licensed", "owner/big"
+# (prompt) -> loads it as a graph, as one that was shared
+OPEN = """async (prompt) => {
+  await app.loadApiJson(prompt, 'shared')
+  const graph = app.graph.serialize()
+  sessionStorage.clear()
+  return app.loadGraphData(graph)
+}"""
+
+
+@pytest.fixture(scope="module")
+def server(extension_server):
+    return extension_server
+
+
+@pytest.fixture
+def empty(another, server, hub):
+    """A page that offers downloads, on a server that has none of them."""
+    hub.log.clear()
+    for path in (server.base / "hf" / "hub", server.base / "models" / "diffusers_components"):
+        shutil.rmtree(path, ignore_errors=True)
+    return another
+
+
+def offering(page_of, **settings):
+    page_of.open({**IMAGES, "QuantizedTransformers.OfferDownloads": True, "QuantizedTransformers.DownloadTo": "cache", **settings})
+    return page_of.page.locator(".qt-dialog")
+
+
+def shared(*, seed: int = 1) -> dict:
+    return {"1": load_base(BASE, "defer to override"), "2": apply_override(["1", 0], LICENSED),
+            **text_to_image(["2", 0], "p", seed=seed, steps=1, size=64)}
+
+
+@pytest.mark.parametrize("vue,target", [(False, "cache"), (True, "models")], ids=["canvas", "Vue nodes"])
+def test_two_clicks_and_a_licence(empty, server, hub, vue, target):
+    dialog = offering(empty, **{"Comfy.VueNodes.Enabled": vue})
+    empty.run("() => { window.clicks = 0; addEventListener('click', (e) => { clicks += e.isTrusted }, true) }")
+    empty.run(OPEN, shared(seed=10 + vue))
+    dialog.get_by_text(LICENSED, exact=True).wait_for()
+    start = dialog.locator(".qt-main")
+    text = dialog.inner_text()
+    config = len(hub.repos[BASE].files["transformer/config.json"]) + len(hub.repos[BASE].files["model_index.json"])
+    assert f"{config / 1e3:.1f} kB" in text and "Free space" in text and "huggingface.co/owner/licensed" in text
+    assert not list(server.base.rglob("models--owner--*/snapshots"))  # asked, and nothing kept
+    if target == "models":
+        dialog.locator(".qt-target select").select_option("models")
+        dialog.get_by_text(str(server.base / "models" / "diffusers_components" / "owner" / "licensed")).wait_for()
+    assert start.is_disabled()
+    dialog.locator(".qt-licence input").check()
+    empty.screenshot(OUT / f"missing_{target}.png")
+    before = empty.run("() => clicks")
+    start.click()
+    dialog.wait_for(state="detached")
+    empty.page.get_by_role("alert").filter(has_text="press Run").wait_for(timeout=30_000)
+    assert run(empty, server)
+    assert empty.run("() => clicks") - before == 2  # beside the choice of the place and the licence
+    root = server.base / ("hf/hub" if target == "cache" else "models/diffusers_components")
+    place = "models--owner--licensed" if target == "cache" else "owner/licensed"
+    assert list((root / place).rglob(WEIGHTS)) and not empty.problems
+
+
+def test_one_progress_with_cancel_and_hide(empty, hub):
+    """Hidden, it goes on on the nodes; opened once, it is not offered again; what is left out is not fetched."""
+    dialog = offering(empty)
+    hub.seconds_per_mb = 0.4
+    try:
+        prompt = {"1": load_base(BIG), "2": load_base(BASE, "defer to override"), **text_to_image(["1", 0], "a"),
+                  **text_to_image(["2", 0], "b")}
+        empty.run(OPEN, prompt)
+        dialog.get_by_text(BASE, exact=True).wait_for()
+        asked = dialog.locator(".qt-main").inner_text()
+        dialog.locator(".qt-rows li", has_text=BASE).get_by_role("checkbox").uncheck()
+        assert dialog.locator(".qt-main").inner_text() == asked == "Download 24.00 MB"
+        dialog.locator(".qt-main").click()
+        dialog.locator("progress").wait_for()
+        empty.page.wait_for_function("() => document.querySelector('.qt-dialog progress').value > 0", timeout=20_000)
+        empty.screenshot(OUT / "missing_progress.png")
+        empty.page.keyboard.press("Escape")
+        dialog.wait_for(state="detached")
+        ids = empty.run("() => Object.fromEntries(app.graph.nodes.map((n) => [n.widgets?.find((w) => w.name === 'reference')?.value, n.id]))")
+        badge(empty, ids[BIG], "downloading")
+        badge(empty, ids[BASE], "missing")
+        empty.page.locator(".qt-cancel").click()
+        badge(empty, ids[BIG], "missing")
+    finally:
+        hub.seconds_per_mb = 0
+    assert not hub.asked_for(f"{BASE}/resolve/{hub.repos[BASE].commit}/transformer/config.json")
+    graph = empty.run("() => app.graph.serialize()")
+    empty.run("(graph) => app.loadGraphData(graph)", graph)
+    badge(empty, ids[BIG], "missing")
+    empty.page.wait_for_timeout(300)
+    assert not dialog.count()
+    empty.run("() => void app.extensionManager.command.execute('QuantizedTransformers.Download')")
+    dialog.get_by_text(BIG, exact=True).wait_for()
+    dialog.get_by_text(BASE, exact=True).wait_for()
+    empty.page.keyboard.press("Escape")
+    assert not empty.problems
+
+
+def test_from_a_badge_a_row_and_the_details(empty):
+    dialog = offering(empty, **{"QuantizedTransformers.OfferDownloads": False})
+    ids = build(empty, ("base", "QT_LoadBaseModel", {"reference": BASE, "weights": "defer to override"}),
+                ("q", "QT_ApplyTransformerOverride", {"reference": "owner/hub-fp8"}),
+                ("none", "QT_LoadBaseModel", {"reference": "owner/nothing"}), q_model="base")
+    for key in ids:
+        badge(empty, ids[key], "missing")
+    assert not dialog.count()  # switched off
+    empty.page.locator(".qt-download").first.click()
+    dialog.get_by_text(BASE, exact=True).wait_for()
+    assert not dialog.get_by_text("owner/hub-fp8", exact=True).count()
+    dialog.get_by_role("button", name="Everything missing (3)").click()
+    dialog.get_by_text("owner/hub-fp8", exact=True).wait_for()
+    assert "no repo owner/nothing" in dialog.get_by_role("alert").inner_text()
+    dialog.locator(".qt-main").click()
+    badge(empty, ids["base"])
+    assert badge(empty, ids["q"])["text"][0] == "ModelOpt FP8"
+    badge(empty, ids["none"], "missing")
+    known = "lmsys/flux1-dev-modelopt-nvfp4-sglang-transformer"
+    row = sidebar(empty).locator(f'.qt-item[data-reference="{known}"]')
+    row.locator(".qt-get").click()
+    dialog.get_by_text(f"there is no repo {known}", exact=False).wait_for()  # not on this hub
+    empty.page.keyboard.press("Escape")
+    row.locator(".qt-look").click()
+    dialog.get_by_role("button", name="Download").click()
+    dialog.get_by_text(f"there is no repo {known}", exact=False).wait_for()
+    assert dialog.locator(".qt-main").is_disabled()
+    empty.page.keyboard.press("Escape")
+    assert not empty.problems
