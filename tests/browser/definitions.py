@@ -9,27 +9,39 @@ presets"; docs/sources/modelopt.md, "FLUX.2-dev-NVFP4"). Those of SVDQuant files
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from browser.graph import (
+    FRAMES,
+    NEGATIVE,
+    OUTSIDE,
+    PROMPT,
+    SAMPLED,
     SEED,
-    Group,
+    SIZE,
+    Column,
     Link,
     Node,
+    Shown,
     Workflow,
     decode,
     encoder_and_vae,
+    frames,
     ksampler,
     nothing,
+    number,
     override,
-    reports,
-    result,
+    picture,
+    report,
     sampled,
+    shown,
     size,
     text,
+    video,
 )
-from browser.notes import EXPORT, HYPER, LIGHTNING, NOTES
+from browser.notes import HYPER, LIGHTNING, NOTES
 
 LOGO = "A Logo With Bold Large Text: SGL Diffusion"
 FOX = "a fox walking through neon rain"
@@ -38,145 +50,150 @@ ASTRONAUT = "A tiny astronaut reading a book under a glass greenhouse"
 WATERCOLOR = "Turn the scene into a warm watercolor illustration"
 BOOKSHOP = 'The window of a small bookshop on a rainy evening, with a hand-painted sign that says "Open Late"'
 WAN_NEGATIVE = "overexposed, blurry, static, subtitles, watermark, JPEG artifacts, deformed limbs, cluttered background"
+GUIDED = shown("guidance", "guidance")
+CFG = shown("cfg", "sample")
 
 
-def loaded(name: str, transformer: list[Node] | None = None) -> tuple[Group, Link, str]:
-    """The group of all that is loaded, its MODEL, and whose report tells of it: of these nodes, or of an override."""
-    base, repo = NOTES[name].base, NOTES[name].repo
-    title = "Transformer, text encoder, VAE" if transformer else "Base model and override"
-    nodes = transformer or override(base, repo)
-    report = next(node.key for node in nodes if node.key in ("svdq", "override"))
-    return (title, [*nodes, *encoder_and_vae(base)]), (nodes[-1].key, 0), report
+def loaded(name: str, transformer: Column | None = None, **widgets: Any) -> tuple[list[Column], Link]:
+    """All that is loaded, as columns, and its MODEL: of these nodes, or of an override."""
+    base = NOTES[name].base
+    nodes = transformer or override(base, NOTES[name].repo, **widgets)
+    said = next(node.key for node in nodes if node.key in ("svdq", "override"))
+    return [[*nodes, report(said)], encoder_and_vae(base)], (nodes[-1].key, 0)
 
 
-def svdq(name: str, **widgets: Any) -> list[Node]:
-    return [Node("svdq", "QT_NunchakuSVDQLoader", {}, {"weights": NOTES[name].repo, **widgets}, width=400)]
+def svdq(name: str, **widgets: Any) -> Column:
+    return [Node("svdq", "QT_NunchakuSVDQLoader", {}, {"weights": NOTES[name].repo, **widgets}, width=OUTSIDE)]
 
 
 def lora(model: dict[str, str], strength: float) -> Node:
     return Node("lora", "LoraLoaderModelOnly", {"model": ("svdq", 0)}, {"lora_name": model["name"], "strength_model": strength},
-                width=400, models=(model,))
+                width=OUTSIDE, height=90, models=(model,))
 
 
-def flux1(name: str, transformer: list[Node] | None = None, steps: int = 20) -> Workflow:
+def flux1(name: str, transformer: Column | None = None, steps: int = 20) -> Workflow:
     """As ComfyUI's own FLUX.1 template: guidance 3.5, cfg 1, euler simple. At 1024 x 1024 its shift is diffusers'."""
-    models, model, report = loaded(name, transformer)
-    return Workflow(name, NOTES[name].text(), [
-        [models],
-        [("Prompt", [text("prompt", LOGO, "Prompt"),
-                     Node("guidance", "FluxGuidance", {"conditioning": ("prompt", 0)}, {"guidance": 3.5}), nothing()]),
-         ("Size", [Node("latent", "EmptySD3LatentImage", {}, {"width": 1024, "height": 1024})])],
-        [("Sampling", [ksampler(model, ("guidance", 0), ("none", 0), ("latent", 0), steps, 1.0), decode()])],
-        [result(("decode", 0), name), reports(report, "clip", "vae")]])
+    outside, model = loaded(name, transformer)
+    return Workflow(name, NOTES[name].text(), "Text to image", outside, [
+        [text("prompt", LOGO, "Prompt"), Node("guidance", "FluxGuidance", {"conditioning": ("prompt", 0)}, {"guidance": 3.5}),
+         nothing(), Node("latent", "EmptySD3LatentImage", {}, {"width": 1024, "height": 1024})],
+        [ksampler(model, ("guidance", 0), ("none", 0), ("latent", 0), steps, 1.0), decode()]],
+        picture(name), (PROMPT, *SIZE, *SAMPLED, GUIDED))
 
 
 def flux2(name: str, **widgets: Any) -> Workflow:
     """As ComfyUI's own FLUX.2 template: guidance 4, Flux2Scheduler, euler."""
-    base, repo = NOTES[name].base, NOTES[name].repo
+    outside, model = loaded(name, **widgets)
     sides = {"width": ("width", 0), "height": ("height", 0)}
-    return Workflow(name, NOTES[name].text(), [
-        [("Base model and override", [*override(base, repo, **widgets), *encoder_and_vae(base)])],
-        [("Prompt", [text("prompt", LOGO, "Prompt"),
-                     Node("guidance", "FluxGuidance", {"conditioning": ("prompt", 0)}, {"guidance": 4.0})]),
-         ("Size", [*size(1024, 1024), Node("latent", "EmptyFlux2LatentImage", sides)])],
-        [("Sampling", [*sampled(("guidance", 0), ("override", 0), Node("sigmas", "Flux2Scheduler", sides, {"steps": 20}),
-                                "latent"), decode()])],
-        [result(("decode", 0), name), reports("override", "clip", "vae")]])
+    return Workflow(name, NOTES[name].text(), "Text to image", outside, [
+        [text("prompt", LOGO, "Prompt"), Node("guidance", "FluxGuidance", {"conditioning": ("prompt", 0)}, {"guidance": 4.0}),
+         *size(1024, 1024), Node("latent", "EmptyFlux2LatentImage", sides)],
+        [*sampled(("guidance", 0), model, Node("sigmas", "Flux2Scheduler", sides, {"steps": 20}), "latent"), decode()]],
+        picture(name), (PROMPT, shown("width", "width", "value"), shown("height", "height", "value"),
+                        shown("seed", "noise", "noise_seed"), shown("steps", "sigmas"), GUIDED))
 
 
-def wan_override(name: str, **widgets: Any) -> tuple[Group, Group]:
+HIGH, LOW = "High noise: transformer", "Low noise: transformer_2"
+
+
+def wan_override(name: str, **widgets: Any) -> list[Column]:
     """The high-noise expert is an override, the low-noise one the base's."""
     base, repo = NOTES[name].base, NOTES[name].repo
-    low = Node("low", "QT_LoadBaseModel", {}, {"base_model": base, "component": "transformer_2", "weights": "load"}, width=400)
-    return (("High noise: transformer, quantized", override(base, repo, **widgets)),
-            ("Low noise: transformer_2 of the base, BF16", [low]))
+    low = Node("low", "QT_LoadBaseModel", {}, {"base_model": base, "component": "transformer_2", "weights": "load"}, LOW,
+               OUTSIDE)
+    return [[*override(base, repo, title=HIGH, **widgets), report("override")], [low, *encoder_and_vae(base)]]
 
 
-def wan_modelslim(**where: str) -> tuple[Group, Group]:
-    """Both experts of an msModelSlim export."""
-    def expert(title: str, key: str, component: str) -> Group:
-        return title, [Node(key, "QT_ModelSlimLoader", {}, {**where, "component": component}, width=400)]
-
-    return (expert("High noise: transformer, quantized", "high", "transformer"),
-            expert("Low noise: transformer_2, quantized", "low_quantized", "transformer_2"))
+def wan_modelslim(name: str, listed: str) -> list[Column]:
+    """Both experts of an msModelSlim export, which the input `listed` names."""
+    experts = [Node(key, "QT_ModelSlimLoader", {}, {listed: NOTES[name].repo, "component": component}, title, OUTSIDE)
+               for key, component, title in (("high", "transformer", HIGH), ("low_quantized", "transformer_2", LOW))]
+    return [[*experts, report("high")], [*encoder_and_vae(NOTES[name].base), report("low_quantized", "transformer_2")]]
 
 
-def wan_online(name: str) -> tuple[Group, Group]:
+def wan_online(name: str) -> list[Column]:
     """Both experts of the base, quantized when the workflow runs."""
-    def expert(title: str, key: str, component: str) -> Group:
-        return title, [
-            Node(f"{key}_base", "QT_LoadBaseModel", {},
-                 {"base_model": NOTES[name].base, "component": component, "weights": "load"}, width=400),
-            Node(key, "QT_AscendMXFP8Quantize", {"model": (f"{key}_base", 0)}, width=400, height=200)]
+    base = NOTES[name].base
 
-    return (expert("High noise: transformer, quantized here", "high", "transformer"),
-            expert("Low noise: transformer_2, quantized here", "low_quantized", "transformer_2"))
+    def expert(key: str, component: str, title: str) -> Column:
+        return [Node(f"{key}_base", "QT_LoadBaseModel", {}, {"base_model": base, "component": component, "weights": "load"},
+                     width=OUTSIDE),
+                Node(key, "QT_AscendMXFP8Quantize", {"model": (f"{key}_base", 0)}, {}, title, OUTSIDE, 170)]
+
+    clip, vae = encoder_and_vae(base)
+    return [[*expert("high", "transformer", HIGH), clip],
+            [*expert("low", "transformer_2", LOW), vae, report("high", height=138)]]
 
 
-def wan(name: str, experts: tuple[Group, Group]) -> Workflow:
+def wan(name: str, load: Callable[..., list[Column]], **given: str) -> Workflow:
     """Wan's own defaults for T2V-A14B: 40 steps, shift 12, cfg 4 (high noise) and 3 (low noise), boundary 0.875.
 
-    With shift 12 the first 26 of 40 steps of the simple schedule start at a sigma of 0.875 or more. `experts` load the
-    high-noise and the low-noise model; each MODEL and its report come from the last node of its group.
+    With shift 12 the first 26 of 40 steps of the simple schedule start at a sigma of 0.875 or more.
     """
-    high, low = (nodes[-1].key for _, nodes in experts)
+    outside = load(name, **given)
+    high, low = (node.key for column in outside for node in column if node.title in (HIGH, LOW))
 
     def half(key: str, model: str, latent: str, first: bool) -> Node:
-        links = {"model": (model, 0), "positive": ("prompt", 0), "negative": ("negative", 0), "latent_image": (latent, 0)}
+        links = {"model": (model, 0), "positive": ("prompt", 0), "negative": ("negative", 0), "latent_image": (latent, 0),
+                 "end_at_step" if first else "start_at_step": ("boundary", 0)}
         return Node(key, "KSamplerAdvanced", links, {
-            "add_noise": "enable" if first else "disable", "noise_seed": SEED, "control_after_generate": "fixed", "steps": 40,
-            "cfg": 4.0 if first else 3.0, "sampler_name": "euler", "scheduler": "simple", "start_at_step": 0 if first else 26,
-            "end_at_step": 26 if first else 40, "return_with_leftover_noise": "enable" if first else "disable"},
-            "High noise: steps 0 to 26" if first else "Low noise: steps 26 to 40")
+            "add_noise": "enable" if first else "disable", "noise_seed": SEED,
+            "control_after_generate": "randomize" if first else "fixed", "steps": 40,
+            "cfg": 4.0 if first else 3.0, "sampler_name": "euler", "scheduler": "simple",
+            **({"start_at_step": 0} if first else {"end_at_step": 10000}), "return_with_leftover_noise": "enable" if first else "disable"},
+            "High noise" if first else "Low noise")
 
     def shift(key: str, model: str) -> Node:
         return Node(key, "ModelSamplingSD3", {"model": (model, 0)}, {"shift": 12.0}, "Shift")
 
-    return Workflow(name, NOTES[name].text(), [
-        [*experts, ("Text encoder and VAE", encoder_and_vae(NOTES[name].base))],
-        [("Prompt", [text("prompt", FOX, "Prompt"), text("negative", WAN_NEGATIVE, "Negative prompt")]),
-         ("Size", [Node("latent", "EmptyHunyuanLatentVideo", {}, {"width": 832, "height": 480, "length": 81})])],
-        [("Sampling", [shift("high_shift", high), half("high_sample", "high_shift", "latent", True),
-                       shift("low_shift", low), half("sample", "low_shift", "high_sample", False), decode()])],
-        [result(("decode", 0), name, fps=16), reports(high, low, "clip", "vae")]])
+    return Workflow(name, NOTES[name].text(), "Text to video", outside, [
+        [text("prompt", FOX, "Prompt"), text("negative", WAN_NEGATIVE, "Negative prompt"),
+         Node("latent", "EmptyHunyuanLatentVideo", {}, {"width": 832, "height": 480, "length": 81}),
+         number("boundary", 26, "High noise: steps")],
+        [shift("high_shift", high), half("high_sample", "high_shift", "latent", True)],
+        [shift("low_shift", low), half("sample", "low_shift", "high_sample", False)], [decode(), frames(16)]],
+        video(name), (
+            PROMPT, NEGATIVE, *FRAMES, shown("seed", "high_sample", "noise_seed"),
+            Shown("steps", (("high_sample", "steps"), ("sample", "steps"))),
+            shown("high noise: steps", "boundary", "value"),
+            shown("high noise: cfg", "high_sample", "cfg"), shown("low noise: cfg", "sample", "cfg"),
+            Shown("shift", (("high_shift", "shift"), ("low_shift", "shift")))),
+        {high: "high noise", low: "low noise"})
 
 
 def hunyuan_video(name: str) -> Workflow:
     """As ComfyUI's own HunyuanVideo template: guidance 6, shift 7, tiled decoding; 544 x 960, 17 frames."""
-    base, repo = NOTES[name].base, NOTES[name].repo
+    outside, model = loaded(name)
     tiles = {"tile_size": 256, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}
-    return Workflow(name, NOTES[name].text(), [
-        [("Base model and override", [*override(base, repo), *encoder_and_vae(base)])],
-        [("Prompt", [text("prompt", CAR, "Prompt"),
-                     Node("guidance", "FluxGuidance", {"conditioning": ("prompt", 0)}, {"guidance": 6.0})]),
-         ("Size", [Node("latent", "EmptyHunyuanLatentVideo", {}, {"width": 960, "height": 544, "length": 17})])],
-        [("Sampling", [Node("shift", "ModelSamplingSD3", {"model": ("override", 0)}, {"shift": 7.0}),
-                       *sampled(("guidance", 0), ("shift", 0),
-                                Node("sigmas", "BasicScheduler", {"model": ("shift", 0)},
-                                     {"scheduler": "simple", "steps": 30}), "latent"),
-                       Node("decode", "VAEDecodeTiled", {"samples": ("sample", 0), "vae": ("vae", 0)}, tiles)])],
-        [result(("decode", 0), name, fps=24), reports("override", "clip", "vae")]])
+    return Workflow(name, NOTES[name].text(), "Text to video", outside, [
+        [text("prompt", CAR, "Prompt"), Node("guidance", "FluxGuidance", {"conditioning": ("prompt", 0)}, {"guidance": 6.0}),
+         Node("latent", "EmptyHunyuanLatentVideo", {}, {"width": 960, "height": 544, "length": 17})],
+        [Node("shift", "ModelSamplingSD3", {"model": model}, {"shift": 7.0}),
+         *sampled(("guidance", 0), ("shift", 0),
+                  Node("sigmas", "BasicScheduler", {"model": ("shift", 0)}, {"scheduler": "simple", "steps": 30}), "latent")],
+        [Node("decode", "VAEDecodeTiled", {"samples": ("sample", 0), "vae": ("vae", 0)}, tiles), frames(24)]],
+        video(name), (PROMPT, *FRAMES, shown("seed", "noise", "noise_seed"), shown("steps", "sigmas"), GUIDED,
+                      shown("shift", "shift")))
 
 
 def qwen_image(name: str) -> Workflow:
     """The model card's settings: 50 steps, true cfg 4, 1328 x 1328; shift 3.1 as in ComfyUI's own template."""
-    base, repo = NOTES[name].base, NOTES[name].repo
-    return Workflow(name, NOTES[name].text(), [
-        [("Base model and override", [*override(base, repo), *encoder_and_vae(base)])],
-        [("Prompt", [text("prompt", ASTRONAUT, "Prompt"), text("negative", "", "Negative prompt")]),
-         ("Size", [Node("latent", "EmptySD3LatentImage", {}, {"width": 1328, "height": 1328})])],
-        [("Sampling", [Node("shift", "ModelSamplingAuraFlow", {"model": ("override", 0)}, {"shift": 3.1}),
-                       ksampler(("shift", 0), ("prompt", 0), ("negative", 0), ("latent", 0), 50, 4.0), decode()])],
-        [result(("decode", 0), name), reports("override", "clip", "vae")]])
+    outside, model = loaded(name)
+    return Workflow(name, NOTES[name].text(), "Text to image", outside, [
+        [text("prompt", ASTRONAUT, "Prompt"), text("negative", "", "Negative prompt"),
+         Node("latent", "EmptySD3LatentImage", {}, {"width": 1328, "height": 1328})],
+        [Node("shift", "ModelSamplingAuraFlow", {"model": model}, {"shift": 3.1}),
+         ksampler(("shift", 0), ("prompt", 0), ("negative", 0), ("latent", 0), 50, 4.0), decode()]],
+        picture(name), (PROMPT, NEGATIVE, *SIZE, *SAMPLED, CFG, shown("shift", "shift")))
 
 
-def qwen_image_edit(name: str, transformer: list[Node] | None = None, shift: float = 3.1) -> Workflow:
+def qwen_image_edit(name: str, transformer: Column | None = None, shift: float = 3.1) -> Workflow:
     """QwenImageEditPlusPipeline's way: one picture of a megapixel, sides multiples of 32, is reference and output size.
 
     The host's text node would scale the reference once more, to another size than the output. zero_cond_t comes with the
     transformer; 40 steps and true cfg 4 as on the model cards, the shift is that of ComfyUI's own template.
     """
-    models, model, report = loaded(name, transformer)
+    (models, others), model = loaded(name, transformer)
 
     def encode(key: str, prompt: str, title: str) -> Node:
         return Node(key, "TextEncodeQwenImageEditPlus", {"clip": ("clip", 0), "image1": ("scaled", 0)}, {"prompt": prompt},
@@ -185,48 +202,46 @@ def qwen_image_edit(name: str, transformer: list[Node] | None = None, shift: flo
     def reference(key: str, conditioning: str, title: str) -> Node:
         return Node(key, "ReferenceLatent", {"conditioning": (conditioning, 0), "latent": ("latent", 0)}, title=title)
 
-    return Workflow(name, NOTES[name].text(), [
-        [models],
-        [("Picture to edit", [Node("picture", "LoadImage", {}, {"image": "example.png"}, height=320),
-                              Node("scaled", "ImageScaleToTotalPixels", {"image": ("picture", 0)},
-                                   {"upscale_method": "lanczos", "megapixels": 1.0, "resolution_steps": 32}),
-                              Node("latent", "VAEEncode", {"pixels": ("scaled", 0), "vae": ("vae", 0)})])],
-        [("Prompt", [encode("prompt", WATERCOLOR, "Prompt"), reference("prompt_picture", "prompt", "Prompt with picture"),
-                     encode("negative", "", "Negative prompt"),
-                     reference("negative_picture", "negative", "Negative prompt with picture")])],
-        [("Sampling", [Node("shift", "ModelSamplingAuraFlow", {"model": model}, {"shift": shift}),
-                       Node("norm", "CFGNorm", {"model": ("shift", 0)}, {"strength": 1.0}),
-                       ksampler(("norm", 0), ("prompt_picture", 0), ("negative_picture", 0), ("latent", 0), 40, 4.0),
-                       decode()])],
-        [result(("decode", 0), name), reports(report, "clip", "vae")]])
+    load = Node("picture", "LoadImage", {}, {"image": "example.png"}, "Picture to edit", OUTSIDE, 322)
+    return Workflow(name, NOTES[name].text(), "Edit a picture", [models, [*others, load]], [
+        [Node("scaled", "ImageScaleToTotalPixels", {"image": ("picture", 0)},
+              {"upscale_method": "lanczos", "megapixels": 1.0, "resolution_steps": 32}),
+         Node("latent", "VAEEncode", {"pixels": ("scaled", 0), "vae": ("vae", 0)})],
+        [encode("prompt", WATERCOLOR, "Prompt"), reference("prompt_picture", "prompt", "Prompt with picture"),
+         encode("negative", "", "Negative prompt"),
+         reference("negative_picture", "negative", "Negative prompt with picture")],
+        [Node("shift", "ModelSamplingAuraFlow", {"model": model}, {"shift": shift}),
+         Node("norm", "CFGNorm", {"model": ("shift", 0)}, {"strength": 1.0}),
+         ksampler(("norm", 0), ("prompt_picture", 0), ("negative_picture", 0), ("latent", 0), 40, 4.0), decode()]],
+        picture(name), (shown("prompt", "prompt"), shown("negative prompt", "negative", "prompt"),
+                        shown("megapixels", "scaled"), *SAMPLED, CFG, shown("shift", "shift")))
 
 
-def distilled(name: str, transformer: list[Node], prompt: str, side: int, steps: int) -> Workflow:
+def distilled(name: str, transformer: Column, prompt: str, side: int, steps: int) -> Workflow:
     """Qwen-Image-Lightning's and Z-Image-Turbo's own settings: shift 3, euler, cfg 1, which makes no use of a negative."""
-    models, model, report = loaded(name, transformer)
-    return Workflow(name, NOTES[name].text(), [
-        [models],
-        [("Prompt", [text("prompt", prompt, "Prompt"), nothing()]),
-         ("Size", [Node("latent", "EmptySD3LatentImage", {}, {"width": side, "height": side})])],
-        [("Sampling", [Node("shift", "ModelSamplingAuraFlow", {"model": model}, {"shift": 3.0}),
-                       ksampler(("shift", 0), ("prompt", 0), ("none", 0), ("latent", 0), steps, 1.0), decode()])],
-        [result(("decode", 0), name), reports(report, "clip", "vae")]])
+    outside, model = loaded(name, transformer)
+    return Workflow(name, NOTES[name].text(), "Text to image", outside, [
+        [text("prompt", prompt, "Prompt"), nothing(),
+         Node("latent", "EmptySD3LatentImage", {}, {"width": side, "height": side})],
+        [Node("shift", "ModelSamplingAuraFlow", {"model": model}, {"shift": 3.0}),
+         ksampler(("shift", 0), ("prompt", 0), ("none", 0), ("latent", 0), steps, 1.0), decode()]],
+        picture(name), (PROMPT, *SIZE, *SAMPLED, shown("shift", "shift")))
 
 
 WORKFLOWS = [
     flux1("flux1_dev_modelopt_fp8"),
     flux2("flux2_dev_modelopt_fp8"),
-    wan("wan22_t2v_a14b_modelopt_fp8", wan_override("wan22_t2v_a14b_modelopt_fp8")),
+    wan("wan22_t2v_a14b_modelopt_fp8", wan_override),
     hunyuan_video("hunyuanvideo_modelopt_fp8"),
     qwen_image("qwen_image_modelopt_fp8"),
     qwen_image_edit("qwen_image_edit_2511_modelopt_fp8"),
     flux1("flux1_dev_modelopt_nvfp4"),
     flux2("flux2_dev_nvfp4", kind="weights", weights_name="flux2-dev-nvfp4-mixed.safetensors"),
-    wan("wan22_t2v_a14b_modelopt_nvfp4", wan_override("wan22_t2v_a14b_modelopt_nvfp4", fp4_backend="flashinfer_cudnn")),
-    wan("wan22_t2v_a14b_modelslim_w8a8", wan_modelslim(folder=NOTES["wan22_t2v_a14b_modelslim_w8a8"].repo)),
+    wan("wan22_t2v_a14b_modelopt_nvfp4", wan_override, fp4_backend="flashinfer_cudnn"),
+    wan("wan22_t2v_a14b_modelslim_w8a8", wan_modelslim, listed="folder"),
     # nobody has published one, so its folder is in nobody's list
-    wan("wan22_t2v_a14b_modelslim_mxfp8", wan_modelslim(reference=EXPORT)),
-    wan("wan22_t2v_a14b_online_mxfp8", wan_online("wan22_t2v_a14b_online_mxfp8")),
+    wan("wan22_t2v_a14b_modelslim_mxfp8", wan_modelslim, listed="reference"),
+    wan("wan22_t2v_a14b_online_mxfp8", wan_online),
     flux1("flux1_dev_svdq_int4_lora", [*svdq("flux1_dev_svdq_int4_lora", precision="int4"), lora(HYPER, 0.125)], steps=8),
     distilled("qwen_image_svdq_lightning_4steps", svdq("qwen_image_svdq_lightning_4steps", weights_name=LIGHTNING),
               ASTRONAUT, 1328, 4),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from browser.make_blueprints import BLUEPRINTS, DROPPED, OUTSIDE
+from browser.definitions import WORKFLOWS
+from browser.make_blueprints import BLUEPRINTS
 
 from support.graphs import prompt_differences
 from support.pack import PACK
@@ -31,17 +32,25 @@ def file(title):
 def differences(blueprint, seen):
     """What the blueprint does otherwise than its workflow, apart from the nodes that it leaves out."""
     whole = json.loads((PACK / "workflows" / "api" / f"{blueprint.workflow}.json").read_text(encoding="utf-8"))
-    kept = {key: node for key, node in whole.items() if node["class_type"] not in (*DROPPED, *OUTSIDE)}
+    workflow = next(workflow for workflow in WORKFLOWS if workflow.name == blueprint.workflow)
+    kept = named(whole, workflow.ids())
+    within = {node.key for column in blueprint.graph().inside for node in column}
+    kept = {key: node for key, node in kept.items() if key in within}
     for node in kept.values():
         for name, value in list(node["inputs"].items()):
             if isinstance(value, list) and value[0] not in kept:
                 del node["inputs"][name]
-    inside = {key.rpartition(":")[2]: node for key, node in seen["output"].items()}  # after the id of the subgraph's node
-    for node in inside.values():
-        for value in node["inputs"].values():
-            if isinstance(value, list):
-                value[0] = value[0].rpartition(":")[2]
-    return prompt_differences(kept, inside)
+    # behind the id of the subgraph's node, which is another one in every graph
+    inside = {id_.rpartition(":")[2]: key for key, id_ in blueprint.graph().ids().items()}
+    return prompt_differences(kept, named(seen["output"], {inside[id_.rpartition(":")[2]]: id_ for id_ in seen["output"]}))
+
+
+def named(prompt, ids):
+    """A prompt by the keys of its nodes in the definitions."""
+    keys = {id_: key for key, id_ in ids.items()}
+    return {keys[id_]: {**node, "inputs": {
+        name: [keys[value[0]], value[1]] if isinstance(value, list) else value for name, value in node["inputs"].items()}}
+        for id_, node in prompt.items()}
 
 
 def test_the_library_lists_them(server):
@@ -57,7 +66,7 @@ def test_blueprint_is_its_workflow(blueprint, frontend):
     seen = json.loads(frontend.run(OPEN, file(blueprint.title)))
     assert seen["missing"] is None and not frontend.problems
     assert not differences(blueprint, seen)
-    assert set(seen["inputs"]) >= {dict(blueprint.labels).get(widget, widget) for _, widget in blueprint.widgets}
+    assert [name for name in seen["inputs"] if name != "image"] == [shown.name for shown in blueprint.graph().shown]
     assert seen["outputs"] == ["VIDEO" if "Wan" in blueprint.title else "IMAGE"]
 
 
@@ -65,6 +74,6 @@ def test_a_changed_value_would_be_seen(frontend):
     blueprint = BLUEPRINTS[0]
     graph = file(blueprint.title)
     sampler = next(node for node in graph["definitions"]["subgraphs"][0]["nodes"] if node["type"] == "KSampler")
-    sampler["widgets_values"][2] += 1
+    sampler["widgets_values"][4] = "heun"  # not one of those that the subgraph's node shows and holds
     seen = json.loads(frontend.run(OPEN, graph))
     assert differences(blueprint, seen)

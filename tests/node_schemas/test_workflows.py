@@ -1,17 +1,22 @@
 """The sixteen example workflows, queued as committed in the real server and run to the end with small stand-ins.
 
-The stand-ins (support/bases.py) lie where `hf download` would put the real repos. Of a prompt only CHEAP changes.
+The stand-ins (support/bases.py) lie where `hf download` would put the real repos. Of a prompt only CHEAP changes, and
+every loader's report is shown.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import re
 import urllib.request
 
 import numpy
 import pytest
 import torch
+from browser.definitions import WORKFLOWS
+from browser.make_thumbnails import thumbnail
+from browser.notes import NOTES
 from PIL import Image
 
 from support import bases
@@ -22,12 +27,13 @@ pytestmark = pytest.mark.host
 
 FOLDER = PACK / "workflows"
 PROMPTS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((FOLDER / "api").glob("*.json"))}
+IDS = {workflow.name: workflow.ids() for workflow in WORKFLOWS}
 SIZE, FRAMES, STEPS = 128, 5, 4
 # The whole difference to the committed prompts: (input, committed value) -> what is run. 26 of 40 steps are 3 of 4.
 CHEAP = {**{(name, value): SIZE for name in ("width", "height", "value") for value in (480, 544, 832, 960, 1024, 1328)},
-         **{("length", value): FRAMES for value in (17, 81)},
+         ("value", 26): 3, **{("length", value): FRAMES for value in (17, 81)},
          **{("steps", value): STEPS for value in (4, 8, 20, 30, 40, 50)}, ("megapixels", 1): 0.02,
-         ("end_at_step", 26): 3, ("start_at_step", 26): 3, ("end_at_step", 40): STEPS}
+         ("end_at_step", 10000): 10000, ("start_at_step", 0): 0}
 FP8, NVFP4 = "on cpu: it has no FP8 matmul", "on cpu: it has no NVFP4 matmul"
 DEQUANTIZED = ": dequantize (chosen for this device) on cpu"
 KITCHEN = ": comfy_kitchen (chosen for this device) on cpu: "
@@ -147,18 +153,35 @@ def frames_of(path):
 
 
 def test_folders_hold_what_the_host_expects():
-    """UI format and a thumbnail each at the top, where the host lists every JSON; twins of the same names in api/."""
-    names = sorted(SAID)
+    """UI format and a thumbnail each at the top, where the host lists every JSON by its file's name, which no system and no
+    address takes for something else; their twins in api/."""
+    assert {workflow.name for workflow in WORKFLOWS} == SAID.keys()
+    titles = sorted(NOTES[name].title for name in SAID)
     assert sorted(path.name for path in FOLDER.iterdir()) == sorted(
-        ["api", *(f"{name}.{kind}" for name in names for kind in ("json", "jpg"))])
-    assert sorted(path.name for path in (FOLDER / "api").iterdir()) == [f"{name}.json" for name in names]
-    for name in names:
-        graph = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+        ["api", *(f"{title}.{kind}" for title in titles for kind in ("json", "jpg"))])
+    assert sorted(path.name for path in (FOLDER / "api").iterdir()) == [f"{name}.json" for name in sorted(SAID)]
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 .,()-]*[A-Za-z0-9)]", title) for title in titles)
+    for name in SAID:
+        graph = json.loads((FOLDER / f"{NOTES[name].title}.json").read_text(encoding="utf-8"))
         assert {"nodes", "links", "groups", "version"} <= graph.keys()
-        shown = {str(node["id"]): node["type"] for node in graph["nodes"] if node["type"] != "MarkdownNote"}
-        assert shown == {key: node["class_type"] for key, node in PROMPTS[name].items()}
-        thumbnail = FOLDER / f"{name}.jpg"
-        assert thumbnail.stat().st_size < 60_000 and Image.open(thumbnail).format == "JPEG"
+        subgraph, = graph["definitions"]["subgraphs"]
+        holder, = (node["id"] for node in graph["nodes"] if node["type"] == subgraph["id"])
+        shown = {str(node["id"]): node["type"] for node in graph["nodes"] if node["type"] not in ("MarkdownNote", subgraph["id"])}
+        inside = {f"{holder}:{node['id']}": node["type"] for node in subgraph["nodes"]}
+        assert shown | inside == {key: node["class_type"] for key, node in PROMPTS[name].items()}
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda workflow: workflow.name)
+def test_thumbnails_show_what_is_true(workflow):
+    """They are what their maker draws of today's notes, as near as other versions of Pillow come to it."""
+    from quantized_transformers.views.layer_map import format_colours
+
+    file = FOLDER / f"{NOTES[workflow.name].title}.jpg"
+    assert file.stat().st_size < 60_000 and Image.open(file).format == "JPEG"
+    wanted, found = (numpy.asarray(image.convert("L"), dtype=float) for image in (
+        thumbnail(workflow, format_colours()), Image.open(file)))
+    blocks = abs(wanted - found).reshape(60, 8, 60, 8).mean((1, 3))  # a digit is some of these
+    assert wanted.shape == found.shape and blocks.max() < 24
 
 
 @pytest.fixture(scope="module")
@@ -176,9 +199,17 @@ def of_base(server):
     return prepare
 
 
+def reporting(name, prompt):
+    """The prompt with the reports that a template has no room for."""
+    ids = IDS[name]
+    return prompt | {f"{key}_report": {"class_type": "PreviewAny", "inputs": {"source": [ids[key], 1]},
+                                       "_meta": {"title": f"Report: {title}"}}
+                     for key, title in {"clip": "text encoder", "vae": "VAE", "low": "transformer_2"}.items() if key in ids}
+
+
 @pytest.mark.parametrize("name", PROMPTS)
 def test_workflow_runs(name, server, of_base):
-    prompt = cheap(PROMPTS[name])
+    prompt = reporting(name, cheap(PROMPTS[name]))
     of_base(prompt)
     history = server.run(prompt, timeout=300)
     assert not error_of(history) and history["status"]["status_str"] == "success", error_of(history)
@@ -203,12 +234,13 @@ def test_wan_changes_transformers_at_its_boundary(name):
     import comfy.model_sampling
     import comfy.samplers
 
-    samplers = [node["inputs"] for node in PROMPTS[name].values() if node["class_type"] == "KSamplerAdvanced"]
-    high, low = sorted(samplers, key=lambda inputs: inputs["start_at_step"])
+    high, low = (PROMPTS[name][IDS[name][key]]["inputs"] for key in ("high_sample", "sample"))
+    assert high["start_at_step"] == 0 and low["end_at_step"] >= low["steps"] == high["steps"]
     sampling = comfy.model_sampling.ModelSamplingDiscreteFlow()
     sampling.set_parameters(shift=PROMPTS[name][high["model"][0]]["inputs"]["shift"], multiplier=1000)
     sigmas = comfy.samplers.simple_scheduler(sampling, high["steps"])
-    assert high["end_at_step"] == low["start_at_step"] == int((torch.as_tensor(sigmas) >= 0.875).sum())
+    assert high["end_at_step"] == low["start_at_step"] == [IDS[name]["boundary"], 0]
+    assert PROMPTS[name][IDS[name]["boundary"]]["inputs"]["value"] == int((torch.as_tensor(sigmas) >= 0.875).sum())
 
     def chain(inputs):  # the types behind the shift, and the inputs of the loader at the end
         node, types = PROMPTS[name][inputs["model"][0]], []

@@ -16,9 +16,18 @@ GRAPH = {
         {"id": 2, "type": "SaveVideo", "mode": 0, "title": "Save", "inputs": [{"name": "x"}, {"name": "y"}],
          "widgets_values": ["auto"]},
         {"id": 3, "type": "VAEDecode", "mode": 0, "widgets_values": []}],
-    "links": [[1, 1, 0, 2, 0, "MODEL"], [2, 3, 0, 2, 1, "IMAGE"]], "groups": [{"title": "g"}]}
+    "links": [[1, 1, 0, 2, 0, "MODEL"], [2, 3, 0, 2, 1, "IMAGE"]], "groups": [{"title": "g"}],
+    "definitions": {"subgraphs": [{
+        "id": "s", "name": "Inner", "inputs": [{"name": "seed"}], "outputs": [{"name": "LATENT"}], "outputNode": {"id": -20},
+        "nodes": [{"id": 4, "type": "KSampler", "mode": 0, "inputs": [{"name": "seed"}], "widgets_values": [1]}], "links": [
+            {"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": 4, "target_slot": 0, "type": "INT"},
+            {"id": 2, "origin_id": 4, "origin_slot": 0, "target_id": -20, "target_slot": 0, "type": "LATENT"}]}]}}
 PROMPT = {"1": {"class_type": "QT_LoadBaseModel", "inputs": {"base_model": "a"}, "_meta": {"title": "Base"}},
           "2": {"class_type": "SaveVideo", "inputs": {"x": ["1", 0], "format": "auto"}, "_meta": {"title": "Save"}}}
+
+
+def inner(graph):
+    return graph["definitions"]["subgraphs"][0]
 
 
 def newer(graph):
@@ -45,7 +54,10 @@ def test_what_newer_ones_write_is_the_same():
     (lambda g: g["nodes"][0].update(mode=4), "mode"), (lambda g: g["nodes"][1].pop("title"), "title"),
     (lambda g: g["nodes"][2].update(type="VAEEncode"), "type"), (lambda g: g["nodes"].append({"id": 4}), "too much"),
     (lambda g: g["links"][0].__setitem__(4, 1), "link"), (lambda g: g["links"][0].__setitem__(2, 1), "link"),
-    (lambda g: g["groups"].pop(), "groups")])
+    (lambda g: g["groups"].pop(), "groups"), (lambda g: g["definitions"]["subgraphs"].pop(), "subgraph s is missing"),
+    (lambda g: inner(g)["nodes"][0].update(widgets_values=[2]), "in Inner: node 4: values"),
+    (lambda g: inner(g)["links"].pop(), "in Inner: link 4.0 → -20.LATENT is missing"),
+    (lambda g: inner(g)["inputs"].clear(), "slots"), (lambda g: inner(g).update(name="Other"), "name")])
 def test_other_graphs(change, says):
     graph = copy.deepcopy(GRAPH)
     change(graph)

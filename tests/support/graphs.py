@@ -10,10 +10,24 @@ from typing import Any
 
 OURS = "QT_"
 NOTE = "MarkdownNote"
+LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
 
 
 def graph_differences(wanted: dict[str, Any], seen: dict[str, Any]) -> list[str]:
-    """What a saved graph lacks, has too much or has otherwise: nodes with their values, links, groups."""
+    """What a saved graph lacks, has too much or has otherwise: nodes with their values, links, groups; in subgraphs, too."""
+    found = _graph_differences(wanted, seen)
+    before, after = (_subgraphs(graph) for graph in (wanted, seen))
+    found += _only("subgraph", before, after)
+    for key in before.keys() & after.keys():
+        a, b = before[key], after[key]
+        slots = (([slot["name"] for slot in graph[kind]] for kind in ("inputs", "outputs")) for graph in (a, b))
+        found += [f"in {a['name']}: {one}" for one in [
+            *_otherwise("subgraph", [("name", a["name"], b["name"]), ("slots", *map(list, slots))]),
+            *_graph_differences(a, b)]]
+    return found
+
+
+def _graph_differences(wanted: dict[str, Any], seen: dict[str, Any]) -> list[str]:
     before, after = ({node["id"]: node for node in graph["nodes"]} for graph in (wanted, seen))
     found = [*_only("node", before, after), *_only("link", _links(wanted), _links(seen))]
     for key in before.keys() & after.keys():
@@ -23,7 +37,7 @@ def graph_differences(wanted: dict[str, Any], seen: dict[str, Any]) -> list[str]
         found += _otherwise(f"node {key}", [
             ("type", a["type"], b["type"]), ("title", a.get("title"), b.get("title")), ("mode", a["mode"], b["mode"]),
             ("values", _values(a), values if own else values[:length])])
-    groups = (sorted(group["title"] for group in graph["groups"]) for graph in (wanted, seen))
+    groups = (sorted(group["title"] for group in graph.get("groups") or []) for graph in (wanted, seen))
     return found + _otherwise("graph", [("groups", *groups)])
 
 
@@ -48,11 +62,19 @@ def _values(node: dict[str, Any]) -> list[Any]:
     return list(values.values()) if isinstance(values, dict) else values
 
 
+def _subgraphs(graph: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {inner["id"]: inner for inner in (graph.get("definitions") or {}).get("subgraphs") or []}
+
+
 def _links(graph: dict[str, Any]) -> set[str]:
-    """Where each link begins and ends: ids of nodes, the number of the output, the name of the input."""
+    """Where each link begins and ends: ids of nodes, the number of the output, the name of the input.
+
+    A graph has its links as lists, a subgraph by name, with ends that are its own inputs and outputs."""
     inputs = {node["id"]: node.get("inputs") for node in graph["nodes"]}
-    return {f"{origin}.{output} → {target}.{inputs[target][slot]['name']}"
-            for _, origin, output, target, slot, _ in graph["links"]}
+    if "outputNode" in graph:
+        inputs[graph["outputNode"]["id"]] = graph["outputs"]
+    links = [link if isinstance(link, list) else [link[name] for name in LINK] for link in graph["links"]]
+    return {f"{origin}.{output} → {target}.{inputs[target][slot]['name']}" for _, origin, output, target, slot, *_ in links}
 
 
 def _only(what: str, wanted: Iterable[Hashable], seen: Iterable[Hashable]) -> list[str]:
