@@ -18,7 +18,7 @@ from .. import host
 from ..loaders.components import overrides
 from ..loaders.errors import CheckpointError
 from ..loaders.families import choices_of
-from ..loaders.files.places import cleaned, find_path, is_repo, local_references
+from ..loaders.files.places import cleaned, downloadable, find_path, local_references
 from ..loaders.locate import locate
 
 CATEGORY = "loaders/quantized"
@@ -90,7 +90,7 @@ def check_reference(reference: str | None, download: bool | None = False) -> boo
 
 
 def _found(reference: str, download: bool | None) -> bool | str:
-    if not (download and is_repo(reference)):
+    if not (download and downloadable(reference)):
         try:
             find_path(reference)
         except CheckpointError as error:

@@ -13,7 +13,7 @@ from ..loaders.components.pipeline import locate_each
 from ..loaders.errors import CheckpointError
 from ..loaders.files import hub
 from ..loaders.files.hubs.base import Hub
-from ..loaders.files.places import Fetch, is_repo
+from ..loaders.files.places import Fetch, downloadable
 from ..loaders.files.selection import Select
 from ..loaders.files.stores import ModelFolder, Store
 from ..views.card import TEXT_ENCODER, Query, locate_parts
@@ -39,8 +39,8 @@ def where(query: Query, target: str) -> hub.Where | None:
 
 
 def refuse_no_repo(reference: str) -> None:
-    """Raise CheckpointError unless the reference is a repo id that can be downloaded."""
-    if not is_repo(reference):
+    """Raise CheckpointError unless the reference is a repo id, or the name of a published file."""
+    if not downloadable(reference):
         raise CheckpointError("only a repo id of the Hugging Face Hub can be downloaded", repr(reference[:200]),
                               "give owner/name")
 

@@ -22,7 +22,7 @@ from ..loaders.description import CheckpointDescription
 from ..loaders.errors import CheckpointError, MissingFiles
 from ..loaders.families import choices_of, families, named
 from ..loaders.families.names import PICTURES, TEXTS, beside, whole
-from ..loaders.files.places import Fetch, cleaned, download_command, is_repo
+from ..loaders.files.places import Fetch, cleaned, download_command, downloadable
 from ..loaders.files.selection import COMPONENTS
 from ..loaders.files.source import Source
 from ..loaders.locate import locate
@@ -30,7 +30,7 @@ from ..quant.stored import PLAIN_DTYPES
 from . import verdict
 from .confine import check_headers
 from .footprint import expected_bytes, format_bytes, most_common_dtype, weights_of
-from .known import KNOWN_CHECKPOINTS
+from .known import KNOWN_CHECKPOINTS, Known
 
 DEFERRED = "deferred"  # the badge of a base without weights
 SHOWN = 20  # problems and notes
@@ -114,7 +114,7 @@ def card(query: Query) -> dict[str, Any]:
     try:
         sources = locate_parts(query)
     except MissingFiles as error:
-        if not is_repo(query.reference):
+        if not downloadable(query.reference):
             raise
         return _absent(query, error)
     check_headers(path for source in sources for path in source.files)
@@ -184,7 +184,7 @@ def _verdict(card: dict[str, Any]) -> verdict.Verdict:
         more = f" (and {len(card['problems']) - 1} more)" if len(card["problems"]) > 1 else ""
         return verdict.Verdict(verdict.RED, f"cannot be loaded: {card['problems'][0]}{more}")
     if not card["on_disk"]:
-        known = KNOWN_CHECKPOINTS.get(card["reference"].strip())
+        known = _known(card["reference"])
         if known is None:
             return verdict.Verdict(verdict.AMBER, "not on this machine: what it holds is known after the download")
         return known.verdict() if card["family"] else verdict.Verdict(
@@ -221,15 +221,22 @@ def title(reference: str) -> str:
 
 def _absent(query: Query, error: MissingFiles) -> dict[str, Any]:
     """A repo that is not on this machine: what the support matrix knows of it, and how to get it."""
-    repo = "/".join(query.reference.split("/")[:2])
+    address = downloadable(query.reference)
+    repo = "/".join(address.split("/")[:2])
     out = _blank(query)
-    known = KNOWN_CHECKPOINTS.get(query.reference)
+    known = _known(query.reference)
     if known is not None:
         out |= {"architecture": known.architecture,
                 "family": "" if query.node in (TEXT_ENCODER, VAE) else known.family}
     out["notes"] = [error.what]
-    command = error.do.partition("or run: ")[2] or download_command(query.reference, query.revision, ())
+    command = error.do.partition("or run: ")[2] or download_command(address, query.revision, ())
     return out | {"download": {"repo": repo, "files": None, "bytes": None, "gated": "unknown", "command": command}}
+
+
+def _known(reference: str) -> Known | None:
+    """What the support matrix knows of a repo, or of the repo that a published file is in."""
+    return KNOWN_CHECKPOINTS.get(cleaned(reference)) or KNOWN_CHECKPOINTS.get(
+        "/".join(downloadable(reference).split("/")[:2]))
 
 
 def _deferred(query: Query, checkpoint: Checkpoint) -> dict[str, Any]:

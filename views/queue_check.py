@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..loaders.errors import CheckpointError, MissingFiles
-from ..loaders.files.places import cleaned, is_repo
+from ..loaders.files.places import cleaned, downloadable
 from .card import NODES, TEXT_ENCODER, Query, base_dims, card, locate_parts
 
 BASE, OVERRIDE = "QT_LoadBaseModel", "QT_ApplyTransformerOverride"
@@ -119,7 +119,7 @@ def problem(prompt: Prompt, node: str) -> Problem | None:
     try:
         stamp = _stamp(query)
     except CheckpointError as error:
-        if isinstance(error, MissingFiles) and prompt.value(node, "download_missing") and is_repo(query.reference):
+        if isinstance(error, MissingFiles) and prompt.value(node, "download_missing") and downloadable(query.reference):
             return None
         return Problem("missing" if isinstance(error, MissingFiles) else "unreadable", str(error))
     key = query, stamp

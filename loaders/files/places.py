@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from ... import host
 from ..errors import CheckpointError, MissingFiles
 from ..words import first_ten
+from .addresses import address_of
 from .selection import INDEX, SPLIT, WEIGHTS, Folder, Selection
 from .source import Source, read_json
 from .unfinished import MARKER, refuse_unfinished
@@ -91,6 +92,13 @@ def is_repo(reference: str) -> bool:
                                          or name.endswith(WEIGHTS) and "/" not in name)
 
 
+def downloadable(reference: str) -> str:
+    """The repo id, with what is below it, that a reference which is no path on disk is fetched by: the reference
+    itself, or where a file of its name is published. Empty for any other."""
+    text = cleaned(reference)
+    return text if is_repo(text) else address_of(text)
+
+
 def candidates(reference: str, revision: str = "") -> Iterator[Path]:
     """Every place on this machine that `reference` can mean, in the order of preference. Backslashes are taken as they
     are written first, then as the separators that they are on Windows, where many workflows are made.
@@ -123,6 +131,8 @@ def candidates(reference: str, revision: str = "") -> Iterator[Path]:
         snapshot = host.cached_snapshot("/".join(parts[:2]), revision)
         if snapshot and Path(snapshot, *parts[2:]).exists():
             yield Path(snapshot, *parts[2:])
+    elif address_of(text):
+        yield from candidates(address_of(text), revision)
 
 
 def find_path(reference: str, revision: str = "") -> Path:
@@ -154,9 +164,9 @@ def resolve(reference: str, revision: str, use: Callable[[Path], T],
             return use(path)
         except MissingFiles as error:
             short = short or error
-    text = cleaned(reference)
-    if not is_repo(text) or Path(text).expanduser().exists():
-        raise short or _not_here(text, revision, patterns)
+    text = downloadable(reference)
+    if not text or Path(cleaned(reference)).expanduser().exists():
+        raise short or _not_here(cleaned(reference), revision, patterns)
     command = download_command(text, revision, patterns)
     if download:
         from . import hub
@@ -165,7 +175,7 @@ def resolve(reference: str, revision: str, use: Callable[[Path], T],
         return use(fetch(text, revision, select, command))
     if short is not None:
         raise MissingFiles(short.what, short.where, f"switch download_missing on, or run: {command}") from short
-    raise _not_here(text, revision, patterns)
+    raise _not_here(cleaned(reference), revision, patterns)
 
 
 def download_command(reference: str, revision: str, patterns: Sequence[str]) -> str:
@@ -184,9 +194,10 @@ def _not_here(text: str, revision: str, patterns: Sequence[str]) -> MissingFiles
     if page is not None:
         return MissingFiles(f"this address is of the revision {page[1]!r}", text,
                             f"give {page[0]}, and {page[1]} as revision")
-    if is_repo(text):
-        return MissingFiles(f"{text} is not on this machine", "",
-                            f"switch download_missing on, or run: {download_command(text, revision, patterns)}")
+    repo = downloadable(text)
+    if repo:
+        return MissingFiles(f"{text} is not on this machine", "" if repo == text else f"it is published as {repo}",
+                            f"switch download_missing on, or run: {download_command(repo, revision, patterns)}")
     return MissingFiles(f"{text} was found neither as a path nor in ComfyUI's model folders", "",
                         f"looked in {first_ten(host.model_folders())}; give a full path, or a repo id owner/name")
 

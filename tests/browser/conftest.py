@@ -58,6 +58,7 @@ def hub(tiny):
     big = FakeRepo({"config.json": b"{}", WEIGHTS: struct.pack("<Q", len(header)) + header + bytes(24_000_000)})
     with Hub({"owner/hub-fp8": fp8, "owner/big": big, "owner/gated": FakeRepo(dict(fp8.files), gated=True),
               "owner/hub-base": FakeRepo.of(tiny.pipeline),
+              "nunchaku-tech/nunchaku-flux.1-krea-dev": FakeRepo({"svdq-int4_r32-flux.1-krea-dev.safetensors": bytes(2000)}),
               "owner/licensed": FakeRepo(dict(fp8.files), gated=True, granted=True)}) as running:
         yield running
 

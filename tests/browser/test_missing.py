@@ -140,3 +140,22 @@ def test_from_a_badge_a_row_and_the_details(empty):
     assert dialog.locator(".qt-main").is_disabled()
     empty.page.keyboard.press("Escape")
     assert not empty.problems
+
+
+def test_a_shared_nunchaku_workflow_is_converted_and_offered(empty):
+    """Its file is named without a repo: the offer comes when the list of changes was read."""
+    name = "svdq-int4_r32-flux.1-krea-dev.safetensors"
+    dialog = offering(empty)
+    node = {"id": 1, "type": "NunchakuFluxDiTLoader", "pos": [500, 200], "size": [300, 180], "flags": {}, "order": 0, "mode": 0,
+            "outputs": [{"name": "MODEL", "type": "MODEL", "links": []}], "properties": {},
+            "widgets_values": [f"flux\\{name}", 0, "nunchaku-fp16", "auto", 0, "bfloat16", "enabled"]}
+    empty.run("""(node) => { sessionStorage.clear(); return app.loadGraphData({ version: 0.4, last_node_id: 1, last_link_id: 0,
+      links: [], groups: [], config: {}, extra: {}, nodes: [node] }) }""", node)
+    empty.run("() => void app.extensionManager.command.execute('QuantizedTransformers.Convert')")
+    dialog.get_by_text("Converted", exact=False).wait_for()
+    empty.page.keyboard.press("Escape")
+    dialog.get_by_text("nunchaku-tech/nunchaku-flux.1-krea-dev", exact=True).wait_for()
+    assert name in dialog.inner_text() and dialog.locator(".qt-main").inner_text() == "Download 2.0 kB"
+    empty.screenshot(OUT / "missing_converted.png")
+    empty.page.keyboard.press("Escape")
+    assert not [problem for problem in empty.problems if "api.comfy.org" not in problem]  # what the other pack's node is

@@ -38,7 +38,8 @@ def hub(tiny, svdq, tmp_path_factory):
     svdq.write(folder)
     big = FakeRepo({"config.json": b"{}", WEIGHTS: save({"x": torch.randn(12_000_000)})})
     with Hub({"owner/tiny": FakeRepo.of(tiny.pipeline), "owner/other": FakeRepo.of(tiny.pipeline),
-              "owner/fp8": FakeRepo.of(tiny.fp8), "owner/svdq": FakeRepo.of(folder), "owner/gated": FakeRepo.of(tiny.fp8, gated="manual"),
+              "owner/fp8": FakeRepo.of(tiny.fp8), "owner/svdq": FakeRepo.of(folder),
+              "nunchaku-tech/nunchaku-flux.1-dev": FakeRepo.of(folder), "owner/gated": FakeRepo.of(tiny.fp8, gated="manual"),
               "owner/big": big}) as running:
         yield running
 
@@ -224,8 +225,8 @@ def test_migration_knows_the_nodes_it_makes(server):
             assert default == "" or default in (choices or [options.get("default")]), (kind, name)
 
 
-def test_migrated_workflow_runs(server, svdq):
-    """A workflow of nunchaku's nodes, migrated over HTTP, becomes a picture."""
+def test_migrated_workflow_runs(server, svdq, hub):
+    """A workflow of nunchaku's nodes, migrated over HTTP: its file is offered by its published name; then a picture."""
     save_file({"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.randn(8, 256),
                "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": torch.randn(256, 8)},
               str(server.base / "models" / "loras" / "tiny.safetensors"))
@@ -237,6 +238,16 @@ def test_migrated_workflow_runs(server, svdq):
            **text_to_image(["2", 0], "m_", steps=1, size=64)}
     status, done = ask(server, "POST", "migrate", json=old)
     assert status == 200 and len(done["changes"]) == 2 and done["left"] == []
+    (server.base / "models" / "diffusion_models" / svdq.file).unlink()
+    status, answer = server.post("/prompt", {"prompt": done["workflow"]})
+    error = answer["node_errors"]["1"]["errors"][0]["details"]
+    assert "published as nunchaku-tech/nunchaku-flux.1-dev" in error and error.endswith("code: missing"), answer
+    item = {"reference": svdq.file, "node": "QT_NunchakuSVDQLoader"}
+    card = describe(server, svdq.file, node="QT_NunchakuSVDQLoader")
+    assert (card["on_disk"], card["family"], card["architecture"]) == (False, "SVDQuant", "FLUX.1")
+    row, = ask(server, "POST", "download", json={"items": [item], "plan": True})[1]["rows"]
+    assert (row["repo"], list(row["files"])) == ("nunchaku-tech/nunchaku-flux.1-dev", [svdq.file])
+    assert download(server, item)["state"] == "done"
     history = server.run(done["workflow"])
     assert not error_of(history) and outputs(server, history, "images")
     status, answer = ask(server, "POST", "migrate", json={"nothing": 1})

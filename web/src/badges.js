@@ -45,19 +45,22 @@ export function attach(node) {
 export function refresh({ wait = 0, force = false } = {}) {
   forced ||= force
   clearTimeout(timer)
-  timer = setTimeout(() => {
-    timer = 0
-    for (const badge of badges) {
-      if (isThere(badge.node)) badge.update(forced)
-      else leave(badge)
-    }
-    forced = false
-  }, wait)
+  timer = setTimeout(look, wait)
+}
+
+function look() {
+  clearTimeout(timer)
+  timer = 0
+  for (const badge of badges) {
+    if (isThere(badge.node)) badge.update(forced)
+    else leave(badge)
+  }
+  forced = false
 }
 
 /** What the nodes of the open workflow ask for and do not have, each question once, when all badges have their answers. */
 export async function lacking() {
-  await new Promise((done) => setTimeout(done)) // behind a look that is about to begin
+  look()
   await Promise.all([...badges].map(({ settled }) => settled))
   const asked = [...badges].filter(({ node }) => isThere(node)).map(({ lacks }) => lacks).filter(Boolean)
   return [...new Map(asked.map((one) => [JSON.stringify(one), one])).values()]

@@ -4,7 +4,7 @@ import { app } from '../../../scripts/app.js'
 import { dialog, facts, list } from './dialog.js'
 import { el } from './dom.js'
 import { t } from './i18n.js'
-import { downloadMissing } from './missing.js'
+import { downloadMissing, offerMissing } from './missing.js'
 import { call } from './server.js'
 
 /** The commands as ComfyUI wants them; locales/<language>/commands.json translates them. */
@@ -58,6 +58,7 @@ export async function convertWorkflow() {
       el('p', {}, t(answer.changes.length ? 'converted' : 'nothingToConvert')), list(answer.changes),
       answer.left.length > 0 && el('p', {}, t('left')), list(answer.left)
     ])
+    if (answer.changes.length) await offerMissing() // it waited for this dialog
   })
 }
 
