@@ -12,6 +12,7 @@ from .devices import (
     amd_architecture,
     capability,
     compute_device,
+    device_memory,
     device_name,
     device_type,
     float_bytes,

@@ -35,6 +35,9 @@ FEATURES = {
         "comfy.model_management:is_device_cpu(device)",
         "comfy.model_management:is_oom(error) ?",
     )),
+    "memory": Feature("the forms of a model are not ordered by what fits on this machine", (
+        "comfy.model_management:get_total_memory(device)",
+    )),
     "memory estimates": Feature("nodes do not say how much memory a model is going to take", (
         "comfy.model_management:unet_dtype(model_params=, weight_dtype=)",
     )),

@@ -44,6 +44,14 @@ def is_cpu() -> bool:
     return bool(comfy.model_management.is_device_cpu(comfy.model_management.get_torch_device()))
 
 
+@needs("memory")
+def device_memory() -> int:
+    """The bytes that the host's device has; the machine's where it computes in that."""
+    import comfy.model_management
+
+    return int(comfy.model_management.get_total_memory(comfy.model_management.get_torch_device()))
+
+
 def has_matmul(kind: str) -> bool:
     """Whether the host multiplies "FP8" (NVIDIA SM 8.9+), "NVFP4", "MXFP8" (SM 10.0+) or "INT8" natively on its device.
 

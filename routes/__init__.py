@@ -13,13 +13,17 @@ GET describe?reference=R&node=QT_X
     activations and LoRAs come on top), verdict green | amber | red, verdict_text, precision "int4" | "nvfp4" | null,
     rank (ranks: all of them), hint (steps of a Lightning file) | null, problems, notes (20 of each at most), mismatch
     (why it does not fit the base) | null, download {repo, files: null, bytes: null, gated: "unknown", command} | null
-    (a plan asks the Hub), downloading (id of the download of these files that is under way) | null, layer_map {rows,
+    (a plan asks the Hub), downloading (id of the download of these files that is under way) | null, model (title of
+    the known model that it is a form of) | null, layer_map {rows,
     columns, cells [[format | null]], colours {format: "#rrggbb"}}.
     Files that cannot be read are 400; a repo id that is not here is 200 with on_disk false, any other name 404.
 GET catalog
     -> items [{reference, title, kind "base" | "override" | "svdq" | "modelslim", node, input, architecture, family,
     formats [names], size, on_disk, verdict, verdict_text}], architectures, formats, pending (true while items are
     described in the background: their architecture is null; "" is: not recognised), kinds [in the order to show].
+GET variants?reference= -> the forms in which the model that this is one of is published (views/variants.py): model
+    (title) | null, device, memory (bytes), items [{reference, format, kind, node, input, values {widget: value}, size,
+    fits, verdict, verdict_text, on_disk}], the best for this machine first. Nothing is asked of a hub.
 GET device -> views/doctor.facts. The first one also starts the process that reads files, which a first badge would
     else wait for.
 GET page -> what a page asks once: nodes {node: {input, others [inputs], kind | null}} (nodes/inputs.referring), colours

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..loaders.errors import CheckpointError
+from ..views import variants
 from ..views.card import Query, judged
 from . import downloads, plans
 from .catalog import CatalogView
@@ -48,7 +49,8 @@ class Routes:
 
         def work() -> Answer:
             job = self.downloads.under_way(query)
-            return answer({**judged(self.helper.ask("describe", vars(query))), "downloading": job and job.id})
+            return answer({**judged(self.helper.ask("describe", vars(query))), "downloading": job and job.id,
+                           "model": variants.model_of(query.reference) or None})
 
         return await self.read(query, work)
 
@@ -70,6 +72,11 @@ class Routes:
             self._warm = asyncio.ensure_future(self.read("warm", lambda: answer(self.helper.ask("nothing"))))
             self._facts = await self.asking.run("device", partial(guarded, work))
         return self._facts
+
+    async def list_variants(self, request: web.Request) -> Answer:
+        reference = request.query.get("reference", "")
+        return await self.asking.run(("variants", reference), partial(
+            guarded, lambda: answer(variants.forms(reference) or {"model": None, "items": []})))
 
     async def page(self, request: web.Request) -> Answer:
         def work() -> Answer:
@@ -140,7 +147,8 @@ def add_routes(table: Any) -> None:
     routes = Routes()
     for method, path, handler in (
             ("GET", "describe", routes.describe), ("GET", "catalog", routes.list_catalog),
-            ("GET", "device", routes.device), ("GET", "page", routes.page), ("POST", "download", routes.start_download),
+            ("GET", "device", routes.device), ("GET", "variants", routes.list_variants), ("GET", "page", routes.page),
+            ("POST", "download", routes.start_download),
             ("GET", "download", routes.watch_download), ("DELETE", "download", routes.cancel_download),
             ("POST", "download/cancel", routes.cancel_download), ("POST", "migrate", routes.migrate)):
         table.route(method, f"{PREFIX}/{path}")(_handler(handler, method != "GET"))

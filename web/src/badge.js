@@ -9,6 +9,7 @@ import { t } from './i18n.js'
 import { colour } from './known.js'
 import { question, referenceOf, valueOf } from './nodes.js'
 import { call } from './server.js'
+import { showVariants } from './variants.js'
 
 const HEIGHT = 66 // of the widget on the classic canvas, with its margins
 const MARGIN = 6
@@ -112,10 +113,15 @@ export class Badge {
       line(
         known.family && el('b', { className: 'qt-family' }, known.family),
         el('span', { className: 'qt-text' }, known.architecture || title),
+        known.model && el('button', {
+          type: 'button', className: 'qt-forms', title: t('variantsOf', { model: known.model }),
+          aria: { label: t('variantsOf', { model: known.model }) },
+          on: { click: () => showVariants(asked.reference, this.node).catch(failed) }
+        }, '⇄'),
         judged && el('span', {
           className: 'qt-verdict', title: why, data: { verdict }, tabIndex: 0, aria: { label: `${words}. ${why}` }
         }, words)),
-      line(bar(formats, () => showDetails(asked)), wrong ? null : el('small', {}, counts(formats))),
+      line(bar(formats, () => showDetails(asked, this.node)), wrong ? null : el('small', {}, counts(formats))),
       wrong ? el('div', { className: 'qt-wrong', role: 'alert' }, wrong) : line(
         el('span', { className: 'qt-text', role: 'status' }, facts || hint || (known.on_disk ? why : t('notOnDisk'))),
         offer))

@@ -6,6 +6,7 @@ import { fetchAll } from './downloads.js'
 import { t } from './i18n.js'
 import { layerMap } from './layer_map.js'
 import { call } from './server.js'
+import { showVariants } from './variants.js'
 
 /** "8 FP8, 4 BF16" */
 export const counts = (formats) => formats.map(({ format, layers }) => `${layers} ${format}`).join(', ')
@@ -16,15 +17,16 @@ export function chosen({ precision, rank }, open) {
   return parts && open ? `${t('auto')}: ${parts}` : parts
 }
 
-/** Ask for the checkpoint once more, with its layer map, and show everything. */
-export async function showDetails(asked) {
+/** Ask for the checkpoint once more, with its layer map, and show everything. `node` is the one that refers to it. */
+export async function showDetails(asked, node) {
   let content
-  let absent
+  const buttons = []
   let title = asked.reference
   try {
     const known = await call('describe', { query: { ...asked, layers: 1 } })
     title = known.title || title
-    absent = !known.on_disk && known.download
+    if (known.model) buttons.push({ value: 'variants', label: t('variantsOf', { model: known.model }) })
+    if (!known.on_disk && known.download) buttons.push({ value: 'download', label: t('download'), main: true })
     content = [facts([
       [t('reference'), known.reference],
       [t('family'), known.family],
@@ -42,6 +44,7 @@ export async function showDetails(asked) {
   } catch (error) {
     content = el('pre', {}, error.full ?? error.message)
   }
-  const download = { value: 'download', label: t('download'), main: true }
-  if (await dialog(title, content, absent ? [download] : []) === 'download') await fetchAll([asked])
+  const answer = await dialog(title, content, buttons, { last: t('close') })
+  if (answer === 'download') await fetchAll([asked])
+  if (answer === 'variants') await showVariants(asked.reference, node)
 }

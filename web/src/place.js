@@ -32,9 +32,12 @@ export function place(item, position) {
   }
 }
 
-/** Set what a node refers to: in its list where the list has it, else in `reference`. */
-function refer(node, item) {
-  const { input, reference } = item
+/** Set what a node refers to: in its list where the list has it, else in `reference`; and other widgets of an item. */
+export function refer(node, item) {
+  const { input, reference, values } = item
+  if (values) {
+    for (const [name, value] of Object.entries({ weights_name: '', ...values })) set(widgetOf(node, name), value)
+  }
   const chosen = widgetOf(node, input)
   const listed = chosen?.options?.values?.includes?.(reference)
   set(widgetOf(node, 'reference'), listed ? '' : reference)
@@ -42,7 +45,7 @@ function refer(node, item) {
   if (referenceOf(node, item) !== reference) set(widgetOf(node, 'reference'), reference) // a link decides about the list
 }
 
-function set(widget, value) {
+export function set(widget, value) {
   if (!widget || widget.value === value) return
   widget.value = value
   widget.callback?.(value)
@@ -58,7 +61,7 @@ function wire(node, other) {
 }
 
 /** To the right of a node, or in the middle of what is visible. */
-function beside(other, node) {
+export function beside(other, node) {
   if (other) return [other.pos[0] + other.size[0] + GAP, other.pos[1]]
   const [x, y, width, height] = app.canvas.visible_area
   return [x + (width - node.size[0]) / 2, y + (height - node.size[1]) / 2]
