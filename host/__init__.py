@@ -32,7 +32,6 @@ from .errors import CheckpointError, HostChanged
 from .folders import (
     MODEL_FOLDER_KEYS,
     OWN_FOLDER_KEY,
-    cached_snapshot,
     comfyui_path,
     download_folder,
     environment,

@@ -73,16 +73,8 @@ def output_folder() -> str:
     return str(folder_paths.get_output_directory())
 
 
-def cached_snapshot(repo: str, revision: str = "") -> str | None:
-    """The folder of a repo that is in the Hugging Face cache, complete or not, or None. Never opens a connection."""
-    try:
-        from huggingface_hub import snapshot_download
-        return snapshot_download(repo, revision=revision or None, local_files_only=True)
-    except (ImportError, OSError, ValueError) as error:  # no huggingface_hub, not cached, an invalid id: "not here",
-        return getattr(error, "snapshot_path", None)  # or some files of the repo are (IncompleteSnapshotError)
-
-
 def environment() -> dict[str, str]:
     """The environment variables that steer this pack, for the doctor."""
-    names = ("COMFYUI_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE")
+    names = ("COMFYUI_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MODELSCOPE_CACHE",
+             "MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN", "MODELSCOPE_PREFER_AI_SITE", "QT_HUB")
     return {name: os.environ[name] for name in names if name in os.environ}

@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import CheckpointError
 from .families import families
+from .files import hubs
 from .files.places import Fetch, LocalFolder, candidates, cleaned, resolve
 from .files.selection import (
     INDEX,
@@ -73,18 +74,20 @@ def locate(reference: str, *, component: str = "transformer", weights_name: str 
         pipeline = [Selection("", texts=(PIPELINE,))] if PIPELINE in folder.names() else []
         return [*pipeline, select(folder)]
 
-    pipeline = reference in KNOWN_BASES and not base_of_quantized(reference)
+    _, repo = hubs.split(reference)
+    pipeline = repo in KNOWN_BASES and not base_of_quantized(reference)
     patterns: Sequence[str] = ()
     if pipeline:
         patterns = (PIPELINE, f"{component}/*" if need_weights else f"{component}/config.json")
     else:
-        patterns = tuple(filter(None, (family.pattern(reference, weights_name, choices) for family in families())))
+        patterns = tuple(filter(None, (family.pattern(repo, weights_name, choices) for family in families())))
     return resolve(reference, revision, use, chosen, patterns, download)
 
 
 def base_of_quantized(reference: str) -> str:
     """The base behind a reference to quantized weights alone that is given as a base itself; empty for any other."""
-    return next((base for family in families() if (base := family.base_of(reference))), "")
+    hub, _, _ = reference.rpartition(hubs.split(reference)[1])
+    return next((hub + base for family in families() if (base := family.base_of(reference))), "")
 
 
 def _has_config(reference: str, revision: str) -> bool:

@@ -1,6 +1,6 @@
 """HTTP routes for the web part, below /quantized_transformers/ (and /api/quantized_transformers/, as every host route).
 
-JSON in and out. Read-only except `download`; confined to ComfyUI's model folders and the Hugging Face cache
+JSON in and out. Read-only except `download`; confined to ComfyUI's model folders and the hubs' caches
 (views/confine.py), though nodes take any path. Errors are {"error": what, "where": ..., "todo": ...}, each one line
 or "", with 400 (bad input, unreadable files), 403 (another origin, a path outside), 404, 409 (too many downloads wait),
 413 (too large), 415 (no JSON), 429 (too many requests at once).
@@ -12,30 +12,33 @@ GET describe?reference=R&node=QT_X
     unknown), formats [{format, layers, bytes}], size (bytes on disk), vram (bytes its weights take on this device;
     activations and LoRAs come on top), verdict green | amber | red, verdict_text, precision "int4" | "nvfp4" | null,
     rank (ranks: all of them), hint (steps of a Lightning file) | null, problems, notes (20 of each at most), mismatch
-    (why it does not fit the base) | null, download {repo, files: null, bytes: null, gated: "unknown", command} | null
-    (a plan asks the Hub), downloading (id of the download of these files that is under way) | null, model (title of
-    the known model that it is a form of) | null, layer_map {rows,
-    columns, cells [[format | null]], colours {format: "#rrggbb"}}.
+    (why it does not fit the base) | null, download {repo, hubs [keys of those known to have it], files: null,
+    bytes: null, gated: "unknown", command} | null (a plan asks the hub), downloading (id of the download of these files
+    that is under way) | null, model (title of the known model that it is a form of) | null, layer_map {rows, columns,
+    cells [[format | null]], colours {format: "#rrggbb"}}.
     Files that cannot be read are 400; a repo id that is not here is 200 with on_disk false, any other name 404.
 GET catalog
     -> items [{reference, title, kind "base" | "override" | "svdq" | "modelslim", node, input, architecture, family,
-    formats [names], size, on_disk, verdict, verdict_text}], architectures, formats, pending (true while items are
-    described in the background: their architecture is null; "" is: not recognised), kinds [in the order to show].
+    formats [names], hubs [keys of those known to have it], size, on_disk, verdict, verdict_text}], architectures,
+    formats, pending (true while items are described in the background: their architecture is null; "" is: not
+    recognised), kinds [in the order to show].
 GET variants?reference= -> the forms in which the model that this is one of is published (views/variants.py): model
     (title) | null, device, memory (bytes), items [{reference, format, kind, node, input, values {widget: value}, size,
     fits, verdict, verdict_text, on_disk}], the best for this machine first. Nothing is asked of a hub.
-GET device -> views/doctor.facts. The first one also starts the process that reads files, which a first badge would
-    else wait for.
+GET device -> views/doctor.facts ("hub": the key of the preferred one). The first one also starts the process that reads
+    files, which a first badge would else wait for.
 GET page -> what a page asks once: nodes {node: {input, others [inputs], kind | null}} (nodes/inputs.referring), colours
     {format: "#rrggbb"}, "" being that of a format that no report knows.
-POST download {"items": [{"reference", "node", ... as describe}], "target": "cache" | "models", "plan": true}
-    -> 200 {rows [{items [numbers of those that need it], repo, commit, files {name: bytes} still missing, bytes, least
-    (whether it may be more: the hub does not show it without access, or it depends on what is not here), gated, licence
-    (address) | null, folder, error null}, {items, repo, error {error, where, todo}}], bytes (each file once), free
-    (bytes) | null}. Asks the hub and writes nothing. Rows are of repos that lack something. "cache" is the hub's own,
-    "models" a folder owner/name in ComfyUI's models: of diffusers_components, or, for repos of single files,
-    diffusion_models or text_encoders. A revision always goes to the cache.
-POST download {"items", "target", "licences": [repos whose licence was accepted]} -> 202 {"id"}
+POST download {"items": [{"reference", "node", ... as describe}], "target": "cache" | "models", "hub": "huggingface" |
+    "modelscope", "plan": true}
+    -> 200 {rows [{items [numbers of those that need it], hub, repo, commit, files {name: bytes} still missing, bytes,
+    least (whether it may be more: the hub does not show it without access, or it depends on what is not here), gated,
+    licence (address) | null, folder, error null}, {items, repo, error {error, where, todo}}], bytes (each file once),
+    free (bytes) | null}. Asks the hub and writes nothing. Rows are of repos that lack something. "cache" is the hub's
+    own, "models" a folder owner/name in ComfyUI's models: of diffusers_components, or, for repos of single files,
+    diffusion_models or text_encoders. A revision always goes to the cache. "hub" is that of references that name none
+    and may be on any: without it, the one of QT_HUB.
+POST download {"items", "target", "hub", "licences": [repos whose licence was accepted]} -> 202 {"id"}
 GET download?id= -> {id, state "waiting" | "running" | "done" | "failed" | "cancelled", cancelling, done and total
     (bytes), file, errors [{error, where, todo}]}. What fails keeps nothing else from arriving.
 DELETE download?id=, POST download/cancel {"id"} -> the same; cancelled once the thread has let go.

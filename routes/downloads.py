@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -36,8 +36,7 @@ class Job:
     where more turns out to be needed than was planned; the `errors` of one query keep nothing else from arriving."""
 
     id: str
-    queries: tuple[Query, ...]
-    target: str
+    asked: plans.Asked
     state: str = "waiting"
     done: int = 0
     total: int = 0
@@ -72,33 +71,32 @@ class Downloads:
         self._lock = threading.Lock()
         self._turns = threading.Semaphore(AT_ONCE)
 
-    def start(self, queries: Sequence[Query], target: str, licences: frozenset[str]) -> Job:
-        """Begin a download, or return the one that is under way for the same queries. `licences` are the repos whose
-        licence was accepted.
+    def start(self, asked: plans.Asked) -> Job:
+        """Begin a download, or return the one that is under way for the same files.
 
         Raises CheckpointError for what is no repo id, TooManyError when WAITING others are not done.
         """
-        for query in queries:
+        for query in asked.queries:
             plans.refuse_no_repo(query.reference)
         with self._lock:
             busy = self._busy()
             for job in busy:
-                if (job.queries, job.target) == (tuple(queries), target) and not job.cancel.is_set():
+                if job.asked._replace(licences=asked.licences) == asked and not job.cancel.is_set():
                     return job
             if len(busy) >= WAITING:
                 raise TooManyError(f"{len(busy)} downloads are not done yet", do="wait, or cancel some")
             finished = [job.id for job in self._jobs.values() if job not in busy]
             for old in finished[:max(0, len(finished) - KEPT + 1)]:
                 del self._jobs[old]
-            job = Job(token_hex(8), tuple(queries), target)
+            job = Job(token_hex(8), asked)
             self._jobs[job.id] = job
         # a daemon: the server can end meanwhile, and what has arrived is continued another time
-        threading.Thread(target=self._run, args=(job, licences), name="qt-download", daemon=True).start()
+        threading.Thread(target=self._run, args=(job,), name="qt-download", daemon=True).start()
         return job
 
     def under_way(self, query: Query) -> Job | None:
         """The download that fetches what this query's node loads, whatever base it must fit."""
-        return next((job for job in self._busy() if _files_of(query) in map(_files_of, job.queries)), None)
+        return next((job for job in self._busy() if _files_of(query) in map(_files_of, job.asked.queries)), None)
 
     def _busy(self) -> list[Job]:
         return [job for job in tuple(self._jobs.values()) if job.state in ("waiting", "running")]
@@ -114,18 +112,19 @@ class Downloads:
             job.cancel.set()
         return job
 
-    def _run(self, job: Job, licences: frozenset[str]) -> None:
+    def _run(self, job: Job) -> None:
         while not self._turns.acquire(timeout=0.2):
             if job.cancel.is_set():
                 job.state = "cancelled"
                 return
         try:
             job.state = "running"
-            watcher = hub.Watcher(job.progress, job.name, licences)
+            watcher = hub.Watcher(job.progress, job.name, job.asked.licences)
             job.total = sum(self._planned(job, watcher).values())
-            for query in job.queries:
+            for query in job.asked.queries:
                 try:
-                    locate_parts(query, partial(hub.fetch, watcher=watcher, where=plans.where(query, job.target)))
+                    locate_parts(query, partial(hub.fetch, watcher=watcher, prefer=job.asked.hub,
+                                                where=plans.where(query, job.asked.target)))
                 except CheckpointError as error:
                     job.errors.append(error)
             if not job.errors:
@@ -134,7 +133,7 @@ class Downloads:
         except _CancelledError:
             job.state = "cancelled"
         except Exception as error:
-            logger.exception("the download of %s failed", ", ".join(query.reference for query in job.queries))
+            logger.exception("the download of %s failed", ", ".join(query.reference for query in job.asked.queries))
             job.errors.append(CheckpointError(f"the download failed: {type(error).__name__}: {error}", "",
                                               "try again, or report it"))
             job.state = "failed"
@@ -145,10 +144,10 @@ class Downloads:
     def _planned(job: Job, watcher: hub.Watcher) -> dict[Path, int]:
         """The bytes that will arrive, each file once. What cannot be planned says why when it is fetched."""
         every: dict[Path, int] = {}
-        for query in job.queries:
+        for query in job.asked.queries:
             watcher.progress(0)
             try:
-                for found in plans.of_query(query, job.target, watcher):
+                for found in plans.of_query(query, job.asked, watcher):
                     every |= found.missing
             except CheckpointError:
                 continue

@@ -99,10 +99,9 @@ class Routes:
             if refused.status != 200:
                 return refused
         if values.get("plan") is True:
-            return await self.asking.run(("plan", asked), partial(
-                guarded, lambda: answer(plans.answer(asked.queries, asked.target))))
+            return await self.asking.run(("plan", asked), partial(guarded, lambda: answer(plans.answer(asked))))
         try:
-            job = self.downloads.start(asked.queries, asked.target, asked.licences)
+            job = self.downloads.start(asked)
         except downloads.TooManyError as error:
             return refusal(409, error.what, error.where, error.do)
         return answer({"id": job.id}, 202)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import host
 from ..loaders.components.pipeline import locate_each
@@ -19,6 +19,16 @@ from ..loaders.files.stores import ModelFolder, Store
 from ..views.card import TEXT_ENCODER, Query, locate_parts
 
 TARGETS = ("cache", "models")
+
+
+class Asked(NamedTuple):
+    """What is to be downloaded: for which nodes, to where (TARGETS), from which hub where it may be either (""
+    for QT_HUB's), and whose licences were accepted."""
+
+    queries: tuple[Query, ...]
+    target: str
+    hub: str
+    licences: frozenset[str]
 
 
 class _Planned(Exception):  # noqa: N818  # not an error: it ends locate where the download would begin
@@ -41,15 +51,14 @@ def where(query: Query, target: str) -> hub.Where | None:
 def refuse_no_repo(reference: str) -> None:
     """Raise CheckpointError unless the reference is a repo id, or the name of a published file."""
     if not downloadable(reference):
-        raise CheckpointError("only a repo id of the Hugging Face Hub can be downloaded", repr(reference[:200]),
-                              "give owner/name")
+        raise CheckpointError("only a repo id can be downloaded", repr(reference[:200]), "give owner/name")
 
 
-def of_query(query: Query, target: str, watcher: hub.Watcher) -> Iterator[hub.Plan]:
-    """What a download of a query's files would fetch: one plan for each repo that lacks some, as far as can be said
+def of_query(query: Query, asked: Asked, watcher: hub.Watcher) -> Iterator[hub.Plan]:
+    """What a download of one of the queries would fetch: one plan for each repo that lacks some, as far as can be said
     before what replaces a base's text encoders is here. Raises CheckpointError as a download does."""
-    def ask(reference: str, revision: str, select: Select, command: str) -> Path:
-        raise _Planned(hub.plan(reference, revision, select, command, watcher, where(query, target)))
+    def ask(reference: str, revision: str, select: Select, patterns: Sequence[str]) -> Path:
+        raise _Planned(hub.plan(reference, revision, select, patterns, watcher, where(query, asked.target), asked.hub))
 
     loads: list[Callable[[Fetch], Any]] = [partial(locate_parts, query)]
     loads += [partial(_override, reference) for reference in query.overrides]
@@ -64,23 +73,23 @@ def _override(reference: str, download: Fetch) -> None:
     locate_each(reference, download=download)
 
 
-def answer(queries: Sequence[Query], target: str) -> dict[str, Any]:
+def answer(asked: Asked) -> dict[str, Any]:
     """The plan of the route `download`, as the package describes it: what is missing of all queries, by repo."""
     watcher = hub.Watcher(lambda total: lambda amount=1: None)
-    rows: dict[tuple[str, Path], dict[str, Any]] = {}
+    rows: dict[tuple[str, str, Path], dict[str, Any]] = {}
     every: dict[Path, int] = {}
     failed = []
-    for number, query in enumerate(queries):
+    for number, query in enumerate(asked.queries):
         try:
             refuse_no_repo(query.reference)
-            for found in of_query(query, target, watcher):
-                row = rows.setdefault((found.repo, found.folder), {
-                    "items": [], "repo": found.repo, "commit": found.commit, "files": {}, "bytes": 0, "least": False,
-                    "gated": found.gated, "licence": found.page if found.gated else None, "folder": str(found.folder),
-                    "error": None})
+            for found in of_query(query, asked, watcher):
+                row = rows.setdefault((found.hub, found.repo, found.folder), {
+                    "items": [], "hub": found.hub, "repo": found.repo, "commit": found.commit, "files": {}, "bytes": 0,
+                    "least": False, "gated": found.gated, "licence": found.page if found.gated else None,
+                    "folder": str(found.folder), "error": None})
                 row["items"] += [number] if number not in row["items"] else []
                 row["least"] |= bool(query.overrides) or found.files is None
-                row["files"] |= {_below(path, found): size for path, size in found.missing.items()}
+                row["files"] |= {path.relative_to(found.root).as_posix(): size for path, size in found.missing.items()}
                 row["bytes"] = sum(row["files"].values())
                 every |= found.missing
         except CheckpointError as error:
@@ -88,9 +97,3 @@ def answer(queries: Sequence[Query], target: str) -> dict[str, Any]:
                 "error": error.what, "where": str(error.where), "todo": error.do}})
     free = {row["folder"]: shutil.disk_usage(hub.existing(Path(row["folder"]))).free for row in rows.values()}
     return {"rows": [*rows.values(), *failed], "bytes": sum(every.values()), "free": min(free.values(), default=None)}
-
-
-def _below(path: Path, found: hub.Plan) -> str:
-    """A file's name in the repo: below the folder, or below the snapshot of the commit in a cache."""
-    name = path.relative_to(found.folder).as_posix()
-    return name.removeprefix(f"snapshots/{found.commit}/")

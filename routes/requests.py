@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from .. import host
 from ..loaders.components import overrides
 from ..loaders.errors import CheckpointError
+from ..loaders.files import hubs
 from ..loaders.files.places import cleaned
 from ..views.card import Query
-from .plans import TARGETS
+from .plans import TARGETS, Asked
 from .work import Answer, refusal
 
 if TYPE_CHECKING:
@@ -110,23 +111,17 @@ def to_query(values: Mapping[str, Any]) -> Query:
     return Query(**chosen)
 
 
-class Asked(NamedTuple):
-    """What is to be downloaded: for which nodes, to where (plans.TARGETS), and whose licences were accepted."""
-
-    queries: tuple[Query, ...]
-    target: str
-    licences: frozenset[str]
-
-
 def to_download(values: Mapping[str, Any]) -> Asked:
     """The body of POST download. Raises CheckpointError for what no page of ours sends."""
     items, target = values.get("items"), values.get("target", TARGETS[0])
-    licences = values.get("licences", [])
+    licences, hub = values.get("licences", []), values.get("hub") or ""
     if not isinstance(items, list) or not 0 < len(items) <= MAX_ITEMS \
             or not all(isinstance(one, dict) for one in items):
         raise CheckpointError(f"items is no list of 1 to {MAX_ITEMS} objects", "the request", "correct it")
     if target not in TARGETS:
         raise CheckpointError(f"target is none of {', '.join(TARGETS)}", repr(str(target)[:80]), "correct it")
+    if hub not in ("", *hubs.MODULES):
+        raise CheckpointError(f"hub is none of {', '.join(hubs.MODULES)}", repr(str(hub)[:80]), "correct it")
     if not isinstance(licences, list) or not all(isinstance(repo, str) for repo in licences):
         raise CheckpointError("licences is no list of repo ids", "the request", "correct it")
-    return Asked(tuple(map(to_query, items)), target, frozenset(licences))
+    return Asked(tuple(map(to_query, items)), target, hub, frozenset(licences))

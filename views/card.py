@@ -22,7 +22,8 @@ from ..loaders.description import CheckpointDescription
 from ..loaders.errors import CheckpointError, MissingFiles
 from ..loaders.families import choices_of, families, named
 from ..loaders.families.names import PICTURES, TEXTS, beside, whole
-from ..loaders.files.places import Fetch, cleaned, download_command, downloadable
+from ..loaders.files import hubs
+from ..loaders.files.places import Fetch, cleaned, downloadable
 from ..loaders.files.selection import COMPONENTS
 from ..loaders.files.source import Source
 from ..loaders.locate import locate
@@ -30,7 +31,7 @@ from ..quant.stored import PLAIN_DTYPES
 from . import verdict
 from .confine import check_headers
 from .footprint import expected_bytes, format_bytes, most_common_dtype, weights_of
-from .known import KNOWN_CHECKPOINTS, Known
+from .known import known
 
 DEFERRED = "deferred"  # the badge of a base without weights
 SHOWN = 20  # problems and notes
@@ -184,10 +185,10 @@ def _verdict(card: dict[str, Any]) -> verdict.Verdict:
         more = f" (and {len(card['problems']) - 1} more)" if len(card["problems"]) > 1 else ""
         return verdict.Verdict(verdict.RED, f"cannot be loaded: {card['problems'][0]}{more}")
     if not card["on_disk"]:
-        known = _known(card["reference"])
-        if known is None:
+        there = known(card["reference"])
+        if there is None:
             return verdict.Verdict(verdict.AMBER, "not on this machine: what it holds is known after the download")
-        return known.verdict() if card["family"] else verdict.Verdict(
+        return there.verdict() if card["family"] else verdict.Verdict(
             verdict.GREEN, "not on this machine; runs as ComfyUI runs it")
     if card["family"] == DEFERRED:
         return verdict.Verdict(verdict.GREEN, "no weights are loaded: they come from Apply Transformer Override")
@@ -222,21 +223,16 @@ def title(reference: str) -> str:
 def _absent(query: Query, error: MissingFiles) -> dict[str, Any]:
     """A repo that is not on this machine: what the support matrix knows of it, and how to get it."""
     address = downloadable(query.reference)
-    repo = "/".join(address.split("/")[:2])
+    _, text = hubs.split(address)
     out = _blank(query)
-    known = _known(query.reference)
-    if known is not None:
-        out |= {"architecture": known.architecture,
-                "family": "" if query.node in (TEXT_ENCODER, VAE) else known.family}
+    there = known(query.reference)
+    if there is not None:
+        out |= {"architecture": there.architecture,
+                "family": "" if query.node in (TEXT_ENCODER, VAE) else there.family}
     out["notes"] = [error.what]
-    command = error.do.partition("or run: ")[2] or download_command(address, query.revision, ())
-    return out | {"download": {"repo": repo, "files": None, "bytes": None, "gated": "unknown", "command": command}}
-
-
-def _known(reference: str) -> Known | None:
-    """What the support matrix knows of a repo, or of the repo that a published file is in."""
-    return KNOWN_CHECKPOINTS.get(cleaned(reference)) or KNOWN_CHECKPOINTS.get(
-        "/".join(downloadable(reference).split("/")[:2]))
+    command = error.do.partition("or run: ")[2] or hubs.command(address, query.revision, ())
+    return out | {"download": {"repo": "/".join(text.split("/")[:2]), "hubs": list(hubs.known(address)),
+                               "files": None, "bytes": None, "gated": "unknown", "command": command}}
 
 
 def _deferred(query: Query, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -56,8 +56,9 @@ def item(entry: Entry, card: dict[str, Any] | CheckpointError | None) -> dict[st
     kind, known = entry.kind, KNOWN_CHECKPOINTS[entry.reference] if entry.known else None
     out: dict[str, Any] = {
         "reference": entry.reference, "title": title(entry.reference), "architecture": known and known.architecture,
-        "family": known and known.family, "formats": list(known.formats) if known else [], "size": 0,
-        "on_disk": known is None, "verdict": None, "verdict_text": ""}
+        "family": known and known.family, "formats": list(known.formats) if known else [],
+        "hubs": list(known.hubs) if known else [], "size": 0, "on_disk": known is None, "verdict": None,
+        "verdict_text": ""}
     if isinstance(card, CheckpointError):
         out |= {"architecture": out["architecture"] or "", "family": out["family"] or "", "verdict": RED,
                 "verdict_text": " ".join(card.what.split())}

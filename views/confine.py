@@ -1,4 +1,4 @@
-"""References that come in over HTTP: only what lies in the model folders and the Hugging Face cache.
+"""References that come in over HTTP: only what lies in the model folders and the caches of the hubs.
 
 Nodes take any path on the machine, because whoever may queue a prompt may read through the host's own loaders, too.
 Routes are asked without a prompt, by anything that reaches the port, so they look nowhere else and follow no link that
@@ -12,6 +12,7 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from .. import host
 from ..loaders.containers import gguf
 from ..loaders.errors import CheckpointError
 from ..loaders.families import families
+from ..loaders.files import hubs
 from ..loaders.files.places import candidates, cleaned
 from ..loaders.files.selection import INDEX, PIPELINE, WEIGHTS, leaves_folder
 
@@ -47,14 +49,11 @@ class Places:
 
 
 def roots() -> tuple[str, ...]:
-    """The real paths of ComfyUI's folders of models and text encoders, and of the Hugging Face cache."""
+    """The real paths of ComfyUI's folders of models and text encoders, and of the hubs' caches."""
     folders = [*host.model_folders(), *host.text_folders()]
-    try:
-        from huggingface_hub import constants
-
-        folders.append(constants.HF_HUB_CACHE)
-    except ImportError:
-        pass
+    for hub in hubs.named():
+        with suppress(ImportError):
+            folders.append(str(hub.root()))
     return tuple(dict.fromkeys(os.path.realpath(folder) for folder in folders))
 
 
@@ -102,7 +101,7 @@ def check_headers(paths: Iterable[str], limit: int = MAX_JSON) -> None:
 
 
 def _refuse_outside_names(reference: str, revision: str, weights_name: str, allowed: tuple[str, ...]) -> None:
-    text = cleaned(reference)
+    _, text = hubs.split(cleaned(reference))
     slashed = text.replace("\\", "/")
     outside = leaves_folder(revision) or leaves_folder(weights_name) or ".." in slashed.split("/")
     if os.path.isabs(text) or slashed.startswith("/"):

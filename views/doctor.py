@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import host
+from ..loaders.errors import CheckpointError
+from ..loaders.files import hubs
 
 PACKAGES = ("torch", "safetensors", "comfy-kitchen", "huggingface_hub", "diffusers")
 
@@ -89,13 +91,15 @@ def _device() -> dict[str, Any]:
     out["INT8 matmul"] = "native" if "INT8" in machine.matmuls else "off: ComfyUI dequantizes INT8 on this device"
     out["ComfyUI's parts"] = list(host.all_lacks().values()) or "all that this pack uses are there"
     out["families"] = [{"family": name, "verdict": judged.level, "text": judged.text} for name, judged in families()]
-    return out | {"model folders": host.model_folders(), "download folder": _download_folder()}
+    return out | {"model folders": host.model_folders(), **_downloads()}
 
 
-def _download_folder() -> str:
-    """Where downloads go: the Hugging Face cache."""
+def _downloads() -> dict[str, str]:
+    """The hub that repos are downloaded from, and the folder: its cache."""
     try:
-        from huggingface_hub import constants
+        hub, = hubs.named(hubs.preferred())
+        return {"hub": hub.KEY, "download folder": str(hub.root())}
     except ImportError:
-        return "none: huggingface_hub is not installed"
-    return constants.HF_HUB_CACHE
+        return {"download folder": "none: huggingface_hub is not installed"}
+    except CheckpointError as error:
+        return {"hub": error.what, "download folder": "none"}

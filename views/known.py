@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..loaders.families import families
+from ..loaders.files import hubs
+from ..loaders.files.places import downloadable
 from ..loaders.locate import KNOWN_BASES
 from .verdict import Verdict, of_formats
 
@@ -28,6 +30,11 @@ class Known(NamedTuple):
         return tuple(name for family in families() if self.reference in family.published
                      for name in family.usual_formats(self.reference))
 
+    @property
+    def hubs(self) -> tuple[str, ...]:
+        """Where it is to be had; empty where that is not known."""
+        return hubs.known(self.reference)
+
     def verdict(self) -> Verdict:
         """How it will run here, once it is."""
         return of_formats(self.formats)
@@ -43,3 +50,9 @@ def _known(reference: str, kind: str, family: str = "") -> Known:
 KNOWN_CHECKPOINTS: dict[str, Known] = {reference: _known(reference, "base") for reference in KNOWN_BASES} | {
     reference: _known(reference, family.kind, family.badge(reference))
     for family in reversed(families()) for reference in family.published}
+
+
+def known(reference: str) -> Known | None:
+    """What is known of a reference, whatever hub it names, or of the repo that a file of its name is published in."""
+    return (KNOWN_CHECKPOINTS.get(hubs.split(reference.strip())[1])
+            or KNOWN_CHECKPOINTS.get("/".join(hubs.split(downloadable(reference))[1].split("/")[:2])))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from .. import host
 from ..loaders.errors import CheckpointError
 from ..loaders.families import families
+from ..loaders.files import hubs
 from ..loaders.files.places import cleaned, downloadable
 from .card import Query, locate_parts
 from .catalog import LOADS_WITH
@@ -102,7 +103,7 @@ MODELS: dict[str, tuple[Variant, ...]] = {
 
 def model_of(reference: str) -> str:
     """The title of the model that a reference is a form of; empty where it is not known."""
-    text = downloadable(reference) or cleaned(reference).replace("\\", "/")
+    text = hubs.split(downloadable(reference))[1] or cleaned(reference).replace("\\", "/")
     parts = text.split("/")
     return next((_titles()[name] for name in (text, "/".join(parts[:2]), parts[-1]) if name in _titles()), "")
 

@@ -45,8 +45,10 @@ class Watcher:
 @dataclass(frozen=True)
 class Plan:
     """What `fetch` would download: sizes by file name (None: the hub does not show them without access), those of them
-    that are not there yet by path, whether the repo is gated, the page of its licence, and the folder."""
+    that are not there yet by path, whether the repo is gated, the page of its licence, and the folder; names are those
+    below `root`."""
 
+    hub: str
     repo: str
     commit: str
     files: dict[str, int] | None
@@ -54,35 +56,37 @@ class Plan:
     gated: bool
     page: str
     folder: Path
+    root: Path
 
 
-def fetch(reference: str, revision: str, select: Callable[[Folder], Sequence[Selection]], command: str,
-          watcher: Watcher | None = None, where: Where | None = None) -> Path:
+def fetch(reference: str, revision: str, select: Callable[[Folder], Sequence[Selection]], patterns: Sequence[str],
+          watcher: Watcher | None = None, where: Where | None = None, prefer: str = "") -> Path:
     """Download the files that `select` chooses from a repo and return the local folder (or file) of `reference`.
 
-    `reference` is owner/name with an optional subfolder or file behind it, `command` the line that does the same by
-    hand, `where` the place (the hub's cache). Files that are there already are not fetched again. Raises
-    CheckpointError: no such repo, no access, no network, no space, unsafe names, a hash that does not match. Raises the
-    host's interruption when the user cancels. `watcher` hears of it instead of the node that runs.
+    `reference` is owner/name with an optional subfolder or file behind it and an optional hub in front, `patterns` the
+    globs of the line that does the same by hand, `where` the place (the hub's cache), `prefer` the hub of a reference
+    without one (QT_HUB's). Files that are there already are not fetched again. Raises CheckpointError: no such repo, no
+    access, no network, no space, unsafe names, a hash that does not match. Raises the host's interruption when the user
+    cancels. `watcher` hears of it instead of the node that runs.
     """
     watcher = watcher or Watcher(host.progress)
-    with _opened(reference, revision, command, watcher, where) as remote:
+    with _opened(reference, revision, patterns, watcher, where, prefer) as remote:
         if remote.gated and watcher.licences is not None and remote.repo not in watcher.licences:
-            raise remote.hub.gated(remote.repo, command)
+            raise remote.hub.gated(remote.repo, hubs.command(reference, revision, patterns, prefer))
         remote.download(_chosen(remote, select))
         return remote.store.path(remote.asked)
 
 
-def plan(reference: str, revision: str, select: Callable[[Folder], Sequence[Selection]], command: str,
-         watcher: Watcher | None = None, where: Where | None = None) -> Plan:
+def plan(reference: str, revision: str, select: Callable[[Folder], Sequence[Selection]], patterns: Sequence[str],
+         watcher: Watcher | None = None, where: Where | None = None, prefer: str = "") -> Plan:
     """What `fetch` would download. Asks the hub for its list of files and reads an index where the choice needs it, but
     leaves nothing on the disk. Raises CheckpointError as `fetch` does."""
     with TemporaryDirectory(prefix="qt-plan-") as scratch, \
-            _opened(reference, revision, command, watcher or Watcher(lambda total: lambda amount=1: None), where,
-                    Path(scratch)) as remote:
+            _opened(reference, revision, patterns, watcher or Watcher(lambda total: lambda amount=1: None), where,
+                    prefer, Path(scratch)) as remote:
         def planned(files: dict[str, int] | None, missing: dict[Path, int]) -> Plan:
-            return Plan(remote.repo, remote.commit, files, missing, remote.gated, remote.hub.page(remote.repo),
-                        remote.store.folder)
+            return Plan(remote.hub.KEY, remote.repo, remote.commit, files, missing, remote.gated,
+                        remote.hub.page(remote.repo), remote.store.folder, remote.store.path(""))
 
         try:
             names = _chosen(remote, select)
@@ -105,11 +109,12 @@ def _chosen(remote: Repo, select: Callable[[Folder], Sequence[Selection]]) -> li
 
 
 @contextmanager
-def _opened(reference: str, revision: str, command: str, watcher: Watcher, where: Where | None = None,
+def _opened(reference: str, revision: str, patterns: Sequence[str], watcher: Watcher, where: Where | None, prefer: str,
             scratch: Path | None = None) -> Iterator[Repo]:
     """The repo of a reference, while no other process downloads from it; what goes wrong as a CheckpointError. With
     `scratch`, a folder for what is only looked at, nothing is downloaded and nothing waited for."""
-    hub, text = hubs.named(reference)
+    hub, text = hubs.source(reference, prefer)
+    command = hubs.command(reference, revision, patterns, prefer)
     parts = PurePosixPath(text).parts
     repo, below = "/".join(parts[:2]), "/".join(parts[2:])
     if leaves_folder(revision):
@@ -123,7 +128,7 @@ def _opened(reference: str, revision: str, command: str, watcher: Watcher, where
     except hub.failures() as error:
         raise _of_disk(error, store, command) or hub.explained(error, repo, revision, store, command) from error
     except ValueError as error:  # an id or revision that the client does not accept, a file too large for HTTP
-        raise CheckpointError(f"the Hub does not serve this: {error}", reference, f"run: {command}") from error
+        raise CheckpointError(f"{hub.TITLE} does not serve this: {error}", reference, f"run: {command}") from error
 
 
 def _of_disk(error: Exception, store: Store, command: str) -> CheckpointError | None:
@@ -193,7 +198,7 @@ class Repo:
                                   f"free some space, or {self.store.elsewhere}")
         logger.info("downloading %s at %s: %d files, %s", self.repo, self.commit[:8], len(absent), size(needed))
         step = self.watcher.progress(sum(sizes.values()))
-        self.store.begin()  # first, so that a load that goes on takes the same commit
+        self.store.begin(step)  # first, so that a load that goes on takes the same commit
         for name in absent:
             self.watcher.file(name)
             self._one(name, step)
@@ -215,8 +220,8 @@ class Repo:
                 self.hub.transfer(self.repo, name, self.commit, file, target)
         if target.digest() != file.digest:
             partial.unlink()
-            raise CheckpointError(f"{name} arrived damaged: its hash is not the one that the Hub lists", self.repo,
-                                  "it was thrown away; try again, or take another network or mirror")
+            raise CheckpointError(f"{name} arrived damaged: its hash is not the one that {self.hub.TITLE} lists",
+                                  self.repo, "it was thrown away; try again, or take another network or mirror")
 
 
 def existing(folder: Path) -> Path:

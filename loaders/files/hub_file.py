@@ -1,4 +1,4 @@
-"""A file of the Hub on its way: hashed while it is written, continued where an earlier download stopped."""
+"""A file of a hub on its way: hashed while it is written, continued where an earlier download stopped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the Hub lists it: size in bytes and its digest, sha256 for large files, git's blob sha1 for others."""
+    """A file as its hub lists it: size in bytes and its digest, sha256, or git's blob sha1 for small ones of Hugging
+    Face."""
 
     size: int
     digest: str
@@ -23,9 +24,22 @@ class RemoteFile:
             return hashlib.sha256()
         return hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
 
+    def is_at(self, path: Path, step: Callable[[int], None]) -> bool:
+        """Whether a file on disk is this one, by its bytes. `step(bytes)` is called with each block."""
+        hasher = self.hasher()
+        _feed(hasher, path, step)
+        return hasher.hexdigest() == self.digest
+
+
+def _feed(hasher: Any, path: Path, step: Callable[[int], None]) -> None:
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            hasher.update(block)
+            step(len(block))
+
 
 class HashedFile:
-    """The file that huggingface_hub writes a download into: hashes it, moves the progress bar, hears Cancel."""
+    """The file that a download is written into: hashes it, moves the progress bar, hears Cancel."""
 
     def __init__(self, raw: BinaryIO, path: Path, file: RemoteFile, step: Callable[[int], None]) -> None:
         self._raw, self._path, self._file, self._step = raw, path, file, step
@@ -37,10 +51,7 @@ class HashedFile:
         """Begin with the hash of what is on disk already."""
         self._raw.flush()
         self._hash = self._file.hasher()
-        with open(self._path, "rb") as earlier:
-            while block := earlier.read(1 << 22):
-                self._hash.update(block)
-                self._step(len(block))
+        _feed(self._hash, self._path, self._step)
 
     def write(self, data: bytes) -> int:
         self._step(len(data))  # raises when the user has cancelled

@@ -1,8 +1,8 @@
 """Where the bytes are: a reference (repo id, folder or file) becomes a list of local files.
 
 Nothing here opens a weight file. The order for a reference that is no existing path: ComfyUI's model folders, the
-Hugging Face cache, and, only when asked for, a download into that cache (hub.py). A place that lacks a file of this
-load is passed over for the next.
+caches of the hubs (hubs/), and, only when asked for, a download into one of them (hub.py). A place that lacks a file of
+this load is passed over for the next.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from ... import host
 from ..errors import CheckpointError, MissingFiles
 from ..words import first_ten
+from . import hubs
 from .addresses import address_of
 from .selection import INDEX, SPLIT, WEIGHTS, Folder, Selection
 from .source import Source, read_json
@@ -60,33 +61,27 @@ class LocalFolder:
 
 def cleaned(text: str | None) -> str:
     """What was typed or pasted, without the blanks and the one pair of quotes around it that shells and the Explorer
-    of Windows ("Copy as path") put there; the address of a page of the Hub as the repo id, with what is named in it."""
+    of Windows ("Copy as path") put there; the address of a page of a hub as the reference to what is named in it."""
     text = (text or "").strip()
     text = text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
     page = _page(text)
-    return text if page is None or page[1] not in ("", "main") else page[0]
+    return page[0] if page and page[1] in ("", page[2]) else text
 
 
-def _page(text: str) -> tuple[str, str] | None:
-    """(repo id and what is below it, revision or empty) of the address of a model's page on the Hub, or on the mirror
-    that HF_ENDPOINT names; None for any other text."""
+def _page(text: str) -> tuple[str, str, str] | None:
+    """(reference, revision or empty, main branch) of the address of a model's page on a hub; None for other texts."""
     if not text.startswith(("https://", "http://")):
         return None
-    from urllib.parse import unquote, urlsplit
+    from urllib.parse import urlsplit
 
-    url, mirror = urlsplit(text), urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    parts = [unquote(part) for part in url.path.split("/") if part]
-    if url.netloc not in ("huggingface.co", "www.huggingface.co", "hf.co", mirror.netloc) or len(parts) < 2 \
-            or parts[0] in ("datasets", "spaces", "docs", "blog", "collections", "papers"):
-        return None
-    if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve", "raw"):
-        return "/".join([*parts[:2], *parts[4:]]), parts[3]
-    return "/".join(parts[:2]), ""
+    url = urlsplit(text)
+    return next(((*found, hub.MAIN) for hub in hubs.named() if (found := hub.address(url))), None)
 
 
 def is_repo(reference: str) -> bool:
-    """Whether a reference that is no path on disk can be a repo id (owner/name, with a subfolder or file behind it)."""
-    text = cleaned(reference)
+    """Whether a reference that is no path on disk can be a repo id (owner/name, with a subfolder or file behind it, and
+    its hub in front of it)."""
+    _, text = hubs.split(cleaned(reference))
     owner, _, name = text.partition("/")
     return bool(owner and name) and not (set("\\: \"'") & set(text) or text.startswith((".", "~"))
                                          or name.endswith(WEIGHTS) and "/" not in name)
@@ -103,19 +98,22 @@ def candidates(reference: str, revision: str = "") -> Iterator[Path]:
     """Every place on this machine that `reference` can mean, in the order of preference. Backslashes are taken as they
     are written first, then as the separators that they are on Windows, where many workflows are made.
 
-    Raises CheckpointError for an empty reference, an absolute path that does not exist, and one that contains '..'.
+    Raises CheckpointError for an empty reference, an absolute path that does not exist, one that contains '..', and a
+    hub without a repo.
     """
-    text = cleaned(reference)
+    key, text = hubs.split(cleaned(reference))
+    if key and not is_repo(reference):
+        raise CheckpointError("this names a hub, and no repo on it", repr(text[:200]), f"give {key}:owner/name")
     if not text:
         raise CheckpointError("no checkpoint is chosen", do="pick one in the list, or give a path or repo id")
     slashed = text.replace("\\", "/")
     spellings = tuple(dict.fromkeys((text, slashed)))
-    for spelling in spellings:
+    for spelling in spellings if not key else ():
         direct = Path(spelling).expanduser()
         if direct.exists():
             yield direct
             return
-    if direct.is_absolute() or text.startswith((".", "~")):
+    if Path(slashed).expanduser().is_absolute() or text.startswith((".", "~")):
         raise CheckpointError("there is no such file or folder", Path(text).expanduser(), "correct the path")
     parts = PurePosixPath(slashed).parts
     if ".." in parts:
@@ -128,9 +126,10 @@ def candidates(reference: str, revision: str = "") -> Iterator[Path]:
             if found.exists():
                 yield found
     if is_repo(text):
-        snapshot = host.cached_snapshot("/".join(parts[:2]), revision)
-        if snapshot and Path(snapshot, *parts[2:]).exists():
-            yield Path(snapshot, *parts[2:])
+        for hub in hubs.named(key):
+            for snapshot in hub.cached("/".join(parts[:2]), revision):
+                if Path(snapshot, *parts[2:]).exists():
+                    yield Path(snapshot, *parts[2:])
     elif address_of(text):
         yield from candidates(address_of(text), revision)
 
@@ -145,8 +144,8 @@ def find_path(reference: str, revision: str = "") -> Path:
 
 
 T = TypeVar("T")
-# fetch(reference, revision, select, command) -> the folder; hub.fetch, or one that asks or reports in between
-Fetch = Callable[[str, str, Callable[[Folder], Sequence[Selection]], str], Path]
+# fetch(reference, revision, select, patterns) -> the folder; hub.fetch, or one that asks or reports in between
+Fetch = Callable[[str, str, Callable[[Folder], Sequence[Selection]], Sequence[str]], Path]
 
 
 def resolve(reference: str, revision: str, use: Callable[[Path], T],
@@ -167,26 +166,15 @@ def resolve(reference: str, revision: str, use: Callable[[Path], T],
     text = downloadable(reference)
     if not text or Path(cleaned(reference)).expanduser().exists():
         raise short or _not_here(cleaned(reference), revision, patterns)
-    command = download_command(text, revision, patterns)
     if download:
         from . import hub
 
         fetch = hub.fetch if download is True else download
-        return use(fetch(text, revision, select, command))
+        return use(fetch(text, revision, select, patterns))
     if short is not None:
+        command = hubs.command(text, revision, patterns)
         raise MissingFiles(short.what, short.where, f"switch download_missing on, or run: {command}") from short
     raise _not_here(cleaned(reference), revision, patterns)
-
-
-def download_command(reference: str, revision: str, patterns: Sequence[str]) -> str:
-    """The `hf download` line that fetches the files of a load into the Hugging Face cache."""
-    parts = PurePosixPath(reference).parts
-    below = "/".join(parts[2:])
-    includes = [f"{below}/{pattern}" if below else pattern for pattern in patterns]
-    if below.endswith((*WEIGHTS, ".json")):
-        includes = [below]
-    return " ".join(["hf download", "/".join(parts[:2]), *([f"--revision {revision}"] if revision else []),
-                     *(f'--include "{pattern}"' for pattern in includes)])
 
 
 def _not_here(text: str, revision: str, patterns: Sequence[str]) -> MissingFiles:
@@ -197,7 +185,7 @@ def _not_here(text: str, revision: str, patterns: Sequence[str]) -> MissingFiles
     repo = downloadable(text)
     if repo:
         return MissingFiles(f"{text} is not on this machine", "" if repo == text else f"it is published as {repo}",
-                            f"switch download_missing on, or run: {download_command(repo, revision, patterns)}")
+                            f"switch download_missing on, or run: {hubs.command(repo, revision, patterns)}")
     return MissingFiles(f"{text} was found neither as a path nor in ComfyUI's model folders", "",
                         f"looked in {first_ten(host.model_folders())}; give a full path, or a repo id owner/name")
 

@@ -1,14 +1,16 @@
 """Where downloads land: a hub's own cache, or a folder of ComfyUI's models. A file shows there only when it is whole.
 
-Both are laid out as huggingface_hub lays them out (its guide "Understand caching": blobs, snapshots, refs; and what
-`local_dir` keeps in .cache/huggingface), so that every other tool finds the files, and downloads none of them again.
+They are laid out as the hubs' own clients lay them out (huggingface_hub's guide "Understand caching": blobs, snapshots,
+refs; what its `local_dir` keeps in .cache/huggingface; docs/sources/modelscope.md, "The cache"), so that every other
+tool finds the files, and downloads none of them again.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Protocol
 
@@ -48,8 +50,9 @@ class Store(Protocol):
         """Where what has arrived of a file is kept until then."""
         ...
 
-    def begin(self) -> None:
-        """Remember the commit, before the first file."""
+    def begin(self, step: Callable[[int], None]) -> None:
+        """Remember the commit, before the first file. `step(0)` raises when the user has cancelled. Raises
+        CheckpointError where files of another commit turn out to be there."""
         ...
 
     def has(self, name: str) -> bool:
@@ -89,7 +92,7 @@ class HubCache:
     def partial(self, name: str) -> Path:
         return self.folder / "blobs" / f"{self._files[name].digest}.incomplete"
 
-    def begin(self) -> None:
+    def begin(self, step: Callable[[int], None]) -> None:
         if self._revision != self._commit and not self._ref.is_file():
             _write_atomically(self._ref, self._commit)
 
@@ -107,6 +110,56 @@ class HubCache:
             pointer.symlink_to(os.path.relpath(blob, pointer.parent))
         except OSError:  # links are not allowed: the file itself
             os.replace(blob, pointer)
+
+
+class ModelScopeCache:
+    """ModelScope's cache: plain files in a folder that is called as the revision is.
+
+    Nothing there says which commit they are of, so a note of ours does. Other tools fetch into the same folder: what is
+    newer than the note is theirs, and proven to be of the commit before anything is added to it.
+    """
+
+    title, elsewhere = "ModelScope's cache", "move the cache with MODELSCOPE_CACHE"
+
+    def __init__(self, root: Path, repo: str, revision: str) -> None:
+        name = repo.replace("/", "--")
+        self.folder = root / "models" / name
+        self.lock = root / ".lock" / f"quantized_transformers-{name}.lock"
+        self._snapshot = self.folder / "snapshots" / revision
+        self._note = self.folder / "quantized_transformers" / f"{revision}.commit"
+        self._commit = ""
+        self._files: Mapping[str, RemoteFile] = {}
+
+    def pinned(self) -> str:
+        return self._note.read_text(encoding="utf-8").strip() if self._note.is_file() else ""
+
+    def open(self, commit: str, files: Mapping[str, RemoteFile]) -> None:
+        self._commit, self._files = commit, files
+        _refuse_others(self._snapshot, [name for name in self._there()
+                                        if self.path(name).stat().st_size != files[name].size])
+
+    def path(self, name: str) -> Path:
+        return self._snapshot / name
+
+    def partial(self, name: str) -> Path:
+        return self._note.with_name(f"{self._files[name].digest}.incomplete")
+
+    def begin(self, step: Callable[[int], None]) -> None:
+        known = self._note.stat().st_mtime_ns if self._note.is_file() else 0
+        _refuse_others(self._snapshot, [name for name in self._there() if self.path(name).stat().st_mtime_ns > known
+                                        and not self._files[name].is_at(self.path(name), lambda _: step(0))])
+        _write_atomically(self._note, self._commit)
+
+    def has(self, name: str) -> bool:
+        return False
+
+    def show(self, name: str) -> None:
+        self.path(name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self.partial(name), self.path(name))
+        self._note.touch()
+
+    def _there(self) -> list[str]:
+        return [name for name in self._files if name.endswith(READ) and self.path(name).is_file()]
 
 
 class ModelFolder:
@@ -139,11 +192,15 @@ class ModelFolder:
         if not self.folder.is_dir():
             described = any(name.endswith((INDEX, "config.json", PIPELINE)) for name in files)
             self.folder = self._places[self._components if described else self._singles]
-        other = [name for name, file in files.items() if (self.folder / name).is_file()
-                 and (self.folder / name).stat().st_size != file.size and name.endswith(READ)]
-        if other:
-            raise CheckpointError(f"this folder holds another version of {first_ten(other)}", self.folder,
-                                  "move it away or delete it, or download to the cache")
+        _refuse_others(self.folder, [name for name, file in files.items() if (self.folder / name).is_file()
+                                     and name.endswith(READ) and self._is_other(name, file)])
+
+    def _is_other(self, name: str, file: RemoteFile) -> bool:
+        """By its size, or by what a note of any hub says of its bytes."""
+        notes = (note.read_text(encoding="utf-8").split("\n")[1:2]
+                 for note in self.folder.glob(f".cache/*/download/{escape(name)}.metadata"))
+        return (self.folder / name).stat().st_size != file.size or any(
+            len(digest) == len(file.digest) and digest != file.digest for found in notes for digest in found)
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -151,7 +208,7 @@ class ModelFolder:
     def partial(self, name: str) -> Path:
         return self._notes / f"{name}.{self._files[name].digest}.incomplete"
 
-    def begin(self) -> None:
+    def begin(self, step: Callable[[int], None]) -> None:
         self._notes.mkdir(parents=True, exist_ok=True)
 
     def has(self, name: str) -> bool:
@@ -163,6 +220,12 @@ class ModelFolder:
         self.path(name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(self.partial(name), self.path(name))
         _write_atomically(note, f"{self._commit}\n{self._files[name].digest}\n{time.time()}\n")
+
+
+def _refuse_others(folder: Path, names: Sequence[str]) -> None:
+    if names:
+        raise CheckpointError(f"this folder holds another version of {first_ten(names)}", folder,
+                              "move it away or delete it, or download to another place")
 
 
 def _write_atomically(path: Path, text: str) -> None:

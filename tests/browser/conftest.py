@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from support.browser import Frontend, problems_of_the_host, require
 from support.hub import FakeRepo, Hub
+from support.modelscope_hub import ScopeHub, ScopeRepo
 from support.pack import COMFYUI
 from support.server import Server
 
@@ -64,7 +65,15 @@ def hub(tiny):
 
 
 @pytest.fixture(scope="module")
-def extension_server(tiny, hub, tmp_path_factory):
+def scope(tiny):
+    """The other hub; it alone has owner/only-there."""
+    require()
+    with ScopeHub({name: ScopeRepo.of(tiny.fp8) for name in ("owner/only-there", "owner/another")}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def extension_server(tiny, hub, scope, tmp_path_factory):
     """Tiny models to run, and headers of full size (their bytes are holes) to look at."""
     base = tmp_path_factory.mktemp("extension")
     models = base / "models" / "diffusers"
@@ -74,7 +83,8 @@ def extension_server(tiny, hub, tmp_path_factory):
     full_size(models)
     whole_checkpoint(base / "models" / "checkpoints")
     other_tools(base / "models", tiny.pipeline / "transformer")
-    env = {"HF_HOME": str(base / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    env = {"HF_HOME": str(base / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1",
+           "MODELSCOPE_ENDPOINT": scope.url, "MODELSCOPE_CACHE": str(base / "modelscope")}
     with Server(base, env=env) as running:
         yield running
 

@@ -36,7 +36,8 @@ def empty(another, server, hub):
 
 
 def offering(page_of, **settings):
-    page_of.open({**IMAGES, "QuantizedTransformers.OfferDownloads": True, "QuantizedTransformers.DownloadTo": "cache", **settings})
+    page_of.open({**IMAGES, "QuantizedTransformers.OfferDownloads": True, "QuantizedTransformers.DownloadTo": "cache",
+                  "QuantizedTransformers.Hub": "auto", **settings})
     return page_of.page.locator(".qt-dialog")
 
 
@@ -139,6 +140,26 @@ def test_from_a_badge_a_row_and_the_details(empty):
     dialog.get_by_text(f"there is no repo {known}", exact=False).wait_for()
     assert dialog.locator(".qt-main").is_disabled()
     empty.page.keyboard.press("Escape")
+    assert not empty.problems
+
+
+def test_from_modelscope(empty, server, scope):
+    """By a pasted address, and a plain repo id by the hub that the dialog is set to."""
+    dialog = offering(empty)
+    prompt = {"1": apply_override(["3", 0], "https://modelscope.cn/models/owner/only-there"), "3": load_base("tiny-flux"),
+              "4": apply_override(["1", 0], "owner/another"), **text_to_image(["4", 0], "a")}
+    empty.run(OPEN, prompt)
+    dialog.get_by_text("owner/only-there", exact=True).wait_for()
+    row = dialog.locator(".qt-rows li")
+    assert "ModelScope" in row.filter(has_text="owner/only-there").inner_text()
+    assert "no repo owner/another" in row.filter(has_text="owner/another").inner_text()
+    dialog.locator(".qt-hub select").select_option("modelscope")
+    dialog.get_by_text("no repo owner/another").wait_for(state="detached")
+    empty.screenshot(OUT / "missing_modelscope.png")
+    dialog.locator(".qt-main").click()
+    empty.page.get_by_role("alert").filter(has_text="press Run").wait_for(timeout=30_000)
+    found = [str(path) for path in (server.base / "modelscope").rglob("*.safetensors")]
+    assert all(any(name in path for path in found) for name in ("only-there", "another")) and not list((server.base / "hf").rglob("*another*/snapshots"))
     assert not empty.problems
 
 

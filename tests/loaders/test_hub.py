@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.downloads import environment, refused, run, start
 from support.hub import COMMIT, FakeRepo, Hub
 from support.pack import PACK
 
@@ -32,32 +33,6 @@ def hub(tiny):
     override.files[WEIGHTS] = override.files.pop(name)
     with Hub({BASE: base, OVERRIDE: override, "owner/sharded": FakeRepo.of(tiny.sharded)}) as server:
         yield server
-
-
-def environment(hub: Hub | None, home: Path, **variables: str) -> dict[str, str]:
-    env = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-           "HF_HUB_DISABLE_TELEMETRY": "1", "HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9"}
-    env.pop("HF_HUB_CACHE", None)
-    env.pop("HF_TOKEN", None)
-    return {**env, **variables}
-
-
-def start(hub: Hub | None, home: Path, *arguments: str, command: str = "inspect", **variables: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, str(PACK), command, *arguments], text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env=environment(hub, home, **variables))
-
-
-def run(*args, **kwargs) -> tuple[int, str]:
-    """(exit code, both outputs) of the pack's command line."""
-    process = start(*args, **kwargs)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out + err
-
-
-def refused(message: str, *args, **kwargs) -> str:
-    code, text = run(*args, **kwargs)
-    assert code == 1 and message in text and "what to do:" in text and "Traceback" not in text, text
-    return text
 
 
 def cache(home: Path, repo: str = OVERRIDE) -> Path:

@@ -16,6 +16,7 @@ from quantized_transformers import host
 from quantized_transformers.loaders import model
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.routes import downloads, helper
+from quantized_transformers.routes.plans import Asked
 from quantized_transformers.views.card import Query, card, judged
 from quantized_transformers.views.confine import OutsideError, TooLargeError, check_headers, confined
 from support import common, host_models, svdquant_models, text_gguf
@@ -170,12 +171,17 @@ def test_too_many_downloads(monkeypatch):
     line = downloads.Downloads()
     for _ in range(downloads.AT_ONCE):
         line._turns.acquire()
-    jobs = [line.start(Query(f"owner/name{i}"), False) for i in range(downloads.WAITING)]
-    assert line.start(Query("owner/name0"), False) is jobs[0]
-    with pytest.raises(downloads.TooManyError):
-        line.start(Query("owner/more"), False)
+
+    def start(reference: str, hub: str = "") -> downloads.Job:
+        return line.start(Asked((Query(reference),), "cache", hub, frozenset()))
+
+    jobs = [start(f"owner/name{i}") for i in range(downloads.WAITING)]
+    assert start("owner/name0") is jobs[0]
+    for other in (("owner/more",), ("owner/name0", "modelscope")):
+        with pytest.raises(downloads.TooManyError):
+            start(*other)
     with pytest.raises(CheckpointError, match="only a repo id"):
-        line.start(Query("file.safetensors"), False)
+        start("file.safetensors")
     for job in jobs:
         line.cancel(job.id)
     deadline = time.time() + 10

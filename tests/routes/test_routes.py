@@ -172,7 +172,7 @@ def test_what_is_not_here(server, hub):
     card = describe(server, "nunchaku-tech/nunchaku-flux.1-dev", node="QT_NunchakuSVDQLoader")
     assert not card["on_disk"] and card["architecture"] == "FLUX.1" and card["family"] == "SVDQuant"
     assert card["download"] == {
-        "repo": "nunchaku-tech/nunchaku-flux.1-dev", "files": None, "bytes": None, "gated": "unknown",
+        "repo": "nunchaku-tech/nunchaku-flux.1-dev", "hubs": ["huggingface", "modelscope"], "files": None, "bytes": None, "gated": "unknown",
         "command": 'hf download nunchaku-tech/nunchaku-flux.1-dev --include "svdq-int4_r32-*.safetensors"'}
     assert not describe(server, "owner/none")["on_disk"] and len(hub.log) == before  # nobody asked the Hub
     status, answer = ask(server, "GET", "describe?reference=nothing-of-this-name")
@@ -204,6 +204,10 @@ def test_catalog(server, svdq):
         assert reference in info["options"]
     assert not any(items[known]["on_disk"] for known in ("Qwen/Qwen-Image", "nunchaku-tech/nunchaku-sdxl"))
     assert items["lmsys/wan22-t2v-a14b-modelopt-nvfp4-sglang-transformer"]["formats"] == ["NVFP4"]
+    assert {reference: items[reference]["hubs"] for reference in (
+        "Eco-Tech/Wan2.2-T2V-A14B-Diffusers-w8a8", "Qwen/Qwen-Image", "nunchaku-tech/nunchaku-sdxl", "tiny-flux")} == {
+        "Eco-Tech/Wan2.2-T2V-A14B-Diffusers-w8a8": ["modelscope"], "Qwen/Qwen-Image": ["huggingface", "modelscope"],
+        "nunchaku-tech/nunchaku-sdxl": [], "tiny-flux": []}
     assert items["leaky"]["verdict"] == items["broken/list.safetensors"]["verdict"] == "red"
     assert {"FLUX.1", "Wan", "SDXL"} <= set(catalog["architectures"]) and "FP8" in catalog["formats"]
 

@@ -18,6 +18,7 @@ from safetensors.torch import save, save_file
 
 from support import svdquant_models
 from support.hub import COMMIT, FakeRepo, Hub
+from support.modelscope_hub import HEAD, ScopeHub, ScopeRepo
 from support.routes import ask, describe
 from support.server import Server, error_of, outputs
 from support.workflow import text_to_image
@@ -38,20 +39,29 @@ def hub(tiny, svdq, tmp_path_factory):
     svdq.write(folder)
     big = FakeRepo({"config.json": b"{}", WEIGHTS: save({"x": torch.randn(12_000_000)})})
     with Hub({"owner/tiny": FakeRepo.of(tiny.pipeline), "owner/other": FakeRepo.of(tiny.pipeline),
-              "owner/fp8": FakeRepo.of(tiny.fp8), "owner/svdq": FakeRepo.of(folder),
+              "owner/fp8": FakeRepo.of(tiny.fp8), "owner/both": FakeRepo.of(tiny.sharded), "owner/svdq": FakeRepo.of(folder),
               "nunchaku-tech/nunchaku-flux.1-dev": FakeRepo.of(folder), "owner/gated": FakeRepo.of(tiny.fp8, gated="manual"),
               "owner/big": big}) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def server(tiny, svdq, hub, tmp_path_factory):
+def scope(tiny):
+    big = ScopeRepo({"config.json": b"{}", WEIGHTS: save({"x": torch.randn(12_000_000)})})
+    with ScopeHub({"owner/there": ScopeRepo.of(tiny.pipeline), "owner/both": ScopeRepo.of(tiny.sharded),
+                   "owner/big": big, "owner/closed": ScopeRepo.of(tiny.fp8, token="secret")}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(tiny, svdq, hub, scope, tmp_path_factory):
     base = tmp_path_factory.mktemp("routes")
     for folder in ("diffusion_models", "loras"):
         (base / "models" / folder).mkdir(parents=True)
     shutil.copytree(tiny.pipeline, base / "models" / "diffusers" / "tiny-flux")
     svdq.write(base / "models" / "diffusion_models")
-    env = {"HF_HOME": str(base / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    env = {"HF_HOME": str(base / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1",
+           "MODELSCOPE_ENDPOINT": scope.url, "MODELSCOPE_CACHE": str(base / "modelscope")}
     with Server(base, env=env) as running:
         yield running
         assert "Traceback" not in running.text()
@@ -79,6 +89,8 @@ def test_only_our_own_page_writes(server):
                          (b'{}', 400), (b'{"items": []}', 400), (b'{"items": [3]}', 400),
                          (b'{"items": [{"reference": "owner/tiny"}], "target": "/etc"}', 400),
                          (b'{"items": [{"reference": "owner/tiny"}], "licences": [3]}', 400),
+                         (b'{"items": [{"reference": "owner/tiny"}], "hub": "github"}', 400),
+                         (b'{"items": [{"reference": "modelscope:/etc/passwd"}]}', 403),
                          (b'{"items": [{"reference": 3}]}', 400), (b'{"items": [{"reference": "/etc/passwd"}]}', 403),
                          (b'{"items": [{"reference": "tiny-flux"}]}', 400),
                          (b'{"items": [{"reference": "owner/tiny"}, {"reference": "owner/../x"}]}', 403)):
@@ -204,6 +216,67 @@ def test_cancel_and_continue(server, hub, method):
     if method == "POST":
         assert download(server, big)["state"] == "done"
         assert any(hub.asked_for(WEIGHTS))  # with a range: from where it stopped
+
+
+def test_modelscope(server, hub, scope):
+    """The hub of a reference, of the request, or the one that is known to have it; into its cache or a model folder."""
+    both = {"reference": "owner/both", "node": "QT_ApplyTransformerOverride"}
+    there = {"reference": "modelscope:owner/there", "node": "QT_LoadBaseModel"}
+    only = {"reference": "Eco-Tech/Wan2.2-T2V-A14B-Diffusers-w8a8", "node": "QT_ModelSlimLoader"}
+    _, found = ask(server, "POST", "download", json={"items": [there, only], "plan": True, "hub": "huggingface"})
+    row, missing = sorted(found["rows"], key=lambda row: row["items"])
+    files = scope.repos["owner/there"].files
+    assert (row["hub"], row["repo"], row["commit"], row["gated"]) == ("modelscope", "owner/there", HEAD, False)
+    assert row["files"] == {name: len(data) for name, data in files.items()}
+    assert row["folder"] == str(server.base / "modelscope" / "models" / "owner--there")
+    assert missing["error"]["where"] == f"{only['reference']} at {scope.url}"
+    assert not (server.base / "modelscope").exists()
+    card = describe(server, "modelscope:owner/there", node="QT_LoadBaseModel")["download"]
+    assert (card["repo"], card["hubs"]) == ("owner/there", ["modelscope"]) and "modelscope download" in card["command"]
+    assert describe(server, "owner/unknown", node="QT_LoadBaseModel")["download"]["hubs"] == []
+    state = download(server, there)
+    assert state["state"] == "done" and state["total"] == found["bytes"], state
+    assert describe(server, "modelscope:owner/there", node="QT_LoadBaseModel")["on_disk"]
+    assert describe(server, "owner/there", node="QT_LoadBaseModel")["architecture"] == "FLUX.1"
+    assert ask(server, "GET", "describe?reference=modelscope:../x")[0] == 403
+    # owner/both is on both; into a model folder
+    asked = len(hub.log)
+    state = download(server, both, target="models", hub="modelscope")
+    folder = server.base / "models" / "diffusers_components" / "owner" / "both"
+    assert state["state"] == "done" and len(hub.log) == asked
+    assert files_below(folder) == scope.repos["owner/both"].files
+    assert describe(server, "modelscope:owner/both")["family"] == "ModelOpt FP8"
+    # the rest of it is taken from another hub only if that has the same bytes
+    lost, weights, *_ = sorted(name for name in hub.repos["owner/both"].files if name.endswith(".safetensors"))
+    (folder / lost).unlink()
+    old = hub.repos["owner/both"].files[weights]
+    hub.repos["owner/both"].files[weights] = old[:-1] + bytes([old[-1] ^ 1])
+    state = download(server, both, target="models", hub="huggingface")
+    assert state["state"] == "failed" and f"another version of {weights}" in state["errors"][0]["error"]
+    hub.repos["owner/both"].files[weights] = old
+    assert download(server, both, target="models", hub="huggingface")["state"] == "done"
+
+
+def test_modelscope_without_access_and_cancelled(server, scope):
+    closed = {"reference": "modelscope:owner/closed", "node": "QT_ApplyTransformerOverride"}
+    _, found = ask(server, "POST", "download", json={"items": [closed], "plan": True})
+    error, = (row["error"] for row in found["rows"])
+    assert "gives no access" in error["error"] and error["where"] == f"{scope.url}/models/owner/closed"
+    big = {"reference": "modelscope:owner/big", "node": "QT_LoadBaseModel"}
+    scope.seconds_per_mb = 0.05
+    try:
+        _, job = ask(server, "POST", "download", json={"items": [big]})
+        wait(server, job["id"], ("running",))
+        ask(server, "POST", "download/cancel", json={"id": job["id"]})
+        assert wait(server, job["id"])["state"] == "cancelled"
+    finally:
+        scope.seconds_per_mb = 0.0
+    folder = server.base / "modelscope" / "models" / "owner--big"
+    partial, = folder.rglob("*.incomplete")
+    arrived = partial.stat().st_size
+    assert 0 < arrived < len(scope.repos["owner/big"].files[WEIGHTS])
+    assert download(server, big)["state"] == "done" and scope.asked_for(WEIGHTS)[-1] == f"bytes={arrived}-"
+    assert (folder / "snapshots" / "master" / WEIGHTS).read_bytes() == scope.repos["owner/big"].files[WEIGHTS]
 
 
 def test_migration_knows_the_nodes_it_makes(server):

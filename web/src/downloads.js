@@ -5,7 +5,7 @@ import { dialog, facts, list } from './dialog.js'
 import { el, size } from './dom.js'
 import { t } from './i18n.js'
 import { call, RouteError } from './server.js'
-import { TARGET, TARGETS } from './targets.js'
+import { HUB, HUBS, TARGET, TARGETS } from './targets.js'
 
 const EVERY = 400 // milliseconds between two looks at the server
 const ENDED = ['done', 'failed', 'cancelled']
@@ -54,7 +54,8 @@ class Choice {
   }
 
   get #common() {
-    return { items: this.asked, target: app.extensionManager.setting.get(TARGET) }
+    const hub = setting(HUB)
+    return { items: this.asked, target: setting(TARGET), ...(hub !== 'auto' && { hub }) }
   }
 
   get #rows() {
@@ -91,20 +92,22 @@ class Choice {
       gated.size > 0 && el('div', { className: 'qt-licence' }, el('p', {}, t('gated')),
         [...gated].map(([repo, licence]) => el('label', {}, this.#tick(this.#accepted, repo), ' ', t('accept'), ' ',
           el('a', { href: licence, target: '_blank', rel: 'noreferrer' }, licence)))),
-      el('label', { className: 'qt-target' }, t('downloadTo'), ' ', this.#targets()),
+      el('div', { className: 'qt-choices' },
+        el('label', { className: 'qt-hub' }, t('downloadFrom'), ' ', this.#select(HUB, HUBS, 'hub')),
+        el('label', { className: 'qt-target' }, t('downloadTo'), ' ', this.#select(TARGET, TARGETS, 'target'))),
       facts([[t('free'), free !== null && size(free)]]), this.sum
     ].filter(Boolean))
     this.element.dispatchEvent(new Event('change', { bubbles: true }))
   }
 
   #row(row) {
-    const { repo, files, bytes, least, folder, error } = row
+    const { hub, repo, files, bytes, least, folder, error } = row
     if (error) return el('li', { className: 'qt-wrong-row' }, el('b', {}, repo), el('small', { role: 'alert' },
       [error.error, error.todo].filter(Boolean).join(': ')))
     const names = Object.entries(files)
     const wanted = this.#tick(this.#left, repo, false)
     return el('li', {},
-      el('label', {}, wanted, ' ', el('b', {}, repo), ' ', el('span', {}, least ? t('atLeast', { size: size(bytes) }) : size(bytes))),
+      el('label', {}, wanted, ' ', el('b', {}, repo), hub !== 'huggingface' && el('small', {}, t(`hub_${hub}`)), ' ', el('span', {}, least ? t('atLeast', { size: size(bytes) }) : size(bytes))),
       el('details', { open: this.#plan.rows.length === 1 }, el('summary', {}, t('filesTo', { count: names.length, folder })),
         list(names.map(([name, count]) => `${name} (${size(count)})`))))
   }
@@ -116,11 +119,12 @@ class Choice {
     return box
   }
 
-  #targets() {
-    const now = app.extensionManager.setting.get(TARGET)
-    const select = el('select', {}, TARGETS.map((value) => el('option', { value, selected: value === now }, t(`target_${value}`))))
+  /** The choices of a setting; another one changes what there is to fetch. */
+  #select(name, values, key) {
+    const select = el('select', {}, values.map((value) => (
+      el('option', { value, selected: value === setting(name) }, t(`${key}_${value}`)))))
     select.addEventListener('change', async () => {
-      await app.extensionManager.setting.set(TARGET, select.value) // remembered, as in the settings
+      await app.extensionManager.setting.set(name, select.value) // remembered, as in the settings
       await this.plan().catch(failed)
     })
     return select
@@ -183,6 +187,7 @@ export async function fetchAll(asked) {
   }
 }
 
+const setting = (name) => app.extensionManager.setting.get(name)
 const changed = () => downloads.dispatchEvent(new Event('change'))
 
 /** Tell of an error that a download ended with. */

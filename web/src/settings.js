@@ -5,7 +5,7 @@ import { el } from './dom.js'
 import { OFFER } from './missing.js'
 import { widgetOf } from './nodes.js'
 import { call } from './server.js'
-import { TARGET, TARGETS } from './targets.js'
+import { HUB, HUBS, TARGET, TARGETS } from './targets.js'
 
 const CATEGORY = 'Quantized Transformers'
 
@@ -43,6 +43,11 @@ export const settings = [
     id: TARGET, name: 'Download to', type: 'combo', options: TARGETS, defaultValue: TARGETS[0],
     tooltip: "cache: the Hugging Face cache, which other tools share. models: ComfyUI's model folders, as owner/name.",
     category: [CATEGORY, 'Downloads', 'Download to']
+  },
+  {
+    id: HUB, name: 'Preferred hub', type: 'combo', options: HUBS, defaultValue: HUBS[0],
+    tooltip: "Where repos that name no hub are downloaded from. auto: what the server's QT_HUB says, else Hugging Face.",
+    category: [CATEGORY, 'Downloads', 'Preferred hub']
   },
   {
     id: 'QuantizedTransformers.DownloadFolder', name: 'Hugging Face cache',

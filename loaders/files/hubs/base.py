@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
+from urllib.parse import SplitResult
 
 from ...errors import CheckpointError
 from ..hub_file import HashedFile, RemoteFile
@@ -22,23 +25,39 @@ class Listing:
 class Hub(Protocol):
     """A hub, as a module of this package.
 
-    `KEY` names it in folders ("huggingface"), `TITLE` in messages; `PREFIX` begins its references ("" for the one that
-    needs none). `failures` are the exceptions that `explained` turns into a CheckpointError.
+    `KEY` names it in references and folders ("huggingface"), `TITLE` in messages; `MAIN` is the branch of repos without
+    a revision. `failures` are the exceptions that `explained` turns into a CheckpointError.
     """
 
     KEY: str
     TITLE: str
-    PREFIX: str
+    MAIN: str
+
+    def address(self, url: SplitResult) -> tuple[str, str] | None:
+        """(reference, revision or empty) of the address of a model's page; None for any other address."""
+        ...
 
     def page(self, repo: str) -> str:
         """The address of a repo's page, where its licence is."""
         ...
 
-    def failures(self) -> tuple[type[Exception], ...]: ...
+    def command(self, repo: str, revision: str, includes: Sequence[str]) -> str:
+        """The line of the hub's own tool that downloads the files of these globs."""
+        ...
+
+    def root(self) -> Path:
+        """The folder of the hub's own cache, which other tools share. Raises ImportError without its client."""
+        ...
+
+    def cached(self, repo: str, revision: str) -> list[Path]:
+        """The folders of a repo in that cache, complete or not, the best first. Never opens a connection."""
+        ...
 
     def cache(self, repo: str, revision: str) -> Store:
-        """The place in the hub's own cache, which other tools share."""
+        """The place in that cache where downloads go."""
         ...
+
+    def failures(self) -> tuple[type[Exception], ...]: ...
 
     def listing(self, repo: str, revision: str | None) -> Listing:
         """Ask for a repo's files. Raises one of `failures`, or CheckpointError for an answer that cannot be used."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from ...errors import CheckpointError
 from ...words import first_ten
@@ -11,14 +15,47 @@ from ..selection import leaves_folder
 from ..stores import HubCache, Store
 from .base import Listing
 
-KEY, TITLE, PREFIX = "huggingface", "Hugging Face", ""
+KEY, TITLE, MAIN = "huggingface", "Hugging Face", "main"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 cache = HubCache
 
 
+def address(url: SplitResult) -> tuple[str, str] | None:
+    """On the Hub, or on the mirror that HF_ENDPOINT names."""
+    mirror = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    parts = [unquote(part) for part in url.path.split("/") if part]
+    if url.netloc not in ("huggingface.co", "www.huggingface.co", "hf.co", mirror.netloc) or len(parts) < 2 \
+            or parts[0] in ("datasets", "spaces", "docs", "blog", "collections", "papers"):
+        return None
+    if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve", "raw"):
+        return "/".join([*parts[:2], *parts[4:]]), parts[3]
+    return "/".join(parts[:2]), ""
+
+
 def page(repo: str) -> str:
     return f"https://huggingface.co/{repo}"
+
+
+def command(repo: str, revision: str, includes: Sequence[str]) -> str:
+    return " ".join(["hf download", repo, *([f"--revision {revision}"] if revision else []),
+                     *(f'--include "{pattern}"' for pattern in includes)])
+
+
+def root() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def cached(repo: str, revision: str) -> list[Path]:
+    try:
+        from huggingface_hub import snapshot_download
+
+        return [Path(snapshot_download(repo, revision=revision or None, local_files_only=True))]
+    except (ImportError, OSError, ValueError) as error:  # no huggingface_hub, not cached, an invalid id: "not here",
+        found = getattr(error, "snapshot_path", None)  # or some files of the repo are (IncompleteSnapshotError)
+        return [Path(found)] if found else []
 
 
 def failures() -> tuple[type[Exception], ...]:
