@@ -16,16 +16,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_reference(parser)
     parser.add_argument("candidate", metavar="CANDIDATE", help="repo id, folder or file to compare with REF")
     parser.add_argument("--candidate-weights-name", default="", help="file inside the candidate's folder")
-    parser.add_argument("--plot", default="", help="write the plot to this file (.png, .svg or .pdf)")
+    parser.add_argument("--plot", default="", help="write the plot to this file (.png, .svg or .pdf); needs matplotlib")
     shared.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     from ..loaders.errors import CheckpointError
     from ..loaders.locate import locate
+    from ..makers.compare.plot import missing, weights_figure
     from ..makers.compare.weights import compare_weights
 
-    if options.plot and not os.path.isdir(os.path.dirname(os.path.abspath(options.plot))):  # before minutes of work
+    if options.plot and (without := missing()):  # before minutes of work, as the next
+        raise CheckpointError(without, do="install it, or leave --plot out")
+    if options.plot and not os.path.isdir(os.path.dirname(os.path.abspath(options.plot))):
         raise CheckpointError("the folder for the plot does not exist", options.plot, "make it, or give another path")
     reference = locate(options.reference, weights_name=options.weights_name, component=options.component,
                        revision=options.revision, download=options.download)
@@ -33,8 +36,6 @@ def run(options: argparse.Namespace) -> int:
                        download=options.download)
     found = compare_weights(reference, candidate)
     if options.plot:
-        from ..makers.compare.plot import weights_figure
-
         try:
             weights_figure(found).savefig(options.plot)
         except (OSError, ValueError) as error:  # ValueError: a format that matplotlib does not write

@@ -20,7 +20,9 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
             description="Replaces the transformer of a base MODEL by a quantized one (ModelOpt FP8 and NVFP4, fp8, "
                         "Nunchaku; folder, shards or file). LoRAs and options already on the MODEL are kept. The "
                         "incoming MODEL is not changed.",
-            search_aliases=["modelopt", "fp8", "nunchaku", "quantized transformer", "transformer path", "override"],
+            search_aliases=["modelopt", "fp8", "nunchaku", "quantized transformer", "transformer path", "override",
+                            "nvfp4", "quantized", "gguf", "awq", "gptq", "int8", "bitsandbytes", "nf4",
+                            "compressed-tensors"],
             inputs=[
                 io.Model.Input("model", tooltip="The base, from Load Base Model or any loader of the same "
                                                 "architecture."),

@@ -18,7 +18,9 @@ class QT_LoadBaseModel(io.ComfyNode):
             description="Loads the transformer of a diffusers folder (sharded too) or a single file as an ordinary "
                         "MODEL. With 'defer to override' only its config.json is read and the weights come from Apply "
                         "Transformer Override.",
-            search_aliases=["diffusers folder", "modelopt", "fp8 loader", "load diffusion model", "sharded", "flux"],
+            search_aliases=["diffusers folder", "modelopt", "fp8 loader", "load diffusion model", "sharded", "flux",
+                            "fp8", "nvfp4", "quantized", "gguf", "gguf loader", "unet loader", "diffusion model", "awq",
+                            "gptq", "int8", "bitsandbytes", "nf4", "compressed-tensors"],
             inputs=[
                 io.Combo.Input("base_model", optional=True, options=inputs.reference_choices(KNOWN_BASES),
                                tooltip="What ComfyUI's model folders (diffusers, diffusion_models, checkpoints) hold, "

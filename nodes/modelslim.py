@@ -18,7 +18,8 @@ class QT_ModelSlimLoader(io.ComfyNode):
             description="Loads a transformer that msModelSlim quantized for Ascend (W8A8, W8A8_DYNAMIC, MXFP8, MXFP4, "
                         "W4A4 and mixes of them), as exported or repacked for diffusers, as an ordinary MODEL. It runs "
                         "on Ascend NPUs, CUDA and the CPU.",
-            search_aliases=["ascend", "npu", "msmodelslim", "w8a8", "mxfp8", "mxfp4", "wan2.2 w8a8"],
+            search_aliases=["ascend", "npu", "msmodelslim", "w8a8", "mxfp8", "mxfp4", "wan2.2 w8a8", "int8", "w4a4",
+                            "quantized"],
             inputs=[
                 io.Combo.Input("folder", optional=True, options=list(dict.fromkeys([*local_folders(), *KNOWN])),
                                tooltip="Folders with a quant_model_description*.json in ComfyUI's model folders, and "

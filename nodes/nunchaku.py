@@ -18,7 +18,8 @@ class QT_NunchakuSVDQLoader(io.ComfyNode):
             description="Loads Nunchaku's svdq-int4 and svdq-fp4 files (FLUX.1, FLUX.2 [klein], Qwen-Image, Z-Image, "
                         "SDXL) as an ordinary MODEL. No nunchaku wheel is needed; LoRAs go through ComfyUI's own "
                         "nodes.",
-            search_aliases=["nunchaku", "svdquant", "svdq", "int4", "nvfp4", "fp4", "4-bit", "awq", "lightning"],
+            search_aliases=["nunchaku", "svdquant", "svdq", "int4", "nvfp4", "fp4", "4-bit", "awq", "lightning",
+                            "quantized"],
             inputs=[
                 io.Combo.Input("weights", optional=True, options=inputs.reference_choices(KNOWN),
                                tooltip="What ComfyUI's model folders hold, and the known repo ids: a svdq-* file, or a "

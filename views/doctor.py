@@ -23,7 +23,7 @@ def facts() -> dict[str, Any]:
     """
     out: dict[str, Any] = {"this pack": _pack(), "python": sys.version.split()[0], "ComfyUI": host.version()}
     out |= {package: _version(package) for package in PACKAGES}
-    out |= {"nunchaku": _nunchaku(), "flashinfer": _flashinfer()}
+    out |= {"nunchaku": _nunchaku(), "flashinfer": _flashinfer(), "matplotlib": _matplotlib()}
     if out["ComfyUI"] != "not found":
         out |= _device()
     return out | host.environment()
@@ -73,6 +73,12 @@ def _flashinfer() -> str:
         return "not installed"
     version = _version("flashinfer-python")
     return version if version != "not installed" else "installed, version unknown"
+
+
+def _matplotlib() -> str:
+    if importlib.util.find_spec("matplotlib") is None:
+        return "not installed (optional: it draws the plots of comparisons)"
+    return _version("matplotlib")
 
 
 def _device() -> dict[str, Any]:

@@ -17,7 +17,7 @@ PLOT_WIDTH = 1100
 
 def compare_models(reference: Any, model: Any, latent: dict[str, Any], *, seed: int, vae: Any = None,
                    **options: Any) -> tuple[str, torch.Tensor]:
-    """(report, picture F32 [1, H, W, 3] in 0..1).
+    """(report, picture F32 [1, H, W, 3] in 0..1); without matplotlib both say that the curves are left out.
 
     `options`: positive, negative, steps, cfg, sampler_name, scheduler, denoise, as the host's KSampler takes them. Of
     the reference's run the prediction at every step is kept, on the CPU; of the other run nothing but the numbers.
@@ -81,8 +81,10 @@ def _finish(lines: list[str], steps: list[Sums], final: Sums, first: torch.Tenso
     import numpy
     import torch
 
-    from .plot import beside, trajectory_picture
+    from .plot import beside, missing, trajectory_picture
 
+    if without := missing():
+        lines.append(f"no plot: {without}")
     if vae is None:
         peak = float(first.float().max() - first.float().min())
         frames = [_frames(latents) for latents in (first, second)]

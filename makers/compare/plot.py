@@ -1,4 +1,5 @@
-"""The pictures of a comparison. matplotlib is imported here only; its pyplot, which keeps global state, never is."""
+"""The pictures of a comparison. matplotlib is optional and imported here only; its pyplot, which keeps global state,
+never is."""
 
 from __future__ import annotations
 
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
 DPI = 100
 TALL = 480  # pixels of the plot below the pictures
 BACKGROUND, TEXT = "#1e2024", "#ebebeb"
+
+
+def missing() -> str:
+    """Why there are no plots and what to do, as one sentence; empty where matplotlib is there."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        return f"plots need matplotlib ({error}): `python -m pip install matplotlib` with the Python that runs ComfyUI"
+    return ""
 
 
 def _figure(width: float, height: float) -> Any:
@@ -65,7 +75,12 @@ def weights_figure(comparison: WeightComparison) -> Any:
 
 def trajectory_picture(steps: Sequence[Sums], final: Sums, width: int) -> numpy.ndarray:
     """The curves of a sampled pair as a picture, F32 [TALL, width, 3] in 0..1: cosine and relative L2 of the denoised
-    prediction at each step, and of the final latents."""
+    prediction at each step, and of the final latents. Without matplotlib a line of text that says so."""
+    import numpy
+
+    if missing():
+        said = "No plot: matplotlib is missing. The report says how to get it."
+        return beside([(said, numpy.zeros((0, width, 3), numpy.float32))], width)
     figure = _figure(width / DPI, TALL / DPI)
     numbers = range(1, len(steps) + 1)
     curves = (("cosine of x0", [s.cosine for s in steps], final.cosine),
@@ -108,6 +123,7 @@ def beside(pictures: Sequence[tuple[str, numpy.ndarray]], least: int) -> numpy.n
     for i, (title, picture) in enumerate(pictures):
         at = i * (each + gap)
         draw.text((at + 4, 4), title, fill=TEXT, font=font)
-        pixels = (picture.clip(0, 1) * 255).round().astype(numpy.uint8)
-        canvas.paste(Image.fromarray(pixels), (at, head))
+        if picture.size:  # older Pillows take no empty one
+            pixels = (picture.clip(0, 1) * 255).round().astype(numpy.uint8)
+            canvas.paste(Image.fromarray(pixels), (at, head))
     return numpy.asarray(canvas, dtype=numpy.float32) / 255

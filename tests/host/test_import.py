@@ -108,6 +108,14 @@ def test_pyproject_and_requirements_agree():
     project = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))
     listed = [line for line in (PACK / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
     assert listed == project["project"]["dependencies"] and not any("torch" in line for line in listed)
+    optional = [line for lines in project["project"]["optional-dependencies"].values() for line in lines]
+    sys.path.append(str(PACK))
+    from dev import at_the_end, requirement
+
+    oldest = at_the_end("oldest", COMFYUI)  # where every bound, also of what is optional, is what is tested
+    assert all(line.replace(">=", "==") in oldest for line in listed + optional), oldest
+    developers = {requirement(line)[0] for line in (PACK / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()}
+    assert {requirement(line)[0] for line in optional} <= developers
     assert project["project"]["name"] == "quantized-transformers"
     comfy = project["tool"]["comfy"]
     assert comfy["PublisherId"] and comfy["DisplayName"] and "web" not in comfy  # WEB_DIRECTORY says it already

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
-from support.pack import PACK
+from support.pack import COMFYUI, PACK
 
 pytestmark = pytest.mark.unit
 
@@ -62,3 +65,44 @@ def test_generic_code_asks_no_family_by_name():
         compared = {value.value for node in ast.walk(tree) if isinstance(node, ast.Compare)
                     for value in (node.left, *node.comparators) if isinstance(value, ast.Constant)}
         assert not compared & set(FAMILIES), path
+
+
+# What may be missing, beside the extras of pyproject.toml: a report or the doctor says so.
+OPTIONAL = {"flashinfer", "lpips", "nunchaku", "torch_npu"}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The packages that a file imports anywhere, by name or by a text that import_module gets."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield str(node.module).partition(".")[0]
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module" \
+                and isinstance(name := node.args[0], ast.Constant) and not name.value.startswith("."):
+            yield name.value.partition(".")[0]
+
+
+def test_what_is_imported_is_declared():
+    """Every package is this pack's requirement or extra, or one of ComfyUI's, or may be missing. Reading and downloading
+    work without ComfyUI (`inspect`), so there, what is not torch or numpy is this pack's own requirement."""
+    from dev import requirement
+
+    def required(file: Path) -> set[str]:
+        return {requirement(line)[0] for line in file.read_text(encoding="utf-8").splitlines()} - {""}
+
+    project = (PACK / "pyproject.toml").read_text(encoding="utf-8")
+    extras = {requirement(line)[0] for line in ast.literal_eval(
+        project.partition("[project.optional-dependencies]\nplot = ")[2].partition("]")[0] + "]")}
+    own, host = required(PACK / "requirements.txt"), required(COMFYUI / "requirements.txt")
+    distributions, found = packages_distributions(), {}
+    for path in (*FILES, PACK / "__init__.py", PACK / "__main__.py"):
+        for name in imported(path):
+            of_the_host = (COMFYUI / name).is_dir() or (COMFYUI / f"{name}.py").is_file()
+            if name not in sys.stdlib_module_names and name not in OPTIONAL | {"quantized_transformers"} and not of_the_host:
+                found.setdefault(requirement(distributions.get(name, [name])[0])[0], []).append(
+                    path.relative_to(PACK).as_posix())
+    assert not {name: files for name, files in found.items() if name not in own | extras | host}
+    assert own | extras <= set(found), "declared, and not imported"
+    alone = {name for name, files in found.items() for file in files if file.startswith(("loaders/files/", "loaders/containers/"))}
+    assert {"filelock", "huggingface-hub"} <= alone <= own | {"torch", "numpy"}, alone
