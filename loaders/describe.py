@@ -10,7 +10,7 @@ from . import attention
 from .architectures import Architecture, Dims, by_class_name, supported
 from .containers.checkpoint import Checkpoint
 from .description import CheckpointDescription
-from .errors import CheckpointError
+from .errors import OtherKind
 from .families import family_of
 from .families.base import Family
 from .families.reading import dims_of
@@ -44,7 +44,7 @@ def describe_config(checkpoint: Checkpoint) -> tuple[Architecture, Dims]:
     claim = str(config.get("_class_name") or "")
     architecture = by_class_name(claim)
     if architecture is None:
-        raise CheckpointError(f"config.json says {claim or 'no _class_name'}, not a transformer this version loads "
+        raise OtherKind(f"config.json says {claim or 'no _class_name'}, not a transformer this version loads "
                               f"({supported()})", checkpoint.source.config or checkpoint.source.reference,
                               "pick the folder of a supported base model")
     return architecture, dims_of(architecture.dims_from_config, checkpoint, config)

@@ -19,9 +19,9 @@ GET describe?reference=R&node=QT_X
     Files that cannot be read are 400; a repo id that is not here is 200 with on_disk false, any other name 404.
 GET catalog
     -> items [{reference, title, kind "base" | "override" | "svdq" | "modelslim", node, input, architecture, family,
-    formats [names], hubs [keys of those known to have it], size, on_disk, verdict, verdict_text}], architectures,
-    formats, pending (true while items are described in the background: their architecture is null; "" is: not
-    recognised), kinds [in the order to show].
+    formats [names], hubs [keys of those known to have it], size, on_disk, foreign (a whole file of another kind, such
+    as a LoRA: its verdict is null), verdict, verdict_text}], architectures, formats, pending (true while items are
+    described in the background: their architecture is null; "" is: not recognised), kinds [in the order to show].
 GET variants?reference= -> the forms in which the model that this is one of is published (views/variants.py): model
     (title) | null, device, memory (bytes), items [{reference, format, kind, node, input, values {widget: value}, size,
     fits, verdict, verdict_text, on_disk}], the best for this machine first. Nothing is asked of a hub.

@@ -18,13 +18,14 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from .. import host
-from ..loaders.errors import CheckpointError, MissingFiles
+from ..loaders.errors import CheckpointError, MissingFiles, OtherKind
 from ..views import catalog
 from ..views.card import Query, card
 from ..views.confine import OutsideError, TooLargeError, confined
 
 KEPT = 512  # cards of the last different questions
-KINDS = ((OutsideError, "outside"), (TooLargeError, "too large"), (MissingFiles, "missing"), (CheckpointError, "bad"))
+KINDS = ((OutsideError, "outside"), (TooLargeError, "too large"), (MissingFiles, "missing"), (OtherKind, "other kind"),
+         (CheckpointError, "bad"))
 logger = logging.getLogger(__name__)
 
 

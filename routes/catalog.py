@@ -8,7 +8,7 @@ import time
 from functools import partial
 from typing import Any
 
-from ..loaders.errors import CheckpointError
+from ..loaders.errors import CheckpointError, OtherKind
 from ..views import catalog
 from ..views.card import judged
 from .helper import Helper, HelperError
@@ -54,7 +54,8 @@ class CatalogView:
         try:
             return judged(self._helper.ask("describe", vars(entry.query)))
         except HelperError as error:
-            return CheckpointError(error.what, error.where, error.do)
+            made = OtherKind if error.kind == "other kind" else CheckpointError
+            return made(error.what, error.where, error.do)
 
 
 def _answer(entries: list[catalog.Entry], cards: dict[catalog.Entry, Card], pending: bool) -> Answer:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..loaders.errors import CheckpointError
 from .helper import HelperError
 
-STATUS = {"bad": 400, "failed": 400, "outside": 403, "missing": 404, "too large": 413}
+STATUS = {"bad": 400, "failed": 400, "other kind": 400, "outside": 403, "missing": 404, "too large": 413}
 WAITING = 512
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import host
-from ..loaders.errors import CheckpointError
+from ..loaders.errors import CheckpointError, OtherKind
 from ..loaders.families import families
 from ..loaders.files.places import local_references
 from ..loaders.files.selection import PIPELINE
@@ -57,9 +57,11 @@ def item(entry: Entry, card: dict[str, Any] | CheckpointError | None) -> dict[st
     out: dict[str, Any] = {
         "reference": entry.reference, "title": title(entry.reference), "architecture": known and known.architecture,
         "family": known and known.family, "formats": list(known.formats) if known else [],
-        "hubs": list(known.hubs) if known else [], "size": 0, "on_disk": known is None, "verdict": None,
-        "verdict_text": ""}
-    if isinstance(card, CheckpointError):
+        "hubs": list(known.hubs) if known else [], "size": 0, "on_disk": known is None,
+        "foreign": isinstance(card, OtherKind), "verdict": None, "verdict_text": ""}
+    if isinstance(card, OtherKind):
+        out |= {"architecture": "", "family": "", "verdict_text": " ".join(card.what.split())}
+    elif isinstance(card, CheckpointError):
         out |= {"architecture": out["architecture"] or "", "family": out["family"] or "", "verdict": RED,
                 "verdict_text": " ".join(card.what.split())}
     elif card is not None:

@@ -12,7 +12,7 @@ from ..architectures.passthrough import PREFIXES as WHOLES
 from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import TensorInfo
 from ..description import CheckpointDescription
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OtherKind
 from .names import PREFIXES
 
 # Ends of names that only one writer has, with the line's end -> what its layers are stored as.
@@ -63,7 +63,7 @@ def architecture_of(checkpoint: Checkpoint,
         return model, Naming("native", model.prefix)
     if claim:
         what += f" (config.json says {claim})"
-    raise CheckpointError(f"this is {what}, not a transformer this version loads ({supported()})", where, do)
+    raise OtherKind(f"this is {what}, not a transformer this version loads ({supported()})", where, do)
 
 
 def refuse_packed(checkpoint: Checkpoint) -> None:

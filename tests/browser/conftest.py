@@ -9,7 +9,7 @@ import struct
 
 import pytest
 from browser.definitions import place_models
-from browser.extension import HOSTILE, IMAGES, OUT, WEIGHTS, full_size, other_tools, whole_checkpoint
+from browser.extension import HOSTILE, IMAGES, OUT, WEIGHTS, full_size, other_tools, strangers, whole_checkpoint
 from filelock import FileLock
 
 from support.browser import Frontend, problems_of_the_host, require
@@ -83,6 +83,7 @@ def extension_server(tiny, hub, scope, tmp_path_factory):
     full_size(models)
     whole_checkpoint(base / "models" / "checkpoints")
     other_tools(base / "models", tiny.pipeline / "transformer")
+    strangers(base / "models" / "diffusion_models")
     env = {"HF_HOME": str(base / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1",
            "MODELSCOPE_ENDPOINT": scope.url, "MODELSCOPE_CACHE": str(base / "modelscope")}
     with Server(base, env=env) as running:

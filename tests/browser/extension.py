@@ -26,6 +26,7 @@ FLUX, FP8 = "black-forest-labs/FLUX.1-dev", "lmsys/flux1-dev-modelopt-fp8-sglang
 QWEN, SVDQ = "nunchaku-tech/nunchaku-qwen-image", "nunchaku-tech/nunchaku-flux.1-dev"
 WHOLE = "wan-vace-all-in-one.safetensors"
 GGUF, GPTQ = "tiny-Q8_0.gguf", "tiny-gptq"
+LORA, BROKEN = "a-lora.safetensors", "cut.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OUT = PACK / "output" / "browser"
 HOSTILE = "<img src=x onerror=window.hit=1>"
@@ -197,6 +198,14 @@ def other_tools(models: Path, transformer: Path) -> None:
             made |= {name.replace("weight", leaf): part for leaf, part in leaves.items()}
     config = json.loads((transformer / "config.json").read_text(encoding="utf-8"))
     save(models / "diffusers" / GPTQ, made, {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
+
+
+def strangers(folder: Path) -> None:
+    """A LoRA among the transformers, and a file that was cut short."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(4, 64),
+               "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": torch.ones(64, 4)}, folder / LORA)
+    (folder / BROKEN).write_bytes((folder / LORA).read_bytes()[:-8])
 
 
 def build(frontend: Frontend, *nodes: tuple[str, str, dict[str, Any]], **links: str) -> dict[str, int]:

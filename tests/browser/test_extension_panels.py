@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from browser.extension import HOSTILE, IMAGES, OUT, QWEN, WEIGHTS, badge, build, shown, sidebar, stored_formats
+from browser.extension import (
+    BROKEN,
+    HOSTILE,
+    IMAGES,
+    LORA,
+    OUT,
+    QWEN,
+    WEIGHTS,
+    badge,
+    build,
+    shown,
+    sidebar,
+    stored_formats,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -94,9 +107,23 @@ def test_the_sidebar_searches_and_filters(classic, server):
     browser.get_by_label("Format").select_option("FP8")
     assert "tiny-mixed" in shown(browser) and "tiny-flux" not in shown(browser)
     browser.get_by_label("Format").select_option("")
-    browser.get_by_role("checkbox").check()
+    native = browser.get_by_role("checkbox", name="Runs natively here")
+    native.check()
     assert "tiny-flux" in shown(browser) and "tiny-mixed" not in shown(browser), "no FP8 matmul on a CPU"
-    browser.get_by_role("checkbox").uncheck()
+    native.uncheck()
+    browser.get_by_role("checkbox", name="On disk").check()
+    assert {"tiny-mixed", QWEN} <= set(shown(browser)) and "Qwen/Qwen-Image" not in shown(browser)
+    browser.get_by_role("checkbox", name="On disk").uncheck()
+    # a LoRA among the transformers is none of these nodes': grey, never "cannot run", and out of the way
+    assert LORA not in shown(browser)
+    browser.get_by_role("checkbox", name="Show files of other kinds").check()
+    row = browser.locator(f'.qt-item[data-reference="{LORA}"]')
+    assert row.locator(".qt-foreign").inner_text() == "other kind" and not row.locator(".qt-verdict").count()
+    assert "this is a LoRA" in row.locator(".qt-add").get_attribute("title") and row.locator(".qt-add").is_disabled()
+    broken = browser.locator(f'.qt-item[data-reference="{BROKEN}"] .qt-verdict')
+    assert broken.get_attribute("data-verdict") == "red" and "header" in broken.get_attribute("title")
+    classic.screenshot(OUT / "sidebar_other_kinds.png")
+    browser.get_by_role("checkbox", name="Show files of other kinds").uncheck()
     assert shown(browser) == everything and classic.run("() => window.hit") is None
 
 

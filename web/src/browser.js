@@ -31,6 +31,7 @@ class Browser {
   #kinds = []
   #open = true
   #drag = null
+  #rows = new Map() // reference -> {key, element}: what says the same as before stays as it is
 
   constructor(container) {
     const changed = { on: { input: () => this.#list() } }
@@ -38,6 +39,8 @@ class Browser {
     this.architecture = el('select', { aria: { label: t('architecture') }, ...changed })
     this.format = el('select', { aria: { label: t('format') }, ...changed })
     this.native = el('input', { type: 'checkbox', ...changed })
+    this.here = el('input', { type: 'checkbox', ...changed })
+    this.foreign = el('input', { type: 'checkbox', ...changed })
     this.results = el('ul', { className: 'qt-items' })
     this.status = el('p', { className: 'qt-status', role: 'status' })
     container.replaceChildren(el('section', { className: 'qt-browser', aria: { label: t('sidebar') } },
@@ -46,7 +49,8 @@ class Browser {
       }, '↻')),
       this.search,
       el('div', { className: 'qt-filters' }, this.architecture, this.format,
-        el('label', {}, this.native, ' ', t('nativeOnly'))),
+        el('label', {}, this.native, ' ', t('nativeOnly')), el('label', {}, this.here, ' ', t('onDiskOnly')),
+        el('label', {}, this.foreign, ' ', t('foreignToo'))),
       this.status, this.results))
     this.#load()
   }
@@ -81,15 +85,24 @@ class Browser {
         && (!this.architecture.value || item.architecture === this.architecture.value)
         && (!this.format.value || item.formats.includes(this.format.value))
         && (!this.native.checked || item.verdict === 'green')
+        && (!this.here.checked || item.on_disk)
+        && (!item.foreign || this.foreign.checked)
     })
-    this.status.textContent = pending ? t('looking') : t('shown', { shown: shown.length, all: this.#items.length })
+    const all = this.#items.filter((item) => !item.foreign || this.foreign.checked).length
+    this.status.textContent = pending ? t('looking') : t('shown', { shown: shown.length, all })
     const groups = this.#kinds.map((kind) => [kind, shown.filter((item) => item.kind === kind)])
       .filter(([, items]) => items.length)
     const { reference } = focused ? focused.closest('.qt-item').dataset : {}
     this.results.replaceChildren(...groups.map(([kind, items]) => el('li', {}, el('h3', {}, t(`kind_${kind}`)),
-      el('ul', {}, items.map((item) => this.#item(item))))))
+      el('ul', {}, items.map((item) => this.#row(item))))))
     if (!focused) return
     this.results.querySelector(`[data-reference="${CSS.escape(reference)}"] .${focused.className}`)?.focus()
+  }
+
+  #row(item) {
+    const key = JSON.stringify(item)
+    if (this.#rows.get(item.reference)?.key !== key) this.#rows.set(item.reference, { key, element: this.#item(item) })
+    return this.#rows.get(item.reference).element
   }
 
   #item(item) {
@@ -97,12 +110,15 @@ class Browser {
     const own = formats !== item.family && formats
     const facts = [item.family, item.architecture, own, item.size && size(item.size)].filter(Boolean).join(' · ')
     return el('li', {
-      className: 'qt-item', draggable: true, data: { reference: item.reference, node: item.node },
+      className: 'qt-item', draggable: !item.foreign,
+      data: { reference: item.reference, node: item.node, ...(item.foreign && { foreign: '' }) },
       on: { dragstart: (event) => this.#start(event, item), dragend: () => this.#drop() }
     },
     el('button', {
-      type: 'button', className: 'qt-add', title: `${item.reference}\n${t('addTip')}`, on: { click: () => place(item) }
+      type: 'button', className: 'qt-add', disabled: item.foreign, on: { click: () => place(item) },
+      title: item.foreign ? `${item.reference}\n${item.verdict_text}` : `${item.reference}\n${t('addTip')}`
     }, el('span', { className: 'qt-name' }, item.title), el('small', {}, facts)),
+    item.foreign && el('span', { className: 'qt-foreign', title: item.verdict_text }, t('foreign')),
     item.verdict && (item.on_disk
       ? el('span', { className: 'qt-verdict', data: { verdict: item.verdict }, title: item.verdict_text },
         t(`verdict_${item.verdict}`))
@@ -110,7 +126,7 @@ class Browser {
         type: 'button', className: 'qt-get', title: item.verdict_text, aria: { label: `${t('download')}: ${item.title}` },
         on: { click: () => fetchAll([{ reference: item.reference, node: item.node }]).then(() => this.#load()) }
       }, t('download'))),
-    el('button', {
+    !item.foreign && el('button', {
       type: 'button', className: 'qt-look', title: t('openMap'), aria: { label: `${t('openMap')}: ${item.title}` },
       on: { click: () => showDetails({ reference: item.reference, node: item.node }) }
     }, '▦'))
