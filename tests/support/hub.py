@@ -51,12 +51,15 @@ class FakeRepo:
 class Hub:
     """`with Hub({"owner/name": FakeRepo(...)}) as hub:`; `hub.url` is the endpoint, `hub.log` what was asked.
 
-    `cut`: {file name: bytes after which the connection is dropped}; `seconds_per_mb` slows files down; `damage` names
+    `log` has the path and the range of each request, "HEAD" for those without a body. `xet`: {file name: its hash in the
+    Xet storage at `store`}, an address that hf_xet takes ("local:///folder"); `cut`: {file name: bytes after which the connection is dropped}; `seconds_per_mb` slows files down; `damage` names
     files whose bytes are changed on the way; `ignore_range` sends whole files whatever is asked.
     """
 
     def __init__(self, repos: dict[str, FakeRepo]) -> None:
         self.repos, self.log = repos, []
+        self.xet: dict[str, str] = {}
+        self.store = ""
         self.cut: dict[str, int] = {}
         self.damage: set[str] = set()
         self.seconds_per_mb = 0.0
@@ -89,11 +92,14 @@ class Hub:
 
     def asked_for(self, name: str) -> list[str]:
         """The ranges with which a file was asked for ("" without one)."""
-        return [rng for path, rng in self.log if path.endswith(name)]
+        return [rng for path, rng in self.log if path.endswith(name) and rng != "HEAD"]
 
     def answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
         path = unquote(urlsplit(request.path).path)
-        self.log.append((path, request.headers.get("Range", "")))
+        self.log.append((path, request.headers.get("Range", "") if body else "HEAD"))
+        if path == "/xet-read-token":
+            text = json.dumps({"accessToken": "t", "exp": int(time.time()) + 3600, "casUrl": self.store}).encode()
+            return self.send(request, 200, text, {"Content-Type": "application/json"}, body=body)
         api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
         tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path)
         resolve = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
@@ -121,6 +127,8 @@ class Hub:
         start = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
         first = int(start[1]) if start and not self.ignore_range else 0
         headers = {"X-Repo-Commit": repo.commit, "ETag": f'"{repo.digest(found[3])}"', "Accept-Ranges": "bytes"}
+        if found[3] in self.xet:
+            headers |= {"X-Xet-Hash": self.xet[found[3]], "X-Xet-Refresh-Route": f"{self.url}/xet-read-token"}
         if first:
             headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
         return self.send(request, 206 if first else 200, data[first:], headers, self.cut.get(found[3]), body)

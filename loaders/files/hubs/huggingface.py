@@ -13,6 +13,7 @@ from ...words import first_ten
 from ..hub_file import HashedFile, RemoteFile
 from ..selection import leaves_folder
 from ..stores import HubCache, Store
+from . import xet
 from .base import Listing
 
 KEY, TITLE, MAIN = "huggingface", "Hugging Face", "main"
@@ -85,13 +86,17 @@ def listing(repo: str, revision: str | None) -> Listing:
 
 
 def transfer(repo: str, name: str, commit: str, file: RemoteFile, target: HashedFile) -> None:
-    """Its own downloads start over after an interruption; this goes on."""
+    """Its own downloads start over after an interruption; this goes on. A file that begins is asked of Xet first."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    http_get(hf_hub_url(repo, name, revision=commit), target,  # type: ignore[arg-type]
-             resume_size=target.tell(), expected_size=file.size, displayed_filename=name, headers=build_hf_headers())
+    url, headers = hf_hub_url(repo, name, revision=commit), build_hf_headers()
+    if not target.tell():
+        xet.transfer(url, headers, file, target)
+    if (come := target.tell()) < file.size:
+        http_get(url, target, resume_size=come, expected_size=file.size,  # type: ignore[arg-type]
+                 displayed_filename=name, headers=headers)
 
 
 def refuses_licence(error: Exception) -> bool:
