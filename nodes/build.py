@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
+from ..loaders.errors import CheckpointError
+from ..loaders.files.places import cleaned
+from ..makers.publish import target_folder
 from . import inputs
 
 
@@ -36,9 +39,15 @@ class QT_RepackModelSlimWan(io.ComfyNode):
             outputs=[io.String.Output("report", display_name="report")])
 
     @classmethod
-    def validate_inputs(cls, source: str = "", base: str = "") -> bool | str:
-        checks = (inputs.check_reference(source), inputs.check_reference(base))
-        return next((check for check in checks if check is not True), True)
+    def validate_inputs(cls, source: str = "", base: str = "", output: str | None = None,
+                        direction: str = "to diffusers") -> bool | str:
+        needed = {"source": source} if direction == "to original" and base is not None and not cleaned(base) \
+            else {"source": source, "base": base}
+        try:
+            inputs.check_new(output, needed, target_folder)
+        except CheckpointError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(cls, source: str, base: str, output: str, direction: str = "to diffusers",

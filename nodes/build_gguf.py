@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..loaders.errors import CheckpointError
+from ..makers.builders.gguf_file import target_file
 from ..makers.builders.gguf_rules import KINDS
 from ..makers.builders.options import one_a_line
 from ..makers.builders.presets import MODEL_TYPES, compiled
@@ -46,12 +47,14 @@ class QT_BuildGGUF(io.ComfyNode):
             outputs=[io.String.Output("report", display_name="report")])
 
     @classmethod
-    def validate_inputs(cls, base: str = "", keep_patterns: str = "") -> bool | str:
+    def validate_inputs(cls, base: str = "", keep_patterns: str = "", output: str | None = None,
+                        overwrite: bool = False) -> bool | str:
         try:
-            compiled(one_a_line(keep_patterns))
+            compiled(one_a_line(keep_patterns or ""))
+            inputs.check_new(output, {"base": base}, lambda name, read: target_file(name, read, overwrite is not False))
         except CheckpointError as error:
             return str(error)
-        return inputs.check_reference(base)
+        return True
 
     @classmethod
     def execute(cls, base: str, output: str, type: str = KINDS[0], model_type: str = "auto", keep_patterns: str = "",

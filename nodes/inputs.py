@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import fields
 from functools import cache
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from comfy_api.latest import io
@@ -111,6 +111,19 @@ def check_choice(listed: str | None, known: Iterable[str], reference: str | None
     if listed is None or listed in known:
         return True
     return _found(str(listed), download)
+
+
+def check_new(output: str | None, references: Mapping[str, str | None],
+              target: Callable[[str, list[Path]], object]) -> None:
+    """Raise CheckpointError where what a node reads is not given or not here, or `target(output, what it reads)`
+    refuses the output. None comes by a link, and is looked at when the node runs."""
+    read = []
+    for name, reference in references.items():
+        if reference is not None and not cleaned(reference):
+            raise CheckpointError(f"no {name} is given", "", "give a path, or a repo id that is on this machine")
+        read += [find_path(reference)] if reference is not None else []
+    if output is not None:
+        target(new_name(output), read)
 
 
 def new_name(text: str) -> str:

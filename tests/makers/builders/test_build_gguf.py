@@ -341,6 +341,11 @@ def test_command_and_node(base, tmp_path, capsys, monkeypatch):
     assert QT_BuildGGUF.validate_inputs(base=str(pipeline), keep_patterns="a\n(b)?") is True
     assert "no regular expression" in QT_BuildGGUF.validate_inputs(keep_patterns="(")
     assert "there is no such file or folder" in QT_BuildGGUF.validate_inputs(base=str(tmp_path / "nothing"))
+    check, made = QT_BuildGGUF.validate_inputs, str(tmp_path / "b.gguf")
+    assert "no base is given" in check(output=made) and check(base=None, output=None) is True
+    assert check(base=str(pipeline), output=str(tmp_path / "new")) is True
+    assert "exists" in check(base=str(pipeline), output=made) and check(base=str(pipeline), output=made, overwrite=True) is True
+    assert "no output file is given" in check(base=str(pipeline), output="")
 
 
 @pytest.mark.skipif("COMFYUI_GGUF_PATH" not in os.environ, reason="ComfyUI-GGUF's own loader, where COMFYUI_GGUF_PATH has it")

@@ -223,6 +223,12 @@ def test_node(case, tmp_path, monkeypatch):
         assert output.args[0].startswith("repacked Wan to diffusers")
         assert (tmp_path / "models/mine/wan/model_index.json").is_file()
         assert Node.validate_inputs(source=str(tmp_path / "nothing"), base="") is not True
-        assert Node.validate_inputs(source=str(case[0]), base=str(case[1])) is True
+        check, given = Node.validate_inputs, {"source": str(case[0]), "base": str(case[1])}
+        assert check(**given) is True and check(**given, output="mine/new") is True
+        assert check(source=None, base=None, output=None) is True, "known when it runs"
+        assert "the output folder is not empty" in check(**given, output="mine/wan")
+        assert "no output folder is given" in check(**given, output=" ")
+        assert "no source is given" in check(base=str(case[1])) and "no base is given" in check(source=str(case[0]))
+        assert check(source=str(case[0]), output="mine/new", direction="to original") is True
     finally:
         folder_paths.folder_names_and_paths["diffusers_components"][0].remove(str(tmp_path / "models"))
