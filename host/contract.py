@@ -56,6 +56,9 @@ FEATURES = {
         "folder_paths:add_model_folder_path(key, path)",
         "folder_paths:models_dir",
         "folder_paths:folder_names_and_paths",
+        "folder_paths:cache_helper ?",
+        "folder_paths:CacheHelper.get(self, name) ?",
+        "folder_paths:CacheHelper.set(self, name, value) ?",
     )),
     "output folder": Feature("this pack's save and build nodes cannot tell where to write", (
         "folder_paths:get_output_directory()",

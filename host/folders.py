@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 from .check import lacking, needs
 
 OWN_FOLDER_KEY = "diffusers_components"
-MODEL_FOLDER_KEYS = (OWN_FOLDER_KEY, "diffusers", "diffusion_models", "checkpoints")
+MODEL_FOLDER_KEYS = (OWN_FOLDER_KEY, "diffusers", "diffusion_models", "checkpoints", "vae")
 TEXT_FOLDER_KEYS = ("text_encoders",)
+T = TypeVar("T")
 
 
 def ready() -> None:
@@ -63,6 +66,29 @@ def download_folder(key: str) -> str:
     """Where new models of a kind go: the default of extra_model_paths.yaml, else ComfyUI's own folder of that name."""
     folders = model_folders((key,))
     return next((path for path in folders if os.path.basename(path) != "unet"), folders[0])  # "unet" is its old name
+
+
+def folder_kinds() -> dict[str, list[str]]:
+    """Each of model_folders and text_folders -> what ComfyUI calls it ("checkpoints"); several names may have one."""
+    kinds: dict[str, list[str]] = {}
+    for key in (*MODEL_FOLDER_KEYS, *TEXT_FOLDER_KEYS):
+        for folder in model_folders((key,)):
+            kinds.setdefault(folder, []).append(key)
+    return kinds
+
+
+def once(name: str, make: Callable[[], T]) -> T:
+    """What `make` returns; made once for all nodes while ComfyUI lists them (/object_info), as it does with its own
+    lists of files."""
+    try:
+        from folder_paths import cache_helper
+    except ImportError:  # outside ComfyUI, or in one that has no such thing
+        return make()
+    kept = cache_helper.get(name)
+    if kept is None:
+        kept = make()
+        cache_helper.set(name, kept)
+    return kept
 
 
 @needs("output folder")

@@ -6,7 +6,14 @@ from comfy_api.latest import io
 
 from ..loaders.families.nunchaku.files import KNOWN
 from ..loaders.families.repos import OVERRIDES
+from ..loaders.local import LIKELY, MAYBE, SURE, TRANSFORMER, Local
 from . import inputs, nvfp4
+
+
+def _fit(one: Local) -> int | None:
+    """Quantized ones first."""
+    fit = one.fits.get(TRANSFORMER)
+    return fit if fit in (None, MAYBE) else SURE if one.quantized else LIKELY
 
 
 class QT_ApplyTransformerOverride(io.ComfyNode):
@@ -26,8 +33,9 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The base, from Load Base Model or any loader of the same "
                                                 "architecture."),
-                io.Combo.Input("override", optional=True, options=inputs.reference_choices((*OVERRIDES, *KNOWN)),
-                               tooltip="What ComfyUI's model folders hold, and the known repo ids."),
+                inputs.checkpoints("override", _fit, (*OVERRIDES, *KNOWN),
+                                   "What ComfyUI's model folders hold of transformers, those first that are called "
+                                   "quantized, and the known repo ids."),
                 io.Combo.Input("kind", optional=True, options=["auto", "component", "weights"], default="auto",
                                tooltip="component: config and weights of the override. weights: only its weights, the "
                                        "base's config stays. auto: component when there is a config.json."),

@@ -15,10 +15,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from .. import host
-from ..loaders.components import overrides
+from ..loaders import local
 from ..loaders.errors import CheckpointError
 from ..loaders.families import choices_of
-from ..loaders.files.places import cleaned, downloadable, find_path, local_references
+from ..loaders.files.places import cleaned, downloadable, find_path
 from ..loaders.locate import locate
 
 CATEGORY = "loaders/quantized"
@@ -27,15 +27,28 @@ REFERENCE_TIP = ("A path (folder, .safetensors file or index) or a repo id such 
                  "When it is not empty it wins over the list.")
 
 
-def reference_choices(known: tuple[str, ...]) -> list[str]:
-    """Combo values: what the model folders hold, then the known repo ids."""
-    found = local_references()
-    return list(dict.fromkeys([*found, *known]))
+Fit = Callable[[local.Local], int | None]
+_lists: dict[tuple[Any, ...], tuple[Any, list[str], str]] = {}  # (what it was made of, values, what a new node has)
 
 
-def text_encoders() -> list[str]:
-    """Combo values of an override: none, what the folders of text encoders hold, then what the model folders do."""
-    return list(dict.fromkeys([overrides.NONE, *local_references(host.text_folders()), *local_references()]))
+def checkpoints(name: str, fit: str | Fit, known: tuple[str, ...], tooltip: str, first: tuple[str, ...] = ()) -> Any:
+    """The list of what a node can load: what the model folders hold, what fits best first, then the known repo ids.
+
+    `fit` of something in a model folder is local.SURE, LIKELY or MAYBE, or None for what is not to be listed; or a
+    kind of local's, for how well it can be loaded as that. A new node starts with `first`, else with the first that is
+    sure or likely to load, else with the first known repo.
+    """
+    found = local.references()
+    kept = _lists.get((name, fit, known))
+    if kept is None or kept[0] is not found:
+        fits = [(how, one.reference) for one in found
+                if (how := one.fits.get(fit) if isinstance(fit, str) else fit(one)) is not None]
+        fits.sort(key=lambda pair: pair[0])  # those that fit alike stay in their order
+        values = list(dict.fromkeys([*first, *(reference for _, reference in fits), *known]))
+        start = [*first, *(reference for how, reference in fits if how < local.MAYBE), *known][0]
+        kept = _lists[name, fit, known] = found, values, start
+    # ComfyUI copies the values into what it answers
+    return io.Combo.Input(name, optional=True, options=kept[1], default=kept[2], tooltip=tooltip)
 
 
 def reference() -> Any:

@@ -6,8 +6,14 @@ from comfy_api.latest import io, ui
 
 from ..loaders.families.nunchaku.files import KNOWN
 from ..loaders.families.repos import OVERRIDES
+from ..loaders.local import MAYBE, TRANSFORMER, Local
 from ..loaders.locate import KNOWN_BASES
 from . import inputs
+
+
+def _fit(one: Local) -> int | None:
+    """Everything, transformers first."""
+    return one.fits.get(TRANSFORMER, MAYBE)
 
 
 class QT_InspectCheckpoint(io.ComfyNode):
@@ -22,9 +28,8 @@ class QT_InspectCheckpoint(io.ComfyNode):
                         "quantization, the format of every layer, and what would refuse to load.",
             search_aliases=["what is this model", "checkpoint info", "layer map", "quantization"],
             inputs=[
-                io.Combo.Input("checkpoint", optional=True,
-                               options=inputs.reference_choices((*OVERRIDES, *KNOWN, *KNOWN_BASES)),
-                               tooltip="What ComfyUI's model folders hold, and the known repo ids."),
+                inputs.checkpoints("checkpoint", _fit, (*OVERRIDES, *KNOWN, *KNOWN_BASES),
+                                   "All that ComfyUI's model folders hold, transformers first, and known repo ids."),
                 inputs.reference(),
                 io.String.Input("weights_name", optional=True, default="", advanced=True,
                                 tooltip="File inside the folder or repo, where there are several."),

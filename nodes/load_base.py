@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..loaders.local import TRANSFORMER
 from ..loaders.locate import KNOWN_BASES
 from . import inputs, nvfp4
 
@@ -22,9 +23,9 @@ class QT_LoadBaseModel(io.ComfyNode):
                             "fp8", "nvfp4", "quantized", "gguf", "gguf loader", "unet loader", "diffusion model", "awq",
                             "gptq", "int8", "bitsandbytes", "nf4", "compressed-tensors"],
             inputs=[
-                io.Combo.Input("base_model", optional=True, options=inputs.reference_choices(KNOWN_BASES),
-                               tooltip="What ComfyUI's model folders (diffusers, diffusion_models, checkpoints) hold, "
-                                       "and the known repo ids."),
+                inputs.checkpoints("base_model", TRANSFORMER, KNOWN_BASES,
+                                   "What ComfyUI's model folders (diffusers, diffusion_models, checkpoints) hold of "
+                                   "transformers, and the known repo ids."),
                 io.Combo.Input("component", optional=True, options=["transformer", "transformer_2"],
                                default="transformer",
                                tooltip="Which transformer of a pipeline with two (Wan2.2: high and low noise)."),

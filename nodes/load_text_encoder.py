@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..loaders.components import overrides
+from ..loaders.local import ENCODER, TEXTS
 from ..loaders.locate import KNOWN_BASES
 from . import inputs
 
@@ -26,10 +27,9 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
             search_aliases=["diffusers folder", "clip loader", "t5", "umt5", "llama", "qwen", "mistral", "sharded",
                             "gguf clip", "quantized text encoder"],
             inputs=[
-                io.Combo.Input("base_model", optional=True, options=inputs.reference_choices(KNOWN_BASES),
-                               tooltip="What ComfyUI's model folders (diffusers, diffusion_models, checkpoints) hold, "
-                                       "and the known repo ids. It must be a whole pipeline folder (with "
-                                       "model_index.json) or an all-in-one checkpoint."),
+                inputs.checkpoints("base_model", TEXTS, KNOWN_BASES,
+                                   "Whole pipeline folders (with model_index.json) in ComfyUI's model folders "
+                                   "(diffusers), what can be an all-in-one checkpoint, and the known repo ids."),
                 inputs.reference(),
                 io.Combo.Input("dtype", options=["default", "bf16", "fp16", "fp32"], default="default", optional=True,
                                advanced=True, tooltip="Precision to keep the weights in. default: what ComfyUI picks "
@@ -71,6 +71,5 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
 
 def _override(name: str, tooltip: str) -> tuple[Any, Any]:
     """The list and the free reference that wins over it."""
-    return (io.Combo.Input(name, options=inputs.text_encoders(), default=overrides.NONE, optional=True,
-                           tooltip=tooltip),
+    return (inputs.checkpoints(name, ENCODER, (), tooltip, first=(overrides.NONE,)),
             io.String.Input(f"{name}_reference", optional=True, default="", tooltip=OVERRIDE_TIP))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..loaders.local import VAE
 from ..loaders.locate import KNOWN_BASES
 from . import inputs
 
@@ -20,9 +21,9 @@ class QT_LoadBaseVAE(io.ComfyNode):
                         "ComfyUI's model of that family does.",
             search_aliases=["diffusers folder", "load vae", "autoencoder", "sharded"],
             inputs=[
-                io.Combo.Input("base_model", optional=True, options=inputs.reference_choices(KNOWN_BASES),
-                               tooltip="The diffusers base whose vae is loaded: what ComfyUI's model folders hold, and "
-                                       "the known repo ids."),
+                inputs.checkpoints("base_model", VAE, KNOWN_BASES,
+                                   "The diffusers base whose vae is loaded, or a VAE: what ComfyUI's model folders "
+                                   "(diffusers, vae, checkpoints) hold of them, and the known repo ids."),
                 inputs.reference(),
                 io.Combo.Input("dtype", options=["default", "bf16", "fp16", "fp32"], default="default", optional=True,
                                advanced=True, tooltip="Precision to compute in. default: what ComfyUI picks for the "

@@ -21,7 +21,8 @@ class QT_ModelSlimLoader(io.ComfyNode):
             search_aliases=["ascend", "npu", "msmodelslim", "w8a8", "mxfp8", "mxfp4", "wan2.2 w8a8", "int8", "w4a4",
                             "quantized"],
             inputs=[
-                io.Combo.Input("folder", optional=True, options=list(dict.fromkeys([*local_folders(), *KNOWN])),
+                io.Combo.Input("folder", optional=True, options=(found := [*dict.fromkeys([*local_folders(), *KNOWN])]),
+                               default=found[0],
                                tooltip="Folders with a quant_model_description*.json in ComfyUI's model folders, and "
                                        "known repo ids."),
                 io.Combo.Input("component", optional=True, options=list(EXPERTS), default="transformer",

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 from comfy_api.latest import io
 
-from ..loaders.families.nunchaku.files import KNOWN, PRECISIONS, Choice
+from ..loaders.families.nunchaku.files import KNOWN, METHODS, PRECISIONS, Choice, named_file
+from ..loaders.local import MAYBE, SURE, TRANSFORMER, Local
 from . import inputs
+
+
+def _fit(one: Local) -> int | None:
+    """Nunchaku's by name; what may have been renamed; not what is called by another quantization."""
+    if TRANSFORMER not in one.fits:
+        return None
+    if one.method in METHODS or one.called(named_file):
+        return SURE
+    return MAYBE if not one.quantized or re.search("(?i)nunchaku|int4|fp4", one.reference) else None
 
 
 class QT_NunchakuSVDQLoader(io.ComfyNode):
@@ -21,9 +33,10 @@ class QT_NunchakuSVDQLoader(io.ComfyNode):
             search_aliases=["nunchaku", "svdquant", "svdq", "int4", "nvfp4", "fp4", "4-bit", "awq", "lightning",
                             "quantized"],
             inputs=[
-                io.Combo.Input("weights", optional=True, options=inputs.reference_choices(KNOWN),
-                               tooltip="What ComfyUI's model folders hold, and the known repo ids: a svdq-* file, or a "
-                                       "folder of the older kind with two files."),
+                inputs.checkpoints("weights", _fit, KNOWN,
+                                   "What ComfyUI's model folders hold, and the known repo ids: a svdq-* file, or a "
+                                   "folder of the older kind with two files. Last of the local ones are those whose "
+                                   "names do not tell."),
                 io.Combo.Input("precision", optional=True, options=list(PRECISIONS), default="auto",
                                tooltip="Which file to take where there are several, and what the file must hold. auto: "
                                        "nvfp4 on Blackwell GPUs, int4 elsewhere. The tensors decide what it is."),

@@ -14,12 +14,11 @@ import os
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from .. import host
 from ..loaders.errors import CheckpointError, MissingFiles, OtherKind
-from ..views import catalog
 from ..views.card import Query, card
 from ..views.confine import OutsideError, TooLargeError, confined
 
@@ -36,12 +35,12 @@ class Answers:
     def __init__(self) -> None:
         self._cards: OrderedDict[tuple[Query, str], dict[str, Any] | CheckpointError] = OrderedDict()
         self._ask: dict[str, Callable[[Any], Any]] = {
-            "describe": self.describe, "entries": self.entries, "migrate": self.migrate, "nothing": lambda _: None}
+            "describe": self.describe, "migrate": self.migrate, "nothing": lambda _: None}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """{"ask": question, "of": what it is about, "folders", "texts", "capability"} -> {"answer"}, or {"error",
-        "what", "where", "do"} where "error" is one of KINDS or "failed"."""
-        host.act_for(request["folders"], request["texts"],
+        """{"ask": question, "of": what it is about, "folders", "texts", "kinds", "capability"} -> {"answer"}, or
+        {"error", "what", "where", "do"} where "error" is one of KINDS or "failed"."""
+        host.act_for(request["folders"], request["texts"], request["kinds"],
                      tuple(request["capability"]) if request["capability"] else None)
         try:
             return {"answer": self._ask[request["ask"]](request["of"])}
@@ -79,10 +78,6 @@ class Answers:
         if isinstance(kept, CheckpointError):
             raise kept.with_traceback(None)
         return kept
-
-    def entries(self, _: None) -> list[dict[str, Any]]:
-        """The catalog's entries, as keyword arguments of catalog.Entry."""
-        return [asdict(entry) for entry in catalog.entries()]
 
     def migrate(self, body: str) -> dict[str, Any]:
         """A workflow as JSON text, migrated. Raises CheckpointError."""

@@ -38,12 +38,11 @@ class CatalogView:
             self._task.result()
         entries, cards = list(self._entries), dict(self._cards)
         pending = not self._task.done() and len(cards) < max(len(entries), 1)
-        return await self._pool.run("catalog", partial(_answer, entries, cards, pending))
+        return await asyncio.to_thread(_answer, entries, cards, pending)  # beside the thread that waits for the helper
 
     async def _look(self) -> None:
         """List the entries and describe each."""
-        found = await self._pool.run("entries", partial(self._helper.ask, "entries"))
-        self._entries = [catalog.Entry(**values) for values in found]
+        self._entries = await asyncio.to_thread(catalog.entries)  # of the scan that the nodes' lists are of
         there = set(self._entries)
         self._cards = {entry: card for entry, card in self._cards.items() if entry in there}
         for entry in self._entries:

@@ -35,11 +35,11 @@ class Helper:
         self._idle: threading.Timer | None = None
 
     def ask(self, question: str, of: Any = None) -> Any:
-        """The answer to "describe", "entries", "migrate" or "nothing" (routes/answers.py). Raises HelperError."""
+        """The answer to "describe", "migrate" or "nothing" (routes/answers.py). Raises HelperError."""
         if self._idle is not None:
             self._idle.cancel()
         request = {"ask": question, "of": of, "folders": host.model_folders(),
-                   "texts": host.text_folders(), "capability": host.capability()}
+                   "texts": host.text_folders(), "kinds": host.folder_kinds(), "capability": host.capability()}
         line = json.dumps(request).encode("ascii") + b"\n"
         late = threading.Event()
         # a process that was ended between two questions is no reason to refuse the second

@@ -16,7 +16,7 @@ from ..loaders.files.hubs.base import Hub
 from ..loaders.files.places import Fetch, downloadable
 from ..loaders.files.selection import Select
 from ..loaders.files.stores import ModelFolder, Store
-from ..views.card import TEXT_ENCODER, Query, locate_parts
+from ..views.card import TEXT_ENCODER, VAE, Query, locate_parts
 
 TARGETS = ("cache", "models")
 
@@ -40,7 +40,7 @@ def where(query: Query, target: str) -> hub.Where | None:
     """Where a query's files go: None for the hub's cache. A revision always goes there: folders hold one."""
     if target == "cache" or query.revision:
         return None
-    singles = "text_encoders" if query.node == TEXT_ENCODER else "diffusion_models"
+    singles = {TEXT_ENCODER: "text_encoders", VAE: "vae"}.get(query.node, "diffusion_models")
 
     def place(hub: Hub, repo: str, revision: str) -> Store:
         return ModelFolder(repo, host.download_folder(host.OWN_FOLDER_KEY), host.download_folder(singles), hub.KEY)

@@ -17,7 +17,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from support import bench_build, bench_formats, bench_patches
+from support import bench_build, bench_formats, bench_lists, bench_patches
 from support.pack import COMFYUI, PACK
 
 LOAD = r"""
@@ -279,6 +279,7 @@ def main() -> int:
         describing(Path(temp))
         importing()
         asking()
+        bench_lists.listing(Path(temp), budget)
         if sys.platform == "linux":  # reads /proc
             loading(Path(temp))
             for precision in ("int4", "nvfp4"):

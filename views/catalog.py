@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .. import host
+from ..loaders import local
 from ..loaders.errors import CheckpointError, OtherKind
 from ..loaders.families import families
-from ..loaders.files.places import local_references
-from ..loaders.files.selection import PIPELINE
 from .card import Query, title
 from .known import KNOWN_CHECKPOINTS
 from .verdict import RED
@@ -38,15 +35,14 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """Every local reference, then the known repos. Reads directory entries only."""
+    """Every transformer in the model folders, then the known repos. Reads no headers."""
     own = {name: family.kind for family in families() for name in family.local_references()}
     found = [Entry(name, kind) for name, kind in own.items()]
-    for reference in local_references():
-        pipeline = any(os.path.isfile(os.path.join(root, reference, PIPELINE)) for root in host.model_folders())
-        if reference not in own:
-            kind = next((family.kind for family in families() if family.is_named(reference)), "override")
-            kind = "base" if pipeline else kind
-            found.append(Entry(reference, kind, pipeline=pipeline))
+    for one in local.references():
+        if one.reference not in own and local.TRANSFORMER in one.fits:
+            kind = next((family.kind for family in families() if one.called(family.is_named)), "override")
+            kind = "base" if one.pipeline else kind
+            found.append(Entry(one.reference, kind, pipeline=one.pipeline))
     there = {entry.reference for entry in found}
     return [*found, *(Entry(name, known.kind, True) for name, known in KNOWN_CHECKPOINTS.items() if name not in there)]
 

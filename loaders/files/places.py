@@ -8,7 +8,6 @@ this load is passed over for the next.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -18,9 +17,9 @@ from ..errors import CheckpointError, MissingFiles
 from ..words import first_ten
 from . import hubs
 from .addresses import address_of
-from .selection import INDEX, SPLIT, WEIGHTS, Folder, Selection
+from .selection import WEIGHTS, Folder, Selection
 from .source import Source, read_json
-from .unfinished import MARKER, refuse_unfinished
+from .unfinished import refuse_unfinished
 
 _DEPTH = 4  # how far below a folder its files are looked for
 
@@ -188,36 +187,3 @@ def _not_here(text: str, revision: str, patterns: Sequence[str]) -> MissingFiles
                             f"switch download_missing on, or run: {hubs.command(repo, revision, patterns)}")
     return MissingFiles(f"{text} was found neither as a path nor in ComfyUI's model folders", "",
                         f"looked in {first_ten(host.model_folders())}; give a full path, or a repo id owner/name")
-
-
-def local_references(roots: Sequence[str] | None = None) -> list[str]:
-    """What ComfyUI's model folders (or `roots`) hold that could be a reference: pipeline and component folders, single
-    files.
-
-    Names are relative to their model folder. Reads directory entries only, three levels deep.
-    """
-    found: set[str] = set()
-
-    def walk(root: Path, folder: Path, depth: int) -> None:
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError:
-            return
-        names = {entry.name for entry in entries}
-        if MARKER in names:
-            return
-        whole = {"model_index.json", "config.json"} & names or any(name.endswith(INDEX) for name in names)
-        if whole and folder != root:
-            found.add(folder.relative_to(root).as_posix())
-            return
-        for entry in entries:
-            if entry.is_dir():
-                if depth and not entry.name.startswith("."):
-                    walk(root, Path(entry.path), depth - 1)
-            elif entry.name.endswith(WEIGHTS) and ((part := re.search(SPLIT, entry.name)) is None
-                                                   or int(part[1]) == 1):  # one name for all parts
-                found.add(Path(entry.path).relative_to(root).as_posix())
-
-    for root in host.model_folders() if roots is None else roots:
-        walk(Path(root), Path(root), 3)
-    return sorted(found)

@@ -24,6 +24,7 @@ from support.workflow import apply_override, load_base, text_to_image
 
 FLUX, FP8 = "black-forest-labs/FLUX.1-dev", "lmsys/flux1-dev-modelopt-fp8-sglang-transformer"
 QWEN, SVDQ = "nunchaku-tech/nunchaku-qwen-image", "nunchaku-tech/nunchaku-flux.1-dev"
+SLIM = "Eco-Tech/Wan2.2-T2V-A14B-Diffusers-w8a8"  # not on this machine
 WHOLE = "wan-vace-all-in-one.safetensors"
 GGUF, GPTQ = "tiny-Q8_0.gguf", "tiny-gptq"
 LORA, BROKEN = "a-lora.safetensors", "cut.safetensors"

@@ -22,6 +22,7 @@ from browser.extension import (
     LOAD_SUBGRAPH,
     OUT,
     QWEN,
+    SLIM,
     SVDQ,
     TIMED,
     WHOLE,
@@ -363,6 +364,24 @@ def test_without_the_servers_answer_there_are_just_no_badges(another, server):
     assert len(ids) == 2 and nodes[-1] == ["QT_ApplyTransformerOverride", "tiny-mixed"]
     assert another.run("() => document.querySelectorAll('.qt-badge').length") == 0
     assert another.problems and all("/quantized_transformers/page" in text for text in another.problems), another.problems
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_a_new_node_starts_with_what_it_loads(another, server, vue):
+    """What is local and fits, as /object_info says; a known repo where nothing local is the node's."""
+    another.open(IMAGES | {"Comfy.VueNodes.Enabled": vue})
+    lists = {"QT_LoadBaseModel": ("base_model", HOSTILE), "QT_LoadBaseTextEncoder": ("base_model", WHOLE), "QT_LoadBaseVAE": ("base_model", WHOLE),
+             "QT_ApplyTransformerOverride": ("override", HOSTILE), "QT_NunchakuSVDQLoader": ("weights", f"{SVDQ}/svdq-int4_r32-flux.1-dev.safetensors"),
+             "QT_InspectCheckpoint": ("checkpoint", HOSTILE), "QT_ModelSlimLoader": ("folder", SLIM)}
+    ids = build(another, *((node, node, {}) for node in lists))
+    for node, (name, start) in lists.items():
+        seen = badge(another, ids[node], "missing" if start == SLIM else "ready")
+        value = "([id, name]) => app.graph.getNodeById(id).widgets.find((w) => w.name === name).value"
+        given = server.get(f"/object_info/{node}")[node]["input"]["optional"][name][1]
+        assert another.run(value, [ids[node], name]) == start == given["default"], node
+        assert seen["verdict"] != "red" and seen["mark"] == "", (node, seen)
+    another.screenshot(OUT / f"new_nodes_{'vue' if vue else 'canvas'}.png")
+    assert another.problems == []
 
 
 def test_vue_nodes_in_chinese(another):

@@ -11,8 +11,9 @@ import pytest
 
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.files.places import cleaned, is_repo, local_references
+from quantized_transformers.loaders.files.places import cleaned, is_repo
 from quantized_transformers.loaders.files.selection import INDEX
+from quantized_transformers.loaders.local import references
 from quantized_transformers.loaders.locate import locate
 
 pytestmark = pytest.mark.unit
@@ -61,7 +62,8 @@ def test_model_folders_and_repo_ids(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path / "none")], set()))
     (root / "loose" / "two.gguf").write_bytes(b"GGUF")
     (root / "loose" / "notes.txt").write_bytes(b"x")
-    assert local_references() == ["loose/one.safetensors", "loose/two.gguf", "owner/tiny", "tiny-fp8"]
+    there = [one.reference for one in references()]
+    assert there == ["loose/one.safetensors", "loose/two.gguf", "owner/tiny", "tiny-fp8"]
     assert locate("owner/tiny").folder == str(root / "owner" / "tiny" / "transformer")
     assert locate("somebody/tiny-fp8").folder == str(root / "tiny-fp8")
     assert locate("loose/one.safetensors").files == (str(root / "loose" / "one.safetensors"),)
@@ -229,8 +231,8 @@ def test_a_list_shows_shards_once(tmp_path, monkeypatch):
 
     touch(tmp_path / "models", *(f"{A}-0000{i}-of-00002.safetensors" for i in (1, 2)), "b-00001-of-00002.gguf", "b-00002-of-00002.gguf")
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path / "models")], {".safetensors"}))
-    found = [name for name in local_references() if "-of-" in name]
-    assert found == ["b-00001-of-00002.gguf", f"{A}-00001-of-00002.safetensors"]
+    found = [one.reference for one in references() if "-of-" in one.reference]
+    assert sorted(found) == ["b-00001-of-00002.gguf", f"{A}-00001-of-00002.safetensors"]
 
 
 def test_index_wins_over_mixed_and_twins(shards):

@@ -18,8 +18,9 @@ from quantized_transformers.loaders import model
 from quantized_transformers.loaders.components import vae
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.loaders.files.places import find_path, local_references
+from quantized_transformers.loaders.files.places import find_path
 from quantized_transformers.loaders.files.unfinished import MARKER, refuse_unfinished
+from quantized_transformers.loaders.local import references
 from quantized_transformers.loaders.locate import locate
 from quantized_transformers.makers.publish import target_folder, work_folder
 from support.crash import in_child, tree
@@ -91,7 +92,7 @@ def test_lists_leave_it_out(tmp_path):
     (begun / MARKER).touch()
     folder_paths.add_model_folder_path("diffusers_components", str(done.parent), is_default=True)
     try:
-        found = local_references()
+        found = [one.reference for one in references()]
     finally:
         folder_paths.folder_names_and_paths["diffusers_components"][0].remove(str(done.parent))
     assert "done" in found and not [name for name in found if "begun" in name]

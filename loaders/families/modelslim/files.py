@@ -11,8 +11,8 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
-from .... import host
 from ...errors import CheckpointError, MissingFiles
+from ...files.scan import Root, of_roots
 from ...files.selection import PIPELINE, Folder, Selection, select_component
 from ...words import first_ten
 
@@ -103,19 +103,17 @@ def _description_of(weights: str, descriptions: list[str], where: str) -> str:
 
 
 def local_folders() -> list[str]:
-    """ModelSlim folders in ComfyUI's model folders, four levels deep, relative to these; the parent of two experts
-    stands for both. Reads directory entries only."""
+    """ModelSlim folders in ComfyUI's model folders, relative to these; the parent of two experts, and the pipeline of a
+    repacked export, stand for what is in them."""
+    return of_roots(_local_folders)
+
+
+def _local_folders(roots: tuple[Root, ...]) -> list[str]:
     found: set[str] = set()
-    for root in host.model_folders():
-        for path, folders, files in os.walk(root):
-            relative = os.path.relpath(path, root).replace(os.sep, "/")
-            if relative.count("/") >= 3:
-                folders[:] = []
-            if PIPELINE in files or set(folders) & set(EXPERTS.values()):
-                inner = [os.path.join(path, name) for name in (*EXPERTS, *EXPERTS.values()) if name in folders]
-                if any(is_description(file) for folder in inner for file in os.listdir(folder)):
-                    found.add(relative)
-                    folders[:] = []
-            elif any(map(is_description, files)):
-                found.add(relative)
-    return sorted(found - {"."})
+    for root in roots:
+        for path, folder in root.folders.items():
+            if any(map(is_description, folder.files)):
+                above, _, name = path.rpartition("/")
+                whole = name in EXPERTS.values() or name in EXPERTS and PIPELINE in root.folders[above].files
+                found.add(above if whole and above else path)
+    return sorted(found - {""})

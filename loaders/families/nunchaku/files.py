@@ -19,6 +19,7 @@ KNOWN = tuple(f"nunchaku-tech/nunchaku-{name}" for name in (
 NAME = r"svdq-(int4|fp4)_r(\d+)"
 STEPS = r"(?i)(\d+)-?steps?(?![a-z])"
 PRECISION = {"int4": "int4", "fp4": "nvfp4"}  # of file names -> ours
+METHODS = ("nunchaku_lite", "svdquant")  # quant_method in config.json, of other writers
 LEGACY = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")
 RANK = 32  # what is published for every model
 
