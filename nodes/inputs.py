@@ -62,8 +62,8 @@ def revision() -> Any:
 
 def download_missing() -> Any:
     return io.Boolean.Input("download_missing", optional=True, default=False, advanced=True,
-                            tooltip="Fetch what is missing of a repo id from the Hugging Face Hub, into its cache: "
-                                    "only the files that this node needs. Off: nothing touches the network.")
+                            tooltip="Fetch what is missing of a repo id from its hub (Hugging Face, ModelScope), into "
+                                    "its cache: only the files that this node needs. Off: nothing touches the network.")
 
 
 def compute() -> Any:
