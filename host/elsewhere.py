@@ -8,18 +8,15 @@ from typing import Any
 from .check import starters
 
 
-def act_for(folders: list[str], texts: list[str], kinds: dict[str, list[str]],
-            capability: tuple[int, int] | None) -> None:
-    """From now on, in this process: these are the host's model folders and those of its text encoders, what it calls
-    them, and the capability of its device.
+def act_for(folders: list[str], texts: list[str], capability: tuple[int, int] | None) -> None:
+    """From now on, in this process: these are the host's model folders and those of its text encoders, and this is the
+    capability of its device.
 
     For helper processes only.
     """
     package: Any = sys.modules[__package__]
     package.model_folders = lambda: list(folders)
     package.text_folders = lambda: list(texts)
-    package.folder_kinds = lambda: kinds
-    package.once = lambda _, make: make()  # here nobody lists nodes; and a ComfyUI on sys.path is not to be imported
     package.capability = lambda: capability
 
 

@@ -38,9 +38,9 @@ class Answers:
             "describe": self.describe, "migrate": self.migrate, "nothing": lambda _: None}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """{"ask": question, "of": what it is about, "folders", "texts", "kinds", "capability"} -> {"answer"}, or
-        {"error", "what", "where", "do"} where "error" is one of KINDS or "failed"."""
-        host.act_for(request["folders"], request["texts"], request["kinds"],
+        """{"ask": question, "of": what it is about, "folders", "texts", "capability"} -> {"answer"}, or {"error",
+        "what", "where", "do"} where "error" is one of KINDS or "failed"."""
+        host.act_for(request["folders"], request["texts"],
                      tuple(request["capability"]) if request["capability"] else None)
         try:
             return {"answer": self._ask[request["ask"]](request["of"])}

@@ -39,7 +39,7 @@ class Helper:
         if self._idle is not None:
             self._idle.cancel()
         request = {"ask": question, "of": of, "folders": host.model_folders(),
-                   "texts": host.text_folders(), "kinds": host.folder_kinds(), "capability": host.capability()}
+                   "texts": host.text_folders(), "capability": host.capability()}
         line = json.dumps(request).encode("ascii") + b"\n"
         late = threading.Event()
         # a process that was ended between two questions is no reason to refuse the second

@@ -27,7 +27,7 @@ QWEN, SVDQ = "nunchaku-tech/nunchaku-qwen-image", "nunchaku-tech/nunchaku-flux.1
 SLIM = "Eco-Tech/Wan2.2-T2V-A14B-Diffusers-w8a8"  # not on this machine
 WHOLE = "wan-vace-all-in-one.safetensors"
 GGUF, GPTQ = "tiny-Q8_0.gguf", "tiny-gptq"
-LORA, BROKEN = "a-lora.safetensors", "cut.safetensors"
+LORA, BROKEN = "style.safetensors", "cut.safetensors"  # a name that does not say it
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OUT = PACK / "output" / "browser"
 HOSTILE = "<img src=x onerror=window.hit=1>"

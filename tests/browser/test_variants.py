@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from browser.extension import FLUX, FP8, OUT, SVDQ, badge, build, sidebar
+from browser.extension import FLUX, FP8, IMAGES, OUT, SVDQ, badge, build, sidebar
 
 pytestmark = pytest.mark.browser
 
@@ -31,26 +31,28 @@ def take(page, form: str) -> None:
     page.page.locator(".qt-dialog").wait_for(state="detached")
 
 
-def test_one_click_takes_another_form(classic):
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "Vue nodes"])
+def test_one_click_takes_another_form(another, vue):
     """A base, an override on it, and a loader that needs none, each in the place of each; the sampler keeps its MODEL."""
-    ids = build(classic, ("base", "QT_LoadBaseModel", {"base_model": FLUX, "weights": "load"}), ("sample", "KSampler", {}),
+    another.open(IMAGES | {"Comfy.VueNodes.Enabled": vue})
+    ids = build(another, ("base", "QT_LoadBaseModel", {"base_model": FLUX, "weights": "load"}), ("sample", "KSampler", {}),
                 sample_model="base")
-    badge(classic, ids["base"])
-    classic.page.locator(".qt-forms").click()
-    classic.page.locator(".qt-variants").wait_for()
-    text = classic.page.locator(".qt-dialog").inner_text()
+    badge(another, ids["base"])
+    another.page.locator(".qt-forms").click()
+    another.page.locator(".qt-variants").wait_for()
+    text = another.page.locator(".qt-dialog").inner_text()
     assert "Forms of FLUX.1 dev" in text and "emulated" in text and "fits" in text
-    there = [row.get_by_role("rowheader").inner_text() for row in classic.page.locator(".qt-variants tr", has_text="on disk").all()]
+    there = [row.get_by_role("rowheader").inner_text() for row in another.page.locator(".qt-variants tr", has_text="on disk").all()]
     assert sorted(there) == ["BF16", "FP8, ModelOpt", "SVDQuant INT4, rank 32"]  # the repo's other files are not here
-    classic.screenshot(OUT / "variants.png")
-    classic.page.get_by_role("button", name="Take: FP8, ModelOpt", exact=True).click()
+    another.screenshot(OUT / f"variants_{'vue' if vue else 'canvas'}.png")
+    another.page.get_by_role("button", name="Take: FP8, ModelOpt", exact=True).click()
     chain = {"nodes": {"QT_LoadBaseModel": FLUX, "QT_ApplyTransformerOverride": FP8}, "weights": "defer to override",
              "from": "QT_ApplyTransformerOverride"}
     whole = {"nodes": {"QT_LoadBaseModel": FLUX}, "weights": "load", "from": "QT_LoadBaseModel"}
     single = {"nodes": {"QT_NunchakuSVDQLoader": SVDQ}, "weights": None, "from": "QT_NunchakuSVDQLoader"}
 
     def is_now(wanted: dict) -> None:
-        found = classic.run(GRAPH)
+        found = another.run(GRAPH)
         assert {key: found[key] for key in wanted} == wanted, found
         if wanted is chain:
             assert ["QT_ApplyTransformerOverride", "QT_LoadBaseModel"] in found["model"]
@@ -58,10 +60,10 @@ def test_one_click_takes_another_form(classic):
     is_now(chain)
     for form, wanted in (("SVDQuant INT4, rank 32", single), ("FP8, ModelOpt", chain), ("BF16", whole),
                          ("SVDQuant INT4, rank 32", single), ("BF16", whole), ("FP8, ModelOpt", chain)):
-        classic.page.wait_for_function("() => document.querySelector('.qt-forms')")
-        take(classic, form)
+        another.page.wait_for_function("() => document.querySelector('.qt-forms')")
+        take(another, form)
         is_now(wanted)
-    assert not classic.problems
+    assert not another.problems
 
 
 def test_forms_from_the_sidebar(classic):

@@ -17,11 +17,12 @@ from quantized_transformers.loaders import model
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.routes import downloads, helper
 from quantized_transformers.routes.plans import Asked
+from quantized_transformers.views import catalog
 from quantized_transformers.views.card import Query, card, judged
 from quantized_transformers.views.confine import OutsideError, TooLargeError, check_headers, confined
 from support import common, host_models, svdquant_models, text_gguf
 from support import text_encoders as tiny_texts
-from support.pack import COMFYUI, PACK
+from support.pack import PACK
 
 pytestmark = pytest.mark.unit
 
@@ -80,8 +81,8 @@ def test_text_encoders_with_an_override(monkeypatch, tmp_path):
     monkeypatch.setattr(host, "folder_kinds", lambda: {str(tmp_path / "texts"): ["text_encoders"]})
     asker = helper.Helper()
     try:
-        there = {entry["reference"]: entry["pipeline"] for entry in asker.ask("entries") if not entry["known"]}
-        assert there == {}, "a pipeline without a transformer, and text encoders, are nothing for the catalog"
+        there = [entry.reference for entry in catalog.entries() if not entry.known]
+        assert there == [], "a pipeline without a transformer, and text encoders, are nothing for the catalog"
         query = Query("base", "QT_LoadBaseTextEncoder", override="umt5.gguf", override_2="none")
         found = asker.ask("describe", vars(query))
         assert found["on_disk"] and {one["format"] for one in found["formats"]} >= {"Q8_0"}
@@ -96,15 +97,12 @@ def test_text_encoders_with_an_override(monkeypatch, tmp_path):
 
 
 def test_models_that_only_comfyui_knows(monkeypatch, tmp_path, capfd):
-    """The process starts a ComfyUI for the first of them, which looks for no device. Listing what there is needs none,
-    though one lies in the folder that the server was started in."""
-    monkeypatch.chdir(COMFYUI)
+    """The process starts a ComfyUI for the first of them, which looks for no device."""
     common.save(tmp_path, host_models.make("Wan VACE"), None, name="model.safetensors")
     monkeypatch.setattr(host, "model_folders", lambda: [str(tmp_path)])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")  # of which there is none: whoever looks for it fails
     asker = helper.Helper()
     try:
-        assert [entry["reference"] for entry in asker.ask("entries") if not entry["known"]] == ["model.safetensors"]
         found = asker.ask("describe", vars(Query("model.safetensors", "QT_LoadBaseModel", layers=True)))
     finally:
         asker.close()
