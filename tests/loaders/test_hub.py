@@ -13,25 +13,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.downloads import environment, refused, run, start
+from support.downloads import WEIGHTS, environment, refused, repos, run, start
 from support.hub import COMMIT, FakeRepo, Hub
 from support.pack import PACK
 
 pytestmark = pytest.mark.host
 
 BASE, OVERRIDE = "owner/tiny", "owner/tiny-fp8"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture()
 def hub(tiny):
-    base = FakeRepo.of(tiny.pipeline)
-    base.files |= {"vae/config.json": b"{}", "flux1-dev.safetensors": b"x" * 1000, "README.md": b"hello",
-                   "tokenizer/vocab.json": b"{}"}
-    override = FakeRepo.of(tiny.fp8)
-    name, = (name for name in override.files if name.endswith(".safetensors"))
-    override.files[WEIGHTS] = override.files.pop(name)
-    with Hub({BASE: base, OVERRIDE: override, "owner/sharded": FakeRepo.of(tiny.sharded)}) as server:
+    with Hub(dict(zip((BASE, OVERRIDE, "owner/sharded"), repos(FakeRepo, tiny), strict=True))) as server:
         yield server
 
 

@@ -13,25 +13,19 @@ import pytest
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.files import hubs
 from quantized_transformers.loaders.files.places import candidates, cleaned, is_repo
-from support.downloads import refused, run, start
+from support.downloads import WEIGHTS, refused, repos, run, start
 from support.hub import FakeRepo, Hub
 from support.modelscope_hub import HEAD, OLDER, ScopeHub, ScopeRepo
 
 pytestmark = pytest.mark.host
 
 BASE, OVERRIDE = "modelscope:owner/tiny", "modelscope:owner/tiny.v1-fp8"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture()
 def hub(tiny):
-    base = ScopeRepo.of(tiny.pipeline)
-    base.files |= {"vae/config.json": b"{}", "flux1-dev.safetensors": b"x" * 1000, "README.md": b"hello",
-                   "tokenizer/vocab.json": b"{}"}
-    override = ScopeRepo.of(tiny.fp8)
-    name, = (name for name in override.files if name.endswith(".safetensors"))
-    override.files[WEIGHTS] = override.files.pop(name)
-    with ScopeHub({"owner/tiny": base, "owner/tiny.v1-fp8": override, "owner/sharded": ScopeRepo.of(tiny.sharded)}) as server:
+    names = ("owner/tiny", "owner/tiny.v1-fp8", "owner/sharded")
+    with ScopeHub(dict(zip(names, repos(ScopeRepo, tiny), strict=True))) as server:
         yield server
 
 

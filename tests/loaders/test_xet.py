@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from support.downloads import environment, run
+from support.downloads import WEIGHTS, environment, repos, run
 from support.hub import COMMIT, FakeRepo, Hub
 from support.pack import PACK
 
@@ -19,14 +19,12 @@ hf_xet = pytest.importorskip("hf_xet")
 if not hasattr(hf_xet, "XetSession"):
     pytest.skip("this hf_xet has no sessions: its files come by HTTP", allow_module_level=True)
 
-REPO, WEIGHTS = "owner/tiny-fp8", "diffusion_pytorch_model.safetensors"
+REPO = "owner/tiny-fp8"
 
 
 @pytest.fixture()
 def hub(tiny, tmp_path):
-    repo = FakeRepo.of(tiny.fp8)
-    name, = (name for name in repo.files if name.endswith(".safetensors"))
-    repo.files[WEIGHTS] = repo.files.pop(name)
+    _, repo, _ = repos(FakeRepo, tiny)
     with Hub({REPO: repo}) as server:
         server.store = f"local://{tmp_path / 'store'}"
         yield server

@@ -6,10 +6,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from .hub import Hub
-from .modelscope_hub import ScopeHub
+from .hub import FakeRepo, Hub
+from .modelscope_hub import ScopeHub, ScopeRepo
 from .pack import PACK
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def repos(kind: type[FakeRepo | ScopeRepo], tiny: Any) -> tuple[Any, Any, Any]:
+    """A base with more in it than a load takes, an override, and one in shards, as repos of a hub."""
+    base, override = kind.of(tiny.pipeline), kind.of(tiny.fp8)
+    base.files |= {"vae/config.json": b"{}", "flux1-dev.safetensors": b"x" * 1000, "README.md": b"hello",
+                   "tokenizer/vocab.json": b"{}"}
+    name, = (name for name in override.files if name.endswith(".safetensors"))
+    override.files[WEIGHTS] = override.files.pop(name)
+    return base, override, kind.of(tiny.sharded)
 
 
 def environment(hub: Hub | None, home: Path, **variables: str) -> dict[str, str]:

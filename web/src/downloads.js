@@ -107,7 +107,8 @@ class Choice {
     const names = Object.entries(files)
     const wanted = this.#tick(this.#left, repo, false)
     return el('li', {},
-      el('label', {}, wanted, ' ', el('b', {}, repo), hub !== 'huggingface' && el('small', {}, t(`hub_${hub}`)), ' ', el('span', {}, least ? t('atLeast', { size: size(bytes) }) : size(bytes))),
+      el('label', {}, wanted, ' ', el('b', {}, repo), hub !== 'huggingface' && el('small', {}, t(`hub_${hub}`)),
+        el('span', {}, least ? t('atLeast', { size: size(bytes) }) : size(bytes))),
       el('details', { open: this.#plan.rows.length === 1 }, el('summary', {}, t('filesTo', { count: names.length, folder })),
         list(names.map(([name, count]) => `${name} (${size(count)})`))))
   }

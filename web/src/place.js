@@ -1,7 +1,6 @@
 // Put a checkpoint of the catalog into the graph: the right node, its widget set, wired to what is selected.
 
 import { app } from '../../../scripts/app.js'
-import { refresh } from './badges.js'
 import { referenceOf, widgetOf } from './nodes.js'
 
 const GAP = 40
@@ -28,7 +27,6 @@ export function place(item, position) {
   } finally {
     canvas.emitAfterChange()
     canvas.setDirty(true, true)
-    refresh()
   }
 }
 

@@ -2,7 +2,6 @@
 // loader that needs no base. Whatever hung on the old MODEL hangs on the new one.
 
 import { app } from '../../../scripts/app.js'
-import { refresh } from './badges.js'
 import { referring } from './known.js'
 import { upstream, widgetOf } from './nodes.js'
 import { beside, place, refer, set } from './place.js'
@@ -17,12 +16,13 @@ export function take(item, node, base) {
   canvas.emitBeforeChange() // one step of undo
   try {
     const tail = behind(node)
-    const head = kindOf(tail) === 'override' ? upstream(tail, (other) => kindOf(other) === 'base') : kindOf(tail) === 'base' ? tail : null
-    return { base: alone, override: onBase }[item.kind]?.(item, tail, head, base) ?? single(item, tail, head)
+    const head = baseOf(tail)
+    if (item.kind === 'base') return alone(item, tail, head)
+    if (item.kind === 'override') return onBase(item, tail, head, base)
+    return single(item, tail, head)
   } finally {
     canvas.emitAfterChange()
     canvas.setDirty(true, true)
-    refresh()
   }
 }
 
@@ -30,6 +30,12 @@ export function take(item, node, base) {
 function behind(node) {
   if (kindOf(node) !== 'base') return node
   return targets(node).map(({ node: other }) => other).find((other) => kindOf(other) === 'override') ?? node
+}
+
+/** The base that a node is, or stands on; null for a loader that needs none. */
+function baseOf(node) {
+  if (kindOf(node) === 'base') return node
+  return kindOf(node) === 'override' ? upstream(node, (other) => kindOf(other) === 'base') : null
 }
 
 function alone(item, tail, head) {
