@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from .. import host
+    from ..host.texts import said
     from ..loaders.errors import CheckpointError
     from ..loaders.model import Request
     from ..makers.bench.measure import SAMPLER
@@ -55,9 +56,9 @@ def run(options: argparse.Namespace) -> int:
         if options.base:
             runs.append(measured(Request(options.base, **common), sampling))
     frames = f" x {options.frames} frames" if options.frames > 1 else ""
-    said = f"{', '.join(f'{value}' for value in SAMPLER.values())} (cfg), {width} x {height}{frames}"
-    found = (runs, {**facts(), "dynamic VRAM": "on" if dynamic else "off"}, said, time.strftime("%Y-%m-%d %H:%M %Z"))
-    print(json.dumps(to_json(*found), indent=1) if options.json else page(*found))
+    sampled = f"{', '.join(f'{value}' for value in SAMPLER.values())} (cfg), {width} x {height}{frames}"
+    found = (runs, {**facts(), "dynamic VRAM": "on" if dynamic else "off"}, sampled, time.strftime("%Y-%m-%d %H:%M %Z"))
+    print(json.dumps(to_json(*found), indent=1) if options.json else said(page(*found)))
     return 0
 
 

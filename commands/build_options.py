@@ -46,10 +46,12 @@ def absolute(path: str) -> str:
 
 def show(options: argparse.Namespace, build: Callable[[], Built], stopped: str) -> int:
     """Build, then print the report, or with --json the statistics. `stopped` says what Ctrl+C leaves."""
+    from ..host.texts import said
+
     try:
         built = build()
     except KeyboardInterrupt:
         print(f"\nstopped: nothing was published; {stopped}", file=sys.stderr)
         return 130
-    print(json.dumps(built.statistics, indent=2, sort_keys=True) if options.json else built.report)
+    print(json.dumps(built.statistics, indent=2, sort_keys=True) if options.json else said(built.report))
     return 0

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..host.texts import said
     from ..loaders.errors import CheckpointError
     from ..loaders.locate import locate
     from ..makers.compare.plot import missing, weights_figure
@@ -41,5 +42,5 @@ def run(options: argparse.Namespace) -> int:
         except (OSError, ValueError) as error:  # ValueError: a format that matplotlib does not write
             raise CheckpointError(f"the plot cannot be written: {error}", options.plot,
                                   "give the path of a .png, .svg or .pdf file") from error
-    print(json.dumps(found.to_json(), indent=1) if options.json else found.report())
+    print(json.dumps(found.to_json(), indent=1) if options.json else said(found.report()))
     return 0

@@ -16,8 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..host.texts import said
     from ..views.doctor import facts, lines
 
     found = facts()
-    print(json.dumps(found, indent=1) if options.json else "\n".join(lines(found)))
+    print(json.dumps(found, indent=1) if options.json else "\n".join(map(said, lines(found))))
     return 0

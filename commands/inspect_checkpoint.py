@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..host.texts import said
     from ..loaders.containers.checkpoint import Checkpoint
     from ..loaders.describe import describe
     from ..loaders.locate import locate
@@ -25,5 +26,5 @@ def run(options: argparse.Namespace) -> int:
     description = describe(Checkpoint(locate(options.reference, weights_name=options.weights_name,
                                              revision=options.revision, component=options.component,
                                              download=options.download)))
-    print(json.dumps(description.to_json(), indent=1) if options.json else describe_report(description))
+    print(json.dumps(description.to_json(), indent=1) if options.json else said(describe_report(description)))
     return 1 if description.problems else 0

@@ -20,6 +20,7 @@ def run(options: argparse.Namespace) -> int:
     from time import perf_counter
 
     from .. import host
+    from ..host.texts import said
     from ..loaders.model import Request
     from ..loaders.model import load as load_model
 
@@ -31,5 +32,5 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({**loaded.description.to_json(), "seconds": round(seconds, 3)}, indent=1))
     else:
-        print(f"{loaded.report}\nloaded in {seconds:.2f} s")
+        print(f"{said(loaded.report)}\nloaded in {seconds:.2f} s")
     return 0

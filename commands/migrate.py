@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..host.texts import said
     from ..loaders.errors import CheckpointError
     from ..loaders.files.source import read_json
     from ..makers.migrate import migrate
@@ -40,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({"output": str(target), "changes": done.changes, "left": done.left}, indent=1,
                          ensure_ascii=False))
     else:
-        print("\n".join([*(f"changed: {line}" for line in done.changes), *(f"left: {line}" for line in done.left),
+        print("\n".join([*(f"changed: {said(line)}" for line in done.changes),
+                         *(f"left: {said(line)}" for line in done.left),
                          f"{len(done.changes)} changed, {len(done.left)} left: {target}"]))
     return 0

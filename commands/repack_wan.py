@@ -22,10 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..host.texts import said
     from ..makers.repack_wan import repack
 
     # a relative output is below the folder this is run in, not below ComfyUI's
     output = os.path.abspath(options.output)
     report = repack(options.reference, options.base, output, options.direction, not options.copy)
-    print(json.dumps({"report": report.splitlines(), "output": output}, indent=1) if options.json else report)
+    print(json.dumps({"report": report.splitlines(), "output": output}, indent=1) if options.json else said(report))
     return 0

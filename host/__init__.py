@@ -73,7 +73,7 @@ from .sampling import (
     scheduler_names,
     start_of,
 )
-from .server import on_prompt, other_origins_allowed, output_types, routes
+from .server import language_of, on_prompt, other_origins_allowed, output_types, page_speaks, routes
 from .text_encoders import (
     bundled_tokenizer,
     follow_tokenizer_json,

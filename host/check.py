@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .errors import HostChanged
+from .texts import Text
 
-DO = "update this pack; if it is the newest, report this with what `doctor` says"
+DO = Text("update this pack; if it is the newest, report this with what `doctor` says")
 logger = logging.getLogger(__name__)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -26,7 +27,7 @@ def version() -> str:
         import comfyui_version
         return comfyui_version.__version__
     except ImportError:
-        return "not found"
+        return Text("not found")
 
 
 def is_there() -> bool:
@@ -58,8 +59,10 @@ def _lacking(feature: str) -> str:
     missing = [what for touch in touches if not touch.optional and (what := problem(touch))]
     if not missing:
         return ""
-    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-    sentence = f"ComfyUI {version()} lacks {', '.join(missing[:3])}{more}: {FEATURES[feature].stops}"
+    shown = ", ".join(missing[:3])
+    sentence = Text("ComfyUI {version} lacks {missing}: {stops}", version=version(), stops=FEATURES[feature].stops,
+                    missing=Text("{shown} and {count} more", shown=shown, count=len(missing) - 3)
+                    if len(missing) > 3 else shown)
     logger.warning("Quantized Transformers: %s (%s)", sentence, DO)
     found.append(sentence)
     return sentence

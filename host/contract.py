@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .texts import Text
+
 
 class Feature(NamedTuple):
     """A part of the pack: what does not work without it, and what of the host it needs."""
@@ -29,30 +31,31 @@ _LINEAR = "comfy.ops:mixed_precision_ops()>Linear"
 _EMBEDDING = "comfy.ops:mixed_precision_ops()>Embedding"
 
 FEATURES = {
-    "devices": Feature("this pack cannot tell which device ComfyUI runs models on, so nothing can be loaded", (
+    "devices": Feature(Text("this pack cannot tell which device ComfyUI runs models on, so nothing can be loaded"), (
         "comfy.model_management:get_torch_device()",
         "comfy.model_management:get_torch_device_name(device)",
         "comfy.model_management:is_device_cpu(device)",
         "comfy.model_management:is_oom(error) ?",
     )),
-    "memory": Feature("the forms of a model are not ordered by what fits on this machine", (
+    "memory": Feature(Text("the forms of a model are not ordered by what fits on this machine"), (
         "comfy.model_management:get_total_memory(device)",
     )),
-    "memory estimates": Feature("nodes do not say how much memory a model is going to take", (
+    "memory estimates": Feature(Text("nodes do not say how much memory a model is going to take"), (
         "comfy.model_management:unet_dtype(model_params=, weight_dtype=)",
     )),
-    "matmuls": Feature("native FP8, NVFP4 and MXFP8 matmuls are taken as missing, so those layers count as emulated", (
+    "matmuls": Feature(
+        Text("native FP8, NVFP4 and MXFP8 matmuls are taken as missing, so those layers count as emulated"), (
         "comfy.model_management:supports_fp8_compute(device)",
         "comfy.model_management:supports_nvfp4_compute(device)",
         "comfy.model_management:supports_mxfp8_compute(device)",
         "comfy.model_management:supports_int8_compute(device) ?",
     )),
-    "progress": Feature("progress bars of this pack's nodes stand still, and Cancel waits until a node is done", (
+    "progress": Feature(Text("progress bars of this pack's nodes stand still, and Cancel waits until a node is done"), (
         "comfy.utils:ProgressBar(total)",
         "comfy.utils:ProgressBar.update(self, amount)",
         "comfy.model_management:throw_exception_if_processing_interrupted()",
     )),
-    "folders": Feature("models are found only by their full paths, not in ComfyUI's model folders", (
+    "folders": Feature(Text("models are found only by their full paths, not in ComfyUI's model folders"), (
         "folder_paths:add_model_folder_path(key, path)",
         "folder_paths:models_dir",
         "folder_paths:folder_names_and_paths",
@@ -60,10 +63,10 @@ FEATURES = {
         "folder_paths:CacheHelper.get(self, name) ?",
         "folder_paths:CacheHelper.set(self, name, value) ?",
     )),
-    "output folder": Feature("this pack's save and build nodes cannot tell where to write", (
+    "output folder": Feature(Text("this pack's save and build nodes cannot tell where to write"), (
         "folder_paths:get_output_directory()",
     )),
-    "transformers": Feature("transformers cannot be loaded", (
+    "transformers": Feature(Text("transformers cannot be loaded"), (
         "comfy.utils:load_torch_file(path)",
         "comfy.sd:load_diffusion_model_state_dict(sd, model_options=, disable_dynamic=)",
         f"{_PATCHER}->model",
@@ -78,12 +81,12 @@ FEATURES = {
         "comfy.model_base:BaseModel.get_dtype(self)",
         "comfy.model_base:BaseModel.get_dtype_inference(self)",
     )),
-    "deferred transformers": Feature("'weights: defer to override' does not work; set weights to 'load'", (
+    "deferred transformers": Feature(Text("'weights: defer to override' does not work; set weights to 'load'"), (
         "comfy.model_base:model_sampling(config, kind)",
         f"{_PATCHER}.set_model_patch(self, patch, name)",
         f"{_PATCHER}.model_patches_to(self, device)",
     )),
-    "native passthrough": Feature("of single files only models that this pack has tables for can be loaded", (
+    "native passthrough": Feature(Text("of single files only models that this pack has tables for can be loaded"), (
         "comfy.model_detection:model_config_from_unet(sd, prefix, metadata=)",
         "comfy.ops:disable_weight_init",
         "comfy.supported_models_base:BASE.get_model(self, sd, prefix)",
@@ -91,7 +94,7 @@ FEATURES = {
         "comfy.supported_models_base:BASE->unet_config",
         "comfy.supported_models_base:BASE.custom_operations",
     )),
-    "whole checkpoints": Feature("text encoders and VAE of an all-in-one file cannot be loaded", (
+    "whole checkpoints": Feature(Text("text encoders and VAE of an all-in-one file cannot be loaded"), (
         "comfy.model_detection:unet_prefix_from_state_dict(sd)",
         "comfy.model_detection:model_config_from_unet(sd, prefix, metadata=)",
         "comfy.supported_models_base:BASE.vae_key_prefix",
@@ -102,7 +105,7 @@ FEATURES = {
         "te_model_options=, metadata=, disable_dynamic=)",
         "folder_paths:get_folder_paths(key)",
     )),
-    "quantized layers": Feature("quantized transformers cannot be loaded; plain ones can", (
+    "quantized layers": Feature(Text("quantized transformers cannot be loaded; plain ones can"), (
         "comfy.model_detection:model_config_from_unet(sd, prefix)",
         "comfy.model_management:unet_manual_cast(weight_dtype, device, dtypes)",
         "comfy.ops:mixed_precision_ops(config, dtype)",
@@ -143,11 +146,11 @@ FEATURES = {
         "comfy.ops:uncast_bias_weight(module, weight, bias, stream)",
         f"{_LINEAR}->weight_function ?",
     )),
-    "SVDQuant": Feature("Nunchaku's SVDQuant transformers cannot be loaded", (
+    "SVDQuant": Feature(Text("Nunchaku's SVDQuant transformers cannot be loaded"), (
         "comfy_kitchen.tensor:TensorCoreSVDQuantW4A4Layout",
         "comfy_kitchen.tensor:TensorCoreAWQW4A16Layout",
     )),
-    "LoRA beside the weight": Feature("LoRAs do not work on quantized transformers", (
+    "LoRA beside the weight": Feature(Text("LoRAs do not work on quantized transformers"), (
         "comfy.lora:calculate_weight(patches, weight, key, intermediate_dtype=, original_weights=)",
         "comfy.patcher_extension:CallbacksMP.ON_LOAD",
         "comfy.patcher_extension:CallbacksMP.ON_APPLY_HOOKS",
@@ -163,13 +166,13 @@ FEATURES = {
         f"{_PATCHER}->hook_backup",
         f"{_PATCHER}->patches",
     )),
-    "Ascend": Feature("ModelSlim transformers and Ascend MXFP8 Quantize do not work", (
+    "Ascend": Feature(Text("ModelSlim transformers and Ascend MXFP8 Quantize do not work"), (
         "comfy_kitchen:mm_int8",
         *(f"comfy_kitchen.tensor:TensorWiseINT8Layout.{name}" for name in (
             "Params", "quantize", "dequantize", "get_plain_tensors", "state_dict_tensors", "requantize_kwargs")),
         "comfy_kitchen.tensor:TensorCoreMXFP8Layout",
     )),
-    "overrides": Feature("Apply Transformer Override and Ascend MXFP8 Quantize do not work", (
+    "overrides": Feature(Text("Apply Transformer Override and Ascend MXFP8 Quantize do not work"), (
         f"{_PATCHER}.clone(self, model_override=)",
         f"{_PATCHER}.get_clone_model_override(self)",
         f"{_PATCHER}.model_state_dict(self)",
@@ -182,7 +185,7 @@ FEATURES = {
         "comfy.model_base:BaseModel.state_dict_for_saving(self, tensors)",
         "comfy.quant_ops:QuantizedTensor",
     )),
-    "saving": Feature("Save Quantized Model does not work; ComfyUI's own save nodes may", (
+    "saving": Feature(Text("Save Quantized Model does not work; ComfyUI's own save nodes may"), (
         "comfy.model_management:load_models_gpu(models)",
         f"{_PATCHER}.patch_weight_to_device(self, key, device_to=, return_weight=)",
         f"{_PATCHER}.get_model_object(self, name)",
@@ -191,7 +194,7 @@ FEATURES = {
         f"{_PATCHER}->backup_buffers",
         f"{_PATCHER}->patches",
     )),
-    "comparing": Feature("Compare Models does not work", (
+    "comparing": Feature(Text("Compare Models does not work"), (
         "comfy.samplers:KSampler.SAMPLERS",
         "comfy.samplers:KSampler.SCHEDULERS",
         "comfy.sample:fix_empty_latent_channels(model, latent, spacial, temporal)",
@@ -201,7 +204,7 @@ FEATURES = {
         "comfy.utils:PROGRESS_BAR_ENABLED",
         "latent_preview:prepare_callback(model, steps)",
     )),
-    "measuring": Feature("the command `bench` does not work", (
+    "measuring": Feature(Text("the command `bench` does not work"), (
         f"{_PATCHER}.get_model_object(self, name)",
         f"{_PATCHER}.loaded_size(self)",
         f"{_PATCHER}.model_size(self)",
@@ -211,7 +214,7 @@ FEATURES = {
         "comfy.model_management:unload_all_models()",
         "comfy.model_management:soft_empty_cache()",
     )),
-    "dynamic VRAM": Feature("the command `bench` measures without ComfyUI's dynamic VRAM", (
+    "dynamic VRAM": Feature(Text("the command `bench` measures without ComfyUI's dynamic VRAM"), (
         "comfy.cli_args:args",
         "comfy.cli_args:enables_dynamic_vram()",
         "comfy.model_management:is_nvidia()",
@@ -221,7 +224,7 @@ FEATURES = {
         "comfy.model_patcher:ModelPatcherDynamic",
         "comfy.memory_management:aimdo_enabled",
     )),
-    "text encoders": Feature("Load Base Text Encoder does not work; use ComfyUI's CLIP loaders", (
+    "text encoders": Feature(Text("Load Base Text Encoder does not work; use ComfyUI's CLIP loaders"), (
         "comfy.sd:load_text_encoder_state_dicts(sds, embedding_directory=, clip_type=, model_options=, "
         "disable_dynamic=)",
         "comfy.sd:CLIPType",
@@ -232,7 +235,7 @@ FEATURES = {
         "comfy.sd1_clip:SDTokenizer->pad_token",
         "folder_paths:get_folder_paths(key)",
     )),
-    "quantized text encoders": Feature("quantized text encoders cannot be loaded; plain ones can", (
+    "quantized text encoders": Feature(Text("quantized text encoders cannot be loaded; plain ones can"), (
         "comfy.ops:mixed_precision_ops(config, dtype, full_precision_mm=)",
         f"{_EMBEDDING}._load_from_state_dict",
         f"{_EMBEDDING}.state_dict",
@@ -241,12 +244,13 @@ FEATURES = {
         f"{_EMBEDDING}->embedding_dim",
         f"{_EMBEDDING}->weight_function ?",
     )),
-    "FLUX.2's tokenizer": Feature("FLUX.2's text encoder cannot be loaded from a base; use ComfyUI's CLIP loader", (
+    "FLUX.2's tokenizer": Feature(
+        Text("FLUX.2's text encoder cannot be loaded from a base; use ComfyUI's CLIP loader"), (
         "comfy.text_encoders.flux:load_mistral_tokenizer(data)",
         "comfy.text_encoders.flux:MistralTokenizerClass.from_pretrained(path, tokenizer_object=)",
         "comfy.text_encoders.flux:Mistral3Tokenizer",
     )),
-    "VAEs": Feature("Load Base VAE does not work; use ComfyUI's VAE loader", (
+    "VAEs": Feature(Text("Load Base VAE does not work; use ComfyUI's VAE loader"), (
         "comfy.sd:VAE(sd=, dtype=, metadata=)",
         *(f"comfy.sd:VAE->{name}" for name in ("first_stage_model", "patcher", "size", "vae_dtype", "working_dtypes",
                                               "latent_channels")),
@@ -263,7 +267,7 @@ FEATURES = {
         "comfy.model_patcher:CoreModelPatcher(model, load_device=, offload_device=)",
         f"{_PATCHER}.get_free_memory(self, device)",
     )),
-    "nodes": Feature("this pack's nodes do not appear at all", (
+    "nodes": Feature(Text("this pack's nodes do not appear at all"), (
         "comfy_api.latest:ComfyExtension.get_node_list",
         "comfy_api.latest:ComfyExtension.on_load",
         *(f"comfy_api.latest:io.{name}" for name in (
@@ -272,13 +276,15 @@ FEATURES = {
         "comfy_api.latest:ui.PreviewImage",
         "comfy_api.latest:ui.PreviewText",
     )),
-    "checks before the queue": Feature("a prompt is checked node by node only; what does not fit fails when it runs", (
+    "checks before the queue": Feature(
+        Text("a prompt is checked node by node only; what does not fit fails when it runs"), (
         "server:PromptServer->instance",
         "server:PromptServer.add_on_prompt_handler(self, handler)",
         "server:nodes.NODE_CLASS_MAPPINGS",
         "comfy_api.latest:io.Hidden",
     )),
-    "web routes": Feature("badges, the checkpoint browser and downloads in the browser do not work; the nodes do", (
+    "web routes": Feature(
+        Text("badges, the checkpoint browser and downloads in the browser do not work; the nodes do"), (
         "server:PromptServer->instance",
         "server:PromptServer->routes",
         "comfy.cli_args:args.enable_cors_header",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .check import lacking, needs
+from .texts import Text
 
 if TYPE_CHECKING:
     import torch
@@ -113,11 +114,11 @@ def kitchen_backends() -> dict[str, str]:
 
     def words(state: dict[str, object]) -> str:
         if state.get("disabled"):
-            return "switched off by ComfyUI"
+            return Text("switched off by ComfyUI")
         if not state.get("available"):
-            return str(state.get("unavailable_reason") or "not available")
+            return str(state.get("unavailable_reason") or Text("not available"))
         capabilities = state.get("capabilities")
-        return f"available, {len(capabilities) if isinstance(capabilities, list) else 0} functions"
+        return Text("available, {count} functions", count=len(capabilities) if isinstance(capabilities, list) else 0)
 
     return {name: words(state) for name, state in list_backends().items()}
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from .texts import Text, said
+
 
 class CheckpointError(ValueError):
     """Something about a checkpoint, a request or this ComfyUI that this pack refuses.
 
-    ComfyUI shows the text of an exception as it is, so it answers three questions: what is wrong, where, what to do.
-    Its API names the class, with the module that it says it is of: a pack's modules are called by their folder there.
+    ComfyUI shows the text of an exception as it is, so it answers three questions: what is wrong, where, what to do;
+    in the language of whoever reads it (texts.py). Its API names the class, with the module that it says it is of: a
+    pack's modules are called by their folder there.
     """
 
     __module__ = "quantized_transformers"
@@ -16,13 +19,16 @@ class CheckpointError(ValueError):
         cls.__module__ = CheckpointError.__module__
 
     def __init__(self, what: str, where: object = "", do: str = "") -> None:
-        text = what
+        text: str = what
         if where:
-            text += f"\n  where: {where}"
+            text = Text("{text}\n  where: {where}", text=text, where=where)
         if do:
-            text += f"\n  what to do: {do}"
-        super().__init__(text)
-        self.what, self.where, self.do = what, where, do
+            text = Text("{text}\n  what to do: {do}", text=text, do=do)
+        super().__init__(str.__str__(text))
+        self.what, self.where, self.do, self.text = what, where if isinstance(where, str) else str(where), do, text
+
+    def __str__(self) -> str:
+        return said(self.text)
 
 
 class HostChanged(CheckpointError):

@@ -102,5 +102,6 @@ def output_folder() -> str:
 def environment() -> dict[str, str]:
     """The environment variables that steer this pack, for the doctor."""
     names = ("COMFYUI_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET",
-             "MODELSCOPE_CACHE", "MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN", "MODELSCOPE_PREFER_AI_SITE", "QT_HUB")
+             "MODELSCOPE_CACHE", "MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN", "MODELSCOPE_PREFER_AI_SITE", "QT_HUB",
+             "QT_LANG")
     return {name: os.environ[name] for name in names if name in os.environ}

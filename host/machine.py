@@ -8,6 +8,7 @@ from typing import Any
 
 from . import devices
 from .check import needs
+from .texts import Text
 
 MATMULS = {"FP8": "SM 8.9", "NVFP4": "SM 10.0", "MXFP8": "SM 10.0", "INT8": ""}  # and the first GPU that has it
 
@@ -29,7 +30,7 @@ class Machine:
     @property
     def sm(self) -> str:
         """The CUDA capability in words."""
-        return f"SM {self.capability[0]}.{self.capability[1]}" if self.capability else "no NVIDIA GPU"
+        return f"SM {self.capability[0]}.{self.capability[1]}" if self.capability else Text("no NVIDIA GPU")
 
 
 @needs("devices")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .check import needs
+from .texts import Text
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ def empty_latent(patcher: Any, width: int, height: int, frames: int) -> dict[str
     if latents.latent_dimensions == 3:
         sides.insert(0, (frames - 1) // latents.temporal_downscale_ratio + 1)
     elif frames != 1:
-        raise ValueError("this model makes pictures, not videos")
+        raise ValueError(Text("this model makes pictures, not videos"))
     return {"samples": torch.zeros(1, latents.latent_channels, *sides)}
 
 

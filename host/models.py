@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .check import needs
 from .devices import compute_device
+from .texts import Text
 
 if TYPE_CHECKING:
     import torch
@@ -144,13 +145,13 @@ def carry_over(patcher: Any, fresh: Any) -> Any:
 def bound_to_weights(patcher: Any) -> str:
     """What on a patcher holds on to its present weights and could not follow to others; empty when nothing does."""
     if "torch_compile_kwargs" in patcher.model_options:
-        return "a compiled model (torch.compile)"
+        return Text("a compiled model (torch.compile)")
     modules = [key for key in patcher.object_patches  # an attention preference of a LoRA file holds no weights
                if key.startswith("diffusion_model.") and not key.endswith(ATTENTION)]
     if modules:
-        return f"patched modules ({', '.join(modules[:3])})"
+        return Text("patched modules ({modules})", modules=", ".join(modules[:3]))
     if patcher.injections:
-        return f"injected modules ({', '.join(list(patcher.injections)[:3])})"
+        return Text("injected modules ({injections})", injections=", ".join(list(patcher.injections)[:3]))
     return ""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from .check import needs
 from .models import model_identity
+from .texts import Text
 
 NO_DIFFUSION = frozenset({"RT_DETR_v4", "SAM3", "SAM31", "DepthAnything3"})  # in the host's list all the same
 VELOCITY = ("v_pred", "ztsnr")  # names in a saved MODEL that predicts velocity, which the host looks for in few classes
@@ -78,7 +79,8 @@ def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
     buffers = {name: tuple(tensor.shape) for name, tensor in net.named_buffers()}
     for name in sorted(new & parameters.keys()):  # the host takes any shape
         if tuple(made[name].shape) != parameters[name]:
-            raise ValueError(f"{name} comes out as {list(made[name].shape)}, expected {list(parameters[name])}")
+            raise ValueError(Text("{name} comes out as {shape}, expected {parameters}", name=name,
+                                  shape=list(made[name].shape), parameters=list(parameters[name])))
     linears = frozenset(name for name, module in net.named_modules() if isinstance(module, operations.Linear))
     identity = model_identity(model)
     if not given.read.isdisjoint(parameters.keys() - new):

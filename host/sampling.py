@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .check import needs, require
+from .texts import Text
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ def start_of(patcher: Any, latent: dict[str, Any], seed: int) -> tuple[torch.Ten
 
     samples = latent["samples"]
     if samples.is_nested:
-        raise TypeError("a latent in several parts (video with sound)")
+        raise TypeError(Text("a latent in several parts (video with sound)"))
     samples = comfy.sample.fix_empty_latent_channels(patcher, samples, latent.get("downscale_ratio_spacial"),
                                                      latent.get("downscale_ratio_temporal"))
     return samples, comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
+
+KEPT = 1000  # pages whose language is known
+_languages: OrderedDict[str, str] = OrderedDict()
 
 
 def routes() -> Any | None:
@@ -21,6 +25,24 @@ def on_prompt(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     server = _server()
     if server is not None:
         server.add_on_prompt_handler(handler)
+
+
+def page_speaks(client: str, language: str) -> None:
+    """Remember the language of a page, by the id with which it queues prompts."""
+    _languages[client] = language
+    _languages.move_to_end(client)
+    while len(_languages) > KEPT:
+        _languages.popitem(last=False)
+
+
+def language_of(client: object) -> str:
+    """The language of a page; empty where it is not known."""
+    return _languages.get(client, "") if isinstance(client, str) else ""
+
+
+def language_of_run() -> str:
+    """The language of the page whose prompt runs now; empty where none runs, or it is not known."""
+    return language_of(getattr(_server(), "client_id", None))
 
 
 def _server() -> Any | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .check import needs
 from .errors import CheckpointError
+from .texts import Text
 
 if TYPE_CHECKING:
     import torch
@@ -32,9 +33,10 @@ def load_text_encoders(state_dicts: list[dict[str, torch.Tensor]], clip_type: st
     clips = [configs[name] for name in ("clip_l", "clip_g") if name in configs]
     if clips:  # where it measures CLIP's positions (long_clipl.py) it puts this one in the place of both
         if clips[0] != clips[-1]:
-            raise CheckpointError("ComfyUI sets both CLIP text encoders at once, and these two need "
-                                  f"{clips[0] or 'nothing'} and {clips[-1] or 'nothing'}", "config.json",
-                                  "use the base's own text encoders")
+            raise CheckpointError(Text("ComfyUI sets both CLIP text encoders at once, and these two need {first} and "
+                                       "{second}", first=clips[0] or Text("nothing"),
+                                       second=clips[-1] or Text("nothing")), "config.json",
+                                  Text("use the base's own text encoders"))
         options["model_config"] = dict(clips[0])
     if dtype is not None:
         options["dtype"] = dtype

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..host.texts import Text
 from ..quant.stored import read_scale
 from .architectures import Module
 from .architectures.base import tensor_name
@@ -111,7 +112,8 @@ def assemble(plan: LoadPlan, tensors: Tensors, *, dequantize: bool = False, own:
                 add(native, planned, layers, dequantize, own, refuses)
             except (ValueError, KeyError) as error:
                 first = planned.pieces[0].layer.name
-                what = f"{first}: no tensor {error}" if isinstance(error, KeyError) else str(error)
+                what = Text("{layer}: no tensor {name}", layer=first, name=error) if isinstance(error, KeyError) else \
+                    Text("{error}", error=error)
                 raise CheckpointError(what, where, plan.hint) from error
             step()
     tensors.copied()
@@ -120,8 +122,9 @@ def assemble(plan: LoadPlan, tensors: Tensors, *, dequantize: bool = False, own:
         native.tensors[mark] = torch.zeros(0)
     left = sorted(set(tensors.left()) - set(plan.ignored))
     if left:
-        raise CheckpointError(f"{len(left)} stored tensors were not used: {first_ten(left)}", where,
-                              "report this; the checkpoint holds more than its architecture")
+        raise CheckpointError(Text("{count} stored tensors were not used: {names}", count=len(left),
+                                   names=first_ten(left)), where,
+                              Text("report this; the checkpoint holds more than its architecture"))
     native.notes += grouped(native.layer_notes)
     return native
 
@@ -169,23 +172,25 @@ def _quantized(native: NativeStateDict, planned: Planned, found: list[Coded], de
         for piece, one in zip(pieces, found, strict=True):
             rows = max((tile.place.row + tile.place.rows for tile in one.tiles), default=0)
             if rows > piece.rows:
-                raise ValueError(f"{piece.layer.name} is padded to {rows} rows, expected {piece.rows} in a layer that "
-                                 "ComfyUI fuses")
+                raise ValueError(Text("{layer} is padded to {rows} rows, expected {expected} in a layer that ComfyUI "
+                                      "fuses", layer=piece.layer.name, rows=rows, expected=piece.rows))
     packed = any(tile["codes"].shape[1] != tile.place.columns for tile in tiles)  # GPTQ's and AWQ's words among them
     if packed and (module.detected or module.native in DETECTED):
-        kinds = " and ".join(dict.fromkeys(codec(tile.place.codec).title for tile in tiles))
-        native.notes.append(f"{module.native}: {kinds} dequantized, because ComfyUI detects the model by its width")
+        kinds = ", ".join(dict.fromkeys(codec(tile.place.codec).title for tile in tiles))
+        native.notes.append(Text("{module}: {formats} dequantized, because ComfyUI detects the model by its width",
+                                 module=module.native, formats=kinds))
         tiles = [plain_tile(codec(tile.place.codec).dequantize(tile, torch.float32)).at(tile.place.row)
                  for tile in tiles]
     delta = next((one.delta for one in found if one.delta is not None), None)
     if all(tile.place.codec == "plain" for tile in tiles):
         if delta is not None:
-            raise ValueError(f"{pieces[0].layer.name}: a delta beside a weight that is not quantized")
+            raise ValueError(Text("{layer}: a delta beside a weight that is not quantized", layer=pieces[0].layer.name))
         _put(native, module, tensor_name(module.native, module.leaf), [tile["codes"] for tile in tiles])
     else:
         if module.swap_halves:
             if len(tiles) > 1:
-                raise ValueError(f"{pieces[0].layer.name}: halves of a fused layer cannot be exchanged")
+                raise ValueError(Text("{layer}: halves of a fused layer cannot be exchanged",
+                                      layer=pieces[0].layer.name))
             tiles = [codec(tiles[0].place.codec).swapped(tiles[0])]
         shape = (sum(module.rows), module.inner[0])
         if module.kind == "embedding":  # which the host looks rows up in where they are in two of its formats only
@@ -200,11 +205,13 @@ def _quantized(native: NativeStateDict, planned: Planned, found: list[Coded], de
         native.joined += done.tiles > 1
         native.dynamic += done.dynamic
         native.notes += done.notes
-        native.layer_notes += [f"{module.native}: dequantized for every matmul, because of {why}"
+        native.layer_notes += [Text("{module}: dequantized for every matmul, because of {why}", module=module.native,
+                                    why=why)
                                for why in map(refuses, done.own) if why]
         if delta is not None:
             if done.layout != stored.FORMAT:
-                raise ValueError(f"{pieces[0].layer.name}: a delta beside a weight that ComfyUI's own layout holds")
+                raise ValueError(Text("{layer}: a delta beside a weight that ComfyUI's own layout holds",
+                                      layer=pieces[0].layer.name))
             native.tensors[f"{module.native}.weight_delta"] = delta
     _add_bias(native, planned, found)
 
@@ -217,7 +224,7 @@ def _add_bias(native: NativeStateDict, planned: Planned, found: list[Coded]) -> 
     if not module.bias:
         for piece, one in zip(pieces, found, strict=True):
             if one.bias is not None and one.bias.any():
-                raise ValueError(f"{piece.layer.name} has a bias, and this model has none there")
+                raise ValueError(Text("{layer} has a bias, and this model has none there", layer=piece.layer.name))
         return
     biases = [one.bias for one in found]
     if any(piece.column for piece in pieces):

@@ -8,9 +8,11 @@ it is no weight. Its module path is ComfyUI's own, so it can be placed in native
 from __future__ import annotations
 
 import json
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from ..host import PREFERENCE
+from ..host.texts import Text
 from .words import first_ten
 
 if TYPE_CHECKING:
@@ -32,11 +34,14 @@ def note(description: CheckpointDescription, checkpoint: Checkpoint) -> None:
         if kernels:
             asked.setdefault(kernels, []).append(name.removesuffix(PREFERENCE))
         else:
-            description.problems.append(f"{name} is no attention preference (U8 with a JSON object)")
-    placed = "" if description.naming.style == "native" else \
-        f"; left out, because in {description.naming.style} names modules are called otherwise"
-    description.notes += [f"attention preferences: {kernels} in {len(modules)} modules ({first_ten(modules)}){placed}"
-                          for kernels, modules in asked.items()]
+            description.problems.append(Text("{name} is no attention preference (U8 with a JSON object)", name=name))
+    for kernels, modules in asked.items():
+        text = Text("attention preferences: {kernels} in {count} modules ({modules})", kernels=kernels,
+                    count=len(modules), modules=first_ten(modules))
+        if description.naming.style != "native":
+            text = Text("{text}; left out, because in {style} names modules are called otherwise", text=text,
+                        style=description.naming.style)
+        description.notes.append(text)
 
 
 def tensors(checkpoint: Checkpoint, naming: Naming) -> dict[str, Tensor]:
@@ -52,4 +57,5 @@ def _kernels(conf: Any) -> str:
     wanted = conf if isinstance(conf, list) else [conf]
     if not wanted or not all(isinstance(one, dict) for one in wanted):
         return ""
-    return " or ".join(str(one.get("attention", "none named")) for one in wanted)
+    names: list[str] = [str(one.get("attention", "")) or Text("none named") for one in wanted]
+    return reduce(lambda some, other: Text("{some} or {other}", some=some, other=other), names)

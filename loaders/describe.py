@@ -6,6 +6,7 @@ changing the numbers become notes, those that would change them become problems,
 
 from __future__ import annotations
 
+from ..host.texts import Text
 from . import attention
 from .architectures import Architecture, Dims, by_class_name, supported
 from .containers.checkpoint import Checkpoint
@@ -44,7 +45,8 @@ def describe_config(checkpoint: Checkpoint) -> tuple[Architecture, Dims]:
     claim = str(config.get("_class_name") or "")
     architecture = by_class_name(claim)
     if architecture is None:
-        raise OtherKind(f"config.json says {claim or 'no _class_name'}, not a transformer this version loads "
-                              f"({supported()})", checkpoint.source.config or checkpoint.source.reference,
-                              "pick the folder of a supported base model")
+        raise OtherKind(Text("config.json says {claim}, not a transformer this version loads ({supported})",
+                             claim=claim or Text("no _class_name"), supported=supported()),
+                        checkpoint.source.config or checkpoint.source.reference,
+                        Text("pick the folder of a supported base model"))
     return architecture, dims_of(architecture.dims_from_config, checkpoint, config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..host.texts import Text, joined
 from ..quant.stored import ByteOrder
 from .architectures import Dims, Naming
 from .errors import CheckpointError
@@ -43,12 +44,14 @@ class CheckpointDescription:
         """Raise CheckpointError naming the first ten problems, if there are any."""
         if self.problems:
             problems = grouped(self.problems)
-            shown = "\n  - ".join(problems[:10])
-            more = f"\n  - and {len(problems) - 10} more" if len(problems) > 10 else ""
+            shown = problems[:10]
+            if len(problems) > 10:
+                shown.append(Text("and {count} more", count=len(problems) - 10))
             lost = any(problem.startswith("missing tensor") for problem in problems)
-            raise CheckpointError(f"this {self.architecture} checkpoint cannot be loaded:\n  - {shown}{more}",
-                                  self.reference, "download it again, or report it to its publisher" if lost else
-                                  "take another checkpoint of this model, or report it to its publisher")
+            raise CheckpointError(Text("this {architecture} checkpoint cannot be loaded:\n  - {problems}",
+                                       architecture=self.architecture, problems=joined("\n  - ", shown)),
+                                  self.reference, Text("download it again, or report it to its publisher") if lost else
+                                  Text("take another checkpoint of this model, or report it to its publisher"))
 
     def to_json(self) -> dict[str, Any]:
         """The description as JSON-able values."""

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..host.texts import Text
 from .errors import CheckpointError
 from .families import families
 from .files import hubs
@@ -96,11 +97,12 @@ def _has_config(reference: str, revision: str) -> bool:
 
 def _from_file(reference: str, path: Path, weights_name: str, need_weights: bool) -> Source:
     if weights_name:
-        raise CheckpointError(f"weights_name is {weights_name!r}, but the reference is already a file", path,
-                              "clear weights_name, or give the folder")
+        raise CheckpointError(Text("weights_name is {weights_name!r}, but the reference is already a file",
+                                   weights_name=weights_name), path,
+                              Text("clear weights_name, or give the folder"))
     if not need_weights:
-        raise CheckpointError("a single file has no config.json to build a model without weights from", path,
-                              "set weights to 'load', or give a diffusers folder")
+        raise CheckpointError(Text("a single file has no config.json to build a model without weights from"), path,
+                              Text("set weights to 'load', or give a diffusers folder"))
     if path.name.endswith(INDEX):
         folder = LocalFolder(path.parent)
         return folder.source(reference, select_transformer(folder, weights_name=path.name))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import host
+from ..host.texts import Text, joined
 from ..quant.stored import PLAIN_DTYPES
 from . import attention
 from .architectures import ARCHITECTURES, Architecture, Dims, Naming, by_name
@@ -107,8 +108,8 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     if by_host:
         description.dims.update(by_host.confirm(patcher))
     if preferences and not host.takes_attention_preferences(patcher, preferences):
-        native.notes.append("this ComfyUI takes no attention preferences of model files, or not these: its own choice "
-                            "of attention runs, and they are not saved with the MODEL")
+        native.notes.append(Text("this ComfyUI takes no attention preferences of model files, or not these: its own "
+                                 "choice of attention runs, and they are not saved with the MODEL"))
     if native.layouts:
         attach_lora(patcher)
     patcher.cached_patcher_init = (rebuild, (request,))
@@ -132,11 +133,12 @@ def defer(request: Request, disable_dynamic: bool = False) -> Loaded:
     architecture, dims = describe_config(checkpoint)
     patcher = _to_host(_empty_tensors(architecture, dims), request.dtype, None, disable_dynamic, deferred=True)
     host.refuse_to_run(patcher, lambda: CheckpointError(
-        f"this {architecture.name} model has no weights yet (weights: defer to override)", checkpoint.source.reference,
-        "connect it to Apply Transformer Override, or set weights to 'load'"))
+        Text("this {architecture} model has no weights yet (weights: defer to override)",
+             architecture=architecture.name), checkpoint.source.reference,
+        Text("connect it to Apply Transformer Override, or set weights to 'load'")))
     patcher.cached_patcher_init = (rebuild_deferred, (request,))
     description = CheckpointDescription(request.reference, [], 0, architecture.name, Naming("diffusers"), dims, "none",
-                                        notes=["no weights: they come from an override"])
+                                        notes=[Text("no weights: they come from an override")])
     patcher.set_attachments(host.ATTACHMENT, request)
     return Loaded(patcher, description, load_report(description, None))
 
@@ -155,13 +157,13 @@ def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
     """
     bound = host.bound_to_weights(model)
     if bound:
-        raise CheckpointError(f"the MODEL carries {bound}, which would keep using the base's weights", "",
-                              "connect Apply Transformer Override directly behind the base model")
+        raise CheckpointError(Text("the MODEL carries {bound}, which would keep using the base's weights", bound=bound),
+                              "", Text("connect Apply Transformer Override directly behind the base model"))
     name, dims = base_of(model)
     source = _locate(request)
     if kind == "component" and source.config is None:
-        raise CheckpointError("there is no config.json, so this is no component", source.folder,
-                              "set kind to 'weights', or give the component's folder")
+        raise CheckpointError(Text("there is no config.json, so this is no component"), source.folder,
+                              Text("set kind to 'weights', or give the component's folder"))
     as_weights = kind == "weights" or kind == "auto" and source.config is None
     made_by = model.get_attachment(host.ATTACHMENT)
     request = replace(request, base=(name, tuple(dims.items())) if as_weights else None,
@@ -179,12 +181,13 @@ def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
 
         lost = [key for key in lost if not is_piece(key)]
     if lost:
-        raise CheckpointError(f"the MODEL's patches do not fit the override: {first_ten(lost)}", request.reference,
-                              "connect LoRAs behind the override")
-    report = f"override as {'weights only' if as_weights else 'component (config and weights)'}\n{loaded.report}"
+        raise CheckpointError(Text("the MODEL's patches do not fit the override: {lost}", lost=first_ten(lost)),
+                              request.reference, Text("connect LoRAs behind the override"))
+    lines = [Text("override as weights only") if as_weights else
+             Text("override as component (config and weights)"), loaded.report]
     if model.patches:
-        report += f"\npatches carried over from the base MODEL: {len(model.patches)}"
-    return replace(loaded, patcher=patcher, report=report)
+        lines.append(Text("patches carried over from the base MODEL: {count}", count=len(model.patches)))
+    return replace(loaded, patcher=patcher, report=joined("\n", lines))
 
 
 def base_of(model: Any) -> tuple[str, Dims]:
@@ -200,13 +203,16 @@ def base_of(model: Any) -> tuple[str, Dims]:
 def refuse_other_model(description: CheckpointDescription, name: str, dims: Dims) -> None:
     """Raise CheckpointError unless the description is of this architecture and these sizes."""
     if description.architecture != name:
-        raise CheckpointError(f"the override is {description.architecture}, but the base model is {name}",
-                              description.reference, "choose an override made for this base")
+        raise CheckpointError(Text("the override is {architecture}, but the base model is {name}",
+                                   architecture=description.architecture, name=name),
+                              description.reference, Text("choose an override made for this base"))
     own = {key: description.dims.get(key, 0) for key in dims}  # told by neither tensors nor config: not switched on
-    differences = [f"{key} {own[key]} (base {dims[key]})" for key in dims if dims[key] != own[key]]
+    differences = [Text("{key} {size} (base {base})", key=key, size=own[key], base=dims[key])
+                   for key in dims if dims[key] != own[key]]
     if differences:
-        raise CheckpointError(f"the override is another {name} than the base: {', '.join(differences)}",
-                              description.reference, "choose an override made for this base")
+        raise CheckpointError(Text("the override is another {name} than the base: {differences}", name=name,
+                                   differences=joined(", ", differences)),
+                              description.reference, Text("choose an override made for this base"))
 
 
 def dtype_of(word: str) -> Any:
@@ -247,9 +253,11 @@ def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disa
         patcher = to_model(tensors, options=options, disable_dynamic=disable_dynamic,
                            **({"metadata": metadata} if metadata else {}))
     except ValueError as error:  # our Linears check what they are given
-        raise CheckpointError(str(error), "", "download the checkpoint again, or report it") from error
+        raise CheckpointError(Text("{error}", error=error), "",
+                              Text("download the checkpoint again, or report it")) from error
     if patcher is None:
-        raise CheckpointError("ComfyUI did not recognise the converted model", "", "update ComfyUI, or report this")
+        raise CheckpointError(Text("ComfyUI did not recognise the converted model"), "",
+                              Text("update ComfyUI, or report this"))
     _check_names(patcher, given)
     if quantized and chosen is not None:
         patcher.set_model_compute_dtype(chosen)  # the host ignores `dtype` for quantized weights
@@ -266,9 +274,9 @@ def _check_names(patcher: Any, given: dict[str, torch.Tensor]) -> None:
     missing, unused = sorted(there - wanted), sorted(wanted - there - marks)
     if missing or unused:
         raise CheckpointError(
-            f"ComfyUI {host.version()} expects other tensors for this architecture: "
-            f"missing {first_ten(missing) or '-'}; unused {first_ten(unused) or '-'}", "",
-            "update this pack and ComfyUI, or report this")
+            Text("ComfyUI {version} expects other tensors for this architecture: missing {missing}; unused {unused}",
+                 version=host.version(), missing=first_ten(missing) or "-", unused=first_ten(unused) or "-"), "",
+            Text("update this pack and ComfyUI, or report this"))
 
 
 def _empty_tensors(architecture: Architecture, dims: Dims) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from ..host.texts import Text
 from ..quant.stored import FP8_DTYPES, PLAIN_DTYPES, scalar_problem
 from .architectures import Architecture, Module
 from .architectures.base import tensor_name
@@ -82,7 +83,7 @@ class LoadPlan:
     modules: list[Planned] = field(default_factory=list)
     stored: Callable[[str], str] = str
     ignored: Collection[str] = ()
-    hint: str = "download the checkpoint again, or report it to its publisher"
+    hint: str = Text("download the checkpoint again, or report it to its publisher")
 
 
     @property
@@ -124,15 +125,15 @@ def make(plan: LoadPlan, tensors: Mapping[str, TensorInfo], read: ReadLayer) -> 
     check_extra(description.problems, extra)
     if dropped:
         plan.ignored = {*plan.ignored, *dropped}
-        description.notes.append(f"left out, as ComfyUI has no use for them: {len(dropped)} tensors "
-                                 f"({first_ten(dropped)})")
+        description.notes.append(Text("left out, as ComfyUI has no use for them: {count} tensors ({names})",
+                                      count=len(dropped), names=first_ten(dropped)))
     return count(plan)
 
 
 def check_extra(problems: Problems, names: Collection[str]) -> None:
     """Tensors that belong to no layer are a problem."""
     if names:
-        problems.append(f"{len(names)} unexpected tensors: {first_ten(names)}")
+        problems.append(Text("{count} unexpected tensors: {names}", count=len(names), names=first_ten(names)))
 
 
 def count(plan: LoadPlan) -> LoadPlan:
@@ -164,7 +165,7 @@ def take_weight(module: Module, name: str, group: Group, problems: Problems) -> 
     """Take a layer's weight out of its group; a missing one is a problem."""
     weight = group.pop(module.stored_leaf, None)
     if weight is None:
-        problems.append(f"missing tensor {tensor_name(name, module.stored_leaf)}")
+        problems.append(Text("missing tensor {name}", name=tensor_name(name, module.stored_leaf)))
     return weight
 
 
@@ -174,7 +175,7 @@ def take_bias(module: Module, name: str, rows: int, group: Group, problems: Prob
         return
     bias = group.pop("bias", None)
     if bias is None:
-        problems.append(f"missing tensor {name}.bias")
+        problems.append(Text("missing tensor {name}", name=f"{name}.bias"))
     else:
         check_plain(problems, f"{name}.bias", bias, (rows,))
 
@@ -187,7 +188,7 @@ def plain(module: Module, name: str, rows: int, weight: TensorInfo, group: Group
         check_plain(problems, tensor_name(name, module.stored_leaf), weight, shape)
     scale = ("weight_scale",) if weight.dtype in FP8_DTYPES and "weight_scale" in group else ()
     if scale and (problem := scalar_problem({"weight_scale": group.pop("weight_scale")}, "weight_scale")):
-        problems.append(f"{name}: {problem}")
+        problems.append(Text("{name}: {problem}", name=name, problem=problem))
     return Layer(name, weight.dtype, leaves(module.stored_leaf, *scale, *bias_of(module)))
 
 
@@ -205,6 +206,7 @@ def leaves(weight: str, *others: str) -> tuple[str, ...]:
 def check_plain(problems: Problems, name: str, info: TensorInfo, shape: tuple[int, ...]) -> None:
     """A tensor that is never quantized: its shape, and a float dtype, that of a plain FP8 cast among them."""
     if tuple(info.shape) != shape:
-        problems.append(f"{name} is {list(info.shape)}, expected {list(shape)}")
+        problems.append(Text("{name} is {shape}, expected {expected}", name=name, shape=list(info.shape),
+                             expected=list(shape)))
     elif info.dtype not in PLAIN_DTYPES and info.dtype not in FP8_DTYPES:
-        problems.append(f"{name} is stored as {info.dtype}, expected BF16, F16 or F32")
+        problems.append(Text("{name} is stored as {dtype}, expected BF16, F16 or F32", name=name, dtype=info.dtype))

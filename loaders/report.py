@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .. import host
+from ..host.texts import Text, both, joined
 from .description import CheckpointDescription
 from .words import grouped, size
 
@@ -12,19 +13,24 @@ if TYPE_CHECKING:
     from .assemble import NativeStateDict
 
 def _head(description: CheckpointDescription) -> list[str]:
-    family = "not quantized" if description.family == "none" else description.family
+    family = Text("not quantized") if description.family == "none" else description.family
     if description.producer:
-        family += f" (by {description.producer})"
+        family = Text("{family} (by {producer})", family=family, producer=description.producer)
     dims = description.dims
-    lines = [f"{description.architecture} · {family}", f"source: {description.reference}"]
+    lines: list[str] = [Text("{architecture} · {family}", architecture=description.architecture, family=family),
+                        Text("source: {reference}", reference=description.reference)]
     if description.files:
-        names = description.files[0] if len(description.files) == 1 else f"{len(description.files)} shards"
-        lines.append(f"files: {names}, {size(description.bytes_on_disk)}, {description.naming.style} names")
-    lines.append("sizes: " + ", ".join(f"{key} {value}" for key, value in dims.items()))
+        names = description.files[0] if len(description.files) == 1 else \
+            Text("{count} shards", count=len(description.files))
+        lines.append(Text("files: {names}, {size}, {style} names", names=names, size=size(description.bytes_on_disk),
+                          style=Text("native") if description.naming.style == "native" else description.naming.style))
+    lines.append(Text("sizes: {sizes}", sizes=", ".join(f"{key} {value}" for key, value in dims.items())))
     if description.ranks:
-        lines.append(f"low rank: {' and '.join(map(str, description.ranks))}")
+        lines.append(Text("low rank: {ranks}", ranks=both(map(str, description.ranks))))
     if description.formats:
-        lines.append("layers: " + ", ".join(f"{count} {name}" for name, count in description.formats.items()))
+        lines.append(Text("layers: {layers}",
+                          layers=joined(", ", (Text("{count} {format}", count=count, format=name)
+                                               for name, count in description.formats.items()))))
     return lines
 
 
@@ -32,14 +38,14 @@ def describe_report(description: CheckpointDescription) -> str:
     """What Inspect shows: the description, notes, and problems that would refuse a load."""
     lines = _head(description)
     if description.static_activations or description.dynamic_activations:
-        lines.append(f"activation scales: {description.static_activations} static, "
-                     f"{description.dynamic_activations} dynamic")
+        lines.append(Text("activation scales: {static} static, {dynamic} dynamic",
+                          static=description.static_activations, dynamic=description.dynamic_activations))
     if description.declared_in:
-        lines.append(f"declared in: {', '.join(description.declared_in)}")
-    lines += [f"note: {note}" for note in description.notes]
-    lines += [f"PROBLEM: {problem}" for problem in grouped(description.problems)]
-    lines.append("this checkpoint loads" if not description.problems else "this checkpoint is refused")
-    return "\n".join(lines)
+        lines.append(Text("declared in: {places}", places=joined(", ", description.declared_in)))
+    lines += [Text("note: {note}", note=note) for note in description.notes]
+    lines += [Text("PROBLEM: {problem}", problem=problem) for problem in grouped(description.problems)]
+    lines.append(Text("this checkpoint loads") if not description.problems else Text("this checkpoint is refused"))
+    return joined("\n", lines)
 
 
 def load_report(description: CheckpointDescription, native: NativeStateDict | None) -> str:
@@ -47,8 +53,10 @@ def load_report(description: CheckpointDescription, native: NativeStateDict | No
     lines = _head(description)
     if native is not None and native.layouts:
         total = sum(native.layouts.values())
-        lines.append(f"quantized modules in ComfyUI: {total}, of them {native.joined} of several tiles with their own "
-                     f"scale, {native.dynamic} with dynamic activation scales")
+        lines.append(Text("quantized modules in ComfyUI: {total}, of them {joined} of several tiles with their own "
+                          "scale, {dynamic} with dynamic activation scales", total=total, joined=native.joined,
+                          dynamic=native.dynamic))
     lines += native.runs if native is not None else []
-    lines += [f"note: {note}" for note in (*description.notes, *(native.notes if native else ()), *host.found_lacks)]
-    return "\n".join(lines)
+    lines += [Text("note: {note}", note=note)
+              for note in (*description.notes, *(native.notes if native else ()), *host.found_lacks)]
+    return joined("\n", lines)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
+
+from ..host.texts import Text, joined
 
 
 def size(count: int) -> str:
@@ -15,27 +16,33 @@ def size(count: int) -> str:
 
 
 def grouped(lines: Iterable[str]) -> list[str]:
-    """Lines that begin with a layer's or tensor's name ("a.b: text", "a.b is text", "a.b (text"): those that say the
-    same of several as one, with how many and the first ten; other lines as they are."""
-    same: dict[str, list[tuple[str, str]]] = {}
+    """Lines that begin with the name of a layer or tensor ("{name}: it is stored as U8"): of those that say the same of
+    several, the first, with how many others and the first ten of them. Other lines as they are."""
+    same: dict[object, list[Text]] = {}
     for line in lines:
-        found = _OF_ONE.match(line)
-        name, text = found.groups() if found else ("", line)
-        same.setdefault(text, []).append((name, line))
-    return [found[0][1] if len(found) == 1 else f"{text}: {_counted([name for name, _ in found])}"
-            for text, found in same.items()]
+        key: object = line
+        if isinstance(line, Text) and line.template.startswith("{"):
+            first = _first(line)
+            key = line.template, *((name, value) for name, value in line.values.items() if name != first)
+        same.setdefault(key, []).append(line if isinstance(line, Text) else Text("{line}", line=line))
+    return [found[0] if len(set(found)) == 1 else _several(found) for found in same.values()]
 
 
-def _counted(names: list[str]) -> str:
-    what = "tensors" if names[0].endswith((".weight", ".bias")) else "layers"
-    return f"{len(names)} {what} ({first_ten(names)})"
+def _first(line: Text) -> str:
+    return line.template[1:line.template.index("}")]
 
 
-_OF_ONE = re.compile(r"(\S+?)(?:: | is | (?=\())(.+)", re.DOTALL)
+def _several(lines: list[Text]) -> Text:
+    names = [line.values[_first(line)] for line in lines[1:]]
+    if names[0].endswith((".weight", ".bias")):
+        return Text("{line}; the same of {count} more tensors: {names}", line=lines[0], count=len(names),
+                    names=first_ten(names))
+    return Text("{line}; the same of {count} more layers: {names}", line=lines[0], count=len(names),
+                names=first_ten(names))
 
 
 def first_ten(names: Iterable[str]) -> str:
     """The first ten names as one line, with how many more there are."""
     names = list(names)
-    shown = ", ".join(names[:10])
-    return shown if len(names) <= 10 else f"{shown}, and {len(names) - 10} more"
+    shown = joined(", ", names[:10])
+    return shown if len(names) <= 10 else Text("{shown}, and {count} more", shown=shown, count=len(names) - 10)

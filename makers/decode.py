@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from .. import host
+from ..host.texts import Text
 from ..loaders.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -38,11 +39,12 @@ def decoder() -> Decode:
         try:
             lost = linear.load_state_dict({leaf: tensor.to("cpu") for leaf, tensor in part.items()}, strict=False)
         except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{name} cannot be decoded: {error}", "", "load the checkpoint to see what is wrong"
-                                  ) from error
+            raise CheckpointError(Text("{name} cannot be decoded: {error}", name=name, error=error), "",
+                                  Text("load the checkpoint to see what is wrong")) from error
         if lost.unexpected_keys or lost.missing_keys:
-            raise CheckpointError(f"{name} has tensors that its format does not know, or lacks some: "
-                                  f"{', '.join((*lost.unexpected_keys, *lost.missing_keys))}", "", "report this")
+            raise CheckpointError(Text("{name} has tensors that its format does not know, or lacks some: {tensors}",
+                                       name=name, tensors=", ".join((*lost.unexpected_keys, *lost.missing_keys))), "",
+                                  Text("report this"))
         weight, bias = linear.weight, linear.bias
         if is_tiled(weight):
             bias = plain_bias(weight, bias)

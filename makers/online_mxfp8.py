@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import host
+from ..host.texts import Text, joined
 from ..loaders.architectures import ARCHITECTURES, Naming
 from ..loaders.containers.safetensors import TensorInfo
 from ..loaders.errors import CheckpointError
@@ -59,10 +60,11 @@ def quantize(model: Any, keep: str = "", backend: str = "auto", step: Callable[[
     modules = _linears(model)
     choice, source = _choose(model, modules, keep)
     if not choice.quantize:
-        raise CheckpointError("the MODEL has no Linear weights to quantize: "
-                              f"{len(choice.already)} are quantized already, {len(choice.kept)} are kept by patterns, "
-                              f"{len(choice.odd)} have sizes that are no multiple of {MULTIPLE}", "",
-                              "connect a model in BF16, FP16 or FP32, or keep less")
+        raise CheckpointError(Text("the MODEL has no Linear weights to quantize: {already} are quantized already, "
+                                   "{kept} are kept by patterns, {odd} have sizes that are no multiple of {multiple}",
+                                   already=len(choice.already), kept=len(choice.kept), odd=len(choice.odd),
+                                   multiple=MULTIPLE), "",
+                              Text("connect a model in BF16, FP16 or FP32, or keep less"))
     chosen = _kernels(backend, modules)
     step = step or host.progress(len(choice.quantize))
     tensors = host.unpatched_tensors(model)
@@ -76,15 +78,22 @@ def quantize(model: Any, keep: str = "", backend: str = "auto", step: Callable[[
     tensors = {name: tensor.to(model.offload_device) for name, tensor in tensors.items()}
     fresh = _to_host(tensors, model, modules, chosen.kernels)
     patcher = _dress(model, fresh, keep, backend)
-    lines = [f"MXFP8: {len(choice.quantize)} Linear layers, {size(before)} -> {size(after)}; weights by Ascend's rule "
-             "(floor of the shared exponent, round half to even, saturating)",
-             f"kept in high precision ({source}): {_list(choice.kept)}"]
-    lines += [f"quantized already, left as they are: {_list(choice.already)}"] if choice.already else []
-    lines += [f"kept, rows or columns are no multiple of {MULTIPLE}: {_list(choice.odd)}"] if choice.odd else []
-    lines += [f"note: these patterns match no layer: {first_ten(choice.unmatched)}"] if choice.unmatched else []
+    lines: list[str] = [
+        Text("MXFP8: {count} Linear layers, {before} -> {after}; weights by Ascend's rule (floor of the shared "
+             "exponent, round half to even, saturating)", count=len(choice.quantize), before=size(before),
+             after=size(after)),
+        Text("kept in high precision ({source}): {layers}", source=source, layers=_list(choice.kept))]
+    if choice.already:
+        lines.append(Text("quantized already, left as they are: {layers}", layers=_list(choice.already)))
+    if choice.odd:
+        lines.append(Text("kept, rows or columns are no multiple of {multiple}: {layers}", multiple=MULTIPLE,
+                          layers=_list(choice.odd)))
+    if choice.unmatched:
+        lines.append(Text("note: these patterns match no layer: {patterns}", patterns=first_ten(choice.unmatched)))
     lines += chosen.lines
-    lines += [f"patches carried over: {len(model.patches)}"] if model.patches else []
-    return patcher, "\n".join(lines)
+    if model.patches:
+        lines.append(Text("patches carried over: {count}", count=len(model.patches)))
+    return patcher, joined("\n", lines)
 
 
 def rebuild(init: tuple, keep: str, backend: str, disable_dynamic: bool = False) -> Any:
@@ -97,12 +106,13 @@ def _linears(model: Any) -> dict[str, Any]:
     """Native name -> module of every Linear with a weight. Raises CheckpointError for models that cannot be changed."""
     bound = host.bound_to_weights(model)
     if bound:
-        raise CheckpointError(f"the MODEL carries {bound}, which would keep using the weights as they are", "",
-                              "connect Ascend MXFP8 Quantize directly behind the loader")
+        raise CheckpointError(Text("the MODEL carries {bound}, which would keep using the weights as they are",
+                                   bound=bound), "",
+                              Text("connect Ascend MXFP8 Quantize directly behind the loader"))
     network = model.model.diffusion_model
     if any(parameter.is_meta for parameter in network.parameters()):
-        raise CheckpointError("this MODEL has no weights yet (weights: defer to override)", "",
-                              "set weights to 'load', or connect Apply Transformer Override before")
+        raise CheckpointError(Text("this MODEL has no weights yet (weights: defer to override)"), "",
+                              Text("set weights to 'load', or connect Apply Transformer Override before"))
     return {name: module for name, module in network.named_modules()
             if hasattr(module, "in_features") and hasattr(module, "out_features")
             and getattr(module, "weight", None) is not None}
@@ -112,15 +122,18 @@ def _choose(model: Any, modules: dict[str, Any], keep: str) -> tuple[_Choice, st
     """Which layers to quantize, and where the patterns came from."""
     also, preset = _other_names(model)
     lines = [line.strip() for line in keep.splitlines() if line.strip()]
-    patterns, source = [], f"{len(lines)} patterns" if lines else "no patterns, and no preset for this architecture"
+    patterns = []
+    source = Text("{count} patterns", count=len(lines)) if lines else \
+        Text("no patterns, and no preset for this architecture")
     if not lines and preset.keep:
-        lines, source = list(preset.keep), f"preset {preset.name}"
+        lines, source = list(preset.keep), Text("preset {preset}", preset=preset.name)
     for line in lines:
         try:
             patterns.append(re.compile(line))
         except re.error as error:
-            raise CheckpointError(f"keep_high_precision: {error}", line,
-                                  "each line is a Python regular expression, looked for in module names") from error
+            raise CheckpointError(Text("keep_high_precision: {error}", error=error), line,
+                                  Text("each line is a Python regular expression, looked for in module names")
+                                  ) from error
     choice, used = _Choice(), set()
     for name, module in modules.items():
         found = [p.pattern for p in patterns if any(p.search(other) for other in (name, *also.get(name, ())))]
@@ -128,8 +141,9 @@ def _choose(model: Any, modules: dict[str, Any], keep: str) -> tuple[_Choice, st
         if hasattr(module.weight, "_layout_cls") or str(module.weight.dtype).startswith("torch.float8"):
             choice.already.append(name)
         elif str(module.weight.dtype) not in FLOATS or module.weight.ndim != 2:
-            raise CheckpointError(f"the weight is {module.weight.dtype} in a form ComfyUI itself does not have", name,
-                                  "connect a model in BF16, FP16 or FP32")
+            raise CheckpointError(Text("the weight is {dtype} in a form ComfyUI itself does not have",
+                                       dtype=module.weight.dtype), name,
+                                  Text("connect a model in BF16, FP16 or FP32"))
         elif found:
             choice.kept.append(name)
         elif module.out_features % MULTIPLE or module.in_features % MULTIPLE:
@@ -181,7 +195,8 @@ def _layer(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         shape = (weight.shape[0], weight.shape[1])
         layer = join([Tile(Place(KIND, *shape), {"codes": codes, "scale": scale})], [name], shape)
     except ValueError as error:
-        raise CheckpointError(str(error), name, "get the model again; its weights are damaged") from error
+        raise CheckpointError(Text("{error}", error=error), name,
+                              Text("get the model again; its weights are damaged")) from error
     return {f"{name}.{leaf}": tensor.to("cpu") for leaf, tensor in layer.tensors.items()}
 
 
@@ -197,9 +212,11 @@ def _to_host(tensors: dict[str, torch.Tensor], model: Any, modules: dict[str, An
     names, there = ({name for name, _ in m.model.diffusion_model.named_parameters()} if m is not None else set()
                     for m in (model, fresh))
     if differences or names != there:
-        raise CheckpointError(f"ComfyUI {host.version()} does not make the same model of these tensors: "
-                              f"{first_ten(sorted(differences) or sorted(names ^ there))}", type(model.model).__name__,
-                              "this model cannot be quantized here; report it")
+        raise CheckpointError(Text("ComfyUI {version} does not make the same model of these tensors: {differences}",
+                                   version=host.version(),
+                                   differences=first_ten(sorted(differences) or sorted(names ^ there))),
+                              type(model.model).__name__,
+                              Text("this model cannot be quantized here; report it"))
     return fresh
 
 
@@ -226,8 +243,8 @@ def _dress(model: Any, fresh: Any, keep: str, backend: str) -> Any:
     there = patcher.model_state_dict().keys() if model.patches else ()
     lost = [key for key in model.patches if key not in there]
     if lost:
-        raise CheckpointError(f"the MODEL's patches do not fit: {first_ten(lost)}", "",
-                              "connect LoRAs behind this node")
+        raise CheckpointError(Text("the MODEL's patches do not fit: {patches}", patches=first_ten(lost)), "",
+                              Text("connect LoRAs behind this node"))
     return patcher
 
 
@@ -236,5 +253,5 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 
 def _list(names: list[str]) -> str:
-    return f"{len(names)}: {first_ten(names)}" if names else "none"
+    return Text("{count}: {names}", count=len(names), names=first_ten(names)) if names else Text("none")
 

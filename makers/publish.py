@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import host
+from ..host.texts import Text
 from ..loaders.errors import CheckpointError
 from ..loaders.files.unfinished import MARKER
 
 PART = ".part"
 Step = Callable[[int], None]
-_TEXT = ("This folder is unfinished: run the tool that writes it again, it goes on where it stopped.\n"
-         "A folder called 'previous' in here is the one that was to be replaced: keep it, the tool puts it back.\n")
+_TEXT = ("This folder is unfinished: run the tool that writes it again, it goes on where it stopped.\nA folder called "
+         "'previous' in here is the one that was to be replaced: keep it, the tool puts it back.\n")
 _REMOVED = "removed"
 
 
@@ -41,19 +42,19 @@ def target_folder(output: str, inputs: Sequence[Path], overwrite: bool = False) 
     text = output.strip()
     path = Path(text).expanduser()
     if not text or ".." in path.parts or "\0" in text:
-        raise CheckpointError("no output folder is given" if not text else "an output folder must not contain '..'",
-                              text, "give the full path of a new folder")
+        raise CheckpointError(Text("an output folder must not contain '..'") if text else
+                              Text("no output folder is given"), text, Text("give the full path of a new folder"))
     if not path.is_absolute():
         path = Path(next(iter(host.model_folders()), os.getcwd()), path)
     if path.is_symlink() or path.exists() and not path.is_dir():
-        raise CheckpointError("the output is a link or a file", path, "give the full path of a new folder")
+        raise CheckpointError(Text("the output is a link or a file"), path, Text("give the full path of a new folder"))
     real = Path(os.path.realpath(path))
     _refuse_full(real, overwrite)
     for folder in inputs:
         top = Path(os.path.realpath(folder))
         if real.is_relative_to(top) or top.is_relative_to(real):
-            raise CheckpointError("the output folder and an input lie in each other", path,
-                                  f"give a folder outside {folder}")
+            raise CheckpointError(Text("the output folder and an input lie in each other"), path,
+                                  Text("give a folder outside {folder}", folder=folder))
     return real
 
 
@@ -62,11 +63,13 @@ def _refuse_full(target: Path, overwrite: bool) -> None:
     if not names or MARKER in names:
         return
     if not overwrite:
-        raise CheckpointError("the output folder is not empty", target, "give a new folder; nothing is overwritten")
+        raise CheckpointError(Text("the output folder is not empty"), target,
+                              Text("give a new folder; nothing is overwritten"))
     model = "config.json" in names and any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
     if not model or any(entry.is_dir() for entry in os.scandir(target)):
-        raise CheckpointError("the output folder is not that of one model (config.json, weights and no folders), so it "
-                              "is not overwritten", target, "give a new folder, or remove this one yourself")
+        raise CheckpointError(Text("the output folder is not that of one model (config.json, weights and no folders), "
+                                   "so it is not overwritten"), target,
+                              Text("give a new folder, or remove this one yourself"))
 
 
 def sync_folder(folder: Path) -> None:
@@ -115,8 +118,9 @@ class Work:
                     if path.is_file() and not path.is_symlink())
         free = shutil.disk_usage(self.content).free
         if need - there > free:
-            raise CheckpointError(f"the new folder needs {size(need - there)} more, {size(free)} are free",
-                                  self.target.parent, "make space, or choose another disk")
+            raise CheckpointError(Text("the new folder needs {needed} more, {free} are free", needed=size(need - there),
+                                       free=size(free)), self.target.parent,
+                                  Text("make space, or choose another disk"))
 
     def publish(self, names: Collection[str]) -> None:
         """Let the content be the target. `names` are the files to take `.part` from; all files must be on disk."""
@@ -160,7 +164,8 @@ def work_folder(target: Path, overwrite: bool = False) -> Iterator[Work]:
         target.parent.mkdir(parents=True, exist_ok=True)
         if folder.is_symlink() or folder.exists() and not (folder / MARKER).is_file() and (
                 not folder.is_dir() or any(folder.iterdir())):
-            raise CheckpointError("the folder for unfinished work exists, and is not this tool's", folder, "remove it")
+            raise CheckpointError(Text("the folder for unfinished work exists, and is not this tool's"), folder,
+                                  Text("remove it"))
         folder.mkdir(exist_ok=True)
         with open(folder / MARKER, "a", encoding="utf-8") as mark:
             _lock(mark, folder / MARKER, target)
@@ -185,8 +190,10 @@ def work_folder(target: Path, overwrite: bool = False) -> Iterator[Work]:
 
 def unwritable(error: OSError, where: object, what: str = "") -> CheckpointError:
     """The refusal that stands for an OSError while writing `what`; the next run goes on from there."""
-    return CheckpointError(f"cannot write{what and f' {what}'}: {error.strerror or error}", error.filename or where,
-                           "check space and rights, then run this again: it goes on where it stopped")
+    why = error.strerror or error
+    return CheckpointError(Text("cannot write {what}: {why}", what=what, why=why) if what else
+                           Text("cannot write: {why}", why=why), error.filename or where,
+                           Text("check space and rights, then run this again: it goes on where it stopped"))
 
 
 def _mark(folder: Path) -> None:
@@ -203,7 +210,7 @@ def _lock(mark, path: Path, target: Path) -> None:
         fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(mark.fileno()), os.stat(path)):  # else another run has just finished
             return
-    raise CheckpointError("another run writes this folder", target, "wait for it")
+    raise CheckpointError(Text("another run writes this folder"), target, Text("wait for it"))
 
 
 def _recover(work: Work) -> None:
@@ -221,8 +228,9 @@ def _recover(work: Work) -> None:
     elif not work.content.exists():
         _drop_previous(work)  # the new one has taken its place
     elif any(work.target.iterdir()):
-        raise CheckpointError("the folder that was to be replaced is still here, and its place is taken",
-                              work.previous, f"keep one of the two: move this one away, or {work.target}")
+        raise CheckpointError(Text("the folder that was to be replaced is still here, and its place is taken"),
+                              work.previous,
+                              Text("keep one of the two: move this one away, or {target}", target=work.target))
     else:
         work.target.rmdir()
         work.previous.rename(work.target)

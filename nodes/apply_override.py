@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..host.texts import said
 from ..loaders.families.nunchaku.files import KNOWN
 from ..loaders.families.repos import OVERRIDES
 from ..loaders.local import LIKELY, MAYBE, SURE, TRANSFORMER, Local
@@ -34,8 +35,8 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
                 io.Model.Input("model", tooltip="The base, from Load Base Model or any loader of the same "
                                                 "architecture."),
                 inputs.checkpoints("override", _fit, (*OVERRIDES, *KNOWN),
-                                   "What ComfyUI's model folders hold of transformers, those first that are called "
-                                   "quantized, and the known repo ids."),
+                                   tooltip="What ComfyUI's model folders hold of transformers, those first that are "
+                                           "called quantized, and the known repo ids."),
                 io.Combo.Input("kind", optional=True, options=["auto", "component", "weights"], default="auto",
                                tooltip="component: config and weights of the override. weights: only its weights, the "
                                        "base's config stays. auto: component when there is a config.json."),
@@ -74,4 +75,4 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
                                  compute=compute, fp4_backend=fp4_backend, download=download_missing,
                                  byte_order=byte_order)
         loaded = models.override(model, request, kind)
-        return io.NodeOutput(loaded.patcher, loaded.report)
+        return io.NodeOutput(loaded.patcher, said(loaded.report))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..loaders.errors import CheckpointError
 from ..loaders.files.places import cleaned
@@ -55,4 +55,4 @@ class QT_RepackModelSlimWan(io.ComfyNode):
         from ..makers.repack_wan import repack
 
         report = repack(source, base, inputs.new_name(output), direction, link == "link")
-        return io.NodeOutput(report, ui=ui.PreviewText(report))
+        return inputs.reported(report)

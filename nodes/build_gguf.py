@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..loaders.errors import CheckpointError
 from ..makers.builders.gguf_file import target_file
@@ -63,4 +63,4 @@ class QT_BuildGGUF(io.ComfyNode):
 
         built = build_gguf(base=base, output=inputs.new_name(output), kind=type, model_type=model_type,
                            keep_patterns=one_a_line(keep_patterns), overwrite=overwrite)
-        return io.NodeOutput(built.report, ui=ui.PreviewText(built.report))
+        return inputs.reported(built.report)

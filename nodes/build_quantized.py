@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
+from ..host.texts import Text
 from ..loaders.errors import CheckpointError
 from ..loaders.files.places import cleaned, find_path
 from ..makers.builders.options import SHARD_SIZE, one_a_line, shard_bytes
@@ -44,7 +45,8 @@ def _check(references: tuple[str | None, ...], patterns: str | None, max_shard_s
             return found
     try:
         if not any(reference is None or cleaned(reference) for reference in references):
-            raise CheckpointError("neither a ModelOpt export nor a base is given", "", "give one of them, or both")
+            raise CheckpointError(Text("neither a ModelOpt export nor a base is given"), "",
+                                  Text("give one of them, or both"))
         compiled(one_a_line(patterns or ""))
         shard_bytes(SHARD_SIZE if max_shard_size is None else max_shard_size)
         if output is not None:
@@ -102,7 +104,7 @@ class QT_BuildFP8Transformer(io.ComfyNode):
                           modelopt_backbone_ckpt=backbone, base_transformer_dir=base, model_type=model_type,
                           keep_bf16_patterns=one_a_line(keep_bf16_patterns), maxbound=maxbound,
                           shard_bytes=shard_bytes(max_shard_size), overwrite=overwrite)
-        return io.NodeOutput(built.report, ui=ui.PreviewText(built.report))
+        return inputs.reported(built.report)
 
 
 class QT_BuildNVFP4Transformer(io.ComfyNode):
@@ -149,4 +151,4 @@ class QT_BuildNVFP4Transformer(io.ComfyNode):
                             keep_bf16_patterns=one_a_line(keep_bf16_patterns),
                             swap_weight_nibbles=swap_weight_nibbles, shard_bytes=shard_bytes(max_shard_size),
                             overwrite=overwrite)
-        return io.NodeOutput(built.report, ui=ui.PreviewText(built.report))
+        return inputs.reported(built.report)

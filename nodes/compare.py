@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from .. import host
+from ..host.texts import said
 from . import inputs
 
 # Asked here, too: a ComfyUI without them costs this node, where a schema that raises costs all of the pack.
@@ -53,5 +54,6 @@ class QT_CompareModels(io.ComfyNode):
         report, picture = compare_models(
             reference_model, model, latent_image, seed=seed, vae=vae, positive=positive, negative=negative, steps=steps,
             cfg=cfg, sampler_name=sampler_name, scheduler=scheduler, denoise=denoise)
+        report = said(report)
         shown = {**ui.PreviewText(report).as_dict(), **ui.PreviewImage(picture, cls=cls).as_dict()}
         return io.NodeOutput(report, picture, ui=shown)

@@ -12,9 +12,10 @@ from functools import cache
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from .. import host
+from ..host.texts import Text, asked, said, usual
 from ..loaders import local
 from ..loaders.errors import CheckpointError
 from ..loaders.families import choices_of
@@ -51,8 +52,15 @@ def checkpoints(name: str, fit: str | Fit, known: tuple[str, ...], tooltip: str,
     return io.Combo.Input(name, optional=True, options=kept[1], default=kept[2], tooltip=tooltip)
 
 
+def reported(report: str) -> Any:
+    """The output of a node that gives a report and shows it, in the language of the page whose prompt runs."""
+    words = said(report)
+    return io.NodeOutput(words, ui=ui.PreviewText(words))
+
+
 def reference() -> Any:
-    return io.String.Input("reference", optional=True, default="", tooltip=REFERENCE_TIP)
+    return io.String.Input("reference", optional=True, default="",
+                           tooltip=REFERENCE_TIP)
 
 
 def revision() -> Any:
@@ -133,7 +141,8 @@ def check_new(output: str | None, references: Mapping[str, str | None],
     read = []
     for name, reference in references.items():
         if reference is not None and not cleaned(reference):
-            raise CheckpointError(f"no {name} is given", "", "give a path, or a repo id that is on this machine")
+            raise CheckpointError(Text("no {name} is given", name=name), "",
+                                  Text("give a path, or a repo id that is on this machine"))
         read += [find_path(reference)] if reference is not None else []
     if output is not None:
         target(new_name(output), read)
@@ -148,8 +157,8 @@ def new_name(text: str) -> str:
     if os.name == "nt" or name.startswith(("/", "~")):
         return name
     if PureWindowsPath(name).drive:
-        raise CheckpointError("this is a path of Windows, which this machine does not run", name,
-                              "give a name relative to ComfyUI's folders, or a path of this machine")
+        raise CheckpointError(Text("this is a path of Windows, which this machine does not run"), name,
+                              Text("give a name relative to ComfyUI's folders, or a path of this machine"))
     return name.replace("\\", "/")
 
 
@@ -157,8 +166,10 @@ _prompt: ContextVar[dict[str, Any] | None] = ContextVar("prompt", default=None)
 
 
 def keep_prompt(data: Any) -> Any:
-    """For host.on_prompt: what is posted, kept for the checks of its nodes, which the host asks in the same task."""
-    prompt = data.get("prompt") if isinstance(data, dict) else None
+    """For host.on_prompt: what is posted, and the language of the page that posts it, kept for the checks of its nodes,
+    which the host asks in the same task."""
+    prompt, client = (data.get("prompt"), data.get("client_id")) if isinstance(data, dict) else (None, None)
+    asked.set(host.language_of(client) or usual())
     _prompt.set(prompt if isinstance(prompt, dict) else None)
     return data
 
@@ -208,5 +219,5 @@ def stamp(files: Callable[[], Iterable[str]], *facts: Any) -> str:
             stat = os.stat(path)
             parts.append(f"{path} {stat.st_size} {stat.st_mtime_ns}")
     except (CheckpointError, OSError) as error:
-        parts.append(str(error))
+        parts.append(repr(error))  # the same in every language
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
+from ..host.texts import said
 from ..loaders.families.nunchaku.files import KNOWN
 from ..loaders.families.repos import OVERRIDES
 from ..loaders.local import MAYBE, TRANSFORMER, Local
@@ -29,7 +30,8 @@ class QT_InspectCheckpoint(io.ComfyNode):
             search_aliases=["what is this model", "checkpoint info", "layer map", "quantization"],
             inputs=[
                 inputs.checkpoints("checkpoint", _fit, (*OVERRIDES, *KNOWN, *KNOWN_BASES),
-                                   "All that ComfyUI's model folders hold, transformers first, and known repo ids."),
+                                   tooltip="All that ComfyUI's model folders hold, transformers first, and known repo "
+                                           "ids."),
                 inputs.reference(),
                 io.String.Input("weights_name", optional=True, default="", advanced=True,
                                 tooltip="File inside the folder or repo, where there are several."),
@@ -59,7 +61,7 @@ class QT_InspectCheckpoint(io.ComfyNode):
         from ..views.layer_map import layer_map
 
         description = describe(Checkpoint(locate(inputs.chosen(reference, checkpoint), weights_name=weights_name)))
-        report = describe_report(description)
+        report = said(describe_report(description))
         picture = torch.from_numpy(numpy.asarray(layer_map(description), dtype=numpy.float32) / 255)[None]
         shown = {**ui.PreviewText(report).as_dict(), **ui.PreviewImage(picture, cls=cls).as_dict()}
         return io.NodeOutput(report, picture, ui=shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..host.texts import said
 from ..loaders.local import TRANSFORMER
 from ..loaders.locate import KNOWN_BASES
 from . import inputs, nvfp4
@@ -24,8 +25,8 @@ class QT_LoadBaseModel(io.ComfyNode):
                             "gptq", "int8", "bitsandbytes", "nf4", "compressed-tensors"],
             inputs=[
                 inputs.checkpoints("base_model", TRANSFORMER, KNOWN_BASES,
-                                   "What ComfyUI's model folders (diffusers, diffusion_models, checkpoints) hold of "
-                                   "transformers, and the known repo ids."),
+                                   tooltip="What ComfyUI's model folders (diffusers, diffusion_models, checkpoints) "
+                                           "hold of transformers, and the known repo ids."),
                 io.Combo.Input("component", optional=True, options=["transformer", "transformer_2"],
                                default="transformer",
                                tooltip="Which transformer of a pipeline with two (Wan2.2: high and low noise)."),
@@ -59,4 +60,4 @@ class QT_LoadBaseModel(io.ComfyNode):
         request = model.Request(inputs.chosen(reference, base_model), component, revision=revision, dtype=dtype,
                                 download=download_missing, byte_order=byte_order)
         loaded = model.load(request) if weights == "load" else model.defer(request)
-        return io.NodeOutput(loaded.patcher, loaded.report)
+        return io.NodeOutput(loaded.patcher, said(loaded.report))

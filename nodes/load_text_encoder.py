@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.texts import said
 from ..loaders.components import overrides
 from ..loaders.local import ENCODER, TEXTS
 from ..loaders.locate import KNOWN_BASES
@@ -28,19 +29,20 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
                             "gguf clip", "quantized text encoder"],
             inputs=[
                 inputs.checkpoints("base_model", TEXTS, KNOWN_BASES,
-                                   "Whole pipeline folders (with model_index.json) in ComfyUI's model folders "
-                                   "(diffusers), what can be an all-in-one checkpoint, and the known repo ids."),
+                                   tooltip="Whole pipeline folders (with model_index.json) in ComfyUI's model folders "
+                                           "(diffusers), what can be an all-in-one checkpoint, and the known repo "
+                                           "ids."),
                 inputs.reference(),
                 io.Combo.Input("dtype", options=["default", "bf16", "fp16", "fp32"], default="default", optional=True,
                                advanced=True, tooltip="Precision to keep the weights in. default: what ComfyUI picks "
                                                       "for the file. It always computes text in fp32."),
                 inputs.revision(),
                 inputs.download_missing(),
-                *_override("override", "A text encoder that takes the place of one of the base's: a GGUF or "
+                *_override("override", tooltip="A text encoder that takes the place of one of the base's: a GGUF or "
                            "safetensors file, a folder of transformers, or a whole pipeline. Which one it replaces is "
                            "told by what is in it. Tokenizers are always the base's."),
-                *_override("override_2", "The same for another one of the base's text encoders, or for the mmproj file "
-                           "of a GGUF (the eyes of Qwen2.5-VL)."),
+                *_override("override_2", tooltip="The same for another one of the base's text encoders, or for the "
+                           "mmproj file of a GGUF (the eyes of Qwen2.5-VL)."),
             ],
             outputs=[io.Clip.Output(), io.String.Output("report", display_name="report")],
             hidden=[io.Hidden.unique_id])
@@ -66,7 +68,7 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
 
         loaded = text_encoder.load(text_encoder.Request(inputs.chosen(reference, base_model), revision, dtype,
                                                         download_missing, overrides.chosen(others)))
-        return io.NodeOutput(loaded.clip, loaded.report)
+        return io.NodeOutput(loaded.clip, said(loaded.report))
 
 
 def _override(name: str, tooltip: str) -> tuple[Any, Any]:

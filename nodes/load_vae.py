@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..host.texts import said
 from ..loaders.local import VAE
 from ..loaders.locate import KNOWN_BASES
 from . import inputs
@@ -22,8 +23,9 @@ class QT_LoadBaseVAE(io.ComfyNode):
             search_aliases=["diffusers folder", "load vae", "autoencoder", "sharded"],
             inputs=[
                 inputs.checkpoints("base_model", VAE, KNOWN_BASES,
-                                   "The diffusers base whose vae is loaded, or a VAE: what ComfyUI's model folders "
-                                   "(diffusers, vae, checkpoints) hold of them, and the known repo ids."),
+                                   tooltip="The diffusers base whose vae is loaded, or a VAE: what ComfyUI's model "
+                                           "folders (diffusers, vae, checkpoints) hold of them, and the known repo "
+                                           "ids."),
                 inputs.reference(),
                 io.Combo.Input("dtype", options=["default", "bf16", "fp16", "fp32"], default="default", optional=True,
                                advanced=True, tooltip="Precision to compute in. default: what ComfyUI picks for the "
@@ -51,4 +53,4 @@ class QT_LoadBaseVAE(io.ComfyNode):
         from ..loaders.components import vae
 
         loaded = vae.load(vae.Request(inputs.chosen(reference, base_model), revision, dtype, download_missing))
-        return io.NodeOutput(loaded.vae, loaded.report)
+        return io.NodeOutput(loaded.vae, said(loaded.report))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..host.texts import said
 from ..loaders.families.modelslim.files import EXPERTS, KNOWN, local_folders
 from . import inputs
 
@@ -51,4 +52,4 @@ class QT_ModelSlimLoader(io.ComfyNode):
 
         loaded = model.load(model.Request(inputs.chosen(reference, folder), component, revision=revision,
                                           compute=compute, download=download_missing, family="modelslim"))
-        return io.NodeOutput(loaded.patcher, loaded.report)
+        return io.NodeOutput(loaded.patcher, said(loaded.report))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..host.texts import said
 from . import inputs
 
 
@@ -34,4 +35,5 @@ class QT_AscendMXFP8Quantize(io.ComfyNode):
     def execute(cls, model, keep_high_precision: str = "", backend: str = "auto") -> io.NodeOutput:
         from ..makers.online_mxfp8 import quantize
 
-        return io.NodeOutput(*quantize(model, keep_high_precision or "", backend))
+        patcher, report = quantize(model, keep_high_precision or "", backend)
+        return io.NodeOutput(patcher, said(report))

@@ -6,6 +6,7 @@ import re
 
 from comfy_api.latest import io
 
+from ..host.texts import said
 from ..loaders.families.nunchaku.files import KNOWN, METHODS, PRECISIONS, Choice, named_file
 from ..loaders.local import MAYBE, SURE, TRANSFORMER, Local
 from . import inputs
@@ -34,9 +35,9 @@ class QT_NunchakuSVDQLoader(io.ComfyNode):
                             "quantized"],
             inputs=[
                 inputs.checkpoints("weights", _fit, KNOWN,
-                                   "What ComfyUI's model folders hold, and the known repo ids: a svdq-* file, or a "
-                                   "folder of the older kind with two files. Last of the local ones are those whose "
-                                   "names do not tell."),
+                                   tooltip="What ComfyUI's model folders hold, and the known repo ids: a svdq-* file, "
+                                           "or a folder of the older kind with two files. Last of the local ones are "
+                                           "those whose names do not tell."),
                 io.Combo.Input("precision", optional=True, options=list(PRECISIONS), default="auto",
                                tooltip="Which file to take where there are several, and what the file must hold. auto: "
                                        "nvfp4 on Blackwell GPUs, int4 elsewhere. The tensors decide what it is."),
@@ -75,4 +76,4 @@ class QT_NunchakuSVDQLoader(io.ComfyNode):
                                 download=download_missing, family="nunchaku", choices=Choice(precision, rank),
                                 backend=backend)
         loaded = model.load(request)
-        return io.NodeOutput(loaded.patcher, loaded.report)
+        return io.NodeOutput(loaded.patcher, said(loaded.report))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..loaders.errors import CheckpointError
 from . import inputs
@@ -51,4 +51,4 @@ class QT_SaveQuantizedModel(io.ComfyNode):
         from ..makers.save import save
 
         _, report = save(model, inputs.new_name(filename), format, overwrite)
-        return io.NodeOutput(report, ui=ui.PreviewText(report))
+        return inputs.reported(report)

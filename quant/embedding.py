@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..host.texts import Text
 from .codecs import codec
 from .layouts import stored
 from .layouts.tiled import is_tiled, parameter, params_of, tiles_of
@@ -45,14 +46,15 @@ def for_texts(operations: Any, dtype: torch.dtype | None) -> Any:
                 shape = (self.num_embeddings, self.embedding_dim)
                 tiles = stored.read(state_dict, prefix, conf, shape)
                 if len(tiles) > 1:
-                    raise ValueError(f"{prefix.rstrip('.')}: a table of {len(tiles)} tiles, rows are looked up in one")
+                    raise ValueError(Text("{name}: a table of {count} tiles, rows are looked up in one",
+                                          name=prefix.rstrip("."), count=len(tiles)))
                 tiles = [tile.apply(self._placed) for tile in tiles]
                 self.weight = parameter(*params_of(tiles, torch.float32, shape))
                 self.quant_format = stored.FORMAT
             elif not conf and key in state_dict and state_dict[key].dtype in FLOATS:
                 weight = state_dict.pop(key)
                 if tuple(weight.shape) != (self.num_embeddings, self.embedding_dim):
-                    raise ValueError(f"size mismatch for {key}: {list(weight.shape)}")
+                    raise ValueError(Text("size mismatch for {name}: {shape}", name=key, shape=list(weight.shape)))
                 self.weight = torch.nn.Parameter(self._placed(weight.to(dtype or weight.dtype)), requires_grad=False)
             else:
                 super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys,

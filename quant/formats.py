@@ -10,6 +10,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
+from ..host.texts import Text
 from .codecs import MODULES
 from .stored import PLAIN, Leaves, StoredFormat
 
@@ -34,13 +35,14 @@ def name_unsupported(leaves: Mapping[str, Any]) -> str:
     if "wscales" in leaves or "proj_down" in leaves:
         return "Nunchaku SVDQuant"
     if "qweight" in leaves:
-        return "GPTQ/AWQ packed integers"
+        return Text("GPTQ/AWQ packed integers")
     if "deq_scale" in leaves or "weight_offset" in leaves:
-        return "Ascend ModelSlim"
+        return Text("Ascend ModelSlim")
     if dtype.startswith("F8") and scale is not None and scale.dtype in ("U8", "F8_E8M0"):
         return "MXFP8"
     if dtype in ("I8", "U8") and "scale" in leaves:
-        return "integers with scale" + (" and zero_point" if "zero_point" in leaves else "") + " (SDNQ and others)"
+        return Text("integers with scale and zero_point (SDNQ and others)") if "zero_point" in leaves else \
+            Text("integers with scale (SDNQ and others)")
     if dtype == "I8":
-        return "INT8" if scale is not None else "INT8 without weight_scale"
-    return f"{dtype or 'unknown'} weights"
+        return "INT8" if scale is not None else Text("INT8 without weight_scale")
+    return Text("{dtype} weights", dtype=dtype) if dtype else Text("unknown weights")

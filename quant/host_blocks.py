@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..host.texts import Text, either
 from .ascend.kinds import BLOCK
 from .codecs import mxfp8
 from .scales import by_row, positive
@@ -34,21 +35,25 @@ def problem(word: str, conf: Mapping[str, Any], leaves: Mapping[str, Stored], ro
     """What is wrong with a layer in one of these formats; empty when nothing is."""
     weight, scale = leaves["weight"], leaves.get("weight_scale")
     if weight.dtype not in WEIGHTS[word]:
-        return f"weight is {weight.dtype}, expected {' or '.join(WEIGHTS[word])}"
+        return Text("weight is {found}, expected {expected}", found=weight.dtype, expected=either(WEIGHTS[word]))
     shape = tuple(weight.shape)
     if len(shape) != 2 or not (0 <= shape[0] - rows < BLOCK and 0 <= shape[1] - columns < BLOCK):
-        return f"weight is {list(shape)}, expected {[rows, columns]}"
-    if scale is None or scale.dtype not in SCALES[word]:
-        return f"weight_scale is {scale.dtype if scale else 'missing'}, expected {' or '.join(SCALES[word])}"
+        return Text("weight is {found}, expected {expected}", found=list(shape), expected=[rows, columns])
+    if scale is None:
+        return Text("weight_scale is missing, expected {expected}", expected=either(SCALES[word]))
+    if scale.dtype not in SCALES[word]:
+        return Text("weight_scale is {found}, expected {expected}", found=scale.dtype, expected=either(SCALES[word]))
     seen = tuple(scale.shape)
     if word == "mxfp8":
         tiled = mxfp8.tiled_shape(*shape)
-        return "" if seen == tiled else f"weight_scale is {list(seen)}, expected {list(tiled)} (128 x 4 tiles)"
+        return "" if seen == tiled else Text("weight_scale is {found}, expected {expected} (128 x 4 tiles)",
+                                             found=list(seen), expected=list(tiled))
     if seen not in ((), (1,), (1, 1), (shape[0],), (shape[0], 1)):
-        return f"weight_scale is {list(seen)}, expected one value, or one a row"
+        return Text("weight_scale is {shape}, expected one value, or one a row", shape=list(seen))
     group = convrot(conf)
     if group and (group not in SIZES or columns % group):
-        return f"convrot_groupsize is {group}, expected a power of four that divides {columns}"
+        return Text("convrot_groupsize is {group}, expected a power of four that divides {columns}", group=group,
+                    columns=columns)
     return ""
 
 

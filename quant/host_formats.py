@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from ..host.texts import Text, either
 from .stored import Stored
 
 F32, HALF = frozenset({"F32"}), frozenset({"F32", "BF16", "F16"})
@@ -42,11 +43,13 @@ class HostFormat(NamedTuple):
         for leaf, field in self.fields.items():
             stored = leaves.get(leaf)
             if stored is None and not field.optional:
-                return f"{leaf} is missing"
+                return Text("{leaf} is missing", leaf=leaf)
             if stored is not None and stored.dtype not in field.dtypes:
-                return f"{leaf} is {stored.dtype}, expected {' or '.join(sorted(field.dtypes))}"
+                return Text("{leaf} is {found}, expected {expected}", leaf=leaf, found=stored.dtype,
+                            expected=either(sorted(field.dtypes)))
             if stored is not None and not field.fits(tuple(stored.shape), rows, columns):
-                return f"{leaf} is {list(stored.shape)}, expected {field.words} for {[rows, columns]}"
+                return Text("{leaf} is {found}, expected {expected} for {weight}", leaf=leaf, found=list(stored.shape),
+                            expected=field.words, weight=[rows, columns])
         return ""
 
 
@@ -65,22 +68,22 @@ def _columns_first(shape: Shape, rows: int, columns: int) -> bool:
 def _packed(*eighths: int) -> Field:
     """Codes of one or more widths, in eighths of a byte."""
     return Field(frozenset({"I8"}), lambda shape, rows, columns: shape in [(rows, columns * n // 8) for n in eighths],
-                 " or ".join(f"rows x {n}/8 of the columns" for n in eighths))
+                 either(Text("rows x {eighths}/8 of the columns", eighths=n) for n in eighths))
 
 
 HOST_FORMATS = {
     "convrot_w4a4": HostFormat(("ConvRot W4A4",), (60, 150, 110), {
-        "weight": _packed(4), "weight_scale": Field(F32, _row, "one value a row")}),
+        "weight": _packed(4), "weight_scale": Field(F32, _row, Text("one value a row"))}),
     "asym_w4a8_int8": HostFormat(("W4A8 (INT8)", "W6A8 (INT8)"), (120, 175, 90), {
         "weight": _packed(4, 6),
-        "weight_s_rel": Field(frozenset({"F8_E4M3", "U8", "F32"}), _groups, "rows x groups"),
-        "weight_s_channel": Field(F32, lambda shape, rows, columns: shape == (rows,), "one value a row"),
-        "weight_codebook": Field(F32, lambda shape, rows, columns: shape == (16,), "16 values", optional=True)}),
+        "weight_s_rel": Field(frozenset({"F8_E4M3", "U8", "F32"}), _groups, Text("rows x groups")),
+        "weight_s_channel": Field(F32, lambda shape, rows, columns: shape == (rows,), Text("one value a row")),
+        "weight_codebook": Field(F32, lambda shape, rows, columns: shape == (16,), Text("16 values"), optional=True)}),
     "awq_w4a16": HostFormat(("AWQ W4A16",), (150, 190, 120), {
-        "weight": _packed(4), "weight_scale": Field(HALF, _columns_first, "groups x rows"),
-        "weight_zeros": Field(HALF, _columns_first, "groups x rows")}),
+        "weight": _packed(4), "weight_scale": Field(HALF, _columns_first, Text("groups x rows")),
+        "weight_zeros": Field(HALF, _columns_first, Text("groups x rows"))}),
     "int4_tensorwise": HostFormat(("INT4",), (95, 185, 105), {
-        "weight": _packed(4), "weight_scale": Field(F32, _row, "one value a row")}),
+        "weight": _packed(4), "weight_scale": Field(F32, _row, Text("one value a row"))}),
 }
 TWO_A_BYTE = frozenset({"convrot_w4a4", "awq_w4a16", "int4_tensorwise"})
 LEAVES = frozenset(leaf for fmt in HOST_FORMATS.values() for leaf in fmt.fields) - {"weight"}

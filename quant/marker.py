@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from ..host.texts import Text
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -17,9 +19,10 @@ def full_precision_marker(name: str, part: dict[str, Tensor], formats: tuple[str
     try:
         conf = json.loads(bytes(stored.tolist()))
     except ValueError as error:
-        raise ValueError(f"{name}.comfy_quant is no JSON") from error
+        raise ValueError(Text("{name}.comfy_quant is no JSON", name=name)) from error
     if conf.get("format") not in formats:
-        raise ValueError(f"{name}.comfy_quant says format {conf.get('format')!r} but the weight is {formats[0]}")
+        raise ValueError(Text("{name}.comfy_quant says format {declared!r} but the weight is {format}", name=name,
+                              declared=conf.get("format"), format=formats[0]))
     return bool(conf.get("full_precision_matrix_mult"))
 
 

@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..host.texts import Text
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -69,7 +71,7 @@ def decide(scores: Iterable[Score]) -> tuple[bool | None, float]:
     found = list(scores)
     total = sum(found, Score())
     if max((one.value for one in found), default=0.0) > MARGIN and min(one.value for one in found) < -MARGIN:
-        raise ValueError("the block scales of some layers are in 128 x 4 tiles, those of others row-major")
+        raise ValueError(Text("the block scales of some layers are in 128 x 4 tiles, those of others row-major"))
     return (total.value > 0 if abs(total.value) > MARGIN else None), total.value
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..host.texts import Text
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -26,8 +28,8 @@ def shape_problem(shape: tuple[int, ...], rows: int, columns: int) -> str:
     if len(cut) == 2 and all(cut) and all(
             count == -(-size // block_of(size, count)) for size, count in zip((rows, columns), cut, strict=True)):
         return ""
-    return (f"the scale is {list(shape)}, expected one value, one a row, or one a block of a power of two of rows and "
-            "columns")
+    return Text("the scale is {shape}, expected one value, one a row, or one a block of a power of two of rows and "
+                "columns", shape=list(shape))
 
 
 def _blocks(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -41,7 +43,7 @@ def positive(name: str, scale: Tensor) -> Tensor:
     """A scale in F32. Raises ValueError for values that are not finite and positive; `name` is the tensor's."""
     scale = scale.float()
     if not bool((scale.isfinite() & (scale > 0)).all()):
-        raise ValueError(f"{name} has values that are not finite and positive")
+        raise ValueError(Text("{name} has values that are not finite and positive", name=name))
     return scale
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from ..host.texts import Text
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -111,7 +113,8 @@ def read_scale(name: str, part: Mapping[str, Tensor], leaf: str) -> Tensor | Non
         return None
     value = float(scale)
     if not 0 < value < float("inf"):
-        raise ValueError(f"{name}.{leaf} is {value}: a scale must be a finite positive number")
+        raise ValueError(Text("{name}.{leaf} is {value}: a scale must be a finite positive number", name=name,
+                              leaf=leaf, value=value))
     return scale.float().reshape(())
 
 
@@ -120,8 +123,9 @@ def wrong_shape(leaves: Leaves, rows: int, columns: int) -> str:
     shape = tuple(leaves["weight"].shape)
     if shape == (rows, columns):
         return ""
-    hint = " (transposed)" if shape == (columns, rows) else ""
-    return f"weight is {list(shape)}{hint}, expected {[rows, columns]}"
+    if shape == (columns, rows):
+        return Text("weight is {found} (transposed), expected {expected}", found=list(shape), expected=[rows, columns])
+    return Text("weight is {found}, expected {expected}", found=list(shape), expected=[rows, columns])
 
 
 def scalar_problem(leaves: Leaves, leaf: str) -> str:
@@ -130,9 +134,9 @@ def scalar_problem(leaves: Leaves, leaf: str) -> str:
     if scale is None:
         return ""
     if scale.dtype not in PLAIN_DTYPES:
-        return f"{leaf} is {scale.dtype}, expected F32"
+        return Text("{leaf} is {dtype}, expected F32", leaf=leaf, dtype=scale.dtype)
     if tuple(scale.shape) not in ((), (1,)):
-        return f"{leaf} is {list(scale.shape)}, expected one value"
+        return Text("{leaf} is {shape}, expected one value", leaf=leaf, shape=list(scale.shape))
     return ""
 
 
@@ -140,12 +144,13 @@ def factors_problem(leaves: Leaves, rows: int, columns: int) -> str:
     """What is wrong with the FACTORS of a [rows, columns] weight, where there are any."""
     pair = [leaves[leaf] for leaf in FACTORS[1:] if leaf in leaves]
     if len(pair) == 1:
-        return f"one of {' and '.join(FACTORS[1:])}, and they belong together"
+        return Text("one of {first} and {second}, and they belong together", first=FACTORS[1], second=FACTORS[2])
     rank = pair[0].shape[0] if pair and len(pair[0].shape) == 2 else 0
     for leaf, shape in zip(FACTORS, ((columns,), (rank, columns), (rows, rank)), strict=True):
         found = leaves.get(leaf)
         if found is not None and (found.dtype not in PLAIN_DTYPES or tuple(found.shape) != shape):
-            return f"{leaf} is {found.dtype} {list(found.shape)}, expected floats {list(shape)}"
+            return Text("{leaf} is {dtype} {shape}, expected floats {expected}", leaf=leaf, dtype=found.dtype,
+                        shape=list(found.shape), expected=list(shape))
     return ""
 
 
@@ -157,7 +162,7 @@ def factors(name: str, part: Mapping[str, Tensor]) -> list[Tensor | None]:
     found = [part.get(leaf) for leaf in FACTORS]
     for leaf, tensor in zip(FACTORS, found, strict=True):
         if tensor is not None and not bool(tensor.isfinite().all()):
-            raise ValueError(f"{name}.{leaf} has values that are not finite")
+            raise ValueError(Text("{name}.{leaf} has values that are not finite", name=name, leaf=leaf))
     if found[0] is not None and not bool((found[0] > 0).all()):
-        raise ValueError(f"{name}.{FACTORS[0]} has values that are not positive")
+        raise ValueError(Text("{name}.{leaf} has values that are not positive", name=name, leaf=FACTORS[0]))
     return found

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..host.texts import Text, joined
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -78,5 +80,6 @@ def check_tiling(places: list[Place], shape: tuple[int, int]) -> None:
     overlap = any(a.row < b.row + b.rows and b.row < a.row + a.rows and a.column < b.column + b.columns
                   and b.column < a.column + a.columns for i, a in enumerate(places) for b in places[:i])
     if not inside or overlap or sum(p.rows * p.columns for p in places) != shape[0] * shape[1]:
-        text = ", ".join(f"[{p.rows}, {p.columns}] at row {p.row}, column {p.column}" for p in places)
-        raise ValueError(f"tiles {text} do not make a weight of {list(shape)}")
+        tiles = joined(", ", (Text("[{rows}, {columns}] at row {row}, column {column}", rows=p.rows, columns=p.columns,
+                                   row=p.row, column=p.column) for p in places))
+        raise ValueError(Text("tiles {tiles} do not make a weight of {shape}", tiles=tiles, shape=list(shape)))

@@ -1,6 +1,7 @@
 """HTTP routes for the web part, below /quantized_transformers/ (and /api/quantized_transformers/, as every host route).
 
-JSON in and out. Read-only except `download`; confined to ComfyUI's model folders and the hubs' caches
+JSON in and out. Sentences are in the language of Accept-Language, as far as there is one (host/texts.py). Read-only
+except `download`; confined to ComfyUI's model folders and the hubs' caches
 (views/confine.py), though nodes take any path. Errors are {"error": what, "where": ..., "todo": ...}, each one line
 or "", with 400 (bad input, unreadable files), 403 (another origin, a path outside), 404, 409 (too many downloads wait),
 413 (too large), 415 (no JSON), 429 (too many requests at once).
@@ -42,6 +43,8 @@ POST download {"items", "target", "hub", "licences": [repos whose licence was ac
 GET download?id= -> {id, state "waiting" | "running" | "done" | "failed" | "cancelled", cancelling, done and total
     (bytes), file, errors [{error, where, todo}]}. What fails keeps nothing else from arriving.
 DELETE download?id=, POST download/cancel {"id"} -> the same; cancelled once the thread has let go.
+POST language {"client": the id with which a page queues prompts} -> {"language"}: what its prompts say is said in the
+    language of this request, too.
 POST migrate {workflow} -> {workflow, changes [lines], left [lines]} (makers/migrate).
 
 POST and DELETE need an Origin that is this host, or none; POST a JSON body of type application/json.

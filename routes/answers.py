@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import host
+from ..host.texts import Text, packed
 from ..loaders.errors import CheckpointError, MissingFiles, OtherKind
 from ..views.card import Query, card
 from ..views.confine import OutsideError, TooLargeError, confined
@@ -39,21 +40,21 @@ class Answers:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """{"ask": question, "of": what it is about, "folders", "texts", "capability"} -> {"answer"}, or {"error",
-        "what", "where", "do"} where "error" is one of KINDS or "failed"."""
+        "what", "where", "do"} where "error" is one of KINDS or "failed". Sentences are packed (host/texts.py)."""
         host.act_for(request["folders"], request["texts"],
                      tuple(request["capability"]) if request["capability"] else None)
         try:
-            return {"answer": self._ask[request["ask"]](request["of"])}
+            return {"answer": packed(self._ask[request["ask"]](request["of"]))}
         except CheckpointError as error:
             kind = next(name for kind, name in KINDS if isinstance(error, kind))
-            return {"error": kind, "what": error.what, "where": str(error.where), "do": error.do}
+            return _refusal(kind, error.what, error.where, error.do)
         except (OSError, RecursionError) as error:
-            return {"error": "bad", "what": f"the files cannot be read: {type(error).__name__}", "where": "",
-                    "do": "check them and their rights"}
+            return _refusal("bad", Text("the files cannot be read: {kind}", kind=type(error).__name__), "",
+                            Text("check them and their rights"))
         except Exception as error:
             logger.exception("Quantized Transformers: a web request failed")
-            return {"error": "failed", "what": f"this fails in this version: {type(error).__name__}", "where": "",
-                    "do": "report it, with ComfyUI's log"}
+            return _refusal("failed", Text("this fails in this version: {kind}", kind=type(error).__name__), "",
+                            Text("report it, with ComfyUI's log"))
 
     def describe(self, values: dict[str, Any]) -> dict[str, Any]:
         """A card, for the values of a Query. Raises CheckpointError."""
@@ -86,11 +87,17 @@ class Answers:
         try:
             workflow = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"invalid JSON: {type(error).__name__}", "the request", "correct it") from error
+            raise CheckpointError(Text("invalid JSON: {kind}", kind=type(error).__name__), Text("the request"),
+                                  Text("correct it")) from error
         if not isinstance(workflow, dict):
-            raise CheckpointError("this is no workflow", "the request's body", "send a workflow's JSON object")
+            raise CheckpointError(Text("this is no workflow"), Text("the request's body"),
+                                  Text("send a workflow's JSON object"))
         done = migrate(workflow)
         return {"workflow": done.workflow, "changes": done.changes, "left": done.left}
+
+
+def _refusal(kind: str, what: str, where: str, do: str) -> dict[str, Any]:
+    return {"error": kind, **packed({"what": what, "where": where, "do": do})}
 
 
 def serve(comfyui: str) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from secrets import token_hex
 
+from ..host.texts import Text
 from ..loaders.errors import CheckpointError
 from ..loaders.files import hub
 from ..views.card import Query, locate_parts
@@ -84,7 +85,8 @@ class Downloads:
                 if job.asked._replace(licences=asked.licences) == asked and not job.cancel.is_set():
                     return job
             if len(busy) >= WAITING:
-                raise TooManyError(f"{len(busy)} downloads are not done yet", do="wait, or cancel some")
+                raise TooManyError(Text("{count} downloads are not done yet", count=len(busy)),
+                                   do=Text("wait, or cancel some"))
             finished = [job.id for job in self._jobs.values() if job not in busy]
             for old in finished[:max(0, len(finished) - KEPT + 1)]:
                 del self._jobs[old]
@@ -134,8 +136,9 @@ class Downloads:
             job.state = "cancelled"
         except Exception as error:
             logger.exception("the download of %s failed", ", ".join(query.reference for query in job.asked.queries))
-            job.errors.append(CheckpointError(f"the download failed: {type(error).__name__}: {error}", "",
-                                              "try again, or report it"))
+            job.errors.append(CheckpointError(
+                Text("the download failed: {kind}: {error}", kind=type(error).__name__, error=error), "",
+                Text("try again, or report it")))
             job.state = "failed"
         finally:
             self._turns.release()

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from .. import host
+from ..host.texts import Text, asked, spoken
 from ..loaders.errors import CheckpointError
 from ..views import variants
 from ..views.card import Query, judged
@@ -18,6 +20,7 @@ from .requests import (
     RefusedError,
     check_origin,
     check_query,
+    language,
     parse_object,
     read_body,
     to_download,
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 PREFIX = "/quantized_transformers"
+MAX_CLIENT = 100  # characters
 
 
 class Routes:
@@ -40,7 +44,7 @@ class Routes:
         self.asking = Pool(2, "qt-asking")  # asks the Hub, and this machine
         self.downloads = downloads.Downloads()
         self.catalog = CatalogView(self.reading, self.helper)
-        self._facts: Answer | None = None
+        self._facts: dict[str, Answer] = {}  # by language
         self._page: Answer | None = None
         self._warm: asyncio.Future[Answer] | None = None
 
@@ -67,11 +71,11 @@ class Routes:
 
             return answer(facts())
 
-        if self._facts is None:  # nothing of it changes while the server runs
+        if spoken() not in self._facts:  # nothing of it changes while the server runs
             # a page that asks is going to show badges: the first does not wait for the helper's start
             self._warm = asyncio.ensure_future(self.read("warm", lambda: answer(self.helper.ask("nothing"))))
-            self._facts = await self.asking.run("device", partial(guarded, work))
-        return self._facts
+            self._facts[spoken()] = await self.asking.run("device", partial(guarded, work))
+        return self._facts[spoken()]
 
     async def list_variants(self, request: web.Request) -> Answer:
         reference = request.query.get("reference", "")
@@ -90,6 +94,13 @@ class Routes:
             # beside our own threads: the page's start waits for this, and must not wait for the Hub
             self._page = await asyncio.to_thread(guarded, work)
         return self._page
+
+    async def speak(self, request: web.Request) -> Answer:
+        client = parse_object(await read_body(request)).get("client")
+        if not isinstance(client, str) or not 0 < len(client) <= MAX_CLIENT:
+            raise CheckpointError(Text("client is no id of a page"), Text("the request"), Text("correct it"))
+        host.page_speaks(client, spoken())
+        return answer({"language": spoken()})
 
     async def start_download(self, request: web.Request) -> Answer:
         values = parse_object(await read_body(request))
@@ -127,7 +138,7 @@ class Routes:
     def state(job: downloads.Job | None) -> Answer:
         """A download as the page sees it."""
         if job is None:
-            return refusal(404, "there is no such download", "", "start it again")
+            return refusal(404, Text("there is no such download"), "", Text("start it again"))
         return answer({"id": job.id, "state": job.state, "cancelling": job.cancel.is_set(), "done": job.done,
                        "total": job.total, "file": job.file,
                        "errors": [error_value(error.what, error.where, error.do) for error in job.errors]})
@@ -137,7 +148,8 @@ class Routes:
         try:
             text = body.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise CheckpointError("the body is no UTF-8", "the request's body", "send JSON") from error
+            raise CheckpointError(Text("the body is no UTF-8"), Text("the request's body"),
+                                  Text("send JSON")) from error
         return await self.read(("migrate", text), lambda: answer(self.helper.ask("migrate", text)))
 
 
@@ -147,7 +159,7 @@ def add_routes(table: Any) -> None:
     for method, path, handler in (
             ("GET", "describe", routes.describe), ("GET", "catalog", routes.list_catalog),
             ("GET", "device", routes.device), ("GET", "variants", routes.list_variants), ("GET", "page", routes.page),
-            ("POST", "download", routes.start_download),
+            ("POST", "language", routes.speak), ("POST", "download", routes.start_download),
             ("GET", "download", routes.watch_download), ("DELETE", "download", routes.cancel_download),
             ("POST", "download/cancel", routes.cancel_download), ("POST", "migrate", routes.migrate)):
         table.route(method, f"{PREFIX}/{path}")(_handler(handler, method != "GET"))
@@ -158,6 +170,7 @@ def _handler(handle: Callable[[web.Request], Awaitable[Answer]], writes: bool) -
     from aiohttp import web
 
     async def respond(request: web.Request) -> web.Response:
+        asked.set(language(request.headers.get("Accept-Language", "")))
         try:
             check_origin(request, writes)
             check_query(request)
@@ -169,7 +182,7 @@ def _handler(handle: Callable[[web.Request], Awaitable[Answer]], writes: bool) -
         except CheckpointError as error:
             done = refusal(400, error.what, error.where, error.do)
         except BusyError:
-            done = refusal(429, "too many requests at once", "", "try again in a moment")
+            done = refusal(429, Text("too many requests at once"), "", Text("try again in a moment"))
         return web.Response(status=done.status, body=done.body, content_type="application/json", charset="utf-8",
                             headers={"Cache-Control": "no-store"})
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import host
+from ..host.texts import Text, unpacked
 
 SECONDS = 30  # for one answer; then the process is ended, and the next question starts another
 IDLE = 600  # seconds without a question
@@ -45,13 +46,13 @@ class Helper:
         # a process that was ended between two questions is no reason to refuse the second
         reply = self._exchange(line, late) or (b"" if late.is_set() else self._exchange(line, late))
         if not reply:
-            raise HelperError("failed", f"the files could not be read within {SECONDS} s" if late.is_set() else
-                              "the process that reads files ends at once", "",
-                              "look at ComfyUI's log; is the disk slow?")
+            what = Text("the files could not be read within {seconds} s", seconds=SECONDS) if late.is_set() else \
+                Text("the process that reads files ends at once")
+            raise HelperError("failed", what, "", Text("look at ComfyUI's log; is the disk slow?"))
         self._idle = threading.Timer(IDLE, self.close)
         self._idle.daemon = True
         self._idle.start()
-        answer = json.loads(reply)
+        answer = json.loads(reply, object_hook=unpacked)
         if "error" in answer:
             raise HelperError(answer["error"], answer["what"], answer["where"], answer["do"])
         return answer["answer"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import host
+from ..host.texts import Text
 from ..loaders.components.pipeline import locate_each
 from ..loaders.errors import CheckpointError
 from ..loaders.files import hub
@@ -51,7 +52,7 @@ def where(query: Query, target: str) -> hub.Where | None:
 def refuse_no_repo(reference: str) -> None:
     """Raise CheckpointError unless the reference is a repo id, or the name of a published file."""
     if not downloadable(reference):
-        raise CheckpointError("only a repo id can be downloaded", repr(reference[:200]), "give owner/name")
+        raise CheckpointError(Text("only a repo id can be downloaded"), repr(reference[:200]), Text("give owner/name"))
 
 
 def of_query(query: Query, asked: Asked, watcher: hub.Watcher) -> Iterator[hub.Plan]:
@@ -94,6 +95,6 @@ def answer(asked: Asked) -> dict[str, Any]:
                 every |= found.missing
         except CheckpointError as error:
             failed.append({"items": [number], "repo": query.reference, "error": {
-                "error": error.what, "where": str(error.where), "todo": error.do}})
+                "error": error.what, "where": error.where, "todo": error.do}})
     free = {row["folder"]: shutil.disk_usage(hub.existing(Path(row["folder"]))).free for row in rows.values()}
     return {"rows": [*rows.values(), *failed], "bytes": sum(every.values()), "free": min(free.values(), default=None)}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from .. import host
+from ..host.texts import Text, chosen, usual
 from ..loaders.components import overrides
 from ..loaders.errors import CheckpointError
 from ..loaders.files import hubs
@@ -30,7 +31,7 @@ _TEXTS = ("reference", "node", "component", "weights_name", "revision", "precisi
 class RefusedError(Exception):
     """A request that is answered without looking at any file."""
 
-    def __init__(self, status: int, what: str, where: object = "", do: str = "") -> None:
+    def __init__(self, status: int, what: str, where: str = "", do: str = "") -> None:
         super().__init__(what)
         self.answer: Answer = refusal(status, what, where, do)
 
@@ -44,10 +45,10 @@ def check_origin(request: web.Request, writes: bool) -> None:
     if not writes and host.other_origins_allowed():
         return
     if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
-        raise RefusedError(403, "pages of other sites are not answered", "", "use ComfyUI's own page")
+        raise RefusedError(403, Text("pages of other sites are not answered"), "", Text("use ComfyUI's own page"))
     origin = request.headers.get("Origin")
     if origin is not None and not _same(origin, request.headers.get("Host", "")):
-        raise RefusedError(403, "pages of other origins are not answered", "", "use ComfyUI's own page")
+        raise RefusedError(403, Text("pages of other origins are not answered"), "", Text("use ComfyUI's own page"))
 
 
 def _same(origin: str, host_header: str) -> bool:
@@ -60,23 +61,31 @@ def _same(origin: str, host_header: str) -> bool:
         return False
 
 
+def language(accepted: str) -> str:
+    """The language to answer in: the first of an Accept-Language header's that there is, else the usual one."""
+    wanted = [one.partition(";")[0].strip().lower() for one in accepted.split(",")]
+    return chosen(wanted) if accepted.strip() else usual()
+
+
 def check_query(request: web.Request) -> None:
     """Raise RefusedError for a query string that no page of ours sends."""
     if len(request.query_string) > MAX_QUERY:
-        raise RefusedError(413, f"the query is longer than {MAX_QUERY} characters", "", "send less")
+        raise RefusedError(413, Text("the query is longer than {most} characters", most=MAX_QUERY), "",
+                           Text("send less"))
 
 
 async def read_body(request: web.Request, limit: int = MAX_BODY) -> bytes:
     """The body of a POST. Raises RefusedError when it is not declared as JSON, or is longer than `limit` bytes."""
     if request.content_type != "application/json":
-        raise RefusedError(415, "the body must be JSON", request.content_type, "send Content-Type: application/json")
+        raise RefusedError(415, Text("the body must be JSON"), request.content_type,
+                           Text("send Content-Type: application/json"))
     if (request.content_length or 0) > limit:
-        raise RefusedError(413, f"the body is longer than {limit:,} bytes", "", "send less")
+        raise RefusedError(413, Text("the body is longer than {limit:,} bytes", limit=limit), "", Text("send less"))
     body = b""
     async for piece in request.content.iter_chunked(1 << 16):
         body += piece
         if len(body) > limit:
-            raise RefusedError(413, f"the body is longer than {limit:,} bytes", "", "send less")
+            raise RefusedError(413, Text("the body is longer than {limit:,} bytes", limit=limit), "", Text("send less"))
     return body
 
 
@@ -85,9 +94,10 @@ def parse_object(body: bytes) -> dict[str, Any]:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"invalid JSON: {type(error).__name__}", "the request's body", "correct it") from error
+        raise CheckpointError(Text("invalid JSON: {kind}", kind=type(error).__name__), Text("the request's body"),
+                              Text("correct it")) from error
     if not isinstance(value, dict):
-        raise CheckpointError("this JSON is no object", "the request's body", "send {...}")
+        raise CheckpointError(Text("this JSON is no object"), Text("the request's body"), Text("send {{...}}"))
     return value
 
 
@@ -99,13 +109,13 @@ def to_query(values: Mapping[str, Any]) -> Query:
         if value is None or value == "" and name not in ("reference",):
             continue
         if not isinstance(value, str):
-            raise CheckpointError(f"{name} is no text", "the request", "correct it")
+            raise CheckpointError(Text("{name} is no text", name=name), Text("the request"), Text("correct it"))
         chosen[name] = cleaned(value)
     rank = values.get("rank") or 0
     try:
         chosen["rank"] = int(rank)
     except (TypeError, ValueError) as error:
-        raise CheckpointError("rank is no number", repr(str(rank)[:80]), "correct it") from error
+        raise CheckpointError(Text("rank is no number"), repr(str(rank)[:80]), Text("correct it")) from error
     chosen["layers"] = str(values.get("layers", "")) in ("1", "true", "True")
     chosen.setdefault("reference", "")
     return Query(**chosen)
@@ -117,11 +127,14 @@ def to_download(values: Mapping[str, Any]) -> Asked:
     licences, hub = values.get("licences", []), values.get("hub") or ""
     if not isinstance(items, list) or not 0 < len(items) <= MAX_ITEMS \
             or not all(isinstance(one, dict) for one in items):
-        raise CheckpointError(f"items is no list of 1 to {MAX_ITEMS} objects", "the request", "correct it")
+        raise CheckpointError(Text("items is no list of 1 to {most} objects", most=MAX_ITEMS), Text("the request"),
+                              Text("correct it"))
     if target not in TARGETS:
-        raise CheckpointError(f"target is none of {', '.join(TARGETS)}", repr(str(target)[:80]), "correct it")
+        raise CheckpointError(Text("{name} is none of {allowed}", name="target", allowed=", ".join(TARGETS)),
+                              repr(str(target)[:80]), Text("correct it"))
     if hub not in ("", *hubs.MODULES):
-        raise CheckpointError(f"hub is none of {', '.join(hubs.MODULES)}", repr(str(hub)[:80]), "correct it")
+        raise CheckpointError(Text("{name} is none of {allowed}", name="hub", allowed=", ".join(hubs.MODULES)),
+                              repr(str(hub)[:80]), Text("correct it"))
     if not isinstance(licences, list) or not all(isinstance(repo, str) for repo in licences):
-        raise CheckpointError("licences is no list of repo ids", "the request", "correct it")
+        raise CheckpointError(Text("licences is no list of repo ids"), Text("the request"), Text("correct it"))
     return Asked(tuple(map(to_query, items)), target, hub, frozenset(licences))

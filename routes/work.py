@@ -7,8 +7,11 @@ import json
 import logging
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from ..host.texts import ENGLISH, Text, each, one_line, said, spoken
 from ..loaders.errors import CheckpointError
 from .helper import HelperError
 
@@ -30,22 +33,18 @@ class Answer(NamedTuple):
 
 
 def answer(value: Any, status: int = 200) -> Answer:
-    """A value as a response."""
-    return Answer(status, json.dumps(value).encode("ascii"))
+    """A value as a response, in the language of whoever asks."""
+    return Answer(status, json.dumps(value if spoken() == ENGLISH else each(value, said)).encode("ascii"))
 
 
-def error_value(what: str, where: object = "", do: str = "") -> dict[str, str]:
+def error_value(what: str, where: str = "", do: str = "") -> dict[str, str]:
     """An error as JSON; every text becomes one line."""
-    return {"error": _line(what), "where": _line(str(where)), "todo": _line(do)}
+    return {"error": one_line(what), "where": one_line(where), "todo": one_line(do)}
 
 
-def refusal(status: int, what: str, where: object = "", do: str = "") -> Answer:
+def refusal(status: int, what: str, where: str = "", do: str = "") -> Answer:
     """An error as a response."""
     return answer(error_value(what, where, do), status)
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def guarded(work: Callable[[], Answer]) -> Answer:
@@ -58,27 +57,28 @@ def guarded(work: Callable[[], Answer]) -> Answer:
         return refusal(400, error.what, error.where, error.do)
     except Exception as error:
         logger.exception("Quantized Transformers: a request failed")
-        return refusal(400, f"this request fails in this version: {type(error).__name__}", "",
-                       "report it, with ComfyUI's log")
+        return refusal(400, Text("this request fails in this version: {kind}", kind=type(error).__name__), "",
+                       Text("report it, with ComfyUI's log"))
 
 
 class Pool:
-    """Runs functions in so many threads. Methods are for the event loop only."""
+    """Runs functions in so many threads, for the one that asks. Methods are for the event loop only."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._threads = ThreadPoolExecutor(threads, name)
         self._running: dict[Hashable, asyncio.Future[Any]] = {}
 
     async def run(self, key: Hashable, work: Callable[[], T]) -> T:
-        """What `work` returns, shared with every other caller with the same key that waits for it.
+        """What `work` returns, shared with every other caller of the same language and key that waits for it.
 
         Raises BusyError when WAITING others are waiting.
         """
+        key = spoken(), key
         future = self._running.get(key)
         if future is None:
             if len(self._running) >= WAITING:
                 raise BusyError
-            future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+            future = asyncio.get_running_loop().run_in_executor(self._threads, partial(copy_context().run, work))
             self._running[key] = future
             future.add_done_callback(lambda _: self._running.pop(key, None))
         return await asyncio.shield(future)  # one client that goes away does not take the answer from the others

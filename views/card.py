@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import host
+from ..host.texts import Text, joined
 from ..loaders.architectures import Dims, by_name
 from ..loaders.architectures.base import tensor_name
 from ..loaders.components import overrides
@@ -78,13 +79,14 @@ class Query:
             choices |= family.options
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise CheckpointError(f"{name} is none of {', '.join(allowed)}", repr(str(getattr(self, name))[:80]),
-                                      "correct it")
+                raise CheckpointError(Text("{name} is none of {allowed}", name=name, allowed=", ".join(allowed)),
+                                      repr(str(getattr(self, name))[:80]), Text("correct it"))
         object.__setattr__(self, "reference", cleaned(self.reference))
         if not self.reference:
-            raise CheckpointError("no checkpoint is chosen", do="pick one in the list, or give a path or repo id")
+            raise CheckpointError(Text("no checkpoint is chosen"),
+                                  do=Text("pick one in the list, or give a path or repo id"))
         if not 0 <= self.rank <= 1024:
-            raise CheckpointError("rank is not in 0..1024", str(self.rank), "correct it")
+            raise CheckpointError(Text("rank is not in 0..1024"), str(self.rank), Text("correct it"))
 
 
 def locate_parts(query: Query, download: bool | Fetch = False) -> list[Source]:
@@ -154,7 +156,7 @@ def of_description(description: CheckpointDescription, checkpoint: Checkpoint) -
 
 def _first(lines: list[str]) -> list[str]:
     """The first SHOWN lines, and how many more there are."""
-    return lines if len(lines) <= SHOWN else [*lines[:SHOWN], f"and {len(lines) - SHOWN} more"]
+    return lines if len(lines) <= SHOWN else [*lines[:SHOWN], Text("and {count} more", count=len(lines) - SHOWN)]
 
 
 def family_words(description: CheckpointDescription, checkpoint: Checkpoint) -> str:
@@ -182,16 +184,19 @@ def judged(card: dict[str, Any]) -> dict[str, Any]:
 
 def _verdict(card: dict[str, Any]) -> verdict.Verdict:
     if card["problems"]:
-        more = f" (and {len(card['problems']) - 1} more)" if len(card["problems"]) > 1 else ""
-        return verdict.Verdict(verdict.RED, f"cannot be loaded: {card['problems'][0]}{more}")
+        problem, others = card["problems"][0], len(card["problems"]) - 1
+        return verdict.Verdict(verdict.RED, Text("cannot be loaded: {problem} (and {count} more)", problem=problem,
+                                                 count=others) if others else
+                               Text("cannot be loaded: {problem}", problem=problem))
     if not card["on_disk"]:
         there = known(card["reference"])
         if there is None:
-            return verdict.Verdict(verdict.AMBER, "not on this machine: what it holds is known after the download")
+            return verdict.Verdict(verdict.AMBER,
+                                   Text("not on this machine: what it holds is known after the download"))
         return there.verdict() if card["family"] else verdict.Verdict(
-            verdict.GREEN, "not on this machine; runs as ComfyUI runs it")
+            verdict.GREEN, Text("not on this machine; runs as ComfyUI runs it"))
     if card["family"] == DEFERRED:
-        return verdict.Verdict(verdict.GREEN, "no weights are loaded: they come from Apply Transformer Override")
+        return verdict.Verdict(verdict.GREEN, Text("no weights are loaded: they come from Apply Transformer Override"))
     return verdict.of_formats([row["format"] for row in card["formats"]])
 
 
@@ -246,7 +251,7 @@ def _parts(query: Query, sources: Iterable[Source]) -> dict[str, Any]:
     """Text encoders or a VAE: sizes and dtypes; their classes as the architecture."""
     out = _blank(query) | {"on_disk": True}
     counts: dict[str, list[int]] = {}
-    names = []
+    names: list[str] = []
     for source in sources:
         if not source.files:
             continue
@@ -257,8 +262,8 @@ def _parts(query: Query, sources: Iterable[Source]) -> dict[str, Any]:
             what = TEXTS if query.node == TEXT_ENCODER else PICTURES
             tensors = {name: tensors[name] for name in beside(tensors).get(what, ())}
             if not tensors:
-                out["problems"] = [f"there is no part of this checkpoint that is called as {what} are"]
-            names.append("whole checkpoint")
+                out["problems"] = [Text("there is no part of this checkpoint that is called as {what} are", what=what)]
+            names.append(Text("whole checkpoint"))
         else:
             names.append(str(config.get("_class_name") or next(iter(config.get("architectures") or ()), "")
                              or os.path.basename(source.folder if source.config else source.files[0])))
@@ -269,7 +274,7 @@ def _parts(query: Query, sources: Iterable[Source]) -> dict[str, Any]:
                 count = counts.setdefault(info.dtype, [0, 0])
                 count[0] += 1
                 count[1] += info.end - info.start
-    out["architecture"] = ", ".join(names)
+    out["architecture"] = joined(", ", names)
     out["family"] = max(counts, key=lambda dtype: counts[dtype][1], default="")
     out["formats"] = [{"format": dtype, "layers": n, "bytes": b} for dtype, (n, b) in counts.items()]
     return out

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..host.texts import one_line
 from ..loaders import local
 from ..loaders.errors import CheckpointError, OtherKind
 from ..loaders.families import families
@@ -56,10 +57,10 @@ def item(entry: Entry, card: dict[str, Any] | CheckpointError | None) -> dict[st
         "hubs": list(known.hubs) if known else [], "size": 0, "on_disk": known is None,
         "foreign": isinstance(card, OtherKind), "verdict": None, "verdict_text": ""}
     if isinstance(card, OtherKind):
-        out |= {"architecture": "", "family": "", "verdict_text": " ".join(card.what.split())}
+        out |= {"architecture": "", "family": "", "verdict_text": one_line(card.what)}
     elif isinstance(card, CheckpointError):
         out |= {"architecture": out["architecture"] or "", "family": out["family"] or "", "verdict": RED,
-                "verdict_text": " ".join(card.what.split())}
+                "verdict_text": one_line(card.what)}
     elif card is not None:
         out |= {key: card[key] for key in ("architecture", "size", "on_disk", "verdict", "verdict_text")}
         out["family"] = card["family"] or out["family"] or ""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import host
+from ..host.texts import Text
 from ..loaders.containers import gguf
 from ..loaders.errors import CheckpointError
 from ..loaders.families import families
@@ -65,14 +66,15 @@ def confined(reference: str, revision: str = "", weights_name: str = "") -> Plac
     """
     for text in (reference, revision, weights_name):
         if len(text) > MAX_TEXT or any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
-            raise CheckpointError("this is no reference: it is too long, or has control characters", repr(text[:80]),
-                                  "give a name of the list, or a repo id owner/name")
+            raise CheckpointError(Text("this is no reference: it is too long, or has control characters"),
+                                  repr(text[:80]), Text("give a name of the list, or a repo id owner/name"))
     allowed = roots()
     _refuse_outside_names(reference, revision, weights_name, allowed)
     try:
         found = list(dict.fromkeys(Path(os.path.abspath(path)) for path in candidates(reference, revision)))
     except OSError as error:  # a name that the file system does not take
-        raise CheckpointError(f"this is no reference: {error.strerror}", repr(reference[:80]), "correct it") from error
+        raise CheckpointError(Text("this is no reference: {reason}", reason=error.strerror), repr(reference[:80]),
+                              Text("correct it")) from error
     stamps = hashlib.sha256()
     for path in found:
         for line in _walk(path, allowed):
@@ -96,8 +98,9 @@ def check_headers(paths: Iterable[str], limit: int = MAX_JSON) -> None:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         total += length if length <= size - 8 else 0
         if limit < length <= size - 8 or total > MAX_HEADERS:
-            raise TooLargeError(f"its header takes {length:,} bytes, more than the {limit:,} that are read here", path,
-                                "look at it with the node Inspect Checkpoint")
+            raise TooLargeError(Text("its header takes {length:,} bytes, more than the {limit:,} that are read here",
+                                     length=length, limit=limit), path,
+                                Text("look at it with the node Inspect Checkpoint"))
 
 
 def _refuse_outside_names(reference: str, revision: str, weights_name: str, allowed: tuple[str, ...]) -> None:
@@ -111,8 +114,8 @@ def _refuse_outside_names(reference: str, revision: str, weights_name: str, allo
     else:
         outside = outside or text.startswith((".", "~")) or bool(_DRIVE.match(text))
     if outside:
-        raise OutsideError("paths outside of the model folders are not looked at", repr(text[:200]),
-                           "put it into a model folder, or name its folder in extra_model_paths.yaml")
+        raise OutsideError(Text("paths outside of the model folders are not looked at"), repr(text[:200]),
+                           Text("put it into a model folder, or name its folder in extra_model_paths.yaml"))
 
 
 def _below(path: str, folder: str) -> bool:
@@ -124,8 +127,8 @@ def _inside(path: str, allowed: tuple[str, ...]) -> str:
     """The real path. Raises OutsideError when it is in no allowed folder."""
     real = os.path.realpath(path)
     if not any(_below(real, folder) for folder in allowed):
-        raise OutsideError("a path leads out of the model folders", repr(os.path.basename(path)),
-                           "name the folder that it leads to in extra_model_paths.yaml")
+        raise OutsideError(Text("a path leads out of the model folders"), repr(os.path.basename(path)),
+                           Text("name the folder that it leads to in extra_model_paths.yaml"))
     return real
 
 
@@ -147,8 +150,8 @@ def _walk_folder(folder: str, allowed: tuple[str, ...], depth: int, left: list[i
         found = sorted(entries, key=lambda entry: entry.name)
     left[0] -= len(found)
     if left[0] < 0:
-        raise TooLargeError(f"the folder holds more than {MAX_ENTRIES:,} entries", repr(os.path.basename(folder)),
-                            "give the folder of the checkpoint itself")
+        raise TooLargeError(Text("the folder holds more than {most:,} entries", most=MAX_ENTRIES),
+                            repr(os.path.basename(folder)), Text("give the folder of the checkpoint itself"))
     for entry in found:
         if entry.is_symlink():
             _inside(entry.path, allowed)
@@ -169,8 +172,8 @@ def _line(path: str, allowed: tuple[str, ...]) -> str:
     name = os.path.basename(path)
     whole = name in (PIPELINE, "config.json") or name.endswith(".index.json") or _side_file(name)
     if whole and stat.st_size > MAX_JSON:
-        raise TooLargeError(f"{name} takes {stat.st_size:,} bytes, more than the {MAX_JSON:,} that are read here", path,
-                            "download it again")
+        raise TooLargeError(Text("{name} takes {size:,} bytes, more than the {limit:,} that are read here", name=name,
+                                 size=stat.st_size, limit=MAX_JSON), path, Text("download it again"))
     return f"{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}\n"
 
 

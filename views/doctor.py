@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import host
+from ..host.texts import Text, joined
 from ..loaders.errors import CheckpointError
 from ..loaders.files import hubs
 
@@ -31,24 +32,25 @@ def facts() -> dict[str, Any]:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The facts as text, one a line; the families last."""
-    out = []
+    out: list[str] = []
     for key, value in found.items():
         if key == "families":
             continue
         if isinstance(value, dict):
-            value = "; ".join(f"{name}: {words}" for name, words in value.items())
+            value = joined("; ", (Text("{name}: {words}", name=name, words=words) for name, words in value.items()))
         elif isinstance(value, list):
-            value = ", ".join(map(str, value))
-        out.append(f"{key}: {'none' if value in (None, '') else value}")
+            value = joined(", ", value)
+        out.append(Text("{key}: {value}", key=key, value=Text("none") if value in (None, "") else value))
     width = max((len(row["family"]) for row in found.get("families", ())), default=0)
-    return out + [f"{row['verdict']:5}  {row['family']:{width}}  {row['text']}" for row in found.get("families", ())]
+    return out + [Text("{verdict:5}  {family}  {text}", verdict=row["verdict"], family=row["family"].ljust(width),
+                       text=row["text"]) for row in found.get("families", ())]
 
 
 def _pack() -> str:
     """The version in pyproject.toml, for which Python 3.10 has no reader."""
     text = (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     found = re.search(r'^version = "(.+)"$', text, re.MULTILINE)
-    return found[1] if found else "unknown"
+    return found[1] if found else Text("unknown")
 
 
 def _version(package: str) -> str:
@@ -57,7 +59,7 @@ def _version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return Text("not installed")
 
 
 def _nunchaku() -> str:
@@ -65,19 +67,19 @@ def _nunchaku() -> str:
     from ..quant.kernels.nunchaku_wheel import find
 
     wheel = find()
-    return wheel.problem or f"{wheel.version} (the SVDQuant engine)"
+    return wheel.problem or Text("{version} (the SVDQuant engine)", version=wheel.version)
 
 
 def _flashinfer() -> str:
     if importlib.util.find_spec("flashinfer") is None:
-        return "not installed"
+        return Text("not installed")
     version = _version("flashinfer-python")
-    return version if version != "not installed" else "installed, version unknown"
+    return version if version != "not installed" else Text("installed, version unknown")
 
 
 def _matplotlib() -> str:
     if importlib.util.find_spec("matplotlib") is None:
-        return "not installed (optional: it draws the plots of comparisons)"
+        return Text("not installed (optional: it draws the plots of comparisons)")
     return _version("matplotlib")
 
 
@@ -90,12 +92,15 @@ def _device() -> dict[str, Any]:
     out: dict[str, Any] = {
         "device": machine.name, "device type": machine.kind,
         "capability": machine.sm if capability else None, **host.torch_builds(),
-        "torch_npu": npu.torch_npu or (f"does not import: {npu.import_error}" if npu.import_error else "not installed"),
+        "torch_npu": npu.torch_npu or (Text("does not import: {error}", error=npu.import_error) if npu.import_error
+                                       else Text("not installed")),
         "CANN": npu.cann, "Ascend generation": npu.generation, "kitchen": host.kitchen_backends()}
-    out |= {f"{kind} matmul": "native" if kind in machine.matmuls else f"emulated (needs NVIDIA {needs} or newer)"
+    native = Text("native")
+    out |= {f"{kind} matmul": native if kind in machine.matmuls else
+            Text("emulated (needs NVIDIA {needs} or newer)", needs=needs)
             for kind, needs in host.MATMULS.items() if needs}
-    out["INT8 matmul"] = "native" if "INT8" in machine.matmuls else "off: ComfyUI dequantizes INT8 on this device"
-    out["ComfyUI's parts"] = list(host.all_lacks().values()) or "all that this pack uses are there"
+    out["INT8 matmul"] = native if "INT8" in machine.matmuls else Text("off: ComfyUI dequantizes INT8 on this device")
+    out["ComfyUI's parts"] = list(host.all_lacks().values()) or Text("all that this pack uses are there")
     out["families"] = [{"family": name, "verdict": judged.level, "text": judged.text} for name, judged in families()]
     return out | {"model folders": host.model_folders(), **_downloads()}
 
@@ -106,6 +111,6 @@ def _downloads() -> dict[str, str]:
         hub, = hubs.named(hubs.preferred())
         return {"hub": hub.KEY, "download folder": str(hub.root())}
     except ImportError:
-        return {"download folder": "none: huggingface_hub is not installed"}
+        return {"download folder": Text("none: huggingface_hub is not installed")}
     except CheckpointError as error:
-        return {"hub": error.what, "download folder": "none"}
+        return {"hub": error.what, "download folder": Text("none")}

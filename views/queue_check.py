@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from ..host.texts import Text, said
 from ..loaders.errors import CheckpointError, MissingFiles
 from ..loaders.files.places import cleaned, downloadable
 from .card import NODES, TEXT_ENCODER, Query, base_dims, card, locate_parts
@@ -31,7 +32,7 @@ class Problem(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        return f"{self.text}\n  code: {self.code}"
+        return f"{said(self.text)}\n  code: {self.code}"
 
 
 class Prompt:
@@ -113,7 +114,7 @@ def problem(prompt: Prompt, node: str) -> Problem | None:
     try:
         query = question(prompt, node)
     except CheckpointError as error:
-        return Problem("nothing_chosen" if "no checkpoint" in error.what else "unreadable", str(error))
+        return Problem("nothing_chosen" if "no checkpoint" in error.what else "unreadable", error.text)
     if query is None:
         return None
     try:
@@ -121,7 +122,7 @@ def problem(prompt: Prompt, node: str) -> Problem | None:
     except CheckpointError as error:
         if isinstance(error, MissingFiles) and prompt.value(node, "download_missing") and downloadable(query.reference):
             return None
-        return Problem("missing" if isinstance(error, MissingFiles) else "unreadable", str(error))
+        return Problem("missing" if isinstance(error, MissingFiles) else "unreadable", error.text)
     key = query, stamp
     if key not in _kept:
         _kept[key] = _of_files(query)
@@ -139,24 +140,29 @@ def _stamp(query: Query) -> tuple[Any, ...]:
     try:
         return tuple((path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths)
     except OSError as error:
-        raise CheckpointError(f"a file cannot be read: {error.strerror}", query.reference, "check it") from error
+        raise CheckpointError(Text("a file cannot be read: {reason}", reason=error.strerror), query.reference,
+                              Text("check it")) from error
 
 
 def _of_files(query: Query) -> Problem | None:
     try:
         found = card(query)
     except CheckpointError as error:
-        return Problem("unreadable", str(error))
+        return Problem("unreadable", error.text)
     if query.node == "QT_InspectCheckpoint":  # it is there to say what is wrong
         return None
     if found["problems"]:
-        more = f" (and {len(found['problems']) - 1} more)" if len(found["problems"]) > 1 else ""
-        return Problem("not_loadable", str(CheckpointError(found["problems"][0] + more, query.reference,
-                                                           "Inspect Checkpoint lists all of it")))
+        problem, others = found["problems"][0], len(found["problems"]) - 1
+        return _problem("not_loadable", Text("{problem} (and {count} more)", problem=problem, count=others) if others
+                        else problem, query, Text("Inspect Checkpoint lists all of it"))
     if found["mismatch"]:
-        return Problem("does_not_fit", str(CheckpointError(
-            f"it does not fit its base: {found['mismatch']}", query.reference, f"choose one made for {query.base}")))
+        return _problem("does_not_fit", Text("it does not fit its base: {why}", why=found["mismatch"]), query,
+                        Text("choose one made for {base}", base=query.base))
     return None
+
+
+def _problem(code: str, what: str, query: Query, do: str) -> Problem:
+    return Problem(code, CheckpointError(what, query.reference, do).text)
 
 
 def _other_model(prompt: Prompt, node: str, query: Query) -> Problem | None:
@@ -175,9 +181,10 @@ def _other_model(prompt: Prompt, node: str, query: Query) -> Problem | None:
             architecture = _architecture(prompt, above)
             if architecture:
                 if not family.startswith(architecture):
-                    return Problem("other_text_encoder", str(CheckpointError(
-                        f"these are the text encoders of {family}, and node {sampler} samples {architecture} with what "
-                        "they make of a prompt", query.reference, f"choose a base of {architecture}")))
+                    return _problem("other_text_encoder", Text(
+                        "these are the text encoders of {family}, and node {sampler} samples {architecture} with what "
+                        "they make of a prompt", family=family, sampler=sampler, architecture=architecture), query,
+                                    Text("choose a base of {architecture}", architecture=architecture))
                 break
     return None
 

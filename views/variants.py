@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from .. import host
+from ..host.texts import Text
 from ..loaders.errors import CheckpointError
 from ..loaders.families import families
 from ..loaders.files import hubs
@@ -141,7 +142,7 @@ def _row(form: Variant, memory: int) -> dict[str, Any]:
 
 def _verdict(form: Variant) -> Verdict:
     if form.kind == BASE:
-        return Verdict(GREEN, "not quantized: runs as ComfyUI runs it")
+        return Verdict(GREEN, Text("not quantized: runs as ComfyUI runs it"))
     return of_formats(form.formats)
 
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .. import host
+from ..host.texts import Text, joined
 from ..loaders.errors import CheckpointError
 from ..quant import host_formats
 
@@ -28,7 +29,7 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
     """The worst of several, with the words of all of its level."""
     found = list(dict.fromkeys(verdicts))
     level = max((verdict.level for verdict in found), key=_ORDER.index)
-    return Verdict(level, "; ".join(verdict.text for verdict in found if verdict.level == level))
+    return Verdict(level, joined("; ", (verdict.text for verdict in found if verdict.level == level)))
 
 
 def of_formats(formats: Collection[str]) -> Verdict:
@@ -39,7 +40,7 @@ def of_formats(formats: Collection[str]) -> Verdict:
         if codecs:
             verdicts.append(of_codecs(codecs, mixed=len(names) > 1))
     verdicts += [_of_handed(name) for name in sorted(formats) if name in host_formats.NAMES]
-    return worst(verdicts) if verdicts else Verdict(GREEN, "not quantized: runs as ComfyUI runs it")
+    return worst(verdicts) if verdicts else Verdict(GREEN, Text("not quantized: runs as ComfyUI runs it"))
 
 
 @lru_cache(maxsize=1)
@@ -69,15 +70,17 @@ def of_codecs(codecs: frozenset[str], mixed: bool = False) -> Verdict:
         choice = choose(Wanted(compute), codecs, here(codecs))
     except CheckpointError as error:
         return Verdict(RED, error.what)
-    return Verdict(GREEN if choice.native else AMBER, "; ".join(choice.lines))
+    return Verdict(GREEN if choice.native else AMBER, joined("; ", choice.lines))
 
 
 def _of_handed(name: str) -> Verdict:
     """How a format that only the host makes sense of runs here."""
     word = host_formats.NAMES[name]
     if word not in host.quantized_formats():
-        return Verdict(RED, f"ComfyUI {host.version()} does not have the format {word!r} ({name}): update ComfyUI")
-    return Verdict(AMBER if host.is_cpu() else GREEN, f"{name} is multiplied by ComfyUI itself on {host.device_name()}")
+        return Verdict(RED, Text("ComfyUI {version} does not have the format {word!r} ({name}): update ComfyUI",
+                                 version=host.version(), word=word, name=name))
+    return Verdict(AMBER if host.is_cpu() else GREEN,
+                   Text("{name} is multiplied by ComfyUI itself on {device}", name=name, device=host.device_name()))
 
 
 def families() -> list[tuple[str, Verdict]]:
@@ -90,4 +93,4 @@ def families() -> list[tuple[str, Verdict]]:
         name = every()[codecs[0]].listed or title
         if title not in others and name not in lines:
             lines[name] = of_codecs(frozenset(codecs))
-    return [*lines.items(), ("BF16, F16, F32", Verdict(GREEN, "not quantized: runs as ComfyUI runs it"))]
+    return [*lines.items(), ("BF16, F16, F32", Verdict(GREEN, Text("not quantized: runs as ComfyUI runs it")))]

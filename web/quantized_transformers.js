@@ -9,6 +9,7 @@ import { commands } from './src/commands.js'
 import { loadTexts } from './src/i18n.js'
 import { loadKnown } from './src/known.js'
 import { offerMissing } from './src/missing.js'
+import { speak } from './src/server.js'
 import { applyDefaults, settings } from './src/settings.js'
 
 const style = new CSSStyleSheet()
@@ -28,6 +29,7 @@ app.registerExtension({
   init: () => Promise.all([loadTexts(), loadKnown()]),
   setup() {
     listen()
+    speak()
     app.extensionManager.registerSidebarTab(sidebarTab())
   },
   nodeCreated(node) {

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from ...host.texts import Text
 from ..containers.safetensors import TensorInfo
 
 Dims = dict[str, int]  # the sizes that tell two models of one architecture apart; keys are the architecture's own
@@ -140,7 +141,8 @@ def shape_of(tensors: Mapping[str, TensorInfo], name: str, dimensions: int = 2) 
     """
     info = tensors.get(name)
     if info is None or len(info.shape) != dimensions:
-        raise ValueError(f"missing or misshapen tensor {name}: {list(info.shape) if info else 'not there'}")
+        raise ValueError(Text("missing or misshapen tensor {name}: {shape}", name=name,
+                              shape=list(info.shape) if info else Text("not there")))
     packed = info.dtype == "U8" and dimensions == 2
     return (info.shape[0], 2 * info.shape[1]) if packed else info.shape
 
@@ -150,7 +152,7 @@ def config_int(config: Mapping[str, Any], key: str, default: int) -> int:
     value = config.get(key)
     value = default if value is None else value
     if not isinstance(value, int) or value < 0:
-        raise ValueError(f"config.json: {key} is {value!r}, expected a number")
+        raise ValueError(Text("config.json: {key} is {value!r}, expected a number", key=key, value=value))
     return int(value)
 
 
@@ -158,8 +160,9 @@ def check_fixed(config: Mapping[str, Any], fixed: Mapping[str, Any], name: str) 
     """Raise ValueError where config.json says something else than what ComfyUI has fixed for this architecture."""
     other = [key for key, value in fixed.items() if config.get(key) is not None and config[key] != value]
     if other:
-        raise ValueError(f"ComfyUI runs {name} with {', '.join(f'{key} {fixed[key]}' for key in other)} only; "
-                         f"config.json says {', '.join(f'{key} {config[key]}' for key in other)}")
+        raise ValueError(Text("ComfyUI runs {name} with {fixed} only; config.json says {said}", name=name,
+                              fixed=", ".join(f"{key} {fixed[key]}" for key in other),
+                              said=", ".join(f"{key} {config[key]}" for key in other)))
 
 
 class Architecture(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from ...host.texts import Text
 from ..containers.safetensors import TensorInfo
 from .base import Dims, Inputs, Module, Naming
 
@@ -38,4 +39,4 @@ class Component:
         return ()
 
     def inputs(self, dims: Dims) -> Inputs:
-        raise ValueError(f"{self.name} is no diffusion transformer")
+        raise ValueError(Text("{name} is no diffusion transformer", name=self.name))

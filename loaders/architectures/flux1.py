@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from ...host.texts import Text
 from ..containers.safetensors import TensorInfo
 from .base import Dims, Inputs, Module, Naming, config_int, count_blocks, expand, fused, linear, norm, shape_of
 
@@ -102,8 +103,9 @@ class Flux1:
         head, axes = config_int(config, "attention_head_dim", 128), list(config.get("axes_dims_rope") or AXES)
         if head != HEAD or axes != AXES or config_int(config, "patch_size", 1) != 1:
             raise ValueError(
-                f"ComfyUI runs FLUX.1 with heads of {HEAD} and rotary axes {AXES}, patch_size 1 only; config.json says "
-                f"{head}, {axes} and {config.get('patch_size', 1)}")
+                Text("ComfyUI runs FLUX.1 with heads of {head} and rotary axes {axes}, patch_size 1 only; config.json "
+                     "says {said_head}, {said_axes} and {said_patch}", head=HEAD, axes=AXES, said_head=head,
+                     said_axes=axes, said_patch=config.get("patch_size", 1)))
         channels = config_int(config, "in_channels", 64)
         return {
             "hidden": head * config_int(config, "num_attention_heads", 24), "in": channels,

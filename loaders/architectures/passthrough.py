@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ... import host
+from ...host.texts import Text, joined
 from ...quant import host_formats
 from ...quant.formats import formats
 from ...quant.stored import FACTORS, PLAIN_DTYPES
@@ -40,7 +41,7 @@ class HostModel:
         return sizes(self.network.identity)
 
     def dims_from_config(self, config: Mapping[str, Any]) -> Dims:
-        raise ValueError(f"a config.json says nothing that this version reads of {self.name}")
+        raise ValueError(Text("a config.json says nothing that this version reads of {name}", name=self.name))
 
     def dims_from_model(self, unet_config: Mapping[str, Any]) -> Dims | None:
         return None
@@ -81,18 +82,20 @@ class HostModel:
         return ()
 
     def inputs(self, dims: Dims) -> Inputs:
-        raise ValueError(f"what {self.name} is given beside the latents is not known here")
+        raise ValueError(Text("what {name} is given beside the latents is not known here", name=self.name))
 
     def confirm(self, patcher: Any) -> Dims:
         """The sizes of a loaded MODEL, with what only values tell. Raises CheckpointError unless it is the one that the
         names told."""
         loaded = sizes(host.model_identity(patcher.model))
         told = {"prediction": loaded["prediction"], **sizes(self.network.identity)}
-        other = [f"{key} {loaded.get(key)} (from the names: {told.get(key)})" for key in sorted(told | loaded)
-                 if loaded.get(key) != told.get(key)]
-        if host.config_name(patcher.model) != self.name or other:
-            raise CheckpointError(f"ComfyUI {host.version()} made {host.config_name(patcher.model)} of a {self.name}"
-                                  f"{': ' if other else ''}{', '.join(other[:10])}", "", "report this")
+        other = [Text("{key} {value} (from the names: {told})", key=key, value=loaded.get(key), told=told.get(key))
+                 for key in sorted(told | loaded) if loaded.get(key) != told.get(key)]
+        made = host.config_name(patcher.model)
+        if made != self.name or other:
+            what = Text("ComfyUI {version} made {made} of a {name}", version=host.version(), made=made, name=self.name)
+            raise CheckpointError(Text("{what}: {other}", what=what, other=joined(", ", other[:10])) if other else what,
+                                  "", Text("report this"))
         return loaded
 
 
@@ -122,10 +125,10 @@ def recognise(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) ->
     if network is None:
         return None
     if network.name in host.NO_DIFFUSION:
-        raise ValueError(f"{network.name} is no diffusion model")
+        raise ValueError(Text("{name} is no diffusion model", name=network.name))
     said = network.identity
     if network.name.startswith("Flux") and not said.get("vec_in_dim") and said.get("yak_mlp") is False:
-        raise ValueError("FLUX.1 without vector_in")  # Ovis has none, and is known by another MLP
+        raise ValueError(Text("FLUX.1 without vector_in"))  # Ovis has none, and is known by another MLP
     return HostModel(network, prefix)
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from ...host.texts import Text
 from ..containers.safetensors import TensorInfo
 from .base import Dims, Entry, Inputs, Module, Naming, Size, config_int, count_blocks, expand, linear, norm, shape_of
 
@@ -99,15 +100,17 @@ class QwenImage:
         # diffusers' defaults (QwenImageTransformer2DModel.__init__) for keys that a config leaves out
         variant = [key for key in ("use_additional_t_cond", "use_layer3d_rope") if config.get(key)]
         if variant:
-            raise ValueError(f"this is Qwen-Image-Layered (config.json: {' and '.join(variant)}), which this version "
-                             "does not load")
+            raise ValueError(Text("this is Qwen-Image-Layered (config.json: {variant}), which this version does not "
+                                  "load", variant=", ".join(variant)))
         head, axes = config_int(config, "attention_head_dim", 128), list(config.get("axes_dims_rope") or AXES)
         patch, channels = config_int(config, "patch_size", 2), config_int(config, "in_channels", 64)
         out = channels if config.get("out_channels", 16) is None else config_int(config, "out_channels", 16)
         if (head, axes, patch, out) != (HEAD, AXES, PATCH, CHANNELS_OUT):
             raise ValueError(
-                f"ComfyUI runs Qwen-Image with heads of {HEAD}, rotary axes {AXES}, patch_size {PATCH} and "
-                f"{CHANNELS_OUT} channels out only; config.json says {head}, {axes}, {patch} and {out}")
+                Text("ComfyUI runs Qwen-Image with heads of {head}, rotary axes {axes}, patch_size {patch} and "
+                     "{channels} channels out only; config.json says {said_head}, {said_axes}, {said_patch} and "
+                     "{said_channels}", head=HEAD, axes=AXES, patch=PATCH, channels=CHANNELS_OUT, said_head=head,
+                     said_axes=axes, said_patch=patch, said_channels=out))
         return {
             "layers": config_int(config, "num_layers", 60),
             "hidden": head * config_int(config, "num_attention_heads", 24), "in": channels, "out": patch ** 2 * out,

@@ -17,6 +17,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from ...host.texts import Text
 from ..containers.safetensors import TensorInfo
 from .base import (
     Dims,
@@ -177,7 +178,8 @@ class Sdxl:
         }
         other = [f"{key} {dims[key]} (SDXL: {size})" for key, size in SIZES.items() if dims[key] != size]
         if other:
-            raise ValueError(f"this UNet is not of SDXL's sizes, which are all that ComfyUI knows: {', '.join(other)}")
+            raise ValueError(Text("this UNet is not of SDXL's sizes, which are all that ComfyUI knows: {other}",
+                                  other=", ".join(other)))
         return dims
 
     def dims_from_config(self, config: Mapping[str, Any]) -> Dims:
@@ -187,8 +189,9 @@ class Sdxl:
         hidden = widths[0] if isinstance(widths[0], int) else 0
         if widths != [size * hidden for size in LEVELS] or len(depths) != len(LEVELS) \
                 or heads[1:] != [width // HEAD for width in widths[1:]]:  # diffusers means heads by head_dim here
-            raise ValueError(f"config.json: block_out_channels {widths}, transformer_layers_per_block {depths} and "
-                             f"attention_head_dim {heads} are not an SDXL UNet")
+            raise ValueError(Text("config.json: block_out_channels {widths}, transformer_layers_per_block {depths} and "
+                                  "attention_head_dim {heads} are not an SDXL UNet", widths=widths, depths=depths,
+                                  heads=heads))
         return {
             "hidden": hidden, "in": config_int(config, "in_channels", 4), "out": config_int(config, "out_channels", 4),
             "text": config_int(config, "cross_attention_dim", 1280),

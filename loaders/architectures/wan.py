@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from ...host.texts import Text, joined
 from ..containers.safetensors import TensorInfo
 from .base import (
     Dims,
@@ -130,16 +131,17 @@ class Wan:
         # diffusers' defaults (WanTransformer3DModel.__init__) for keys that a config leaves out
         fixed = {"attention_head_dim": HEAD, "patch_size": PATCH, "text_dim": TEXT, "freq_dim": FREQUENCIES,
                  "eps": EPSILON, "qk_norm": QK_NORM, "cross_attn_norm": True}
-        differences = [f"{key} {value} only, config.json says {config[key]}" for key, value in fixed.items()
-                       if config.get(key) not in (None, value)]
+        differences = [Text("{key} {value} only, config.json says {said}", key=key, value=value, said=config[key])
+                       for key, value in fixed.items() if config.get(key) not in (None, value)]
         hidden = HEAD * config_int(config, "num_attention_heads", 40)
         # null means that there is no image embedder, and is the default
         image, added = config_int(config, "image_dim", 0), config_int(config, "added_kv_proj_dim", 0)
         if (image, added) not in ((0, 0), (IMAGE, hidden)):
-            differences.append(f"image_dim {IMAGE} and added_kv_proj_dim {hidden}, or neither, config.json says "
-                               f"{config.get('image_dim')} and {config.get('added_kv_proj_dim')}")
+            differences.append(Text("image_dim {image} and added_kv_proj_dim {hidden}, or neither, config.json says "
+                                    "{said_image} and {said_added}", image=IMAGE, hidden=hidden,
+                                    said_image=config.get("image_dim"), said_added=config.get("added_kv_proj_dim")))
         if differences:
-            raise ValueError(f"ComfyUI runs Wan with {'; '.join(differences)}")
+            raise ValueError(Text("ComfyUI runs Wan with {differences}", differences=joined("; ", differences)))
         channels = config_int(config, "in_channels", 16)
         return _runnable({
             "hidden": hidden, "in": channels,
@@ -180,13 +182,14 @@ class Wan:
 def _runnable(dims: Dims) -> Dims:
     """The sizes as they are. Raises ValueError for what ComfyUI would take for something else, or not at all."""
     if dims["hidden"] % HEAD:
-        raise ValueError(f"ComfyUI runs Wan with heads of {HEAD} only, but the model is {dims['hidden']} wide")
+        raise ValueError(Text("ComfyUI runs Wan with heads of {head} only, but the model is {width} wide", head=HEAD,
+                              width=dims["hidden"]))
     if dims["out"] not in LATENTS:
-        raise ValueError(f"ComfyUI runs Wan with {' or '.join(map(str, LATENTS))} output channels only, but the model "
-                         f"has {dims['out']}")
+        raise ValueError(Text("ComfyUI runs Wan with {known} output channels only, but the model has {channels}",
+                              known=" / ".join(map(str, LATENTS)), channels=dims["out"]))
     if dims["image"] and dims["in"] not in WITH_IMAGE:
-        raise ValueError(f"ComfyUI runs a Wan with an image embedder on {' or '.join(map(str, WITH_IMAGE))} input "
-                         f"channels only, but the model has {dims['in']}")
+        raise ValueError(Text("ComfyUI runs a Wan with an image embedder on {known} input channels only, but the model "
+                              "has {channels}", known=" / ".join(map(str, WITH_IMAGE)), channels=dims["in"]))
     return dims
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from ...host.texts import Text, joined
 from ..containers.safetensors import TensorInfo
 from .base import (
     Dims,
@@ -92,10 +93,12 @@ class ZImage:
                    if key in config and config[key] != value]
         hidden, heads = config_int(config, "dim", 3840), config_int(config, "n_heads", 30)
         if hidden != heads * HEAD or config_int(config, "n_kv_heads", 30) != heads:
-            differs.append(f"dim {hidden} in {heads} heads and {config.get('n_kv_heads', 30)} for keys and values "
-                           f"(ComfyUI: heads of {HEAD}, as many for keys and values)")
+            differs.append(Text("dim {hidden} in {heads} heads and {kv_heads} for keys and values (ComfyUI: heads of "
+                                "{head}, as many for keys and values)", hidden=hidden, heads=heads,
+                                kv_heads=config.get("n_kv_heads", 30), head=HEAD))
         if differs:
-            raise ValueError(f"ComfyUI does not run a Z-Image like this one; config.json says {', '.join(differs)}")
+            raise ValueError(Text("ComfyUI does not run a Z-Image like this one; config.json says {differs}",
+                                  differs=joined(", ", differs)))
         return {"layers": config_int(config, "n_layers", 30), "hidden": hidden,
                 "in": PATCH ** 2 * config_int(config, "in_channels", 16),
                 "text": config_int(config, "cap_feat_dim", 2560)}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...host.texts import Text
 from ..errors import CheckpointError, MissingFiles
 from ..files.places import Fetch, LocalFolder, candidates, resolve
 from ..files.selection import PIPELINE, Folder, Selection, select_component, select_texts
@@ -45,15 +46,15 @@ def locate_parts(reference: str, wanted: Wanted, *, revision: str = "", download
 
     def chosen(folder: Folder) -> list[Selection]:
         if PIPELINE not in folder.names():
-            raise MissingFiles("this is no diffusers pipeline folder (it has no model_index.json)", folder.place,
-                               "give the base model's folder or repo id")
+            raise MissingFiles(Text("this is no diffusers pipeline folder (it has no model_index.json)"), folder.place,
+                               Text("give the base model's folder or repo id"))
         return [Selection("", texts=(PIPELINE,)),
                 *(_select(folder, name, not unloaded) for name in wanted(folder.read_json(PIPELINE)))]
 
     def use(path: Path) -> Pipeline:
         if path.is_file():
-            raise CheckpointError("this is a single file, not a diffusers pipeline folder", path,
-                                  "give the base model's folder or repo id")
+            raise CheckpointError(Text("this is a single file, not a diffusers pipeline folder"), path,
+                                  Text("give the base model's folder or repo id"))
         folder = LocalFolder(path)
         index, *parts = chosen(folder)
         return Pipeline(reference, str(path), folder.read_json(index.texts[0]),
@@ -73,7 +74,8 @@ def locate_each(reference: str, *, revision: str = "", download: bool | Fetch = 
         names = sorted(name for name in folder.read_json(PIPELINE) if name.startswith("text_encoder"))
         there = [name for name in names if folder.names(name)]
         if not there:
-            raise MissingFiles("this pipeline has no text encoder on disk", folder.place, "finish its download")
+            raise MissingFiles(Text("this pipeline has no text encoder on disk"), folder.place,
+                               Text("finish its download"))
         return [Selection("", texts=(PIPELINE,)), *(select_component(folder, name) for name in there)]
 
     def use(path: Path) -> list[Source]:
@@ -89,5 +91,5 @@ def _select(folder: Folder, name: str, need_weights: bool) -> Selection:
     if name.startswith(TEXT_FOLDERS):
         return select_texts(folder, name)
     if not folder.names(name):
-        raise MissingFiles(f"the base has no {name} on disk", folder.place, "finish its download")
+        raise MissingFiles(Text("the base has no {name} on disk", name=name), folder.place, Text("finish its download"))
     return select_component(folder, name, need_weights=need_weights)

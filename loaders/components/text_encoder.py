@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from ... import host
+from ...host.texts import Text, joined
 from ..containers.checkpoint import Checkpoint
 from ..errors import CheckpointError, MissingFiles
 from ..files.places import Fetch
@@ -29,6 +30,7 @@ from .text_part import EYES, Part, assemble_part, fits, formats_of, unknown
 from .whole import find
 
 EDITS = "Edit"  # in the names of pipelines that look at pictures
+_DIFFERENT = Text("config.json and weights come from different models; download both again")
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,9 @@ def _place(pipeline: Pipeline, reference: str, found: list[Checkpoint], replaced
         used, one = True, replaced.setdefault(folder, _Override())
         taken = one.eyes if why[folder] == EYES else one.whole
         if taken is not None:
-            raise CheckpointError(f"two overrides are the {folder} of the base: {taken.source.reference} and "
-                                  f"{reference}", "", "clear one of them")
+            raise CheckpointError(Text("two overrides are the {folder} of the base: {one} and {other}", folder=folder,
+                                       one=taken.source.reference, other=reference),
+                                  "", Text("clear one of them"))
         if why[folder] == EYES:
             one.eyes = checkpoint
         else:
@@ -151,8 +154,9 @@ def load(request: Request, disable_dynamic: bool = False) -> Loaded:
     whole = _one_file(request)
     if whole:
         if request.overrides:
-            raise CheckpointError("the base is one file with everything in it, whose text encoders nothing replaces",
-                                  whole.files[0], "give the base model's folder or repo id, or clear the override")
+            raise CheckpointError(Text("the base is one file with everything in it, whose text encoders nothing "
+                                       "replaces"), whole.files[0],
+                                  Text("give the base model's folder or repo id, or clear the override"))
         clip, report = whole_text_encoders.load(Checkpoint(whole), request.dtype, disable_dynamic)
         clip.patcher.cached_patcher_init = (rebuild, (request,))
         return Loaded(clip, report)
@@ -201,15 +205,18 @@ def _part(pipeline: Pipeline, folder: str, tokenizer: str, encoder: Encoder, ove
     source, texts = pipeline.parts[folder], pipeline.parts[tokenizer]
     config = read_json(source.config) if source.config else None
     if config is None:
-        raise CheckpointError("there is no config.json", source.folder, "finish the download of this folder")
+        raise CheckpointError(Text("there is no config.json"), source.folder,
+                              Text("finish the download of this folder"))
     named = (config.get("architectures") or [""])[0]
     if named not in encoder.classes:
-        raise CheckpointError(f"{folder} is {named or 'of no named class'}, but model_index.json says "
-                              f"{classes(pipeline.index)[folder]}", source.folder, "download this folder again")
+        raise CheckpointError(Text("{folder} is {name}, but model_index.json says {said}", folder=folder,
+                                   name=named or Text("of no named class"), said=classes(pipeline.index)[folder]),
+                              source.folder, Text("download this folder again"))
     own = Checkpoint(source) if source.files else None
     first = override.whole or own
     if first is None:
-        raise CheckpointError("there is no .safetensors file", source.folder, "finish the download of this folder")
+        raise CheckpointError(Text("there is no .safetensors file"), source.folder,
+                              Text("finish the download of this folder"))
     theirs = first.config or {}
     if override.whole and (theirs.get("architectures") or [""])[0] in encoder.classes:
         config = theirs
@@ -219,9 +226,10 @@ def _part(pipeline: Pipeline, folder: str, tokenizer: str, encoder: Encoder, ove
         beside = [own] if own else []
         blind = not beside
     if blind and EDITS in str(pipeline.index.get("_class_name")):
-        raise CheckpointError("this text encoder has no eyes, and the base edits pictures", first.source.reference,
-                              "give the mmproj file that is published beside it as the other override, or download "
-                              f"the base's {folder}")
+        raise CheckpointError(Text("this text encoder has no eyes, and the base edits pictures"),
+                              first.source.reference,
+                              Text("give the mmproj file that is published beside it as the other override, or "
+                                   "download the base's {folder}", folder=folder))
     part = Part(folder, encoder, config, texts, [first, *beside], override.whole is not None, blind)
     assemble_part(part)
     part.tokenizer = encoder.tokenizer(texts)
@@ -242,16 +250,18 @@ def _to_host(pipeline: Pipeline, family: Family, parts: list[Part], given: list[
                 during.enter_context(part.encoder.during())
             clip = host.load_text_encoders(given, family.clip_type, configs, chosen, disable_dynamic, operations)
     except ValueError as error:  # our layers check what they are given
-        raise CheckpointError(str(error), pipeline.folder, "download the text encoder again, or report it") from error
+        raise CheckpointError(Text("{error}", error=error), pipeline.folder,
+                              Text("download the text encoder again, or report it")) from error
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
-        raise CheckpointError(f"tensors have other shapes than config.json says: {str(error)[:400]}", pipeline.folder,
-                              "config.json and weights come from different models; download both again") from error
+        raise CheckpointError(Text("tensors have other shapes than config.json says: {error}", error=str(error)[:400]),
+                              pipeline.folder, _DIFFERENT) from error
     if not host.is_instance_of(clip.cond_stage_model, family.host_class):
-        raise CheckpointError(f"ComfyUI {host.version()} takes these text encoders for "
-                              f"{type(clip.cond_stage_model).__name__}, not for those of {family.name}",
-                              pipeline.folder, "the text encoders have other sizes than the base's own; use those")
+        raise CheckpointError(Text("ComfyUI {version} takes these text encoders for {kind}, not for those of {family}",
+                                   version=host.version(), kind=type(clip.cond_stage_model).__name__,
+                                   family=family.name), pipeline.folder,
+                              Text("the text encoders have other sizes than the base's own; use those"))
     return clip
 
 
@@ -276,8 +286,9 @@ def _check_names(clip: Any, part: Part) -> None:
         there = {name: shape for name, shape in there.items() if not name.startswith(part.encoder.apart)}
     where = part.checkpoints[0].source.folder
     if part.quantized and not host.has_quantized_layers(clip, part.encoder.host_name):
-        raise CheckpointError(f"ComfyUI {host.version()} does not load this text encoder with the layers of this pack",
-                              where, "report this; a text encoder that is not quantized loads")
+        raise CheckpointError(Text("ComfyUI {version} does not load this text encoder with the layers of this pack",
+                                   version=host.version()),
+                              where, Text("report this; a text encoder that is not quantized loads"))
     quantized = {name.removesuffix(".comfy_quant") for name in part.given if name.endswith(".comfy_quant")}
 
     def plain(names: Iterable[str]) -> set[str]:
@@ -286,46 +297,54 @@ def _check_names(clip: Any, part: Part) -> None:
 
     missing, unused = sorted(plain(there) - part.given.keys()), sorted(plain(part.given) - there.keys())
     if missing or unused:
-        raise CheckpointError(f"the tensors of {part.folder} are not those of its config.json: "
-                              f"missing {first_ten(missing) or '-'}; unused {first_ten(unused) or '-'}", where,
-                              "download this folder again; if it is complete, report this")
-    wrong = [f"{name} {list(tensor.shape)} instead of {list(there[name])}" for name, tensor in part.given.items()
+        raise CheckpointError(Text("the tensors of {folder} are not those of its config.json: missing {missing}; "
+                                   "unused {unused}", folder=part.folder, missing=first_ten(missing) or "-",
+                                   unused=first_ten(unused) or "-"), where,
+                              Text("download this folder again; if it is complete, report this"))
+    wrong = [Text("{name} {shape}, expected {expected}", name=name, shape=list(tensor.shape),
+                  expected=list(there[name])) for name, tensor in part.given.items()
              if name.rpartition(".")[0] not in quantized and tuple(tensor.shape) != there[name]]
     if wrong:
-        raise CheckpointError(f"tensors of {part.folder} have other shapes than config.json says: {first_ten(wrong)}",
-                              where, "config.json and weights come from different models; download both again")
+        raise CheckpointError(Text("tensors of {folder} have other shapes than config.json says: {wrong}",
+                                   folder=part.folder, wrong=first_ten(wrong)),
+                              where, _DIFFERENT)
 
 
 def _blind(clip: Any, part: Part) -> str:
     """Leave an encoder without its eyes, which nobody has stored, and say so."""
-    what = (f"this {part.encoder.title} sees no pictures: its file has the language model alone. The mmproj file that "
-            "is published beside it, as the other override, gives it eyes")
+    what = Text("this {encoder} sees no pictures: its file has the language model alone. The mmproj file that is "
+                "published beside it, as the other override, gives it eyes", encoder=part.encoder.title)
     host.take_away(clip, part.encoder.host_name, part.encoder.apart.rstrip("."), lambda: CheckpointError(
-        "this text encoder sees no pictures: its file has the language model alone",
-        part.checkpoints[0].source.reference, "give the mmproj file beside it as the other override"))
+        Text("this text encoder sees no pictures: its file has the language model alone"),
+        part.checkpoints[0].source.reference, Text("give the mmproj file beside it as the other override")))
     return what
 
 
 def _report(pipeline: Pipeline, family: str, notes: list[str], parts: list[Part], clip: Any) -> str:
-    lines = [f"{family} text encoders", f"source: {pipeline.reference}"]
+    lines: list[str] = [Text("{family} text encoders", family=family),
+                        Text("source: {reference}", reference=pipeline.reference)]
     for part in parts:
         config, checkpoint = part.config, part.checkpoints[0]
         files = checkpoint.source.files
-        names = files[0].replace("\\", "/").rsplit("/", 1)[-1] if len(files) == 1 else f"{len(files)} shards"
+        names = files[0].replace("\\", "/").rsplit("/", 1)[-1] if len(files) == 1 else \
+            Text("{count} shards", count=len(files))
         text = config.get("text_config") or config
         width = text.get("d_model", text.get("hidden_size"))
         layers = text.get("num_layers", text.get("num_hidden_layers"))
-        lines.append(f"{part.folder}: {(config.get('architectures') or [''])[0]}, {names}, "
-                     f"{size(checkpoint.bytes_on_disk)}, width {width}, {layers} layers, "
-                     f"kept in {host.text_encoder_dtype(clip, part.encoder.host_name)}")
+        lines.append(Text("{folder}: {kind}, {names}, {size}, width {width}, {layers} layers, kept in {dtype}",
+                          folder=part.folder, kind=(config.get("architectures") or [""])[0], names=names,
+                          size=size(checkpoint.bytes_on_disk), width=width, layers=layers,
+                          dtype=host.text_encoder_dtype(clip, part.encoder.host_name)))
+        below = [Text("eyes: {reference}", reference=eyes.source.reference) for eyes in part.checkpoints[1:]]
         if part.replaced:
-            lines.append(f"  override: {checkpoint.source.reference}")
-        lines += [f"  eyes: {eyes.source.reference}" for eyes in part.checkpoints[1:]]
+            below.insert(0, Text("override: {reference}", reference=checkpoint.source.reference))
         formats = formats_of(part.described)
         if formats:
-            lines.append(f"  layers: {formats}; dequantized for every matmul, as ComfyUI does it in text encoders")
-        whose = "the base's own" if part.tokenizer else "ComfyUI's, compared with the base's"
-        lines.append(f"  tokenizer: {whose}")
+            below.append(Text("layers: {formats}; dequantized for every matmul, as ComfyUI does it in text encoders",
+                              formats=formats))
+        below.append(Text("tokenizer: the base's own") if part.tokenizer else
+                     Text("tokenizer: ComfyUI's, compared with the base's"))
+        lines += [Text("  {line}", line=line) for line in below]
         notes += [*(note for one in part.described for note in one.notes),
                   *(note for native in part.native for note in native.notes), part.encoder.note(config)]
-    return "\n".join(lines + [f"note: {text}" for text in dict.fromkeys(notes) if text])
+    return joined("\n", lines + [Text("note: {note}", note=note) for note in dict.fromkeys(notes) if note])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ... import host
+from ...host.texts import Text, joined
 from ...quant.stored import PLAIN_DTYPES
 from ..architectures.component import Component
 from ..assemble import NativeStateDict, assemble
@@ -71,8 +72,8 @@ def know(checkpoint: Checkpoint, encoder: Encoder, config: dict[str, Any], only:
         if new is None or not new.startswith(only) or without and new.startswith(without):
             continue
         if new in names:
-            raise CheckpointError(f"{names[new]} and {stored} are both {new}", checkpoint.source.reference,
-                                  "download the text encoder again")
+            raise CheckpointError(Text("{one} and {other} are both {name}", one=names[new], other=stored, name=new),
+                                  checkpoint.source.reference, Text("download the text encoder again"))
         names[new] = stored
     for kept, others in encoder.twins.items():
         _leave_twins(checkpoint, names, kept, others)
@@ -102,8 +103,9 @@ def _leave_twins(checkpoint: Checkpoint, names: dict[str, str], kept: str, other
             continue
         tensors = checkpoint.load_tensors()
         if not torch.equal(tensors[names[kept]], tensors[twin]):
-            raise CheckpointError(f"{names[kept]} and {twin} should be the same tensor, but differ",
-                                  checkpoint.source.reference, "download the text encoder again")
+            raise CheckpointError(Text("{name} and {twin} should be the same tensor, but differ", name=names[kept],
+                                       twin=twin),
+                                  checkpoint.source.reference, Text("download the text encoder again"))
 
 
 def fits(checkpoint: Checkpoint, encoder: Encoder, config: dict[str, Any]) -> str:
@@ -112,10 +114,11 @@ def fits(checkpoint: Checkpoint, encoder: Encoder, config: dict[str, Any]) -> st
     called = {new: stored for name, stored in names.items() if (new := encoder.called(name, config))}
     if encoder.known.tensor not in called:
         seen = encoder.apart and sum(name.startswith(encoder.apart) for name in called) > len(called) // 2
-        return EYES if seen else "another model"
+        return EYES if seen else Text("another model")
     width = (config.get("text_config") or config).get(encoder.known.width)
     stored = checkpoint.tensors[called[encoder.known.tensor]].shape
-    return "" if width in (None, *stored) else f"{encoder.title} of width {stored[0]}, the base's is {width} wide"
+    return "" if width in (None, *stored) else Text("{encoder} of width {width}, the base's is {base} wide",
+                                                    encoder=encoder.title, width=stored[0], base=width)
 
 
 def assemble_part(part: Part) -> None:
@@ -172,6 +175,8 @@ def formats_of(descriptions: Collection[CheckpointDescription]) -> str:
 def unknown(checkpoint: Checkpoint, wanted: Collection[str], why: Sequence[str]) -> CheckpointError:
     """What to say of a file that is none of a base's text encoders."""
     reasons = [reason for reason in why if reason and reason != "another model"]
-    what = "; ".join(reasons) or f"its tensors are others ({first_ten(sorted(checkpoint.tensors)[:3])})"
-    return CheckpointError(f"this is none of the base's text encoders ({', '.join(wanted)}): {what}",
-                           checkpoint.source.reference, "take a file of one of them")
+    what = joined("; ", reasons) or Text("its tensors are others ({names})",
+                                         names=first_ten(sorted(checkpoint.tensors)[:3]))
+    return CheckpointError(Text("this is none of the base's text encoders ({wanted}): {why}", wanted=", ".join(wanted),
+                                why=what),
+                           checkpoint.source.reference, Text("take a file of one of them"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ... import host
+from ...host.texts import Text, joined
 from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import dtype_name
 from ..errors import CheckpointError
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 STORED = ("F32", "F16", "BF16")
 COUNTER = ".num_batches_tracked"  # of a batch norm in training; without effect here, and often not stored
 TOLERANCE = 1e-5  # slopes and offsets went through F32 (6e-8) in three operations; published values have 4 to 6 digits
-UPDATE = "update this pack and ComfyUI, or report this"
+UPDATE = Text("update this pack and ComfyUI, or report this")
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,17 @@ def load(request: Request, disable_dynamic: bool = False) -> Loaded:
     checkpoint = Checkpoint(source(request))
     where = checkpoint.source.folder
     if not checkpoint.headers:
-        raise CheckpointError("there is no .safetensors file of the VAE", where, "finish the download of this folder")
+        raise CheckpointError(Text("there is no .safetensors file of the VAE"), where,
+                              Text("finish the download of this folder"))
     if checkpoint.config is None:
         there = open_whole(checkpoint)
         stored = there.parts.vae if there else checkpoint.load_tensors()
         if not stored:
-            raise CheckpointError("there is no VAE in this checkpoint", checkpoint.source.files[0],
-                                  "use the VAE from a file of its own, or from a base folder")
+            raise CheckpointError(Text("there is no VAE in this checkpoint"), checkpoint.source.files[0],
+                                  Text("use the VAE from a file of its own, or from a base folder"))
         vae, head = _native_file(checkpoint, _plain(stored, where), request)
-        head[0] += f", of a whole checkpoint of {there.parts.model}" if there else ""
+        if there:
+            head[0] = Text("{vae}, of a whole checkpoint of {model}", vae=head[0], model=there.parts.model)
     else:
         stored = checkpoint.load_tensors()
         vae, head = _component(checkpoint, checkpoint.config, _plain(stored, where), request)
@@ -105,8 +108,8 @@ def _is_vae_folder(folder: Path) -> bool:
 def _wanted(index: Mapping[str, Any]) -> tuple[str, ...]:
     """The name of the VAE component. Raises CheckpointError for a pipeline that has none."""
     if not any(index.get("vae") or ()):
-        raise CheckpointError(f"this pipeline ({index.get('_class_name', 'unnamed')}) has no vae", "",
-                              "give a base with one, or the folder of a VAE")
+        raise CheckpointError(Text("this pipeline ({name}) has no vae", name=index.get("_class_name", Text("unnamed"))),
+                              "", Text("give a base with one, or the folder of a VAE"))
     return ("vae",)
 
 
@@ -121,8 +124,9 @@ def _plain(tensors: dict[str, torch.Tensor], where: object) -> dict[str, torch.T
     other = sorted(name for name, tensor in tensors.items() if not name.endswith(COUNTER)
                    and dtype_name(tensor.dtype) not in STORED and tensor.dtype not in casts)
     if other:
-        raise CheckpointError(f"stored as {dtype_name(tensors[other[0]].dtype)}, which ComfyUI's VAEs do not read: "
-                              f"{first_ten(other)}", where, "take the VAE in F32, F16 or BF16")
+        raise CheckpointError(Text("stored as {dtype}, which ComfyUI's VAEs do not read: {names}",
+                                   dtype=dtype_name(tensors[other[0]].dtype), names=first_ten(other)),
+                              where, Text("take the VAE in F32, F16 or BF16"))
     return {name: tensor.to(torch.bfloat16) if tensor.dtype in casts else tensor for name, tensor in tensors.items()}
 
 
@@ -132,12 +136,13 @@ def _component(checkpoint: Checkpoint, config: dict[str, Any], stored: dict[str,
     where = checkpoint.source.config
     known = by_class_name(config.get("_class_name"))
     if known is None:
-        raise CheckpointError(f"config.json is of {config.get('_class_name') or 'no named class'}, no VAE that this "
-                              "version loads", where, f"supported: {', '.join(vae.class_name for vae in VAES)}")
+        raise CheckpointError(Text("config.json is of {name}, no VAE that this version loads",
+                                   name=config.get("_class_name") or Text("no named class")), where,
+                              Text("supported: {names}", names=", ".join(vae.class_name for vae in VAES)))
     try:
         plan = known.plan(config)
     except ValueError as error:
-        raise CheckpointError(str(error), where, "use a VAE of the published kind") from error
+        raise CheckpointError(Text("{error}", error=error), where, Text("use a VAE of the published kind")) from error
     _check_latents(plan, where)
     tensors = _native(plan, stored, checkpoint.source.folder)
     dtype = DTYPES[request.dtype]
@@ -145,8 +150,10 @@ def _component(checkpoint: Checkpoint, config: dict[str, Any], stored: dict[str,
         host.load_vae_sized(tensors, plan.kind, plan.sizes, plan.published, dtype)
     _check_taken(vae, tensors, checkpoint.source.folder)
     plan.finish(vae)
-    return vae, [f"VAE of {plan.family} · {known.class_name}", f"sizes: {plan.summary}",
-                 f"latent format: {plan.latent_format}", *(f"note: {note}" for note in plan.notes)]
+    return vae, [Text("VAE of {family} · {class_name}", family=plan.family, class_name=known.class_name),
+                 Text("sizes: {summary}", summary=plan.summary),
+                 Text("latent format: {name}", name=plan.latent_format),
+                 *(Text("note: {note}", note=note) for note in plan.notes)]
 
 
 def _native_file(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor],
@@ -154,81 +161,91 @@ def _native_file(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor],
     """Tensors without config.json, as ComfyUI itself would load them; but every one must be used."""
     where = checkpoint.source.files[0]
     vae = attempt(lambda: host.load_vae(dict(tensors), DTYPES[request.dtype], checkpoint.metadata or None),
-                  "load this as a VAE", where, "give the folder with its config.json, or another file")
+                  Text("load this as a VAE"), where, Text("give the folder with its config.json, or another file"))
     if vae.first_stage_model is None:
-        raise CheckpointError("ComfyUI does not recognise this file as a VAE", where,
-                              "give the folder with its config.json, or a native VAE file")
+        raise CheckpointError(Text("ComfyUI does not recognise this file as a VAE"), where,
+                              Text("give the folder with its config.json, or a native VAE file"))
     if "decoder.up_blocks.0.resnets.0.norm1.weight" in tensors:
         tensors = host.diffusers_vae_names(tensors)
     renamed = {"decoder.post_quant_conv.": "post_quant_conv.", "encoder.quant_conv.": "quant_conv."}
     for old, new in renamed.items():  # what the constructor renames, too
         tensors = {new + name.removeprefix(old) if name.startswith(old) else name: t for name, t in tensors.items()}
     _check_taken(vae, tensors, where)
-    return vae, [f"native VAE · {type(vae.first_stage_model).__name__}"]
+    return vae, [Text("native VAE · {kind}", kind=type(vae.first_stage_model).__name__)]
 
 
 def _check_latents(plan: Plan, where: object) -> None:
     """Raise CheckpointError unless config.json and ComfyUI's latent format scale and shift latents alike."""
     if plan.latents is None:
         return
-    for word, said, done in zip(("scale", "shift"), plan.latents, host.latent_map(plan.latent_format, plan.channels),
-                                strict=True):
+    for word, said, done in zip((Text("scale"), Text("shift")), plan.latents,
+                                host.latent_map(plan.latent_format, plan.channels), strict=True):
         said = said * (plan.channels if len(said) == 1 else 1)
         wrong = [i for i, (a, b) in enumerate(zip(said, done, strict=True))
                  if not math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE)]
         if wrong:
             i = wrong[0]
             raise CheckpointError(
-                f"this VAE does not belong to {plan.family}: by config.json a latent's {word} is {said[i]:.6g} in "
-                f"channel {i}, in ComfyUI's latent format {plan.latent_format} it is {done[i]:.6g}; pictures would be "
-                "wrong",
-                where, "use the VAE that was published with the model")
+                Text("this VAE does not belong to {family}: by config.json a latent's {scale_or_shift} is {said:.6g} "
+                     "in channel {channel}, in ComfyUI's latent format {format} it is {done:.6g}; pictures would be "
+                     "wrong", family=plan.family, scale_or_shift=word, said=said[i], channel=i,
+                     format=plan.latent_format, done=done[i]),
+                where, Text("use the VAE that was published with the model"))
 
 
 def _native(plan: Plan, stored: dict[str, torch.Tensor], where: object) -> dict[str, torch.Tensor]:
     """The stored tensors under native names. Raises CheckpointError for missing, unknown and misshapen ones."""
     native = plan.native(stored)
     expected = host.vae_tensors(plan.kind, plan.sizes)
-    again = "download the VAE again, with its config.json"
+    again = Text("download the VAE again, with its config.json")
     if len(native) != len(stored):
-        raise CheckpointError("two stored tensors have one name in ComfyUI", where, again)
+        raise CheckpointError(Text("two stored tensors have one name in ComfyUI"), where, again)
     names = dict(zip(native, stored, strict=True))
     unused = [names[name] for name in native if name not in expected]
     missing = [name for name in expected if name not in native and not name.endswith(COUNTER)]
     if unused or missing:
-        raise CheckpointError(f"the tensors are not those of config.json: missing {first_ten(missing) or '-'} "
-                              f"(ComfyUI's names); unused {first_ten(unused) or '-'}", where, again)
-    wrong = [f"{names[name]} {list(tensor.shape)} (expected {list(expected[name].shape)})"
+        raise CheckpointError(Text("the tensors are not those of config.json: missing {missing} (ComfyUI's names); "
+                                   "unused {unused}", missing=first_ten(missing) or "-",
+                                   unused=first_ten(unused) or "-"), where, again)
+    wrong = [Text("{name} {shape}, expected {expected}", name=names[name], shape=list(tensor.shape),
+                  expected=list(expected[name].shape))
              for name, tensor in native.items() if tensor.shape != expected[name].shape]
     if wrong:
-        raise CheckpointError(f"tensors of another shape than config.json says: {first_ten(wrong)}", where, again)
+        raise CheckpointError(Text("tensors of another shape than config.json says: {wrong}", wrong=first_ten(wrong)),
+                              where, again)
     return native
 
 
 def _check_taken(vae: Any, tensors: dict[str, torch.Tensor], where: object) -> None:
     """The host only logs missing and unexpected tensors; here they are errors."""
     if vae.first_stage_model is None:
-        raise CheckpointError("ComfyUI did not recognise the converted VAE", where, UPDATE)
+        raise CheckpointError(Text("ComfyUI did not recognise the converted VAE"), where, UPDATE)
     there = {name for name in vae.first_stage_model.state_dict() if not name.endswith(COUNTER)}
     given = {name for name in tensors if not name.endswith(COUNTER)}
     if there != given:
-        raise CheckpointError(f"ComfyUI {host.version()} has other tensors in this VAE: missing "
-                              f"{first_ten(sorted(there - given)) or '-'}; unused "
-                              f"{first_ten(sorted(given - there)) or '-'}", where, UPDATE)
+        raise CheckpointError(Text("ComfyUI {version} has other tensors in this VAE: missing {missing}; unused "
+                                   "{unused}", version=host.version(), missing=first_ten(sorted(there - given)) or "-",
+                                   unused=first_ten(sorted(given - there)) or "-"), where, UPDATE)
 
 
 def _report(head: list[str], checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], vae: Any) -> str:
     """What the node says: the VAE, its files, and how ComfyUI runs it."""
     names = checkpoint.source.files
-    files = names[0].replace("\\", "/").rpartition("/")[2] if len(names) == 1 else f"{len(names)} shards"
+    files = names[0].replace("\\", "/").rpartition("/")[2] if len(names) == 1 else \
+        Text("{count} shards", count=len(names))
     stored = sorted({dtype_name(tensor.dtype) for name, tensor in tensors.items() if not name.endswith(COUNTER)})
     frames = vae.temporal_compression_decode() or 1
-    latents = f"{vae.latent_channels} channels, 1/{vae.spacial_compression_decode()} of width and height"
+    latents = Text("latents: {channels} channels, 1/{factor} of width and height", channels=vae.latent_channels,
+                   factor=vae.spacial_compression_decode())
+    if frames > 1:
+        latents = Text("{latents}, 1/{frames} of the frames", latents=latents, frames=frames)
     dtype = str(vae.vae_dtype).removeprefix("torch.")
     bytes_of = size(sum(tensor.nbytes for tensor in tensors.values()))
-    lines = [head[0], f"source: {checkpoint.source.reference}",
-             f"files: {files}, {bytes_of}, stored as {', '.join(stored)}", *head[1:],
-             f"latents: {latents}" + (f", 1/{frames} of the frames" if frames > 1 else ""), f"runs in {dtype}"]
+    lines: list[str] = [
+        head[0], Text("source: {reference}", reference=checkpoint.source.reference),
+        Text("files: {files}, {size}, stored as {dtypes}", files=files, size=bytes_of, dtypes=", ".join(stored)),
+        *head[1:], latents, Text("runs in {dtype}", dtype=dtype)]
     if vae.vae_dtype not in vae.working_dtypes:
-        lines.append(f"note: ComfyUI would not choose {dtype} for this VAE; values may overflow or lose precision")
-    return "\n".join(lines)
+        lines.append(Text("note: ComfyUI would not choose {dtype} for this VAE; values may overflow or lose precision",
+                          dtype=dtype))
+    return joined("\n", lines)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ... import host
+from ...host.texts import Text
 from ..architectures.passthrough import logical_shapes
 from ..containers.checkpoint import Checkpoint
 from ..errors import CheckpointError, MissingFiles
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 Made = TypeVar("Made")
-APART = "use text encoders and VAE from files of their own, or from a base folder"
+APART = Text("use text encoders and VAE from files of their own, or from a base folder")
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ def open_whole(checkpoint: Checkpoint) -> Whole | None:
     named = {transformer.stored(name): shape for name, shape in logical_shapes(transformer.tensors).items()}
     shapes = {name: shape for name, shape in named.items() if name.startswith(prefix)}
     others = {name: tensor for name, tensor in checkpoint.load_tensors().items() if not name.startswith(prefix)}
-    parts = attempt(lambda: host.parts_of(shapes, others, checkpoint.metadata), "find the parts of this checkpoint",
-                    checkpoint.source.files[0], APART)
+    parts = attempt(lambda: host.parts_of(shapes, others, checkpoint.metadata),
+                    Text("find the parts of this checkpoint"), checkpoint.source.files[0], APART)
     if parts is None:
-        raise CheckpointError("ComfyUI does not know the model in this checkpoint, by which its other parts go",
+        raise CheckpointError(Text("ComfyUI does not know the model in this checkpoint, by which its other parts go"),
                               checkpoint.source.files[0], APART)
     return Whole(checkpoint, shapes, others, parts)
 
@@ -73,5 +74,5 @@ def attempt(work: Callable[[], Made], what: str, where: object, do: str) -> Made
     try:
         return work()
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
-        raise CheckpointError(f"ComfyUI cannot {what}: {type(error).__name__}: {str(error)[:300]}", where,
-                              do) from error
+        raise CheckpointError(Text("ComfyUI cannot {what}: {kind}: {error}", what=what, kind=type(error).__name__,
+                                   error=str(error)[:300]), where, do) from error

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ... import host
+from ...host.texts import Text, joined
 from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import dtype_name
 from ..errors import CheckpointError
@@ -39,17 +40,19 @@ def load(checkpoint: Checkpoint, dtype: str, disable_dynamic: bool = False) -> t
     where = checkpoint.source.files[0]
     whole = open_whole(checkpoint)
     if whole is None:
-        raise CheckpointError("this is a single file, not a diffusers pipeline folder, and no whole checkpoint with "
-                              "text encoders in it", where, "give the base model's folder or repo id, or use ComfyUI's "
-                              "CLIP loaders for a text encoder's file")
+        raise CheckpointError(Text("this is a single file, not a diffusers pipeline folder, and no whole checkpoint "
+                                   "with text encoders in it"),
+                              where, Text("give the base model's folder or repo id, or use ComfyUI's CLIP loaders for "
+                                          "a text encoder's file"))
     chosen = set_dtype([whole.others], dtype)
     tekken = any(name.endswith("tekken_model") for name in whole.others)
     with mistral3.MISTRAL3.during() if tekken else nullcontext():
         clip = attempt(lambda: host.load_text_encoders_of(whole.shapes, whole.others, checkpoint.metadata, chosen,
-                                                          disable_dynamic), "load these text encoders", where, APART)
+                                                          disable_dynamic), Text("load these text encoders"),
+                       where, APART)
     if clip is None:
-        raise CheckpointError(f"there are no text encoders in this checkpoint of {whole.parts.model}", where,
-                              "use text encoders from files of their own, or from a base folder")
+        raise CheckpointError(Text("there are no text encoders in this checkpoint of {model}", model=whole.parts.model),
+                              where, Text("use text encoders from files of their own, or from a base folder"))
     given = _by_name(whole.parts.text_encoders)
     left = _check(given.keys(), set(_by_name(clip.cond_stage_model.state_dict())), where)
     return clip, _report(checkpoint, whole.parts.model, given, left, clip)
@@ -74,23 +77,26 @@ def _check(given: Any, there: set[str], where: object) -> list[str]:
     used = {name.rpartition(".")[0] for name in there}
     lost = [name for name in over if name.rpartition(".")[0] in used]
     if missing or lost:
-        raise CheckpointError(f"ComfyUI {host.version()} has other tensors in these text encoders: missing "
-                              f"{first_ten(missing) or '-'}; unused {first_ten(lost) or '-'}", where, APART)
+        raise CheckpointError(Text("ComfyUI {version} has other tensors in these text encoders: missing {missing}; "
+                                   "unused {unused}", version=host.version(), missing=first_ten(missing) or "-",
+                                   unused=first_ten(lost) or "-"), where, APART)
     return over
 
 
 def _report(checkpoint: Checkpoint, model: str, given: Mapping[str, torch.Tensor], left: list[str], clip: Any) -> str:
     files = checkpoint.source.files
-    name = files[0].replace("\\", "/").rpartition("/")[2] if len(files) == 1 else f"{len(files)} shards"
-    lines = [f"text encoders of a whole checkpoint of {model}", f"source: {checkpoint.source.reference}",
-             f"files: {name}"]
+    names = files[0].replace("\\", "/").rpartition("/")[2] if len(files) == 1 else \
+        Text("{count} shards", count=len(files))
+    lines = [Text("text encoders of a whole checkpoint of {model}", model=model),
+             Text("source: {reference}", reference=checkpoint.source.reference), Text("files: {names}", names=names)]
     for encoder in sorted({key.partition(".")[0] for key in given.keys() - set(left)}):
         tensors = [tensor for key, tensor in given.items() if key.startswith(f"{encoder}.")]
         stored = sorted({dtype_name(tensor.dtype) for tensor in tensors})
-        lines.append(f"{encoder}: {len(tensors)} tensors, {size(sum(tensor.nbytes for tensor in tensors))}, stored as "
-                     f"{', '.join(stored)}, kept in {host.text_encoder_dtype(clip, encoder)}")
-    lines.append("  tokenizers: ComfyUI's, or those in the file")
+        lines.append(Text("{encoder}: {count} tensors, {size}, stored as {dtypes}, kept in {dtype}",
+                          encoder=encoder, count=len(tensors), size=size(sum(tensor.nbytes for tensor in tensors)),
+                          dtypes=", ".join(stored), dtype=host.text_encoder_dtype(clip, encoder)))
+    lines.append(Text("  {line}", line=Text("tokenizers: ComfyUI's, or those in the file")))
     if left:
-        lines.append(f"note: left out, as ComfyUI's text encoder has no use for them: {len(left)} tensors "
-                     f"({first_ten(left)})")
-    return "\n".join(lines)
+        lines.append(Text("note: left out, as ComfyUI's text encoder has no use for them: {count} tensors ({names})",
+                          count=len(left), names=first_ten(left)))
+    return joined("\n", lines)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ... import host
+from ...host.texts import Text
 from ..errors import CheckpointError
 from ..files.source import Source, read_json
 from ..words import first_ten
@@ -84,16 +85,16 @@ class Checkpoint:
         for header in self.headers:
             twice = self.tensors.keys() & header.tensors.keys()
             if twice:
-                raise CheckpointError(f"two shards hold the same tensors: {first_ten(sorted(twice))}", header.path,
-                                      "download the folder again; its shards do not belong together")
+                raise CheckpointError(Text("two shards hold the same tensors: {twice}", twice=first_ten(sorted(twice))),
+                                      header.path, Text("download the folder again; its shards do not belong together"))
             self.tensors.update(header.tensors)
 
     def _check_index(self, index: str) -> None:
         listed = read_json(index)["weight_map"]
         lost = [name for name in listed if name not in self.tensors]
         if lost:
-            raise CheckpointError(f"the index lists tensors that no shard holds: {first_ten(lost)}", index,
-                                  "download the folder again; its shards do not belong together")
+            raise CheckpointError(Text("the index lists tensors that no shard holds: {lost}", lost=first_ten(lost)),
+                                  index, Text("download the folder again; its shards do not belong together"))
 
     @property
     def metadata(self) -> dict[str, str]:

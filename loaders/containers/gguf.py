@@ -15,6 +15,7 @@ import struct
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text
 from ...quant.ggml import OTHERS, PLAIN, QUANTIZED
 from ..errors import CheckpointError
 from .safetensors import AGAIN, TORCH_DTYPES, Header, TensorInfo
@@ -66,7 +67,7 @@ class _Reader:
         """Move on; where that was."""
         at, self.at = self.at, self.at + count
         if self.at > self.size:
-            raise _Malformed("it ends within its header")
+            raise _Malformed(Text("it ends within its header"))
         return at
 
     def number(self, form: str) -> Any:
@@ -85,10 +86,10 @@ class _Reader:
         data, at = self.data, self.at
         named = at + 8 + self.numbers(_LENGTH)[0]
         if named + 4 > self.size:
-            raise _Malformed("it ends within its header")
+            raise _Malformed(Text("it ends within its header"))
         name, dimensions = data[at + 8:named].decode("utf-8", "replace"), _COUNT.unpack_from(data, named)[0]
         if dimensions > _MOST_DIMENSIONS:
-            raise _Malformed(f"{name} has {dimensions} dimensions")
+            raise _Malformed(Text("{name} has {dimensions} dimensions", name=name, dimensions=dimensions))
         self.at = named + 4
         return name, self.numbers(_TENSORS[dimensions])
 
@@ -99,7 +100,7 @@ class _Reader:
         if kind == _ARRAY:
             return self._list()
         if kind not in _NUMBERS:
-            raise _Malformed(f"a value of the unknown type {kind}")
+            raise _Malformed(Text("a value of the unknown type {kind}", kind=kind))
         return self.number(_NUMBERS[kind])
 
     def _list(self) -> list[Any] | None:
@@ -111,16 +112,16 @@ class _Reader:
                 return None
             return [self.number(_NUMBERS[kind]) for _ in range(count)]
         if kind != _STRING:
-            raise _Malformed(f"a list of the unknown type {kind}")
+            raise _Malformed(Text("a list of the unknown type {kind}", kind=kind))
         if count <= _SHORT:
             return [self.text() for _ in range(count)]
         if count * 8 > self.size - self.at:
-            raise _Malformed("it ends within its header")
+            raise _Malformed(Text("it ends within its header"))
         unpack, data, at, size = struct.Struct("<Q").unpack_from, self.data, self.at, self.size
         for _ in range(count):
             at += 8 + unpack(data, at)[0]
             if at + 8 > size:
-                raise _Malformed("it ends within its header")
+                raise _Malformed(Text("it ends within its header"))
         self.at = at
         return None
 
@@ -136,37 +137,39 @@ def read_header(path: str) -> GGUFHeader:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _read(path, data, size)
     except OSError as error:
-        raise CheckpointError(f"cannot read the file: {error.strerror}", path, AGAIN) from error
+        raise CheckpointError(Text("cannot read the file: {error}", error=error.strerror), path, AGAIN) from error
     except (_Malformed, struct.error) as error:
-        raise CheckpointError(f"the GGUF header is invalid: {error}", path, AGAIN) from error
+        raise CheckpointError(Text("the GGUF header is invalid: {error}", error=error), path, AGAIN) from error
 
 
 def _read(path: str, data: Any, size: int) -> GGUFHeader:
     reader = _Reader(data, size)
     version = reader.number("<I")
     if version & 0xFFFF == 0:
-        raise CheckpointError("this GGUF file is big-endian, made for another kind of machine", path,
-                              "take the usual, little-endian file of this model")
+        raise CheckpointError(Text("this GGUF file is big-endian, made for another kind of machine"), path,
+                              Text("take the usual, little-endian file of this model"))
     if version not in (2, 3):
-        raise CheckpointError(f"this GGUF file is of version {version}; versions 2 and 3 are read", path,
-                              "convert the model again with a current llama.cpp or ComfyUI-GGUF")
+        raise CheckpointError(Text("this GGUF file is of version {version}; versions 2 and 3 are read",
+                                   version=version), path,
+                              Text("convert the model again with a current llama.cpp or ComfyUI-GGUF"))
     count, keys = reader.number("<Q"), reader.number("<Q")
     if max(count, keys) > min(_MOST_ENTRIES, size // 12):
-        raise _Malformed(f"{count:,} tensors and {keys:,} keys in {size:,} bytes")
+        raise _Malformed(Text("{count:,} tensors and {keys:,} keys in {size:,} bytes", count=count, keys=keys,
+                              size=size))
     found: dict[str, Any] = {}
     for _ in range(keys):
         key = reader.text()
         if key in found:
-            raise _Malformed(f"the key {key!r} twice")
+            raise _Malformed(Text("the key {key!r} twice", key=key))
         found[key] = reader.value(reader.number("<I"))
     alignment = found.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & alignment - 1 or alignment > 1 << 20:
-        raise _Malformed(f"an alignment of {alignment}")
+        raise _Malformed(Text("an alignment of {alignment}", alignment=alignment))
     tensors: dict[str, TensorInfo] = {}
     for _ in range(count):
         name, (*shape, number, offset) = reader.tensor()
         if name in tensors:
-            raise _Malformed(f"the tensor {name!r} twice")
+            raise _Malformed(Text("the tensor {name!r} twice", name=name))
         tensors[name] = _tensor(name, tuple(shape[::-1]), found.get(ORIGINAL_SHAPE + name), number, offset)
     start = -(-reader.at // alignment) * alignment
     _check_ranges(tensors, size - start)
@@ -178,16 +181,19 @@ def _read(path: str, data: Any, size: int) -> GGUFHeader:
 def _tensor(name: str, shape: tuple[int, ...], original: Any, number: int, offset: int) -> TensorInfo:
     kind = QUANTIZED.get(number) or PLAIN.get(number)
     if kind is None:
-        raise _Malformed(f"{name} is {OTHERS.get(number, f'of the unknown type {number}')}, which is not loaded")
+        raise _Malformed(Text("{name} is {kind}, which is not loaded", name=name,
+                              kind=OTHERS.get(number) or Text("of the unknown type {number}", number=number)))
     if shape and max(shape) > _MOST:
-        raise _Malformed(f"{name} is {list(shape)}")
+        raise _Malformed(Text("{name} is {shape}", name=name, shape=list(shape)))
     if shape and shape[-1] % kind.block:
-        raise _Malformed(f"{name} is {kind.name} with rows of {shape[-1]} values, no multiple of {kind.block}")
+        raise _Malformed(Text("{name} is {kind} with rows of {columns} values, no multiple of {block}", name=name,
+                              kind=kind.name, columns=shape[-1], block=kind.block))
     values = prod(shape)
     if original is not None:
         if not isinstance(original, list) or any(type(side) is not int or side < 0 for side in original) \
                 or prod(original) != values:
-            raise _Malformed(f"{name} was {original} and is stored as {list(shape)}")
+            raise _Malformed(Text("{name} was {original} and is stored as {shape}", name=name, original=original,
+                                  shape=list(shape)))
         shape = tuple(original)
     return TensorInfo(kind.name, shape, offset, offset + values // kind.block * kind.size)
 
@@ -197,8 +203,9 @@ def _check_ranges(tensors: dict[str, TensorInfo], there: int) -> None:
     at, before = 0, ""
     for start, end, name in sorted((info.start, info.end, name) for name, info in tensors.items()):
         if start < at:
-            raise _Malformed(f"{before} and {name} overlap")
+            raise _Malformed(Text("{before} and {name} overlap", before=before, name=name))
         at, before = end, name
     if at > there:
-        raise _Malformed(f"the file is truncated: the tensors take {at:,} bytes, {max(there, 0):,} are there")
+        raise _Malformed(Text("the file is truncated: the tensors take {bytes:,} bytes, {there:,} are there", bytes=at,
+                              there=max(there, 0)))
 

@@ -13,6 +13,7 @@ import struct
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...host.texts import Text
 from ..errors import CheckpointError
 from ..words import first_ten
 
@@ -32,7 +33,7 @@ TORCH_DTYPES = {
     "U8": "uint8", "BOOL": "bool",
 }
 MAX_HEADER = 100_000_000  # the safetensors library's own limit
-AGAIN = "download the file again; this one is damaged"
+AGAIN = Text("download the file again; this one is damaged")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -73,22 +74,23 @@ class Header(NamedTuple):
                 file.seek(self.data_start + info.start)
                 raw = file.read(info.end - info.start)
         except OSError as error:
-            raise CheckpointError(f"cannot read the file: {error.strerror}", self.path, AGAIN) from error
+            raise CheckpointError(Text("cannot read the file: {error}", error=error.strerror), self.path,
+                                  AGAIN) from error
         if len(raw) != info.end - info.start:
-            raise CheckpointError(f"{name} ends before its last byte", self.path, AGAIN)
+            raise CheckpointError(Text("{name} ends before its last byte", name=name), self.path, AGAIN)
         return raw
 
 
 def _not_safetensors(start: bytes) -> str:
     """Name what a file really is when its first bytes give it away."""
     if start.startswith(b"version "):
-        return "a Git LFS pointer, not the weights themselves"
+        return Text("a Git LFS pointer, not the weights themselves")
     if start.startswith(b"PK\x03\x04") or start.startswith(b"\x80\x02"):
-        return "a pickle (.pt/.ckpt) file, which can run code and is never read"
+        return Text("a pickle (.pt/.ckpt) file, which can run code and is never read")
     if start.startswith(b"GGUF"):
-        return "a GGUF file"
+        return Text("a GGUF file")
     if start.lstrip().startswith((b"<", b"{")):
-        return "a text file (a web page or JSON saved under this name)"
+        return Text("a text file (a web page or JSON saved under this name)")
     return ""
 
 
@@ -97,12 +99,13 @@ def _pairs(pairs: list[tuple[str, Any]]) -> Any:
     entry = dict(pairs)
     if len(entry) != len(pairs):
         names = [name for name, _ in pairs]
-        raise _Malformed(f"duplicate keys: {first_ten(sorted({n for n in names if names.count(n) > 1}))}")
+        raise _Malformed(Text("duplicate keys: {keys}",
+                              keys=first_ten(sorted({n for n in names if names.count(n) > 1}))))
     if len(entry) == 3 and isinstance(entry.get("data_offsets"), list):
         dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry["data_offsets"]
         if not isinstance(dtype, str) or not isinstance(shape, list) or len(offsets) != 2 \
                 or not all(type(n) is int and n >= 0 for n in (*shape, *offsets)):
-            raise _Malformed(f"a malformed tensor entry: {str(entry)[:200]}")
+            raise _Malformed(Text("a malformed tensor entry: {entry}", entry=str(entry)[:200]))
         return TensorInfo(dtype, tuple(shape), *offsets)
     return entry
 
@@ -126,24 +129,25 @@ def read_header(path: str) -> Header:
             if len(start) < 8 or length > min(MAX_HEADER, size - 8):
                 kind = _not_safetensors(start)
                 if kind:
-                    raise CheckpointError(f"this is {kind}", path, "pick a .safetensors file with the weights")
+                    raise CheckpointError(Text("this is {kind}", kind=kind), path,
+                                          Text("pick a .safetensors file with the weights"))
                 raise CheckpointError(
-                    f"the header should be {length:,} bytes long but the file has only {size:,} bytes: it is truncated "
-                    "or no safetensors file", path, AGAIN)
+                    Text("the header should be {length:,} bytes long but the file has only {size:,} bytes: it is "
+                         "truncated or no safetensors file", length=length, size=size), path, AGAIN)
             text = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"cannot read the file: {error.strerror}", path,
-                              "check the path and its rights") from error
+        raise CheckpointError(Text("cannot read the file: {error}", error=error.strerror), path,
+                              Text("check the path and its rights")) from error
     try:
         entries = json.loads(text, object_pairs_hook=_pairs)
         if not isinstance(entries, dict):
-            raise _Malformed("it is no JSON object")
+            raise _Malformed(Text("it is no JSON object"))
         metadata = entries.pop("__metadata__", None) or {}
         if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-            raise _Malformed("__metadata__ is no map of strings")
+            raise _Malformed(Text("__metadata__ is no map of strings"))
         _check_ranges(entries, size - 8 - length)
     except (_Malformed, ValueError, RecursionError) as error:
-        raise CheckpointError(f"the safetensors header is invalid: {error}", path, AGAIN) from error
+        raise CheckpointError(Text("the safetensors header is invalid: {error}", error=error), path, AGAIN) from error
     return Header(path, size, entries, metadata, 8 + length)
 
 
@@ -152,23 +156,25 @@ def _check_ranges(entries: dict[str, TensorInfo], data_bytes: int) -> None:
     ranges = []
     for name, info in entries.items():
         if type(info) is not TensorInfo:
-            raise _Malformed(f"a malformed entry for {name!r}")
+            raise _Malformed(Text("a malformed entry for {name!r}", name=name))
         bits = DTYPE_BITS.get(info.dtype)
         if bits is None:
-            raise _Malformed(f"{name} has the unknown dtype {info.dtype!r}")
+            raise _Malformed(Text("{name} has the unknown dtype {dtype!r}", name=name, dtype=info.dtype))
         if prod(info.shape) * bits != (info.end - info.start) * 8:
-            raise _Malformed(f"{name} is {info.dtype} {list(info.shape)} but takes {info.end - info.start:,} bytes")
+            raise _Malformed(Text("{name} is {dtype} {shape} but takes {bytes:,} bytes", name=name, dtype=info.dtype,
+                                  shape=list(info.shape), bytes=info.end - info.start))
         if info.end > info.start:
             ranges.append((info.start, info.end, name))
     ranges.sort()
     at, before = 0, ""
     for start, end, name in ranges:
         if start < at:
-            raise _Malformed(f"{before} and {name} overlap")
+            raise _Malformed(Text("{before} and {name} overlap", before=before, name=name))
         if start > at:
-            raise _Malformed(f"there is a hole of {start - at:,} bytes before {name}")
+            raise _Malformed(Text("there is a hole of {bytes:,} bytes before {name}", bytes=start - at, name=name))
         at, before = end, name
     if at > data_bytes:
-        raise _Malformed(f"the file is truncated: the tensors take {at:,} bytes, {data_bytes:,} are there")
+        raise _Malformed(Text("the file is truncated: the tensors take {bytes:,} bytes, {there:,} are there", bytes=at,
+                              there=data_bytes))
     if at < data_bytes:
-        raise _Malformed(f"{data_bytes - at:,} bytes behind the last tensor belong to nothing")
+        raise _Malformed(Text("{bytes:,} bytes behind the last tensor belong to nothing", bytes=data_bytes - at))

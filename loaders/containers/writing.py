@@ -17,6 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...host.texts import Text
 from ..errors import CheckpointError
 from ..words import first_ten
 from .safetensors import DTYPE_BITS, TORCH_DTYPES, TensorInfo, dtype_name
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 CHUNK = 16 << 20  # bytes between two looks at Cancel
-_OURS = "report this: it is an error in this pack"
+_OURS = Text("report this: it is an error in this pack")
 _ORDER = {dtype: place for place, dtype in enumerate(TORCH_DTYPES)}
 
 
@@ -45,8 +46,8 @@ def declared(name: str, tensor: torch.Tensor) -> Declared:
     """What a tensor will be in the file. Raises CheckpointError for a dtype that safetensors does not have."""
     dtype = dtype_name(tensor.dtype)
     if not dtype:
-        raise CheckpointError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, which a safetensors file cannot "
-                              "hold", "", "report this")
+        raise CheckpointError(Text("{name} is {dtype}, which a safetensors file cannot hold", name=name,
+                                   dtype=str(tensor.dtype).removeprefix("torch.")), "", Text("report this"))
     return Declared(name, dtype, tuple(tensor.shape))
 
 
@@ -92,12 +93,13 @@ def _refuse_other(tensors: Sequence[Declared], made: Mapping[str, torch.Tensor])
     told = {tensor.name: tensor for tensor in tensors}
     for name in sorted(told.keys() | made.keys()):
         if name not in told or name not in made:
-            raise CheckpointError(f"the tensor {name} was {'made, but not' if name in made else 'not made, but'} "
-                                  "declared", "", _OURS)
+            raise CheckpointError(Text("the tensor {name} was made, but not declared", name=name) if name in made else
+                                  Text("the tensor {name} was not made, but declared", name=name), "", _OURS)
         tensor, (_, dtype, shape) = made[name], told[name]
         if (dtype_name(tensor.dtype), tuple(tensor.shape), tensor.device.type) != (dtype, shape, "cpu"):
-            raise CheckpointError(f"the tensor {name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}, "
-                                  f"declared was {dtype} {list(shape)}", "", _OURS)
+            raise CheckpointError(Text("the tensor {name} is {dtype} {shape} on {device}, declared was {told_dtype} "
+                                       "{told_shape}", name=name, dtype=tensor.dtype, shape=list(tensor.shape),
+                                       device=tensor.device, told_dtype=dtype, told_shape=list(shape)), "", _OURS)
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,9 @@ def lay_out(tensors: Iterable[Declared], metadata: Mapping[str, str]) -> Layout:
     for tensor in sorted(tensors, key=lambda tensor: (_ORDER.get(tensor.dtype, -1), tensor.name)):
         name, dtype, shape = tensor
         if dtype not in TORCH_DTYPES or name in places:
-            raise CheckpointError(f"{name} is to be written {'twice' if name in places else f'as {dtype}'}", "",
-                                  f"this cannot be; types are {', '.join(TORCH_DTYPES)}")
+            raise CheckpointError(Text("{name} is to be written twice", name=name) if name in places else
+                                  Text("{name} is to be written as {dtype}", name=name, dtype=dtype), "",
+                                  Text("this cannot be; types are {dtypes}", dtypes=", ".join(TORCH_DTYPES)))
         places[name] = TensorInfo(dtype, shape, at, at + tensor.bytes)
         at += tensor.bytes
     entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
@@ -153,8 +156,9 @@ def write_piece(file: int, layout: Layout, piece: Piece, step: Callable[[int], N
         info = layout.tensors[name]
         at, data = info.start + start * values.element_size(), values.reshape(-1).view(torch.uint8).numpy().data
         if dtype_name(values.dtype) != info.dtype or at + len(data) > info.end:
-            raise CheckpointError(f"{name}: {len(data)} bytes of {values.dtype} at {start} are beyond its "
-                                  f"{info.dtype} {list(info.shape)}", "", _OURS)
+            raise CheckpointError(Text("{name}: {bytes} bytes of {dtype} at {start} are beyond its {told_dtype} "
+                                       "{told_shape}", name=name, bytes=len(data), dtype=values.dtype, start=start,
+                                       told_dtype=info.dtype, told_shape=list(info.shape)), "", _OURS)
         try:
             write_at(file, len(layout.head) + at, data)
         except OSError as error:
@@ -167,8 +171,8 @@ def write_piece(file: int, layout: Layout, piece: Piece, step: Callable[[int], N
             left -= count
             step(count)
     if left:
-        raise CheckpointError(f"{left} bytes of {first_ten([tensor.name for tensor in piece.tensors])} were not "
-                              "written", "", _OURS)
+        raise CheckpointError(Text("{bytes} bytes of {names} were not written", bytes=left,
+                                   names=first_ten([tensor.name for tensor in piece.tensors])), "", _OURS)
 
 
 _SEEKING = threading.Lock()
@@ -197,7 +201,7 @@ def difference(path: Path, layout: Layout, metadata: Mapping[str, str]) -> str:
             found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
             told = {name: (info.dtype, info.shape) for name, info in layout.tensors.items()}
             if (file.metadata() or {}) != dict(metadata):
-                return "its metadata"
+                return Text("its metadata")
     except (SafetensorError, OSError) as error:
         return str(error)
     return first_ten(sorted(name for name in told.keys() | found.keys() if told.get(name) != found.get(name)))

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text
 from ..files.selection import SPLIT
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Family:
         """Decide from values what the headers of a loadable checkpoint leave open. `byte_order` is what the user says
         of NVFP4, "auto" for nothing. Raises CheckpointError where nothing tells."""
         if byte_order != "auto":
-            plan.description.notes.append(f"byte_order {byte_order} has no effect, this file tells its order")
+            plan.description.notes.append(Text("byte_order {byte_order} has no effect, this file tells its order",
+                                               byte_order=byte_order))
 
     def check(self, plan: LoadPlan) -> None:
         """Raise CheckpointError for what cannot run here, before any tensor is read."""

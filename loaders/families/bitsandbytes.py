@@ -27,6 +27,7 @@ from functools import partial
 from math import gcd, isfinite
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text, both
 from ...quant.stored import PLAIN_DTYPES, wrong_shape
 from .. import plan as plans
 from ..architectures import Architecture, Dims, Module
@@ -81,11 +82,12 @@ class BitsAndBytes(Family):
         architecture, description = described(checkpoint, self.name, base, whole, producer="bitsandbytes")
         description.notes += names.notes
         stored = StoredLayers(description, names, scaled=False)
-        plan = LoadPlan(description, architecture, hint="download it again, or report it to its publisher")
+        plan = LoadPlan(description, architecture, hint=Text("download it again, or report it to its publisher"))
         plans.make(plan, checkpoint.tensors, partial(read_layer, states, stored))
         description.notes += stored.notes()
         if LLM_INT8 in description.formats:
-            description.notes.append(f"{LLM_INT8}: activations are not quantized, weights are multiplied dequantized")
+            description.notes.append(Text("{format}: activations are not quantized, weights are multiplied dequantized",
+                                          format=LLM_INT8))
         return plan
 
 
@@ -103,8 +105,9 @@ def _by_leaf(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
         found = _LEAF.search(name)
         short = f"{name[:found.start()]}.{found[1]}" if found else name
         if short in called:
-            raise CheckpointError(f"{called[short]} and {checkpoint.stored(name)} say the same twice",
-                                  checkpoint.source.reference, "download it again, or report it to its publisher")
+            raise CheckpointError(Text("{name} and {other} say the same twice", name=called[short],
+                                       other=checkpoint.stored(name)), checkpoint.source.reference,
+                                  Text("download it again, or report it to its publisher"))
         called[short] = checkpoint.stored(name)
         if found and found[1] == STATE:
             states[name[:found.start()]] = short
@@ -119,22 +122,24 @@ def _state(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     except ValueError:
         state = None
     if not isinstance(state, dict):
-        problem = "is no JSON object"
+        problem: str = Text("is no JSON object")
     elif state.get("quant_type") not in TITLES:
-        problem = f"says quant_type {state.get('quant_type')!r}; supported: {', '.join(TITLES)}"
+        problem = Text("says quant_type {kind!r}; supported: {kinds}", kind=state.get("quant_type"),
+                       kinds=", ".join(TITLES))
     else:
         shape, sizes = state.get("shape"), {key: state.get(key) for key in ("blocksize", "nested_blocksize")
                                             if key == "blocksize" or key in state}
         offset = state.get("nested_offset", 0.0)
-        problem = next((f"says {key} {size!r}, expected a number of values" for key, size in sizes.items()
-                        if type(size) is not int or size < 1), "")
+        problem = next((Text("says {key} {size!r}, expected a number of values", key=key, size=size)
+                        for key, size in sizes.items() if type(size) is not int or size < 1), "")
         if not (isinstance(shape, list) and len(shape) == 2 and all(type(size) is int and size > 0 for size in shape)):
-            problem = f"says shape {shape!r}, expected rows and columns"
+            problem = Text("says shape {shape!r}, expected rows and columns", shape=shape)
         if type(offset) not in (int, float) or not isfinite(offset):
-            problem = f"says nested_offset {offset!r}, expected a finite number"
+            problem = Text("says nested_offset {offset!r}, expected a finite number", offset=offset)
     if problem:
-        raise CheckpointError(f"{checkpoint.stored(name)} {problem}", checkpoint.source.reference,
-                              "download it again, or report it to its publisher")
+        raise CheckpointError(Text("{name} {problem}", name=checkpoint.stored(name), problem=problem),
+                              checkpoint.source.reference,
+                              Text("download it again, or report it to its publisher"))
     assert isinstance(state, dict)
     return state
 
@@ -150,14 +155,14 @@ def read_layer(states: Mapping[str, dict[str, Any]], stored: StoredLayers, modul
         return None
     plans.take_bias(module, name, rows, group, problems)
     if not module.linear:
-        problems.append(f"{name}: it is stored as bitsandbytes' codes, and is no Linear layer")
+        problems.append(Text("{name}: it is stored as bitsandbytes' codes, and is no Linear layer", name=name))
         return None
     several = own.keys() & set(INT8) and own.keys() - set(INT8)
-    problem = "tensors of 4-bit codes and of LLM.int8" if several else \
+    problem = Text("tensors of 4-bit codes and of LLM.int8") if several else \
         _int8_problem(weight, own, rows, module.inner[0]) if own.keys() <= set(INT8) else \
         _problem(states.get(name), weight, own, rows, module.inner[0])
     if problem:
-        problems.append(f"{name}: {problem}")
+        problems.append(Text("{name}: {problem}", name=name, problem=problem))
         return None
     leaves = plans.leaves(module.stored_leaf, *own, *plans.bias_of(module))
     if "SCB" in own:
@@ -171,23 +176,28 @@ def _problem(state: dict[str, Any] | None, weight: TensorInfo, own: Group, rows:
     missing = [leaf for leaf in (STATE, *MAPS) if leaf not in own]
     nested = [leaf for leaf in NESTED if leaf in own]
     if missing or state is None:
-        return f"weight.{' and weight.'.join(missing)} missing beside 4-bit codes"
+        return Text("{names} missing beside 4-bit codes", names=both(f"weight.{leaf}" for leaf in missing))
     if len(nested) == 1:
-        return f"one of {' and '.join(NESTED)}, and they belong together"
+        return Text("one of {names}, and they belong together", names=both(NESTED))
     if nested and not {"nested_blocksize", "nested_offset"} <= state.keys():
-        return "the absmax is quantized, and weight.quant_state does not say its nested_blocksize and nested_offset"
+        return Text("the absmax is quantized, and weight.quant_state does not say its nested_blocksize and "
+                    "nested_offset")
     if state["shape"] != [rows, columns]:
-        return f"weight.quant_state says shape {state['shape']}, expected {[rows, columns]}"
+        return Text("weight.quant_state says shape {shape}, expected {expected}", shape=state["shape"],
+                    expected=[rows, columns])
     count = -(-rows * columns // state["blocksize"])
     size = -(-rows * columns // 2)
     if len(weight.shape) != 2 or weight.shape[1] != 1 or weight.shape[0] * DTYPE_BITS[weight.dtype] != 8 * size:
-        return f"weight is {weight.dtype} {list(weight.shape)}, expected {size} bytes in one column"
+        return Text("weight is {dtype} {shape}, expected {size} bytes in one column", dtype=weight.dtype,
+                    shape=list(weight.shape), size=size)
     floats = {"absmax": (count,), "quant_map": (16,)}
     if nested:
         floats |= {"nested_absmax": (-(-count // state["nested_blocksize"]),), "nested_quant_map": (256,)}
         if (own["absmax"].dtype, tuple(own["absmax"].shape)) != ("U8", floats.pop("absmax")):
-            return f"weight.absmax is {own['absmax'].dtype} {list(own['absmax'].shape)}, expected U8 [{count}]"
-    return next((f"weight.{leaf} is {own[leaf].dtype} {list(own[leaf].shape)}, expected floats {list(shape)}"
+            return Text("weight.absmax is {dtype} {shape}, expected U8 [{count}]", dtype=own["absmax"].dtype,
+                        shape=list(own["absmax"].shape), count=count)
+    return next((Text("weight.{leaf} is {dtype} {shape}, expected floats {expected}", leaf=leaf,
+                      dtype=own[leaf].dtype, shape=list(own[leaf].shape), expected=list(shape))
                  for leaf, shape in floats.items()
                  if own[leaf].dtype not in PLAIN_DTYPES or tuple(own[leaf].shape) != shape), "")
 
@@ -195,15 +205,16 @@ def _problem(state: dict[str, Any] | None, weight: TensorInfo, own: Group, rows:
 def _int8_problem(weight: TensorInfo, own: Group, rows: int, columns: int) -> str:
     """What is wrong with the headers of an LLM.int8 layer; empty when nothing is."""
     if "SCB" not in own:
-        return f"SCB missing beside {weight.dtype} weights"
+        return Text("SCB missing beside {dtype} weights", dtype=weight.dtype)
     if weight.dtype != "I8":
-        return f"weight is {weight.dtype}, expected I8"
+        return Text("weight is {dtype}, expected I8", dtype=weight.dtype)
     scale = own["SCB"]
     if scale.dtype not in PLAIN_DTYPES or tuple(scale.shape) not in ((rows,), (rows, 1)):
-        return f"SCB is {scale.dtype} {list(scale.shape)}, expected floats {[rows]}"
+        return Text("SCB is {dtype} {shape}, expected floats {expected}", dtype=scale.dtype, shape=list(scale.shape),
+                    expected=[rows])
     form = own.get("weight_format")
     if form is not None and (form.dtype != "U8" or tuple(form.shape) not in ((), (1,))):
-        return f"weight_format is {form.dtype} {list(form.shape)}, expected one byte"
+        return Text("weight_format is {dtype} {shape}, expected one byte", dtype=form.dtype, shape=list(form.shape))
     return wrong_shape({"weight": weight}, rows, columns)
 
 
@@ -211,7 +222,8 @@ def _finite(name: str, part: Mapping[str, Tensor], leaf: str) -> Tensor:
     """A layer's tensor in F32. Raises ValueError for values that are not finite."""
     values = part[leaf].float()
     if not bool(values.isfinite().all()):
-        raise ValueError(f"{name}.{leaf if leaf in INT8 else f'weight.{leaf}'} has values that are not finite")
+        raise ValueError(Text("{name}.{leaf} has values that are not finite", name=name,
+                              leaf=leaf if leaf in INT8 else f"weight.{leaf}"))
     return values
 
 
@@ -220,8 +232,8 @@ def _rows(layer: Layer, part: dict[str, Tensor]) -> list[Coded]:
     from ...quant.tile import Coded, Place, Tile
 
     if "weight_format" in part and int(part["weight_format"]):  # of old GPUs' kernels; bitsandbytes reads none of these
-        raise ValueError(f"{layer.name}.weight_format is {int(part['weight_format'])}: the codes are in an order of "
-                         "kernels, expected 0 (row by row)")
+        raise ValueError(Text("{layer}.weight_format is {number}: the codes are in an order of kernels, expected 0 "
+                              "(row by row)", layer=layer.name, number=int(part["weight_format"])))
     codes = part["weight"]
     scale = _finite(layer.name, part, "SCB").reshape(-1, 1) / 127
     return [Coded((Tile(Place("w8a16", *codes.shape), {"codes": codes, "scale": scale}),), part.get("bias"))]
@@ -248,7 +260,8 @@ def _codes(state: Mapping[str, Any], layer: Layer, part: dict[str, Tensor]) -> l
         values = table[torch.stack((codes >> 4, codes & 15), -1).flatten()[:rows * columns].int()]
         weight = values * scale.repeat_interleave(block)[:rows * columns]
         tile = plain_tile(weight.view(rows, columns))
-        notes = (f"{layer.name}: dequantized, as its blocks of {block} values cross rows of {columns}",)
+        notes = (Text("{layer}: dequantized, as its blocks of {block} values cross rows of {columns}", layer=layer.name,
+                      block=block, columns=columns),)
     else:
         if size < block:
             scale = scale.repeat_interleave(block // size)[:rows * columns // size]

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ... import host
+from ...host.texts import Text, both
 from ...quant import host_blocks, host_formats
 from ...quant.ascend.kinds import HOST_FORMAT, KINDS
 from ...quant.codecs.int8 import GROUPS
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 METADATA = "_quantization_metadata"
 ASCEND = "modelslim (saved)"  # a file with layers in this pack's own layout of ModelSlim's types
-ORDER = ByteOrder(low_first=False, swizzled=True, why="ComfyUI's markers")
+ORDER = ByteOrder(low_first=False, swizzled=True, why=Text("ComfyUI's markers"))
 HOST_NAMES = {"int8_tensorwise": "INT8", "mxfp8": "MXFP8"}  # in reports
 STORED = frozenset().union(*(fmt.words for fmt in formats()))  # formats that quant/formats.py tells from the tensors
 LEAVES = frozenset({"comfy_quant", "weight_scale", *host_formats.LEAVES})
@@ -68,7 +69,7 @@ class Comfy(Family):
         confs = _confs(checkpoint)
         whole = _with_whole_weights(checkpoint.tensors, confs)
         architecture, description = described(checkpoint, self.name, base, whole, byte_order=ORDER, producer="ComfyUI")
-        plan = LoadPlan(description, architecture, hint="save the model again")
+        plan = LoadPlan(description, architecture, hint=Text("save the model again"))
         description.notes += names.notes
         stored = StoredLayers(description, names, scaled=False)  # markers say which layers are more than a cast
 
@@ -79,8 +80,9 @@ class Comfy(Family):
         description.notes += stored.notes()
         if any(name.lower() in KINDS for one in description.formats for name in one.split(" + ")):
             description.family = ASCEND
-        description.notes += [f"{name} is ComfyUI's own format {host_formats.NAMES[name]!r}, which loads where the "
-                              "installed ComfyUI has it" for name in description.formats if name in host_formats.NAMES]
+        description.notes += [Text("{name} is ComfyUI's own format {word!r}, which loads where the installed ComfyUI "
+                                   "has it", name=name, word=host_formats.NAMES[name])
+                              for name in description.formats if name in host_formats.NAMES]
         return plan
 
     def check(self, plan: LoadPlan) -> None:
@@ -89,15 +91,17 @@ class Comfy(Family):
         for name in description.formats.keys() & host_formats.NAMES.keys():
             word = host_formats.NAMES[name]
             if word not in host.quantized_formats():
-                raise CheckpointError(f"ComfyUI {host.version()} does not have the format {word!r}, which "
-                                      f"{description.formats[name]} layers are in ({name})", description.reference,
-                                      "update ComfyUI and its comfy-kitchen")
+                raise CheckpointError(Text("ComfyUI {version} does not have the format {word!r}, which {count} layers "
+                                           "are in ({name})", version=host.version(), word=word,
+                                           count=description.formats[name], name=name), description.reference,
+                                      Text("update ComfyUI and its comfy-kitchen"))
 
     def runs(self, plan: LoadPlan, compute: str) -> list[str]:
         names = [name for name in plan.description.formats if name in host_formats.NAMES]
-        runs = "dequantized for every matmul, as chosen" if compute == "dequantize" else \
-            "multiplied by ComfyUI itself"
-        return [f"{' and '.join(names)}: {runs}, on {host.device_name()}"] if names else []
+        runs = Text("dequantized for every matmul, as chosen") if compute == "dequantize" else \
+            Text("multiplied by ComfyUI itself")
+        return [Text("{formats}: {runs}, on {device}", formats=both(names), runs=runs,
+                     device=host.device_name())] if names else []
 
 
 FAMILY = Comfy()
@@ -151,9 +155,10 @@ def _confs(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
         word = str(conf.get("format", ""))
         known = word.removeprefix(old.ASCEND) in KINDS if word.startswith(old.ASCEND) else old.is_old(word)
         if not (known or word == FORMAT or word in STORED or word in _OF_HOST or word in HOST_FORMATS):
-            what = f"says {word!r}, which this version does not load" if word else f"names no format: {conf}"
-            raise CheckpointError(f"{layer}.comfy_quant {what}", checkpoint.source.reference,
-                                  "update this pack, or load the original")
+            what = Text("{layer}.comfy_quant says {word!r}, which this version does not load", layer=layer,
+                        word=word) if word else \
+                Text("{layer}.comfy_quant names no format: {conf}", layer=layer, conf=conf)
+            raise CheckpointError(what, checkpoint.source.reference, Text("update this pack, or load the original"))
     return confs
 
 
@@ -180,8 +185,8 @@ def _marker(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
         conf = json.loads(checkpoint.read(name))
         assert isinstance(conf, dict)
     except (ValueError, AssertionError) as error:
-        raise CheckpointError(f"{name} is no JSON object", checkpoint.source.reference,
-                              "save the model again") from error
+        raise CheckpointError(Text("{name} is no JSON object", name=name), checkpoint.source.reference,
+                              Text("save the model again")) from error
     return conf
 
 
@@ -199,13 +204,13 @@ def _layer(stored: StoredLayers, conf: dict[str, Any], module: Module, name: str
         return stored.of_format(fmt, module, name, rows, weight, group, problems) if fmt else \
             plans.plain(module, name, rows, weight, group, problems)
     if not module.linear:
-        problems.append(f"{name} ({word}): it is no Linear layer")
+        problems.append(Text("{name} ({word}): it is no Linear layer", name=name, word=word))
         return None
     if word in STORED:
         fmt = identify({"weight": weight, **group})
         if fmt is None or word not in fmt.words:
-            problems.append(f"{name} ({word}): it is stored as "
-                            f"{fmt.name if fmt else name_unsupported({'weight': weight, **group})}")
+            problems.append(Text("{name} ({word}): it is stored as {what}", name=name, word=word,
+                                 what=fmt.name if fmt else name_unsupported({"weight": weight, **group})))
             return None
         if conf.get("full_precision_matrix_mult") and name not in stored.description.full_precision:
             stored.description.full_precision.append(name)
@@ -217,11 +222,13 @@ def _layer(stored: StoredLayers, conf: dict[str, Any], module: Module, name: str
     problem = handed.problem(leaves, rows, module.inner[0]) if handed else \
         host_blocks.problem(word, conf, leaves, rows, module.inner[0])
     if apart and not handed and host_blocks.convrot(conf) not in (0, *GROUPS):
-        problem = problem or f"ConvRot in groups of {host_blocks.convrot(conf)} is only handed on as it is"
+        problem = problem or Text("ConvRot in groups of {size} is only handed on as it is",
+                                  size=host_blocks.convrot(conf))
     if handed and apart:
-        problem = problem or f"ComfyUI keeps {module.native} in one, and this format is only handed on as it is"
+        problem = problem or Text("ComfyUI keeps {module} in one, and this format is only handed on as it is",
+                                  module=module.native)
     if problem:
-        problems.append(f"{name} ({word}): {problem}")
+        problems.append(Text("{name} ({word}): {problem}", name=name, word=word, problem=problem))
     others = (*(leaf for leaf in leaves if leaf != "weight"), *plans.bias_of(module))
     read = partial(_as_tiles, conf, rows, module.inner[0]) if apart else partial(_as_it_is, conf)
     return Layer(name, handed.name(leaves, module.inner[0]) if handed else HOST_NAMES[word],
@@ -267,7 +274,7 @@ def _tiles(conf: dict[str, Any], module: Module, name: str, rows: int, weight: T
         described = stored.described(conf) if conf["format"] == FORMAT else old.described(conf, headers)
         stored.check(described, headers, (rows, module.inner[0]))
     except ValueError as error:
-        problems.append(f"{name} ({conf['format']}): {error}")
+        problems.append(Text("{name} ({word}): {problem}", name=name, word=conf["format"], problem=error))
         return None
     unread = own.keys() - {leaf.partition("[")[0] for _, fields in described for leaf in fields.values()}
     plans.check_extra(problems, [f"{name}.{leaf}" for leaf in sorted(unread)])

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ...host.texts import Text
 from ...quant.packed import compressed
 from ...quant.packed.compressed import Integers, Weights
 from ...quant.stored import PLAIN_DTYPES
@@ -49,31 +50,34 @@ class CompressedTensors(PackedFamily):
             assert scheme is not None
             weights = scheme.of(name, checkpoint.in_file(f"{name}.weight").rpartition(".")[0])
             if weights is None:
-                found[name] = Packed(None, problem="no group of config_groups covers it, and its tensors are quantized")
+                found[name] = Packed(None, problem=Text("no group of config_groups covers it, and its tensors are "
+                                                        "quantized"))
                 continue
             fmt = compressed.format_of(leaves, weights)
             if fmt is None:
                 dtype = leaves["weight"].dtype
-                found[name] = Packed(None, problem="its weight is not compressed, but has a weight_scale "
-                                     "(quantization_status frozen)" if dtype in PLAIN_DTYPES else
-                                     f"{dtype} weights of {weights.bits} bits {weights.kind} are not known")
+                found[name] = Packed(None, problem=Text("its weight is not compressed, but has a weight_scale "
+                                                        "(quantization_status frozen)") if dtype in PLAIN_DTYPES else
+                                     Text("{dtype} weights of {bits} bits {kind} are not known", dtype=dtype,
+                                          bits=weights.bits, kind=weights.kind))
             else:
                 shape = _shape(checkpoint, name, leaves)
                 packed = isinstance(fmt, Integers) and fmt.packed
                 if packed and (shape is None or tuple(leaves["weight"].shape) != compressed.words_of(shape, weights)):
-                    found[name] = Packed(None, problem="weight_shape is missing or no shape" if shape is None else
-                                         f"weight is {list(leaves['weight'].shape)}, expected "
-                                         f"{list(compressed.words_of(shape, weights))} for the {list(shape)} of its "
-                                         f"weight_shape in {weights.bits} bits")
+                    found[name] = Packed(None, problem=Text("weight_shape is missing or no shape") if shape is None else
+                                         Text("weight is {shape}, expected {expected} for the {said} of its "
+                                              "weight_shape in {bits} bits", shape=list(leaves["weight"].shape),
+                                              expected=list(compressed.words_of(shape, weights)), said=list(shape),
+                                              bits=weights.bits))
                 else:
                     full = not weights.quantized_input and not isinstance(fmt, Integers)  # those never quantize it
                     found[name] = Packed(fmt, shape, full_precision=full)
         if scheme is not None and scheme.ignored:
-            notes.append(f"{len(scheme.ignored)} layers are declared as left alone but stored quantized; the tensors "
-                         f"are right: {first_ten(scheme.ignored)}")
+            notes.append(Text("{count} layers are declared as left alone but stored quantized; the tensors are right: "
+                              "{names}", count=len(scheme.ignored), names=first_ten(scheme.ignored)))
         if any(one.format is not None and isinstance(one.format, Integers) and one.format.weights.quantized_input
                for one in found.values()):
-            notes.append("activations are declared as quantized beside integers in groups; here they are not")
+            notes.append(Text("activations are declared as quantized beside integers in groups; here they are not"))
         return found
 
 
@@ -98,35 +102,36 @@ class _Scheme:
 
     def __init__(self, claimed: Mapping[str, Any], where: str) -> None:
         def refuse(what: str) -> CheckpointError:
-            return CheckpointError(f"compressed-tensors: {what}", where, "take another checkpoint of this model "
-                                   "(README, \"Which node for which file\")")
+            return CheckpointError(Text("compressed-tensors: {what}", what=what), where,
+                                   Text('take another checkpoint of this model (README, "Which node for which file")'))
 
         sparsity, transforms = claimed.get("sparsity_config") or {}, claimed.get("transform_config") or {}
         if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
-            raise refuse(f"the weights are sparse ({sparsity['format']}), which this version does not load")
+            raise refuse(Text("the weights are sparse ({format}), which this version does not load",
+                              format=sparsity["format"]))
         if transforms and (not isinstance(transforms, dict) or transforms.get("config_groups")):
-            raise refuse("activations are transformed (transform_config), which this version does not load")
+            raise refuse(Text("activations are transformed (transform_config), which this version does not load"))
         groups = claimed.get("config_groups")
         if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
-            raise refuse("there are quantized layers, and no config_groups in config.json or the files' metadata say "
-                         "how; put the config.json of the same export beside them")
+            raise refuse(Text("there are quantized layers, and no config_groups in config.json or the files' metadata "
+                              "say how; put the config.json of the same export beside them"))
         self.targets: list[tuple[str, Weights]] = []
         for key, group in groups.items():
             try:
                 weights, targets = compressed.weights_of(group), group.get("targets")
             except ValueError as error:
-                raise refuse(f"{key} of config_groups {error}") from error
+                raise refuse(Text("{group} of config_groups {error}", group=key, error=error)) from error
             if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-                raise refuse(f"{key} of config_groups has no list of targets")
+                raise refuse(Text("{group} of config_groups has no list of targets", group=key))
             self.targets += [(target, weights) for target in targets]
         ignore = claimed.get("ignore") or ()
         if not isinstance(ignore, (list, tuple)) or not all(isinstance(name, str) for name in ignore):
-            raise refuse("the list of layers left alone (ignore) is no list of names")
+            raise refuse(Text("the list of layers left alone (ignore) is no list of names"))
         try:
             self.patterns = {one: re.compile(one.removeprefix("re:")) for one in
                              (*ignore, *(target for target, _ in self.targets)) if one.startswith("re:")}
         except re.error as error:
-            raise refuse(f"a pattern of ignore or targets is none: {error}") from error
+            raise refuse(Text("a pattern of ignore or targets is none: {error}", error=error)) from error
         self.left_alone, self.ignored = tuple(ignore), list[str]()
 
     def of(self, name: str, in_file: str) -> Weights | None:

@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...host.texts import Text
 from ..containers.checkpoint import Checkpoint
 from ..errors import CheckpointError
 from ..files.source import read_json
@@ -23,7 +24,7 @@ ALGORITHMS = {"modelopt-fp8": ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", 
               "modelopt-nvfp4": ("NVFP4", "NVFP4_AWQ", "NVFP4_SVD", "W4A16_NVFP4"),
               "modelopt-mxfp8": ("MXFP8",), "modelopt-int8": ("W8A8_SQ_PER_CHANNEL", "W8A16")}
 WEIGHTS_ONLY = ("FP8_PB_WO", "W4A16_NVFP4", "W8A16")
-SUPPORTED = "supported: modelopt FP8, INT8, MXFP8 and NVFP4 (with AWQ or SVDQuant, or weights only), and fp8"
+SUPPORTED = Text("supported: modelopt FP8, INT8, MXFP8 and NVFP4 (with AWQ or SVDQuant, or weights only), and fp8")
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ def merge(into: dict[str, Any], other: dict[str, Any], where: str, path: str = "
                 merge(old, value, where, f"{path}{key}.")
         elif old != value:
             raise CheckpointError(
-                f"conflicting quantization declarations: {path}{key} is {str(old)[:80]!r} in one place and "
-                f"{str(value)[:80]!r} in another", where,
-                "config.json and weights come from different exports; download both again")
+                Text("conflicting quantization declarations: {key} is {value!r} in one place and {other!r} in another",
+                     key=f"{path}{key}", value=str(old)[:80], other=str(value)[:80]), where,
+                Text("config.json and weights come from different exports; download both again"))
 
 
 def _config_spec(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -87,7 +88,7 @@ def claims(checkpoint: Checkpoint) -> tuple[dict[str, Any], tuple[str, ...]]:
 
     def add(spec: Any, name: str, where: str) -> None:
         if not isinstance(spec, dict):
-            raise CheckpointError(f"{name} is no JSON object", where, "download the file again")
+            raise CheckpointError(Text("{name} is no JSON object", name=name), where, Text("download the file again"))
         merge(merged, json.loads(json.dumps(spec)), where)
         if name not in origins:
             origins.append(name)
@@ -104,9 +105,9 @@ def claims(checkpoint: Checkpoint) -> tuple[dict[str, Any], tuple[str, ...]]:
                 try:
                     spec = json.loads(header.metadata[key])
                 except ValueError as error:
-                    raise CheckpointError(f"invalid {key} in the file's metadata: {error}", header.path,
-                                          "download the file again") from error
-                add(spec, f"metadata {key}", header.path)
+                    raise CheckpointError(Text("invalid {key} in the file's metadata: {error}", key=key, error=error),
+                                          header.path, Text("download the file again")) from error
+                add(spec, Text("metadata {key}", key=key), header.path)
     return merged, tuple(origins)
 
 
@@ -120,20 +121,21 @@ def _interpret(spec: dict[str, Any], origins: tuple[str, ...], where: str) -> De
     ignore = spec.get("ignore") or spec.get("ignored_layers") or spec.get("modules_to_not_convert") \
         or nested.get("exclude_modules") or ()
     if not isinstance(ignore, (list, tuple)) or not all(isinstance(name, str) for name in ignore):
-        raise CheckpointError("the list of layers left alone (ignore) is no list of names", where,
-                              "download config.json again")
+        raise CheckpointError(Text("the list of layers left alone (ignore) is no list of names"), where,
+                              Text("download config.json again"))
     scheme = spec.get("activation_scheme") or ""
     if scheme not in ("", "static", "dynamic"):
-        raise CheckpointError(f"unknown activation_scheme {scheme!r}", where, "supported: static, dynamic")
+        raise CheckpointError(Text("unknown activation_scheme {scheme!r}", scheme=scheme), where,
+                              Text("supported: static, dynamic"))
     block = spec.get("weight_block_size")
     if block and not (isinstance(block, list) and len(block) == 2 and all(
             isinstance(size, int) and size > 0 and not size & (size - 1) for size in block)):
-        raise CheckpointError(f"weight_block_size {block} is not supported", where,
-                              "supported: two powers of two, such as [128, 128]")
+        raise CheckpointError(Text("weight_block_size {block} is not supported", block=block), where,
+                              Text("supported: two powers of two, such as [128, 128]"))
     swap = spec.get("swap_weight_nibbles", nested.get("swap_weight_nibbles"))
     if swap is not None and not isinstance(swap, bool):
-        raise CheckpointError(f"swap_weight_nibbles is {swap!r}, expected true or false", where,
-                              "correct config.json; true means that even columns are in the high nibble")
+        raise CheckpointError(Text("swap_weight_nibbles is {swap!r}, expected true or false", swap=swap), where,
+                              Text("correct config.json; true means that even columns are in the high nibble"))
     family = _family(spec, nested, layers, where)
     comfy = bool(layers) and not (spec.get("quant_method") or spec.get("quant_algo") or nested.get("quant_algo"))
     return Declaration(family, " ".join(str(producer[key]) for key in ("name", "version") if key in producer),
@@ -152,17 +154,20 @@ def _family(spec: dict[str, Any], nested: dict[str, Any], layers: dict[str, Any]
     if method.startswith("modelopt") or (not method and algo):
         declared = {"modelopt_fp8": "FP8", "modelopt_fp4": "NVFP4"}.get(method, "")
         if declared and algo and algo not in ALGORITHMS[f"modelopt-{declared.lower()}"]:
-            raise CheckpointError(f"conflicting declarations: quant_method is {method!r} but quant_algo is {algo!r}",
-                                  where, "download config.json again, or ask its publisher")
+            raise CheckpointError(Text("conflicting declarations: quant_method is {method!r} but quant_algo is "
+                                       "{algo!r}", method=method, algo=algo), where,
+                                  Text("download config.json again, or ask its publisher"))
         algo = algo or declared
         family = next((name for name, algorithms in ALGORITHMS.items() if algo in algorithms), "")
         if family:
             return family
-        raise CheckpointError(f"ModelOpt {algo or 'without a quant_algo'} is not supported by this version", where,
-                              SUPPORTED)
+        what = Text("ModelOpt {algo} is not supported by this version", algo=algo) if algo else \
+            Text("ModelOpt without a quant_algo is not supported by this version")
+        raise CheckpointError(what, where, SUPPORTED)
     if method == "fp8":
         return "fp8"
     if method:
-        raise CheckpointError(f"the quantization method {method!r} is not supported by this version", where, SUPPORTED)
+        raise CheckpointError(Text("the quantization method {method!r} is not supported by this version",
+                                   method=method), where, SUPPORTED)
     words = {str(conf.get("format")) for conf in layers.values()}
     return "" if not layers else "nvfp4" if "nvfp4" in words else "fp8"

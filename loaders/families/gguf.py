@@ -14,6 +14,7 @@ from functools import cache, partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from ...host.texts import Text
 from ...quant.ggml import QUANTIZED, TYPES
 from .. import plan as plans
 from ..architectures import Architecture, Dims, Module
@@ -76,8 +77,9 @@ class GGUF(Family):
         decoded = sorted(piece.layer.name for planned in plan.modules for piece in planned.pieces
                          if piece.layer.read is None and piece.layer.format.startswith(self.title))
         if decoded:
-            description.notes.append(f"{len(decoded)} tensors in blocks are no weights of Linear layers; they are "
-                                     f"decoded when they are loaded: {first_ten(decoded)}")
+            description.notes.append(Text("{count} tensors in blocks are no weights of Linear layers; they are decoded "
+                                          "when they are loaded: {names}", count=len(decoded),
+                                          names=first_ten(decoded)))
         return plan
 
     def tensors(self, checkpoint: Checkpoint, plan: LoadPlan) -> Tensors:
@@ -99,8 +101,9 @@ class GGUF(Family):
         found = sorted(name for name in names if name.endswith(SUFFIX))
         first = [name for name in found if (split := re.search(SPLIT, name)) is None or int(split[1]) == 1]
         if len(first) != 1:
-            raise CheckpointError(f"there are {len(first)} GGUF files: {first_ten(first)}", folder.place,
-                                  "name the one to use in weights_name")
+            raise CheckpointError(Text("there are {count} GGUF files: {names}", count=len(first),
+                                       names=first_ten(first)), folder.place,
+                                  Text("name the one to use in weights_name"))
         beside = str(PurePosixPath(first[0]).with_name("config.json"))
         return Selection("", parts(first[0], found, folder.place), beside if beside in names else None)
 
@@ -118,8 +121,9 @@ def _check_parts(checkpoint: Checkpoint) -> None:
     for header in checkpoint.headers:
         count = header.metadata.get("split.count", "0")
         if count not in ("0", str(len(checkpoint.headers))):
-            raise CheckpointError(f"this is a part of a model in {count} files, and {len(checkpoint.headers)} are "
-                                  "here", header.path, "keep all parts in one folder, under their own names")
+            raise CheckpointError(Text("this is a part of a model in {all} files, and {here} are here", all=count,
+                                       here=len(checkpoint.headers)), header.path,
+                                  Text("keep all parts in one folder, under their own names"))
 
 
 def _whole(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
@@ -147,7 +151,8 @@ def _layer(module: Module, name: str, rows: int, group: Group, problems: list[st
     if weight.dtype not in _BLOCKS:
         return plans.plain(module, name, rows, weight, group, problems)
     if module.kind not in ("any", "cut") and tuple(weight.shape) != wanted:
-        problems.append(f"{tensor_name(name, module.stored_leaf)} is {list(weight.shape)}, expected {list(wanted)}")
+        problems.append(Text("{name} is {shape}, expected {expected}", name=tensor_name(name, module.stored_leaf),
+                             shape=list(weight.shape), expected=list(wanted)))
     leaves, kind = plans.leaves(module.stored_leaf, *plans.bias_of(module)), TYPES[weight.dtype]
     if not module.linear or module.inner[0] % kind.block:
         return Layer(name, _format(weight.dtype), leaves)

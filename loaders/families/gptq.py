@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ...host.texts import Text, both
 from ...quant.packed.gptq import AWQ, GPTQ, bits_of, group_size, is_awq
 from ..containers.checkpoint import Checkpoint
 from ..errors import CheckpointError
@@ -66,7 +67,7 @@ class Gptq(PackedFamily):
         for name, leaves in groups.items():
             if "weight" in leaves and checkpoint.stored(f"{name}.weight").endswith(".qweight"):
                 found[name] = _layer(leaves, layout, size)
-        notes += [] if layout else ["no quantization is declared; GPTQ's version is told by the zero points"]
+        notes += [] if layout else [Text("no quantization is declared; GPTQ's version is told by the zero points")]
         return found
 
 
@@ -79,9 +80,10 @@ def _layout(claimed: Mapping[str, Any], where: str) -> str:
     said = next((str(claimed[key]).lower() for key in keys if claimed.get(key)), METHODS.get(method, ""))
     if method not in METHODS or said not in LAYOUTS or (method in ("gptq", "awq") and bool(LAYOUTS[said]) is
                                                         (method == "awq")):
-        raise CheckpointError(f"packed integers of {method or 'no quant_method'} {said!r}, which this version does not "
-                              "load", where, f"take another checkpoint of this model; supported: {', '.join(METHODS)} "
-                              f"as {', '.join(LAYOUTS)}")
+        raise CheckpointError(Text("packed integers of {method} {layout!r}, which this version does not load",
+                                   method=method or Text("no quant_method"), layout=said), where,
+                              Text("take another checkpoint of this model; supported: {methods} as {layouts}",
+                                   methods=", ".join(METHODS), layouts=", ".join(LAYOUTS)))
     return said
 
 
@@ -89,17 +91,18 @@ def _layer(leaves: Group, layout: str, size: int) -> Packed:
     """What one layer is, by its shapes; a layout that is declared must be theirs."""
     missing = [leaf for leaf in _NEEDED if leaf not in leaves]
     if missing:
-        return Packed(None, problem=f"{' and '.join(missing)} missing beside qweight")
+        return Packed(None, problem=Text("{names} missing beside qweight", names=both(missing)))
     if any(len(leaves[leaf].shape) != 2 for leaf in ("weight", *_NEEDED)):
-        return Packed(None, problem="qweight, qzeros or scales have not two dimensions")
+        return Packed(None, problem=Text("qweight, qzeros or scales have not two dimensions"))
     awq = is_awq(leaves)
     if layout and awq is bool(LAYOUTS[layout]):
-        return Packed(None, problem=f"{layout} is declared, but qweight {list(leaves['weight'].shape)} and scales "
-                      f"{list(leaves['scales'].shape)} are {'AWQ' if awq else 'GPTQ'}'s")
+        return Packed(None, problem=Text("{layout} is declared, but qweight {codes} and scales {scales} are {method}'s",
+                                         layout=layout, codes=list(leaves["weight"].shape),
+                                         scales=list(leaves["scales"].shape), method="AWQ" if awq else "GPTQ"))
     bits = 4 if awq else bits_of(leaves)
     if not bits:
-        return Packed(None, problem=f"qzeros {list(leaves['qzeros'].shape)} and scales {list(leaves['scales'].shape)} "
-                      "make no 2, 3, 4 or 8 bits")
+        return Packed(None, problem=Text("qzeros {zeros} and scales {scales} make no 2, 3, 4 or 8 bits",
+                                         zeros=list(leaves["qzeros"].shape), scales=list(leaves["scales"].shape)))
     fmt: AWQ | GPTQ = AWQ(size) if awq else GPTQ(bits, LAYOUTS.get(layout, 0), size)
     shape = fmt.shape(leaves)
     if not group_size(shape[1], leaves["scales"].shape[0], size) and "g_idx" not in leaves:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ...host.texts import Text, both
 from ...quant.formats import formats, identify, name_unsupported
 from ...quant.stored import FP8_DTYPES, PLAIN, PLAIN_DTYPES, StoredFormat
 from .. import plan as plans
@@ -64,10 +65,11 @@ class ModelOpt(Family):
         try:
             description.byte_order = nvfp4_order.from_headers(checkpoint.tensors, declaration)
         except ValueError as error:
-            description.problems.append(str(error))
+            description.problems.append(error.args[0])
         names_of_modelopt = any(name.endswith(".weight_scale_2") for name in checkpoint.tensors)
         if description.byte_order is nvfp4_order.LIGHT and names_of_modelopt:
-            description.problems.append("NVFP4 layers by ModelOpt's names and by LightX2V's, whose byte orders differ")
+            description.problems.append(Text("NVFP4 layers by ModelOpt's names and by LightX2V's, whose byte orders "
+                                             "differ"))
         description.notes += names.notes
         scaled = bool(declaration.family) or names.marked or any(
             name.endswith((".weight_scale", ".weight_scale_inv")) for name in checkpoint.tensors)
@@ -120,7 +122,8 @@ class StoredLayers:
         """The format of a Linear, or None for none of this version's, which is a problem then."""
         fmt = identify(leaves)
         if fmt is None:
-            problems.append(f"{name} is stored as {name_unsupported(leaves)}, which this version does not load")
+            problems.append(Text("{name} is stored as {what}, which this version does not load", name=name,
+                                 what=name_unsupported(leaves)))
         return fmt
 
     def beside(self, module: Module, name: str, weight: TensorInfo, group: Group) -> None:
@@ -133,11 +136,14 @@ class StoredLayers:
 
     def notes(self) -> list[str]:
         """What is worth saying of FP8 that is more, or less, than weights with scales."""
-        casts = [f"{len(self.casts)} FP8 layers have no scale: their values are the weight (a plain cast), and "
-                 "activations are not quantized"] if self.casts else []
-        others = [f"{len(self.others)} tensors are FP8 that are no weights of Linear layers; they are read as the "
-                  f"numbers they are: {first_ten(self.others)}"] if self.others else []
-        return casts + others
+        notes: list[str] = []
+        if self.casts:
+            notes.append(Text("{count} FP8 layers have no scale: their values are the weight (a plain cast), and "
+                              "activations are not quantized", count=len(self.casts)))
+        if self.others:
+            notes.append(Text("{count} tensors are FP8 that are no weights of Linear layers; they are read as the "
+                              "numbers they are: {names}", count=len(self.others), names=first_ten(self.others)))
+        return notes
 
     def of_format(self, fmt: StoredFormat, module: Module, name: str, rows: int, weight: TensorInfo, group: Group,
                   problems: list[str]) -> Layer:
@@ -147,14 +153,14 @@ class StoredLayers:
         if weight.dtype in FP8_DTYPES:
             if "weight_scale" not in own and "weight_scale_inv" not in own:
                 if self.scaled and module.kind != "embedding":  # a table is cast where layers have scales
-                    problem = "FP8 weight without weight_scale, without which its values mean nothing here"
+                    problem = Text("FP8 weight without weight_scale, without which its values mean nothing here")
                 self.casts.append(name)
             if self.e4m3 and weight.dtype != "F8_E4M3":
-                problem = "E5M2 weight, and the file declares ModelOpt's FP8, which is E4M3"
+                problem = Text("E5M2 weight, and the file declares ModelOpt's FP8, which is E4M3")
             if self.names.full_precision:
                 self.description.full_precision.append(name)
         if problem:
-            problems.append(f"{name}: {problem}")
+            problems.append(Text("{name}: {problem}", name=name, problem=problem))
         leaves = plans.leaves(module.stored_leaf, *own, *plans.bias_of(module))
         if fmt is PLAIN and not own:
             return Layer(name, weight.dtype, leaves)
@@ -189,34 +195,37 @@ def _compare_with_declaration(description: CheckpointDescription, declaration: D
         description.notes.append(nvfp4_order.note(description.byte_order))
     declared = declaration.family.partition("modelopt-")[2].upper()
     if quantized and declared and declared not in first:
-        description.notes.append(f"{declaration.family} is declared, but the tensors are {', '.join(sorted(kinds))}; "
-                                 "the tensors are right")
+        description.notes.append(Text("{family} is declared, but the tensors are {kinds}; the tensors are right",
+                                      family=declaration.family, kinds=", ".join(sorted(kinds))))
     if quantized and not declaration.family:
-        description.notes.append("no quantization is declared; the formats are taken from the tensors")
+        description.notes.append(Text("no quantization is declared; the formats are taken from the tensors"))
     if declaration.family and declared != "INT8" and "INT8" in first:  # codes of another type would fit
-        description.problems += [f"{name} is stored as INT8, and the file declares {declaration.family}"
+        description.problems += [Text("{name} is stored as INT8, and the file declares {family}", name=name,
+                                      family=declaration.family)
                                  for name in quantized if description.layers[name].startswith("INT8")]
     if declaration.weights_only:
         description.full_precision += quantized
     if declaration.family and not quantized:
-        description.notes.append(f"{declaration.family} is declared in {' and '.join(declaration.origins)}, but no "
-                                 "tensor is quantized; it is loaded as it is")
+        description.notes.append(Text("{family} is declared in {origins}, but no tensor is quantized; it is loaded as "
+                                      "it is", family=declaration.family, origins=both(declaration.origins)))
     ignored = list(_matching(declaration.ignore, quantized))
     if ignored:
-        description.notes.append(f"{len(ignored)} layers are declared as left alone but stored quantized; the tensors "
-                                 f"are right: {first_ten(ignored)}")
+        description.notes.append(Text("{count} layers are declared as left alone but stored quantized; the tensors are "
+                                      "right: {names}", count=len(ignored), names=first_ten(ignored)))
     if declaration.activation_scheme == "dynamic" and description.static_activations:
-        description.problems.append("activation_scheme is declared dynamic, but "
-                                    f"{description.static_activations} layers carry a static input_scale")
+        description.problems.append(Text("activation_scheme is declared dynamic, but {count} layers carry a static "
+                                         "input_scale", count=description.static_activations))
     if description.dynamic_activations:
-        reason = "as declared" if declaration.activation_scheme == "dynamic" else "input_scale is missing"
-        description.notes.append(f"dynamic activation scales in {description.dynamic_activations} layers ({reason})")
+        reason = Text("as declared") if declaration.activation_scheme == "dynamic" else Text("input_scale is missing")
+        description.notes.append(Text("dynamic activation scales in {count} layers ({reason})",
+                                      count=description.dynamic_activations, reason=reason))
     words = {fmt.name: fmt.words for fmt in formats()}
     for declared_name, conf in declaration.layers.items():
         word = str(conf.get("format") or "")
         name = next((name for name in spellings(declared_name) if name in description.layers), "")
         stored = description.layers.get(name)
         if stored is not None and word and word not in words.get(stored, ()):
-            description.problems.append(f"the metadata declares {name} as {word}, but it is stored as {stored}")
+            description.problems.append(Text("the metadata declares {name} as {word}, but it is stored as {stored}",
+                                             name=name, word=word, stored=stored))
         elif stored is not None and conf.get("full_precision_matrix_mult"):
             description.full_precision.append(name)

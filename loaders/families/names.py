@@ -12,6 +12,7 @@ from collections.abc import Collection
 from math import prod
 from typing import NamedTuple
 
+from ...host.texts import Text
 from ..architectures import ARCHITECTURES
 from ..architectures.passthrough import PREFIXES as WHOLES
 from ..containers.checkpoint import Checkpoint
@@ -26,19 +27,20 @@ MARK = "scaled_fp8"  # of a whole file: of two elements where it asks for full-p
 _REST = "model."  # the host's for all others (AuraFlow, Hunyuan3D 2); too common to count without known parts beside it
 
 # Beside a transformer under WHOLE; and wherever they are. Pattern -> what it is.
-TEXTS, PICTURES = "text encoders", "a VAE"
+TEXTS, PICTURES = Text("text encoders"), Text("a VAE")
 _BESIDE = {r"^(text_encoders?|cond_stage_model|conditioner)\.": TEXTS,
            r"^(vae|first_stage_model|pretransform\.model)\.": PICTURES}
 # Beside it, too, but of the model (comfy/supported_models.py, `get_model`): Stable Audio's embedders, Stable Zero123's
 # projection, and what SDXL is to predict.
 _TAKEN = re.compile(r"^conditioner\.conditioners\.(seconds_(start|total)\.|prompt\.padding_embedding$)|^cc_projection\."
                     r"|^(v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_(max|min))$")
-_UNUSED = "a norm that the model does not use"  # of Lumina 2 and Z-Image (cap_embedder); others have one of this name
+# Of Lumina 2 and Z-Image (cap_embedder); others have one of this name.
+_UNUSED = Text("a norm that the model does not use")
 _LEFTOVERS = {
-    r"^(model_ema|ema)\.": "an EMA copy",
-    r"(^|\.)(global_step|num_batches_tracked)$": "counters of a training",
-    r"\.(lora_[AB]|lora_up|lora_down)(\.\w+)*\.weight$|\.lora_alpha$": "a LoRA that was not merged",
-    r"\.(weight|input|output|[qkv]_bmm|softmax)_quantizer\.|\.[kv]_scale$": "state of a quantizer",
+    r"^(model_ema|ema)\.": Text("an EMA copy"),
+    r"(^|\.)(global_step|num_batches_tracked)$": Text("counters of a training"),
+    r"\.(lora_[AB]|lora_up|lora_down)(\.\w+)*\.weight$|\.lora_alpha$": Text("a LoRA that was not merged"),
+    r"\.(weight|input|output|[qkv]_bmm|softmax)_quantizer\.|\.[kv]_scale$": Text("state of a quantizer"),
     r"(^|\.)norm_final\.weight$": _UNUSED}
 # One of these is in every name that any of the above is about: searching for words is a scan in C for each.
 _WORDS = ("text_encoder", "_stage_model.", "conditioner.", "vae.", "pretransform.", "ema.", "global_step",
@@ -74,16 +76,16 @@ def adopt(checkpoint: Checkpoint) -> Names:
     taken = [name for name in stored if prefix_of_whole and _TAKEN.search(name)]
     others = [name for name in stored if prefix_of_whole and not name.startswith(prefix_of_whole)
               and name not in known and name != MARK and name not in taken]
-    left |= {"other parts of a whole checkpoint": others} if others else {}
-    notes = [f"left out, as no part of the transformer: {what} ({len(names)} tensors: {first_ten(names)})"
-             for what, names in left.items()]
+    left |= {Text("other parts of a whole checkpoint"): others} if others else {}
+    notes = [Text("left out, as no part of the transformer: {what} ({count} tensors: {names})", what=what,
+                  count=len(names), names=first_ten(names)) for what, names in left.items()]
     gone = {name for names in left.values() for name in names}
     kept = [name for name in stored if name not in gone]
     prefix = prefix_of_whole if taken else "" if checkpoint.settled else _prefix(kept)
     if prefix and any(architecture.naming(kept) for architecture in ARCHITECTURES):
         prefix = ""  # one that an architecture's files are published with
     if prefix and not taken:
-        notes.append(f"all names begin with {prefix!r}, which is taken away")
+        notes.append(Text("all names begin with {prefix!r}, which is taken away", prefix=prefix))
     marks = [name for name in kept if name.removeprefix(prefix).removeprefix(WHOLE) == MARK
              and prod(stored[name].shape) <= 2]
     aliases: dict[str, str] = {}
@@ -97,8 +99,9 @@ def adopt(checkpoint: Checkpoint) -> Names:
             renamed.add(module)
             called = f"{module}{dot}{LEAVES[leaf]}"
         if called in aliases:
-            raise CheckpointError(f"{aliases[called]} and {name} say the same twice", checkpoint.source.reference,
-                                  "download it again, or report it to its publisher")
+            raise CheckpointError(Text("{name} and {other} say the same twice", name=aliases[called], other=name),
+                                  checkpoint.source.reference,
+                                  Text("download it again, or report it to its publisher"))
         aliases[called] = name
     checkpoint.call(aliases)
     full = any(prod(stored[name].shape) == 2 for name in marks)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from ...host.texts import Text
 from ...quant.codecs.nvfp4 import row_major, tiled
 from ...quant.stored import LIKELY, OPEN, TOLD, ByteOrder
 from ..containers.checkpoint import Checkpoint
@@ -19,7 +20,7 @@ from ..description import CheckpointDescription
 from ..errors import CheckpointError
 from .declarations import Declaration
 
-LIGHT = ByteOrder(low_first=True, swizzled=True, why="LightX2V's names")
+LIGHT = ByteOrder(low_first=True, swizzled=True, why=Text("LightX2V's names"))
 # What the nodes' `byte_order` means.
 CHOICES = {"modelopt": (True, False), "modelopt_tiled": (True, True), "comfyui": (False, True)}
 MOST = 64  # weights whose scales are read, spread over the file
@@ -41,19 +42,19 @@ def from_headers(tensors: Mapping[str, TensorInfo], declaration: Declaration) ->
     swap = declaration.swap_weight_nibbles
     shapes = "" if comfy or ".weight_scale_2" not in text else by_shapes(tensors)
     if swap is not None:
-        why = "packed q/k/v" if packed else "ComfyUI's markers" if comfy else "ModelOpt's default"
+        why = Text("packed q/k/v") if packed else Text("ComfyUI's markers") if comfy else Text("ModelOpt's default")
         tiled = packed or comfy or shapes == "tiles"
-        return ByteOrder(not swap, tiled, f"swap_weight_nibbles = {str(swap).lower()}, {why}")
+        return ByteOrder(not swap, tiled, Text("swap_weight_nibbles = {swap}, {why}", swap=str(swap).lower(), why=why))
     if comfy:
-        return ByteOrder(False, True, "ComfyUI's markers")
+        return ByteOrder(False, True, Text("ComfyUI's markers"))
     if shapes == "rows":
-        return ByteOrder(True, False, "ModelOpt's order: scales have shapes that tiles never have")
+        return ByteOrder(True, False, Text("ModelOpt's order: scales have shapes that tiles never have"))
     if packed:
-        return ByteOrder(False, True, "packed q/k/v", LIKELY)
+        return ByteOrder(False, True, Text("packed q/k/v"), LIKELY)
     if shapes == "tiles":
-        return ByteOrder(True, True, "ModelOpt's order, in tiles: scales have shapes that only these have")
+        return ByteOrder(True, True, Text("ModelOpt's order, in tiles: scales have shapes that only these have"))
     plain = declaration.family.startswith("modelopt") and declaration.origins == ("config.json",)
-    return ByteOrder(True, False, "ModelOpt's default", LIKELY if plain else OPEN)
+    return ByteOrder(True, False, Text("ModelOpt's default"), LIKELY if plain else OPEN)
 
 
 def by_shapes(tensors: Mapping[str, TensorInfo]) -> str:
@@ -64,7 +65,8 @@ def by_shapes(tensors: Mapping[str, TensorInfo]) -> str:
         rows, tiles = row_major(scale.shape, weight.shape, weight.shape[0]), tiled(scale.shape, weight.shape)
         found |= {"rows"} if rows and not tiles else {"tiles"} if tiles and not rows else set()
     if len(found) > 1:
-        raise ValueError("the block scales of some layers have shapes of 128 x 4 tiles, those of others are row-major")
+        raise ValueError(Text("the block scales of some layers have shapes of 128 x 4 tiles, those of others are "
+                              "row-major"))
     return next(iter(found), "")
 
 
@@ -82,12 +84,14 @@ def _scales(tensors: Mapping[str, TensorInfo]) -> list[tuple[str, TensorInfo, Te
 
 def note(order: ByteOrder) -> str:
     """The order in words, for reports."""
-    open_still = "" if order.certain == TOLD else "; the scales' values are asked when it is loaded"
-    return (f"{PREFIX} even columns in the {'low' if order.low_first else 'high'} nibble, block scales "
-            f"{'in 128 x 4 tiles' if order.swizzled else 'row-major'} ({order.why}{open_still})")
+    why = order.why if order.certain == TOLD else \
+        Text("{why}; the scales' values are asked when it is loaded", why=order.why)
+    return Text("NVFP4 bytes: even columns in the {half} nibble, block scales {order} ({why})",
+                half=Text("low") if order.low_first else Text("high"),
+                order=Text("in 128 x 4 tiles") if order.swizzled else Text("row-major"), why=why)
 
 
-PREFIX = "NVFP4 bytes:"
+PREFIX = "NVFP4 bytes:"  # of a note
 
 
 def settle(checkpoint: Checkpoint, description: CheckpointDescription, wanted: str) -> None:
@@ -99,17 +103,20 @@ def settle(checkpoint: Checkpoint, description: CheckpointDescription, wanted: s
     order, where = description.byte_order, checkpoint.source.reference
     if "NVFP4" not in description.formats:
         if wanted != "auto":
-            description.notes.append(f"byte_order {wanted} has no effect, there are no NVFP4 layers")
+            description.notes.append(Text("byte_order {wanted} has no effect, there are no NVFP4 layers",
+                                          wanted=wanted))
         return
     if wanted != "auto":
         asked = CHOICES.get(wanted)
         if asked is None:
-            raise CheckpointError(f"byte_order is {wanted!r}, expected auto, {', '.join(CHOICES)}", where,
-                                  "set byte_order to 'auto'")
+            raise CheckpointError(Text("byte_order is {wanted!r}, expected auto, {choices}", wanted=wanted,
+                                       choices=", ".join(CHOICES)), where,
+                                  Text("set byte_order to 'auto'"))
         if order.certain == TOLD and asked != order[:2]:
-            raise CheckpointError(f"byte_order is {wanted}, and the file says otherwise: {note(order)}", where,
-                                  "set byte_order to 'auto'")
-        found = ByteOrder(*asked, f"byte_order {wanted}, as chosen")
+            raise CheckpointError(Text("byte_order is {wanted}, and the file says otherwise: {order}", wanted=wanted,
+                                       order=note(order)), where,
+                                  Text("set byte_order to 'auto'"))
+        found = ByteOrder(*asked, Text("byte_order {wanted}, as chosen", wanted=wanted))
     elif order.certain == TOLD:
         return
     else:
@@ -128,15 +135,18 @@ def _by_values(checkpoint: Checkpoint, order: ByteOrder, where: str) -> ByteOrde
     try:
         tiles, score = values.decide(values.score(tensors[f"{layer}.weight_scale"]) for layer in layers[::step])
     except ValueError as error:
-        raise CheckpointError(str(error), where, "report it to its publisher") from error
-    told = f"the scales' values say so: {abs(score):.0f} where {values.MARGIN:.0f} decide"
+        raise CheckpointError(Text("{error}", error=error), where, Text("report it to its publisher")) from error
+    told = Text("the scales' values say so: {score:.0f} where {margin:.0f} decide", score=abs(score),
+                margin=values.MARGIN)
     if tiles is None and order.certain == LIKELY:
-        return order._replace(why=f"{order.why}; the scales' values do not tell", certain=TOLD)
+        return order._replace(why=Text("{why}; the scales' values do not tell", why=order.why), certain=TOLD)
     if tiles is None:
         raise CheckpointError(
-            "nothing tells in which order the NVFP4 block scales are: the file has no marker and no config.json of "
-            f"ModelOpt's, and their values do not say ({abs(score):.1f} where {values.MARGIN:.0f} decide)", where,
-            "set byte_order to 'modelopt' (row-major, ModelOpt's default) or 'modelopt_tiled' (128 x 4 tiles, its "
-            "enable_swizzle_layout), as its publisher says")
+            Text("nothing tells in which order the NVFP4 block scales are: the file has no marker and no config.json "
+                 "of ModelOpt's, and their values do not say ({score:.1f} where {margin:.0f} decide)",
+                 score=abs(score), margin=values.MARGIN), where,
+            Text("set byte_order to 'modelopt' (row-major, ModelOpt's default) or 'modelopt_tiled' (128 x 4 tiles, its "
+                 "enable_swizzle_layout), as its publisher says"))
     low = order.low_first if tiles else True  # row-major is ModelOpt's alone
-    return ByteOrder(low, tiles, told if tiles == order.swizzled else f"{told}, against {order.why}")
+    return ByteOrder(low, tiles, told if tiles == order.swizzled else
+                     Text("{told}, against {why}", told=told, why=order.why))

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ...host.texts import Text
 from ...quant.stored import PLAIN_DTYPES, StoredFormat
 from .. import plan as plans
 from ..architectures import Architecture, Dims
@@ -68,7 +69,7 @@ class PackedFamily(Family):
         plan = plans.make(LoadPlan(description, architecture), checkpoint.tensors, layers)
         description.notes += layers.notes()
         if all(fmt in PLAIN_DTYPES for fmt in description.formats):
-            description.notes.append(f"no layer is quantized, whatever {self.title} declares")
+            description.notes.append(Text("no layer is quantized, whatever {writer} declares", writer=self.title))
         return plan
 
 
@@ -82,7 +83,7 @@ class _Layers(StoredLayers):
         if one is None:
             return super().format_of(name, leaves, problems)
         if one.problem:
-            problems.append(f"{name}: {one.problem}")
+            problems.append(Text("{name}: {problem}", name=name, problem=one.problem))
         return one.format
 
 
@@ -93,7 +94,8 @@ def _rename(checkpoint: Checkpoint, leaves: Mapping[str, str]) -> None:
         end = next((end for end in leaves if name.endswith(f".{end}")), "")
         other = tensor_name(name.removesuffix(f".{end}"), leaves[end]) if end else name
         if other in called:
-            raise CheckpointError(f"{called[other]} and {checkpoint.stored(name)} are weights of one layer",
-                                  checkpoint.source.reference, "download it again, or report it to its publisher")
+            raise CheckpointError(Text("{name} and {other} are weights of one layer", name=called[other],
+                                       other=checkpoint.stored(name)), checkpoint.source.reference,
+                                  Text("download it again, or report it to its publisher"))
         called[other] = checkpoint.stored(name)
     checkpoint.call(called)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ...host.texts import Text
 from ..architectures import ARCHITECTURES, Architecture, Dims, Naming, by_class_name, name_other, passthrough, supported
 from ..architectures.component import Component
 from ..architectures.passthrough import PREFIXES as WHOLES
@@ -16,9 +17,9 @@ from ..errors import CheckpointError, OtherKind
 from .names import PREFIXES
 
 # Ends of names that only one writer has, with the line's end -> what its layers are stored as.
-_PACKED = {".svd_down\n": "SDNQ's tensors (without the config.json that says of which types they are)",
-           ".W_q\n": "HQQ's integers", ".nbits\n": "HQQ's integers",
-           ".q_weight\n": "ExLlamaV2's integers"}
+_PACKED = {".svd_down\n": Text("SDNQ's tensors (without the config.json that says of which types they are)"),
+           ".W_q\n": Text("HQQ's integers"), ".nbits\n": Text("HQQ's integers"),
+           ".q_weight\n": Text("ExLlamaV2's integers")}
 
 
 def spellings(layer: str) -> tuple[str, ...]:
@@ -45,11 +46,13 @@ def architecture_of(checkpoint: Checkpoint,
         naming = architecture.naming(checkpoint.tensors)
         if naming:
             if claim and by_class_name(claim) is None:
-                raise CheckpointError(f"config.json says {claim}, which this version does not load ({supported()})",
-                                      where, "load it with another loader, or use a version of this pack that lists it")
+                raise CheckpointError(Text("config.json says {claim}, which this version does not load ({supported})",
+                                           claim=claim, supported=supported()), where,
+                                      Text("load it with another loader, or use a version of this pack that lists it"))
             if claim and claim not in architecture.class_names:
-                raise CheckpointError(f"config.json says {claim}, but the tensors are {architecture.name}", where,
-                                      "config.json and weights do not belong together; download both again")
+                raise CheckpointError(Text("config.json says {claim}, but the tensors are {architecture}", claim=claim,
+                                           architecture=architecture.name), where,
+                                      Text("config.json and weights do not belong together; download both again"))
             model = passthrough.by_header(stored, checkpoint.metadata) if naming.style == "native" else None
             return (model, Naming("native", model.prefix)) if model else (architecture, naming)
     refuse_packed(checkpoint)
@@ -57,13 +60,15 @@ def architecture_of(checkpoint: Checkpoint,
     try:
         model = passthrough.recognise(stored, checkpoint.metadata)
     except ValueError as error:
-        raise CheckpointError(f"this is {what}, and not one that ComfyUI makes sense of ({error})", where,
-                              "download it again; if it is complete, load it with another loader") from error
+        raise CheckpointError(Text("this is {what}, and not one that ComfyUI makes sense of ({error})", what=what,
+                                   error=error), where,
+                              Text("download it again; if it is complete, load it with another loader")) from error
     if model is not None:
         return model, Naming("native", model.prefix)
     if claim:
-        what += f" (config.json says {claim})"
-    raise OtherKind(f"this is {what}, not a transformer this version loads ({supported()})", where, do)
+        what = Text("{what} (config.json says {claim})", what=what, claim=claim)
+    raise OtherKind(Text("this is {what}, not a transformer this version loads ({supported})", what=what,
+                         supported=supported()), where, do)
 
 
 def refuse_packed(checkpoint: Checkpoint) -> None:
@@ -73,11 +78,11 @@ def refuse_packed(checkpoint: Checkpoint) -> None:
     what = next((what for end, what in _PACKED.items() if end in text), "")
     points = [name.removesuffix("zero_point") for name in checkpoint.stored_tensors if name.endswith(".zero_point")]
     if not what and any(layer + "scale" in checkpoint.stored_tensors for layer in points):
-        what = "SDNQ's integers (without the config.json that says of which types they are)"
+        what = Text("SDNQ's integers (without the config.json that says of which types they are)")
     if what:
-        raise CheckpointError(f"the layers are stored as {what}, which this version does not load",
+        raise CheckpointError(Text("the layers are stored as {what}, which this version does not load", what=what),
                               checkpoint.source.reference,
-                              "take another checkpoint of this model (README, \"Which node for which file\")")
+                              Text('take another checkpoint of this model (README, "Which node for which file")'))
 
 
 def dims_of(read: Callable[..., Dims], checkpoint: Checkpoint, *arguments: Any) -> Dims:
@@ -86,8 +91,8 @@ def dims_of(read: Callable[..., Dims], checkpoint: Checkpoint, *arguments: Any) 
         return read(*arguments)
     except ValueError as error:
         refuse_packed(checkpoint)
-        raise CheckpointError(str(error), checkpoint.source.reference,
-                              "download it again; if it is complete, this model cannot run in ComfyUI") from error
+        raise CheckpointError(Text("{error}", error=error), checkpoint.source.reference,
+                              Text("download it again; if it is complete, this model cannot run in ComfyUI")) from error
 
 
 def described(checkpoint: Checkpoint, family: str, base: tuple[Architecture, Dims] | None,
@@ -119,9 +124,9 @@ def check_sizes(description: CheckpointDescription, checkpoint: Checkpoint, arch
         check_dims(description, *base)
     elif checkpoint.config and checkpoint.config.get("_class_name") and architecture.class_names:
         compare_dims(description, dims_of(architecture.dims_from_config, checkpoint, checkpoint.config),
-                     "config.json says")
-    description.notes += [f"{key} is told by neither the tensors nor a config.json; taken as off. If this is a model "
-                          "that has it, give its folder, or use the file as weights on its base"
+                     Text("config.json says"))
+    description.notes += [Text("{key} is told by neither the tensors nor a config.json; taken as off. If this is a "
+                               "model that has it, give its folder, or use the file as weights on its base", key=key)
                           for key in sorted(architecture.config_only - description.dims.keys())]
 
 
@@ -131,13 +136,15 @@ def check_dims(description: CheckpointDescription, architecture: Architecture, d
     Raises CheckpointError for another architecture; other sizes become problems.
     """
     if architecture.name != description.architecture:
-        raise CheckpointError(f"the override is {description.architecture}, but the base model is {architecture.name}",
-                              description.reference, "choose an override made for this base")
-    compare_dims(description, dims, "the base model has")
+        raise CheckpointError(Text("the override is {override}, but the base model is {base}",
+                                   override=description.architecture, base=architecture.name),
+                              description.reference, Text("choose an override made for this base"))
+    compare_dims(description, dims, Text("the base model has"))
 
 
 def compare_dims(description: CheckpointDescription, dims: Dims, whose: str) -> None:
     for key, value in dims.items():
         stored = description.dims.setdefault(key, value)  # a size that the tensors do not tell is taken over
         if stored != value:
-            description.problems.append(f"{whose} {key} = {value}, but the tensors have {stored}")
+            description.problems.append(Text("{whose} {key} = {value}, but the tensors have {stored}", whose=whose,
+                                             key=key, value=value, stored=stored))

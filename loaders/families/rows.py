@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...host.texts import Text
 from ...quant.packed import quanto
 from ...quant.packed.rows import Rows
 from ..containers.checkpoint import Checkpoint
@@ -37,14 +38,15 @@ class RowsFamily(PackedFamily):
                 continue
             dtype, shape = leaves["weight"].dtype, tuple(leaves["weight"].shape)
             if "weight_scale" not in leaves:
-                found[name] = Packed(None, problem="its scale is missing")
+                found[name] = Packed(None, problem=Text("its scale is missing"))
             elif "weight_shift" in leaves:
                 packed = quanto.format_of(leaves)
                 found[name] = Packed(None, problem=packed) if isinstance(packed, str) else \
                     Packed(packed, packed.shape(leaves))
             elif dtype not in ("I8", "F8_E4M3") or len(shape) != 2:
-                found[name] = Packed(None, problem=f"{dtype} {list(shape)} codes of optimum-quanto or torchao, of "
-                                     "which this version loads I8 and F8_E4M3 with a scale a row")
+                found[name] = Packed(None, problem=Text("{dtype} {shape} codes of optimum-quanto or torchao, of which "
+                                                        "this version loads I8 and F8_E4M3 with a scale a row",
+                                                        dtype=dtype, shape=list(shape)))
             else:
                 found[name] = Packed(Rows(dtype), (shape[0], shape[1]))
         return found

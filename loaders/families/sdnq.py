@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ...host.texts import Text
 from ...quant.packed.sdnq import TYPES, bits_of, format_of
 from ..containers.checkpoint import Checkpoint
 from ..errors import CheckpointError
@@ -38,9 +39,10 @@ class SDNQFamily(PackedFamily):
         default, lists = str(claimed.get("weights_dtype")).lower(), _lists(claimed, where)
         types = {default, *(_type(key, default) or default for key in lists)}
         if asked or types - set(TYPES):
-            raise CheckpointError(f"SDNQ's {', '.join([*sorted(types - set(TYPES)), *asked])}, which this version does "
-                                  "not load", where, f"take another checkpoint of this model; supported: "
-                                  f"{', '.join(TYPES)}, with or without SVD")
+            raise CheckpointError(Text("SDNQ's {names}, which this version does not load",
+                                       names=", ".join([*sorted(types - set(TYPES)), *asked])), where,
+                                  Text("take another checkpoint of this model; supported: {types}, with or without SVD",
+                                       types=", ".join(TYPES)))
         found = {}
         for name, leaves in groups.items():
             if {"weight", "scale"} <= leaves.keys():
@@ -56,8 +58,8 @@ def _lists(claimed: Mapping[str, Any], where: str) -> dict[str, list[str]]:
     """modules_dtype_dict: a type, or a least number of bits -> what layers of it are called."""
     lists = claimed.get("modules_dtype_dict") or {}
     if not isinstance(lists, dict) or not all(isinstance(names, (str, list)) for names in lists.values()):
-        raise CheckpointError("modules_dtype_dict is no object of types and lists of names", where,
-                              "download config.json again")
+        raise CheckpointError(Text("modules_dtype_dict is no object of types and lists of names"), where,
+                              Text("download config.json again"))
     return {key: [str(name) for name in ([names] if isinstance(names, str) else names)] for key, names in lists.items()}
 
 

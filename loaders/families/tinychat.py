@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...host.texts import Text, both
 from ...quant.packed.tinychat import TinyChat
 from ..containers.checkpoint import Checkpoint
 from ..plan import Group
@@ -34,8 +35,8 @@ class Tinychat(PackedFamily):
         for name, leaves in groups.items():
             if "weight" in leaves and checkpoint.stored(f"{name}.weight").endswith(".qweight"):
                 missing = [leaf for leaf in _NEEDED if leaf not in leaves]
-                problem = f"{' and '.join(missing)} missing beside qweight" if missing else \
-                    "" if len(leaves["weight"].shape) == 2 else "qweight has not two dimensions"
+                problem = Text("{names} missing beside qweight", names=both(missing)) if missing else \
+                    "" if len(leaves["weight"].shape) == 2 else Text("qweight has not two dimensions")
                 found[name] = Packed(None, problem=problem) if problem else Packed(_FORMAT, _FORMAT.shape(leaves))
         return found
 

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ... import host
+from ...host.texts import Text
 from ..errors import CheckpointError
 from ..words import first_ten, size
 from . import hubs
@@ -118,7 +119,7 @@ def _opened(reference: str, revision: str, patterns: Sequence[str], watcher: Wat
     parts = PurePosixPath(text).parts
     repo, below = "/".join(parts[:2]), "/".join(parts[2:])
     if leaves_folder(revision):
-        raise CheckpointError("this is no revision", revision, "give a branch, tag or commit")
+        raise CheckpointError(Text("this is no revision"), revision, Text("give a branch, tag or commit"))
     store = where(hub, repo, revision) if where else hub.cache(repo, revision)
     try:
         with nullcontext() if scratch else _locked(store.lock, watcher):
@@ -128,16 +129,21 @@ def _opened(reference: str, revision: str, patterns: Sequence[str], watcher: Wat
     except hub.failures() as error:
         raise _of_disk(error, store, command) or hub.explained(error, repo, revision, store, command) from error
     except ValueError as error:  # an id or revision that the client does not accept, a file too large for HTTP
-        raise CheckpointError(f"{hub.TITLE} does not serve this: {error}", reference, f"run: {command}") from error
+        raise CheckpointError(Text("{hub} does not serve this: {error}", hub=hub.TITLE, error=error),
+                              reference, Text("run: {command}", command=command)) from error
 
 
 def _of_disk(error: Exception, store: Store, command: str) -> CheckpointError | None:
     if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
-        return CheckpointError("the disk is full", store.folder, f"free some space, or {store.elsewhere}; what has "
-                                                                 f"arrived is kept. By hand: {command}")
+        return CheckpointError(Text("the disk is full"),
+                               store.folder,
+                               Text("free some space, or {elsewhere}; what has arrived is kept. By hand: {command}",
+                                    elsewhere=store.elsewhere, command=command))
     if isinstance(error, PermissionError) or isinstance(error, OSError) and error.errno == 30:  # EROFS
-        return CheckpointError(f"cannot write into {store.title}: {error.strerror}", store.folder,
-                               f"correct its rights, or {store.elsewhere}. By hand: {command}")
+        return CheckpointError(Text("cannot write into {place}: {problem}", place=store.title,
+                                    problem=error.strerror), store.folder,
+                               Text("correct its rights, or {elsewhere}. By hand: {command}", elsewhere=store.elsewhere,
+                                    command=command))
     return None
 
 
@@ -184,8 +190,8 @@ class Repo:
         full = self.full(names)
         strange = [name for name in full if not name.lower().endswith(READ)]
         if strange:
-            raise CheckpointError(f"files of this kind are not downloaded: {first_ten(strange)}", self.repo,
-                                  f"only {', '.join(READ)} files are")
+            raise CheckpointError(Text("files of this kind are not downloaded: {files}", files=first_ten(strange)),
+                                  self.repo, Text("only {kinds} files are", kinds=", ".join(READ)))
         absent = [name for name in full if not self.store.path(name).is_file()]
         if not absent:
             return
@@ -194,8 +200,9 @@ class Repo:
                    if (partial := self.store.partial(name)).exists())
         needed, free = sum(sizes.values()) - here, shutil.disk_usage(existing(self.store.folder)).free
         if needed > free:
-            raise CheckpointError(f"{size(needed)} are needed and {size(free)} are free", self.store.folder,
-                                  f"free some space, or {self.store.elsewhere}")
+            raise CheckpointError(Text("{needed} are needed and {free} are free", needed=size(needed),
+                                       free=size(free)), self.store.folder,
+                                  Text("free some space, or {elsewhere}", elsewhere=self.store.elsewhere))
         logger.info("downloading %s at %s: %d files, %s", self.repo, self.commit[:8], len(absent), size(needed))
         step = self.watcher.progress(sum(sizes.values()))
         self.store.begin(step)  # first, so that a load that goes on takes the same commit
@@ -220,8 +227,9 @@ class Repo:
                 self.hub.transfer(self.repo, name, self.commit, file, target)
         if target.digest() != file.digest:
             partial.unlink()
-            raise CheckpointError(f"{name} arrived damaged: its hash is not the one that {self.hub.TITLE} lists",
-                                  self.repo, "it was thrown away; try again, or take another network or mirror")
+            raise CheckpointError(Text("{name} arrived damaged: its hash is not the one that {hub} lists", name=name,
+                                       hub=self.hub.TITLE), self.repo,
+                                  Text("it was thrown away; try again, or take another network or mirror"))
 
 
 def existing(folder: Path) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from ... import host
+from ...host.texts import Text
 from ..errors import CheckpointError, MissingFiles
 from ..words import first_ten
 from . import hubs
@@ -102,9 +103,11 @@ def candidates(reference: str, revision: str = "") -> Iterator[Path]:
     """
     key, text = hubs.split(cleaned(reference))
     if key and not is_repo(reference):
-        raise CheckpointError("this names a hub, and no repo on it", repr(text[:200]), f"give {key}:owner/name")
+        raise CheckpointError(Text("this names a hub, and no repo on it"), repr(text[:200]),
+                              Text("give {key}:owner/name", key=key))
     if not text:
-        raise CheckpointError("no checkpoint is chosen", do="pick one in the list, or give a path or repo id")
+        raise CheckpointError(Text("no checkpoint is chosen"),
+                              do=Text("pick one in the list, or give a path or repo id"))
     slashed = text.replace("\\", "/")
     spellings = tuple(dict.fromkeys((text, slashed)))
     for spelling in spellings if not key else ():
@@ -113,10 +116,11 @@ def candidates(reference: str, revision: str = "") -> Iterator[Path]:
             yield direct
             return
     if Path(slashed).expanduser().is_absolute() or text.startswith((".", "~")):
-        raise CheckpointError("there is no such file or folder", Path(text).expanduser(), "correct the path")
+        raise CheckpointError(Text("there is no such file or folder"), Path(text).expanduser(),
+                              Text("correct the path"))
     parts = PurePosixPath(slashed).parts
     if ".." in parts:
-        raise CheckpointError("a reference must not contain '..'", text, "give the full path, or a repo id")
+        raise CheckpointError(Text("a reference must not contain '..'"), text, Text("give the full path, or a repo id"))
     below = PurePosixPath(*parts[2:])
     repo = ("--".join(parts[:2]) / below, parts[1] / below) if len(parts) > 1 else ()
     for root in (*host.model_folders(), *host.text_folders()):
@@ -172,18 +176,23 @@ def resolve(reference: str, revision: str, use: Callable[[Path], T],
         return use(fetch(text, revision, select, patterns))
     if short is not None:
         command = hubs.command(text, revision, patterns)
-        raise MissingFiles(short.what, short.where, f"switch download_missing on, or run: {command}") from short
+        raise MissingFiles(short.what, short.where,
+                           Text("switch download_missing on, or run: {command}", command=command)) from short
     raise _not_here(cleaned(reference), revision, patterns)
 
 
 def _not_here(text: str, revision: str, patterns: Sequence[str]) -> MissingFiles:
     page = _page(text)
     if page is not None:
-        return MissingFiles(f"this address is of the revision {page[1]!r}", text,
-                            f"give {page[0]}, and {page[1]} as revision")
+        return MissingFiles(Text("this address is of the revision {revision!r}", revision=page[1]), text,
+                            Text("give {repo}, and {revision} as revision", repo=page[0], revision=page[1]))
     repo = downloadable(text)
     if repo:
-        return MissingFiles(f"{text} is not on this machine", "" if repo == text else f"it is published as {repo}",
-                            f"switch download_missing on, or run: {hubs.command(repo, revision, patterns)}")
-    return MissingFiles(f"{text} was found neither as a path nor in ComfyUI's model folders", "",
-                        f"looked in {first_ten(host.model_folders())}; give a full path, or a repo id owner/name")
+        return MissingFiles(Text("{reference} is not on this machine", reference=text),
+                            "" if repo == text else Text("it is published as {repo}", repo=repo),
+                            Text("switch download_missing on, or run: {command}",
+                                 command=hubs.command(repo, revision, patterns)))
+    return MissingFiles(Text("{reference} was found neither as a path nor in ComfyUI's model folders",
+                             reference=text), "",
+                        Text("looked in {folders}; give a full path, or a repo id owner/name",
+                             folders=first_ten(host.model_folders())))

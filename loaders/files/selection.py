@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
+from ...host.texts import Text
 from ..errors import CheckpointError, MissingFiles
 from ..words import first_ten
 
@@ -82,15 +83,17 @@ def select_component(folder: Folder, name: str, weights_name: str = "", need_wei
     texts = (path(QUANTIZE),) if QUANTIZE in inside else ()
     if not need_weights:
         if config is None:
-            raise MissingFiles("there is no config.json to build a model without weights from", where,
-                               "set weights to 'load', or give a diffusers folder")
+            raise MissingFiles(Text("there is no config.json to build a model without weights from"), where,
+                               Text("set weights to 'load', or give a diffusers folder"))
         return Selection(name, (), config)
     if weights_name:
         if leaves_folder(weights_name):
-            raise CheckpointError("weights_name must stay inside the folder", weights_name, "give a plain file name")
+            raise CheckpointError(Text("weights_name must stay inside the folder"), weights_name,
+                                  Text("give a plain file name"))
         chosen = weights_name.replace("\\", "/")
         if chosen not in inside:
-            raise MissingFiles(f"the folder holds no {weights_name}", where, f"it holds {_listing(inside)}")
+            raise MissingFiles(Text("the folder holds no {name}", name=weights_name), where,
+                               Text("it holds {names}", names=_listing(inside)))
         choice = ""
     else:
         chosen, choice = _choose(inside, where)
@@ -98,7 +101,7 @@ def select_component(folder: Folder, name: str, weights_name: str = "", need_wei
         weight_file(chosen, where)
         files = parts(chosen, inside, where)
         if len(files) > 1:
-            choice = choice or f"{len(files)} shards without an index, by their names"
+            choice = choice or Text("{count} shards without an index, by their names", count=len(files))
         return Selection(name, tuple(map(path, files)), config, texts=texts, choice=choice)
     subfolder = chosen.rpartition("/")[0]
     shards = index_shards(folder.read_json(path(chosen)), f"{where}/{chosen}")
@@ -107,8 +110,9 @@ def select_component(folder: Folder, name: str, weights_name: str = "", need_wei
         config = config or (path(f"{subfolder}/config.json") if f"{subfolder}/config.json" in inside else None)
     missing = [shard for shard in shards if shard not in inside]
     if missing:
-        raise MissingFiles(f"{len(missing)} of {len(shards)} shards are missing: {first_ten(missing)}",
-                           f"{where}/{chosen}", "finish the download of this folder")
+        raise MissingFiles(Text("{count} of {all} shards are missing: {names}", count=len(missing),
+                                all=len(shards), names=first_ten(missing)),
+                           f"{where}/{chosen}", Text("finish the download of this folder"))
     return Selection(name, tuple(map(path, shards)), config, path(chosen), texts, choice)
 
 
@@ -117,7 +121,7 @@ def select_texts(folder: Folder, name: str) -> Selection:
     texts = tuple(f"{name}/{file}" for file in sorted(folder.names(name))
                   if "/" not in file and file.endswith(TEXT_SUFFIXES))
     if not texts:
-        raise MissingFiles(f"the base has no {name} on disk", folder.place, "finish its download")
+        raise MissingFiles(Text("the base has no {name} on disk", name=name), folder.place, Text("finish its download"))
     return Selection(name, config=f"{name}/config.json" if f"{name}/config.json" in texts else None, texts=texts)
 
 
@@ -125,8 +129,9 @@ def weight_file(name: str, where: object = "") -> None:
     """Raise CheckpointError unless the name is that of a safetensors or GGUF file."""
     suffix = PurePosixPath(name).suffix.lower()
     if suffix not in WEIGHTS:
-        raise CheckpointError(f"{suffix or 'this kind of'} files are not read: only .safetensors and .gguf",
-                              where or name, "pick a .safetensors or .gguf file")
+        what = Text("{suffix} files are not read: only .safetensors and .gguf", suffix=suffix) if suffix else \
+            Text("this kind of files are not read: only .safetensors and .gguf")
+        raise CheckpointError(what, where or name, Text("pick a .safetensors or .gguf file"))
 
 
 def parts(name: str, names: Collection[str], where: str) -> tuple[str, ...]:
@@ -137,9 +142,10 @@ def parts(name: str, names: Collection[str], where: str) -> tuple[str, ...]:
     found = tuple(f"{name[:split.start()]}-{i + 1:05d}-of-{split[2]}{split[3]}" for i in range(int(split[2])))
     missing = [part for part in found if part not in names]
     if missing:
-        what = "parts" if split[3] == ".gguf" else "shards"
-        raise MissingFiles(f"{len(missing)} of {len(found)} {what} are missing: {first_ten(missing)}", where,
-                           "finish the download of this folder")
+        what = Text("parts") if split[3] == ".gguf" else Text("shards")
+        raise MissingFiles(Text("{count} of {all} {what} are missing: {names}", count=len(missing), all=len(found),
+                                what=what, names=first_ten(missing)), where,
+                           Text("finish the download of this folder"))
     return found
 
 
@@ -147,16 +153,16 @@ def index_shards(index: dict[str, Any], where: str) -> list[str]:
     """The shards that an index names. Each must be a .safetensors file inside the index's folder."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise CheckpointError("the index has no weight_map from tensor names to file names", where,
-                              "download the index again")
+        raise CheckpointError(Text("the index has no weight_map from tensor names to file names"), where,
+                              Text("download the index again"))
     names = sorted(set(weight_map.values()))
     for name in names:
         if leaves_folder(name):
-            raise CheckpointError(f"the index names a file outside its folder: {name!r}", where,
-                                  "do not use this checkpoint; get it from its publisher")
+            raise CheckpointError(Text("the index names a file outside its folder: {name!r}", name=name), where,
+                                  Text("do not use this checkpoint; get it from its publisher"))
         if not name.endswith(".safetensors"):
-            raise CheckpointError(f"the index names {name!r}, which is no .safetensors file", where,
-                                  "only safetensors shards are read")
+            raise CheckpointError(Text("the index names {name!r}, which is no .safetensors file", name=name), where,
+                                  Text("only safetensors shards are read"))
     return names
 
 
@@ -168,13 +174,16 @@ def component_folder(folder: Folder, component: str) -> str:
             there = [part for part in COMPONENTS if any(name.startswith(f"{part}/") for name in inside)]
             listed = folder.read_json(PIPELINE).get(component)
             error = MissingFiles if listed and listed[0] else CheckpointError
-            raise error(f"this pipeline has no {component}" + (" on disk" if error is MissingFiles else ""),
-                        folder.place, f"its transformers here: {', '.join(there) or 'none'}")
+            what = Text("this pipeline has no {component} on disk", component=component) if error is MissingFiles else \
+                Text("this pipeline has no {component}", component=component)
+            raise error(what, folder.place,
+                        Text("its transformers here: {names}", names=", ".join(there) or Text("none")))
         return component
     if component != "transformer":
-        raise CheckpointError(f"{component} needs a pipeline folder (model_index.json), this is a single component",
-                              folder.place, f"give the pipeline folder, or the {component} folder with component "
-                                            "transformer")
+        raise CheckpointError(Text("{component} needs a pipeline folder (model_index.json), this is a single component",
+                                   component=component), folder.place,
+                              Text("give the pipeline folder, or the {component} folder with component transformer",
+                                   component=component))
     at_top = "config.json" in inside or any("/" not in name and ".safetensors" in name for name in inside)
     nested = any(name.startswith(f"{component}/") for name in inside)
     return component if nested and not at_top else ""
@@ -190,8 +199,9 @@ def _choose(inside: list[str], where: str) -> tuple[str, str]:
     top = sorted(name for name in inside if "/" not in name)
     indexes, _ = _without_twins([name for name in top if re.search(_INDEXES, name)])
     if len(indexes) > 1:
-        raise CheckpointError(f"there are {len(indexes)} index files: {first_ten(indexes)}", where,
-                              "name the one to use in weights_name")
+        raise CheckpointError(Text("there are {count} index files: {names}", count=len(indexes),
+                                   names=first_ten(indexes)), where,
+                              Text("name the one to use in weights_name"))
     if indexes:
         return indexes[0], ""
     found = ([name for name in top if name.endswith(".safetensors")]
@@ -199,14 +209,16 @@ def _choose(inside: list[str], where: str) -> tuple[str, str]:
     files, choice = _without_twins(found)
     mixed = [name for name in files if re.search(_MIXED, name)]
     if len(files) > 1 and len(mixed) == 1:
-        files, choice = mixed, f"{mixed[0]} taken of {len(found)} files: the mixed one"
+        files, choice = mixed, Text("{name} taken of {count} files: the mixed one", name=mixed[0], count=len(found))
     if len({re.sub(SPLIT, r"-of-\2", name) for name in files}) == 1 and re.search(SPLIT, files[0]):
         files = files[:1]  # all of one model
     if len(files) > 1:
-        raise CheckpointError(f"there are {len(files)} weight files without an index: {first_ten(files)}", where,
-                              "name the one to use in weights_name")
+        raise CheckpointError(Text("there are {count} weight files without an index: {names}", count=len(files),
+                                   names=first_ten(files)), where,
+                              Text("name the one to use in weights_name"))
     if not files:
-        raise MissingFiles("there is no .safetensors file", where, f"the folder holds {_listing(inside)}")
+        raise MissingFiles(Text("there is no .safetensors file"), where,
+                           Text("the folder holds {names}", names=_listing(inside)))
     return files[0], choice
 
 
@@ -214,8 +226,8 @@ def _without_twins(names: list[str]) -> tuple[list[str], str]:
     """Drop files that differ from another only by a precision infix; a family that has only such files is kept."""
     kept = [name for name in names if not re.search(_PRECISION, name) or re.sub(_PRECISION, "", name) not in names]
     dropped = [name for name in names if name not in kept]
-    return kept, f"precision twins left aside: {first_ten(dropped)}" if dropped else ""
+    return kept, Text("precision twins left aside: {names}", names=first_ten(dropped)) if dropped else ""
 
 
 def _listing(inside: list[str]) -> str:
-    return first_ten(sorted({name.split("/")[0] for name in inside})) or "nothing"
+    return first_ten(sorted({name.split("/")[0] for name in inside})) or Text("nothing")

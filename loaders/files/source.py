@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...host.texts import Text
 from ..errors import CheckpointError
 
 
@@ -32,10 +33,11 @@ def read_json(path: str) -> dict[str, Any]:
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"cannot read the file: {error.strerror}", path,
-                              "check the path and its rights") from error
+        raise CheckpointError(Text("cannot read the file: {problem}", problem=error.strerror), path,
+                              Text("check the path and its rights")) from error
     except ValueError as error:
-        raise CheckpointError(f"invalid JSON: {error}", path, "download the file again") from error
+        raise CheckpointError(Text("invalid JSON: {error}", error=error), path,
+                              Text("download the file again")) from error
     if not isinstance(value, dict):
-        raise CheckpointError("this JSON file holds no object", path, "download the file again")
+        raise CheckpointError(Text("this JSON file holds no object"), path, Text("download the file again"))
     return value

@@ -14,6 +14,7 @@ from glob import escape
 from pathlib import Path
 from typing import Protocol
 
+from ...host.texts import Text
 from ..errors import CheckpointError
 from ..words import first_ten
 from .hub_file import RemoteFile
@@ -67,7 +68,8 @@ class Store(Protocol):
 class HubCache:
     """The Hugging Face cache: blobs by digest, snapshots of links, refs."""
 
-    title, elsewhere = "the Hugging Face cache", "move the cache with HF_HOME"
+    title: str = Text("the Hugging Face cache")
+    elsewhere: str = Text("move the cache with HF_HOME")
 
     def __init__(self, repo: str, revision: str) -> None:
         from huggingface_hub import constants
@@ -119,7 +121,8 @@ class ModelScopeCache:
     newer than the note is theirs, and proven to be of the commit before anything is added to it.
     """
 
-    title, elsewhere = "ModelScope's cache", "move the cache with MODELSCOPE_CACHE"
+    title: str = Text("ModelScope's cache")
+    elsewhere: str = Text("move the cache with MODELSCOPE_CACHE")
 
     def __init__(self, root: Path, repo: str, revision: str) -> None:
         name = repo.replace("/", "--")
@@ -166,7 +169,8 @@ class ModelFolder:
     """A folder owner/name below one of ComfyUI's model folders: in `components` for a repo with a config.json or a
     pipeline, in `singles` for one of single files, where ComfyUI's own loaders list them."""
 
-    title, elsewhere = "the model folder", "choose another folder"
+    title: str = Text("the model folder")
+    elsewhere: str = Text("choose another folder")
 
     def __init__(self, repo: str, components: str, singles: str, key: str = "huggingface") -> None:
         from huggingface_hub import constants
@@ -224,8 +228,8 @@ class ModelFolder:
 
 def _refuse_others(folder: Path, names: Sequence[str]) -> None:
     if names:
-        raise CheckpointError(f"this folder holds another version of {first_ten(names)}", folder,
-                              "move it away or delete it, or download to another place")
+        raise CheckpointError(Text("this folder holds another version of {names}", names=first_ten(names)), folder,
+                              Text("move it away or delete it, or download to another place"))
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ...host.texts import Text
 from ..errors import CheckpointError
 
 MARKER = ".quantized-transformers-unfinished"
@@ -17,5 +18,5 @@ def refuse_unfinished(path: Path) -> None:
         top = [place, *place.parents][1:] if place.is_file() else [place, *place.parents]
         for folder in top[:1 + _ABOVE]:
             if os.path.lexists(folder / MARKER):
-                raise CheckpointError("this folder is unfinished: the tool that writes it was stopped", folder,
-                                      "run the tool again: it goes on where it stopped; or delete the folder")
+                raise CheckpointError(Text("this folder is unfinished: the tool that writes it was stopped"), folder,
+                                      Text("run the tool again: it goes on where it stopped; or delete the folder"))

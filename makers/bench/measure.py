@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ... import host
+from ...host.texts import Text
 from ...loaders.architectures import ARCHITECTURES
 from ...loaders.architectures.base import Inputs
 from ...loaders.errors import CheckpointError
@@ -95,8 +96,8 @@ def profile(patcher: Any, latent: dict[str, Any], positive: list[Any], *,
                 pass
             found.export_chrome_trace(path)
         except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"the trace cannot be written: {error}", path,
-                                  "give the path of a .json file") from error
+            raise CheckpointError(Text("the trace cannot be written: {error}", error=error), path,
+                                  Text("give the path of a .json file")) from error
     rows = []
     for event in found.key_averages():
         on_cpu = event.device_type.name == "CPU"
@@ -116,7 +117,8 @@ def random_latent(patcher: Any, width: int, height: int, frames: int = 1) -> dic
     try:
         return host.empty_latent(patcher, width, height, frames)
     except ValueError as error:
-        raise CheckpointError(str(error), f"{frames} frames", "ask for one frame") from error
+        raise CheckpointError(Text("{error}", error=error), Text("{frames} frames", frames=frames),
+                              Text("ask for one frame")) from error
 
 
 def random_conditioning(patcher: Any, seed: int = 0) -> list[Any]:
@@ -140,8 +142,9 @@ def inputs_of(patcher: Any) -> Inputs:
         dims = architecture.dims_from_model(unet_config)
         if dims is not None:
             return architecture.inputs(dims)
-    raise CheckpointError(f"the MODEL is {type(patcher.model).__name__}, and what it takes is not known here", "",
-                          f"supported: {', '.join(a.name for a in ARCHITECTURES)}")
+    raise CheckpointError(Text("the MODEL is {kind}, and what it takes is not known here",
+                               kind=type(patcher.model).__name__), "",
+                          Text("supported: {architectures}", architectures=", ".join(a.name for a in ARCHITECTURES)))
 
 
 def tokens_of(takes: Inputs, latent: dict[str, Any]) -> int:
@@ -158,9 +161,12 @@ def _sample(patcher: Any, latent: dict[str, Any], positive: list[Any], on_step: 
         host.sample(patcher, host.start_of(patcher, latent, seed), on_step, steps=steps, quiet=True,
                     positive=positive, negative=positive, seed=seed, **SAMPLER)
     except TypeError as error:
-        raise CheckpointError(f"this is {error}", "", "measure with a latent of pictures or video alone") from error
+        raise CheckpointError(Text("this is {error}", error=error), "",
+                              Text("measure with a latent of pictures or video alone")) from error
     except Exception as error:
         if not host.is_out_of_memory(error):
             raise
-        raise CheckpointError("the device's memory ran out", f"latent {list(latent['samples'].shape)}",
-                              "take a smaller size or fewer frames, and close what else uses the device") from error
+        raise CheckpointError(Text("the device's memory ran out"),
+                              Text("latent {shape}", shape=list(latent["samples"].shape)),
+                              Text("take a smaller size or fewer frames, and close what else uses the device")
+                              ) from error

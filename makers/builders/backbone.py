@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text
 from ...loaders.errors import CheckpointError
 from ...loaders.words import first_ten
 
@@ -26,8 +27,8 @@ ALLOWED = frozenset({"collections OrderedDict", "torch Size", "torch._utils _reb
                     | {f"torch {name}Storage" for name in ("BFloat16", "Half", "Float", "Double", "Byte", "Char",
                                                            "Short", "Int", "Long", "Bool")})
 AMAX = {".weight_quantizer._amax": "weight", ".input_quantizer._amax": "input"}
-_DO = ("give the backbone.pt that nvidia-modelopt's mto.save wrote (its example's --quantized-torch-ckpt-save-path), "
-       "or an export that carries its scales")
+_DO = Text("give the backbone.pt that nvidia-modelopt's mto.save wrote (its example's "
+           "--quantized-torch-ckpt-save-path), or an export that carries its scales")
 
 
 def find_backbone(reference: str) -> Path:
@@ -38,7 +39,7 @@ def find_backbone(reference: str) -> Path:
     if path.is_dir():
         path = path / "backbone.pt"
     if not path.is_file():
-        raise CheckpointError("there is no backbone.pt", path.parent, _DO)
+        raise CheckpointError(Text("there is no backbone.pt"), path.parent, _DO)
     return path
 
 
@@ -57,19 +58,19 @@ def read_amax(path: Path) -> dict[str, dict[str, Tensor]]:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-        raise CheckpointError(f"this backbone checkpoint cannot be read: {str(error).splitlines()[0]}", path,
-                              _DO) from error
+        raise CheckpointError(Text("this backbone checkpoint cannot be read: {error}",
+                                   error=str(error).splitlines()[0]), path, _DO) from error
     state = content.get("model_state_dict") if isinstance(content, dict) else None
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
-        raise CheckpointError("this file holds no model_state_dict", path, _DO)
+        raise CheckpointError(Text("this file holds no model_state_dict"), path, _DO)
     found: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
         for ending, kind in AMAX.items():
             if name.endswith(ending) and isinstance(value, torch.Tensor):
                 found.setdefault(name.removesuffix(ending), {})[kind] = value
     if not found:
-        raise CheckpointError("this file holds no calibrated amax (weight_quantizer._amax, input_quantizer._amax)",
-                              path, _DO)
+        raise CheckpointError(Text("this file holds no calibrated amax (weight_quantizer._amax, "
+                                   "input_quantizer._amax)"), path, _DO)
     return found
 
 
@@ -83,8 +84,8 @@ def _refuse_code(path: Path) -> None:
                  for code, argument, _ in pickletools.genops(data)
                  if code.name in ("GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4")}
     except (zipfile.BadZipFile, ValueError, IndexError, OSError, EOFError) as error:
-        raise CheckpointError("this is no checkpoint that torch.save wrote", path, _DO) from error
+        raise CheckpointError(Text("this is no checkpoint that torch.save wrote"), path, _DO) from error
     foreign = sorted(named - ALLOWED)
     if foreign:
-        raise CheckpointError("this pickle names code that a ModelOpt checkpoint does not need, so it is not read: "
-                              f"{first_ten(foreign)}", path, _DO)
+        raise CheckpointError(Text("this pickle names code that a ModelOpt checkpoint does not need, so it is not "
+                                   "read: {names}", names=first_ten(foreign)), path, _DO)

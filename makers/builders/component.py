@@ -15,6 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ...host.texts import Text
 from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.containers.safetensors import TORCH_DTYPES, TensorInfo
 from ...loaders.errors import CheckpointError
@@ -41,8 +42,9 @@ class Component:
         self.checkpoint = Checkpoint(locate(reference))
         source = self.checkpoint.source
         if source.config is None and not bare:
-            raise CheckpointError("there is no config.json beside the weights", source.folder,
-                                  "give a diffusers folder: the transformer's, or one with a subfolder 'transformer'")
+            raise CheckpointError(Text("there is no config.json beside the weights"), source.folder,
+                                  Text("give a diffusers folder: the transformer's, or one with a subfolder "
+                                       "'transformer'"))
         self.config: dict[str, Any] = self.checkpoint.config or {}
         self.class_name = str(self.config.get("_class_name") or "")
         self.tensors = self.checkpoint.tensors
@@ -112,8 +114,8 @@ class Component:
 
         info = self.tensors[name]
         if info.dtype not in TORCH_DTYPES:
-            raise CheckpointError(f"{name} is stored as {info.dtype}, which no builder copies", self.where(name),
-                                  "convert it to BF16 first")
+            raise CheckpointError(Text("{name} is stored as {dtype}, which no builder copies", name=name,
+                                       dtype=info.dtype), self.where(name), Text("convert it to BF16 first"))
         return getattr(torch, TORCH_DTYPES[info.dtype])
 
     def _read_into(self, name: str, start: int, data: Any) -> None:
@@ -124,8 +126,8 @@ class Component:
             while view:
                 count = file.readinto(view)
                 if not count:
-                    raise CheckpointError(f"the file ends within {name}: it changed meanwhile", path,
-                                          "run this again when nothing writes to it")
+                    raise CheckpointError(Text("the file ends within {name}: it changed meanwhile", name=name), path,
+                                          Text("run this again when nothing writes to it"))
                 view = view[count:]
 
     def _largest(self, name: str, info: TensorInfo, part: Tensor) -> float:
@@ -136,8 +138,9 @@ class Component:
         try:
             return largest(part)
         except ValueError as error:
-            raise CheckpointError(f"{name} {error}", self.where(name),
-                                  "download the file again, or ask its publisher; nothing was written") from error
+            raise CheckpointError(Text("{name} {problem}", name=name, problem=error), self.where(name),
+                                  Text("download the file again, or ask its publisher; nothing was written")
+                                  ) from error
 
 
 _LOCAL = threading.local()

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text, joined
 from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.errors import CheckpointError
 from ...quant.stored import PLAIN_DTYPES
@@ -62,13 +63,15 @@ def build_fp8(*, output_dir: str, base_transformer_dir: str = "", modelopt_hf_di
     fallback layers, and outputs that cannot be written; nothing half-written is left that would load.
     """
     if not 0 < maxbound <= E4M3_MAX:
-        raise CheckpointError(f"maxbound is {maxbound:g}", "", "give a number above 0, up to 448 (E4M3's largest)")
+        raise CheckpointError(Text("maxbound is {maxbound:g}", maxbound=maxbound), "",
+                              Text("give a number above 0, up to 448 (E4M3's largest)"))
     if not modelopt_hf_dir.strip() and not base_transformer_dir.strip():
-        raise CheckpointError("neither a ModelOpt export nor a base is given", "",
-                              "give an export of nvidia-modelopt, or a base to quantize its BF16 model, or both")
+        raise CheckpointError(Text("neither a ModelOpt export nor a base is given"), "",
+                              Text("give an export of nvidia-modelopt, or a base to quantize its BF16 model, or both"))
     if modelopt_backbone_ckpt.strip() and not modelopt_hf_dir.strip():
-        raise CheckpointError("a backbone checkpoint is given without its export", modelopt_backbone_ckpt,
-                              "give the export it was saved with, too, or leave the backbone out to quantize a base")
+        raise CheckpointError(Text("a backbone checkpoint is given without its export"), modelopt_backbone_ckpt,
+                              Text("give the export it was saved with, too, or leave the backbone out to quantize a "
+                                   "base"))
     user = compiled(keep_bf16_patterns)
     backbone = find_backbone(modelopt_backbone_ckpt) if modelopt_backbone_ckpt.strip() else None
     base = Component(base_transformer_dir) if base_transformer_dir.strip() else None
@@ -88,10 +91,13 @@ def build_fp8(*, output_dir: str, base_transformer_dir: str = "", modelopt_hf_di
                              progress)
     statistics["output_shards"] = len(written.headers)
     _read_back(written, plan, statistics, target)
-    how = f"from {modelopt_hf_dir}" if export else "straight from BF16: activation scales are dynamic"
-    return Built("\n".join([f"FP8 transformer {source.class_name} -> {target}", f"{how}, preset {preset.name}",
-                            statistics_line(statistics), *lines, *(f"note: {note}" for note in plan.notes)]),
-                 dict(statistics), target)
+    how = Text("from {folder}", folder=modelopt_hf_dir) if export else \
+        Text("straight from BF16: activation scales are dynamic")
+    report = joined("\n", [
+        Text("FP8 transformer {class_name} -> {target}", class_name=source.class_name, target=target),
+        Text("{how}, preset {preset}", how=how, preset=preset.name), statistics_line(statistics), *lines,
+        *(Text("note: {note}", note=note) for note in plan.notes)])
+    return Built(report, dict(statistics), target)
 
 
 def _read_back(written: Checkpoint, plan: Plan, statistics: dict[str, int], target: Path) -> None:
@@ -118,8 +124,9 @@ def _from_export(export: Component, base: Component | None, backbone: Path | Non
     fallback = {module_of(name) for name in weights
                 if any(pattern.search(variant) for pattern in patterns for variant in names[name])}
     if fallback and base is None:
-        raise CheckpointError(f"{len(fallback)} layers are to be kept in BF16, which only the base has", export.folder,
-                              "give the base, or model type none and no patterns")
+        raise CheckpointError(Text("{count} layers are to be kept in BF16, which only the base has",
+                                   count=len(fallback)), export.folder,
+                              Text("give the base, or model type none and no patterns"))
     scales = _scales(export, backbone, maxbound, fallback)
     ignored = globs(quantization["ignore"])
     plan, numbers = Plan(), dict.fromkeys(STATISTICS, 0)
@@ -129,8 +136,9 @@ def _from_export(export: Component, base: Component | None, backbone: Path | Non
         if "_quantizer." in name or name.endswith(SCALES):
             continue
         if name.endswith(".pre_quant_scale"):
-            raise CheckpointError(f"{name}: smoothed activations are not FP8 as SGLang and this pack run it",
-                                  export.where(name), "export with the plain FP8 configuration")
+            raise CheckpointError(Text("{name}: smoothed activations are not FP8 as SGLang and this pack run it",
+                                       name=name), export.where(name),
+                                  Text("export with the plain FP8 configuration"))
         if module in fallback and name.endswith((".weight", ".bias")):
             assert base is not None
             plan.copy(base, name)
@@ -147,12 +155,13 @@ def _from_export(export: Component, base: Component | None, backbone: Path | Non
                 if pair is None or not left:
                     kept.add(names[name][-1])
                 if pair is not None and not left:
-                    plan.notes.append(f"{name} has {len(info.shape)} dimensions and stays {info.dtype}: only weights "
-                                      "of two are quantized")
+                    plan.notes.append(Text("{name} has {dimensions} dimensions and stays {dtype}: only weights of two "
+                                           "are quantized", name=name, dimensions=len(info.shape), dtype=info.dtype))
             continue
         if info.dtype == "F8_E4M3" and maxbound != E4M3_MAX and not pair.own:
-            raise CheckpointError(f"{name} is FP8 already, made with 448, so maxbound {maxbound:g} would be wrong",
-                                  export.where(name), "leave maxbound at 448")
+            raise CheckpointError(Text("{name} is FP8 already, made with 448, so maxbound {maxbound:g} would be wrong",
+                                       name=name, maxbound=maxbound), export.where(name),
+                                  Text("leave maxbound at 448"))
         add_scaled(plan, export, name, pair)
         numbers["quantized_weights"] += 1
         numbers["added_scale_tensors"] += 2
@@ -165,11 +174,11 @@ def _refuse_codes(export: Component, name: str, left: bool) -> None:
     """Raise CheckpointError for FP8 codes that would be copied where full precision is expected."""
     if export.tensors[name].dtype != "F8_E4M3":
         return
-    why = "is on the list of layers left alone, but stored as FP8" if left else \
-        "is FP8, but its weight_scale or input_scale is missing"
-    raise CheckpointError(f"{name} {why}", export.where(name),
-                          "give the export's backbone.pt, or take the layer from the base by a pattern of what is kept "
-                          f"in BF16: ^{re.escape(module_of(name))}$")
+    what = Text("{name} is on the list of layers left alone, but stored as FP8", name=name) if left else \
+        Text("{name} is FP8, but its weight_scale or input_scale is missing", name=name)
+    raise CheckpointError(what, export.where(name),
+                          Text("give the export's backbone.pt, or take the layer from the base by a pattern of what is "
+                               "kept in BF16: ^{pattern}$", pattern=re.escape(module_of(name))))
 
 
 def _scales(export: Component, backbone: Path | None, maxbound: float, fallback: set[str]) -> dict[str, Scales]:
@@ -198,16 +207,17 @@ def _scales(export: Component, backbone: Path | None, maxbound: float, fallback:
         given = found.get(module)
         if given is not None and export.tensors[f"{module}.weight"].dtype == "F8_E4M3" and maxbound == E4M3_MAX \
                 and not math.isclose(float(given.weight), float(own), rel_tol=2 ** -8):
-            raise CheckpointError(f"{name} is {float(own):g} in the export, {float(given.weight):g} by the backbone",
-                                  place, "give the backbone.pt of this very export, or none")
+            raise CheckpointError(Text("{name} is {exported:g} in the export, {calibrated:g} by the backbone",
+                                       name=name, exported=float(own), calibrated=float(given.weight)), place,
+                                  Text("give the backbone.pt of this very export, or none"))
         if static in export.tensors:
             found[module] = Scales(own, _scalar(export, static))
         elif given is not None:
             found[module] = Scales(own, given.input)
     if not found and export.names:
-        raise CheckpointError("the backbone has no scales for this export" if backbone else
-                              "the export carries no scales", place,
-                              "give the backbone.pt of this export, too")
+        raise CheckpointError(Text("the backbone has no scales for this export") if backbone else
+                              Text("the export carries no scales"), place,
+                              Text("give the backbone.pt of this export, too"))
     return found
 
 
@@ -215,11 +225,13 @@ def _from_amax(name: str, amax: Tensor, maxbound: float, where: str) -> Tensor:
     from ...quant.convert.fp8 import scale_of
 
     if amax.numel() != 1:
-        raise CheckpointError(f"{name} is {list(amax.shape)}: only one scale a tensor is supported", where,
-                              "calibrate with per-tensor FP8 (FP8_DEFAULT_CFG)")
+        raise CheckpointError(Text("{name} is {shape}: only one scale a tensor is supported", name=name,
+                                   shape=list(amax.shape)), where,
+                              Text("calibrate with per-tensor FP8 (FP8_DEFAULT_CFG)"))
     value = float(amax.float())
     if not math.isfinite(value) or value < 0:
-        raise CheckpointError(f"{name} is {value:g}", where, "calibrate again; an amax is finite and not negative")
+        raise CheckpointError(Text("{name} is {value:g}", name=name, value=value), where,
+                              Text("calibrate again; an amax is finite and not negative"))
     return scale_of(value, maxbound)
 
 
@@ -227,8 +239,9 @@ def _scalar(export: Component, name: str) -> Tensor:
     """A stored scale as F32 [1]."""
     scale = export.read(name).float()
     if scale.numel() != 1 or not bool((scale > 0).all()):
-        raise CheckpointError(f"{name} is {scale.flatten().tolist()[:4]} {list(scale.shape)}, expected one positive "
-                              "number", export.where(name), "export with per-tensor FP8 (FP8_DEFAULT_CFG)")
+        raise CheckpointError(Text("{name} is {values} {shape}, expected one positive number", name=name,
+                                   values=scale.flatten().tolist()[:4], shape=list(scale.shape)), export.where(name),
+                              Text("export with per-tensor FP8 (FP8_DEFAULT_CFG)"))
     return scale.reshape(1)
 
 
@@ -236,8 +249,10 @@ def _from_base(base: Component, preset: Preset, user: list[re.Pattern[str]], max
                model_type: str) -> tuple[Plan, dict[str, Any], dict[str, int]]:
     """Quantize what ModelOpt's examples would, except for the preset's fallback set."""
     if model_type == "auto" and not preset.class_name:
-        raise CheckpointError(f"there is no preset for {base.class_name or 'a config.json without _class_name'}",
-                              base.folder, "choose model type none to quantize every weight of two dimensions")
+        what = Text("there is no preset for {class_name}", class_name=base.class_name) if base.class_name else \
+            Text("there is no preset for a config.json without _class_name")
+        raise CheckpointError(what, base.folder,
+                              Text("choose model type none to quantize every weight of two dimensions"))
     weights = linear_weights(base)
     names = {name: variants(module_of(name), base.class_name) for name in base.names if name.endswith(".weight")}
     keep = [*compiled(preset.keep), *user]
@@ -261,8 +276,8 @@ def _from_base(base: Component, preset: Preset, user: list[re.Pattern[str]], max
             numbers["quantized_weights"] += 1
             numbers["added_scale_tensors"] += 1
     if not numbers["quantized_weights"]:
-        raise CheckpointError("there is nothing to quantize: every weight is to be kept in BF16", base.folder,
-                              "give fewer patterns, or another model type")
+        raise CheckpointError(Text("there is nothing to quantize: every weight is to be kept in BF16"), base.folder,
+                              Text("give fewer patterns, or another model type"))
     plan.notes += unmatched({p.pattern: p.search for p in user}, [*chain.from_iterable(names.values())])
     # ModelOpt's FP8 has static activation scales only; the generic method says that they are dynamic
     return plan, {"quant_method": "fp8", "activation_scheme": "dynamic", "ignored_layers": sorted(listed),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ... import host
+from ...host.texts import Text, joined
 from ...loaders import describe
 from ...loaders.architectures import Module, Naming
 from ...loaders.architectures.base import tensor_name
@@ -81,7 +82,8 @@ def build_gguf(*, output: str, base: str, kind: str = "Q8_0", model_type: str = 
     that F16 does not hold, and a file that cannot be written; the file appears whole or not at all.
     """
     if kind not in KINDS:
-        raise CheckpointError(f"unknown GGUF type {kind!r}", "", f"choose one of: {', '.join(KINDS)}")
+        raise CheckpointError(Text("unknown GGUF type {kind!r}", kind=kind), "",
+                              Text("choose one of: {kinds}", kinds=", ".join(KINDS)))
     user = compiled(keep_patterns)
     gguf_py()
     component = Component(base, bare=True)
@@ -98,8 +100,8 @@ def build_gguf(*, output: str, base: str, kind: str = "Q8_0", model_type: str = 
                for name, native in natives.items()}
     _refuse_long(natives, component)
     if kind in QUANTIZED and not any(choice.why == "quantized" for choice in choices.values()):
-        raise CheckpointError("there is nothing to quantize: every weight is to be kept in 16 bits", component.folder,
-                              "give fewer patterns, or another type")
+        raise CheckpointError(Text("there is nothing to quantize: every weight is to be kept in 16 bits"),
+                              component.folder, Text("give fewer patterns, or another type"))
     tensors = {name: Stored(choice.kind, choice.shape, natives[name].shape) for name, choice in choices.items()}
     texts = {key: text for key, text in component.checkpoint.metadata.items() if key in HEADER}
     layout = lay_out(tensors, rules.name, FILE_TYPES[kind], texts if plan.description.naming.style == "native" else {})
@@ -109,8 +111,8 @@ def build_gguf(*, output: str, base: str, kind: str = "Q8_0", model_type: str = 
 
     def checked(path: str) -> None:
         if states(component.paths) != before:
-            raise CheckpointError("a source file changed meanwhile", component.folder,
-                                  "run this again when nothing writes to it")
+            raise CheckpointError(Text("a source file changed meanwhile"), component.folder,
+                                  Text("run this again when nothing writes to it"))
         check(path, tensors, layout)
         _read_back(path, plan)
 
@@ -119,8 +121,9 @@ def build_gguf(*, output: str, base: str, kind: str = "Q8_0", model_type: str = 
     why = Counter(choice.why for choice in choices.values())
     statistics: dict[str, int | bool] = {"quantized_weights": why["quantized"], "kept_weights": why["kept"],
                                          "undivided_weights": why["columns"], "other_tensors": why[""]}
-    return Built("\n".join(_report(plan, component, target, kind, rules.name, model_type, statistics, choices, layout)
-                           + [f"note: {note}" for note in _notes(natives, kind, user, why)]), statistics, target)
+    lines = _report(plan, component, target, kind, rules.name, model_type, statistics, choices, layout)
+    lines += [Text("note: {note}", note=note) for note in _notes(natives, kind, user, why)]
+    return Built(joined("\n", lines), statistics, target)
 
 
 def _kept(plan: LoadPlan, component: Component, model_type: str, user: list[re.Pattern[str]]) -> set[str]:
@@ -144,8 +147,8 @@ def _natives(plan: LoadPlan, component: Component) -> Iterator[Native]:
     quantized = sorted({piece.layer.name for planned in plan.modules for piece in planned.pieces
                         if piece.layer.read is not None or piece.layer.format not in PLAIN_DTYPES})
     if quantized:
-        raise CheckpointError(f"the base is not in BF16, F16 or F32: {first_ten(quantized)}", component.folder,
-                              "give the BF16 model; nothing is quantized twice")
+        raise CheckpointError(Text("the base is not in BF16, F16 or F32: {names}", names=first_ten(quantized)),
+                              component.folder, Text("give the BF16 model; nothing is quantized twice"))
     for planned in plan.modules:
         module = planned.module
         yield _native(plan, component, planned, 0, tensor_name(module.native, module.leaf))
@@ -200,8 +203,9 @@ def _halves_swapped(parts: list[Part]) -> list[Part]:
 def _refuse_long(natives: dict[str, Native], component: Component) -> None:
     names = [name for name in natives if len(name.encode()) > LONGEST_NAME]
     if names:
-        raise CheckpointError(f"names of more than {LONGEST_NAME} characters do not fit into GGUF: {first_ten(names)}",
-                              component.folder, "this model cannot be a GGUF file")
+        raise CheckpointError(Text("names of more than {most} characters do not fit into GGUF: {names}",
+                                   most=LONGEST_NAME, names=first_ten(names)),
+                              component.folder, Text("this model cannot be a GGUF file"))
 
 
 def _write(component: Component, native: Native, choice: Choice, put: Put) -> Parts:
@@ -214,8 +218,9 @@ def _write(component: Component, native: Native, choice: Choice, put: Put) -> Pa
 
     def use(before: int, name: str, start: int, part: Tensor, largest: float) -> int:
         if largest > F16_MAX and choice.kind not in ("F32", "BF16", "MXFP4"):
-            raise CheckpointError(f"{name} holds {largest:g}, and {choice.kind} ends at F16's {F16_MAX:g}",
-                                  component.where(name), "convert the model to BF16 first, or choose type BF16")
+            raise CheckpointError(Text("{name} holds {largest:g}, and {kind} ends at F16's {most:g}", name=name,
+                                       largest=largest, kind=choice.kind, most=F16_MAX),
+                                  component.where(name), Text("convert the model to BF16 first, or choose type BF16"))
         return put(native.name, (before + start) // kind.block * kind.size, _blocks(part, choice.kind))
 
     done = 0
@@ -251,25 +256,30 @@ def _read_back(path: str, plan: LoadPlan) -> None:
     told, found = ((d.architecture, {key: size for key, size in d.dims.items() if size})
                    for d in (plan.description, described))
     if told != found:
-        raise CheckpointError(f"the file would be taken for {found[0]} {found[1]}, and the base is {told[0]} {told[1]}",
-                              "", "keep the file it comes from: the tensors of a GGUF file do not tell this model")
+        raise CheckpointError(Text("the file would be taken for {found} {sizes}, and the base is {architecture} "
+                                   "{base_sizes}", found=found[0], sizes=found[1], architecture=told[0],
+                                   base_sizes=told[1]), "",
+                              Text("keep the file it comes from: the tensors of a GGUF file do not tell this model"))
 
 
 def _report(plan: LoadPlan, component: Component, target: Path, kind: str, architecture: str, model_type: str,
             statistics: dict[str, int | bool], choices: dict[str, Choice], layout: GGUFLayout) -> list[str]:
     types = Counter(choice.kind for choice in choices.values())
-    return [f"GGUF transformer {plan.architecture.name} -> {target}",
-            f"{kind}, general.architecture {architecture}, model type {model_type}", statistics_line(statistics),
-            "tensors: " + ", ".join(f"{count} {name}" for name, count in types.most_common()),
-            f"{size(layout.bytes)} (read: {size(component.checkpoint.bytes_on_disk)})"]
+    return [Text("GGUF transformer {architecture} -> {target}", architecture=plan.architecture.name, target=target),
+            Text("{kind}, general.architecture {architecture}, model type {model_type}", kind=kind,
+                 architecture=architecture, model_type=model_type), statistics_line(statistics),
+            Text("tensors: {types}", types=", ".join(f"{count} {name}" for name, count in types.most_common())),
+            Text("{written} (read: {read})", written=size(layout.bytes),
+                 read=size(component.checkpoint.bytes_on_disk))]
 
 
 def _notes(natives: dict[str, Native], kind: str, user: list[re.Pattern[str]], why: Counter[str]) -> list[str]:
     notes = unmatched({pattern.pattern: pattern.search for pattern in user},
                       [native.module for native in natives.values()])
     if why["columns"]:
-        notes.append(f"{why['columns']} weights stay in 16 bits: their columns are no multiple of {TYPES[kind].block}")
+        notes.append(Text("{count} weights stay in 16 bits: their columns are no multiple of {block}",
+                          count=why["columns"], block=TYPES[kind].block))
     if kind.startswith("TQ"):
-        notes.append(f"{kind} knows -1, 0 and 1 times a scale: it is for models that were trained so")
+        notes.append(Text("{kind} knows -1, 0 and 1 times a scale: it is for models that were trained so", kind=kind))
     return notes
 

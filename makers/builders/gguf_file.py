@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ... import host
+from ...host.texts import Text
 from ...loaders.containers.gguf import MAGIC, ORIGINAL_SHAPE
 from ...loaders.containers.safetensors import TensorInfo
 from ...loaders.containers.writing import Layout
@@ -51,8 +52,8 @@ def gguf_py() -> Any:
     try:
         return import_module("gguf")
     except ImportError as error:
-        raise CheckpointError(f"the package gguf cannot be imported ({error})", "",
-                              "install it (pip install gguf): it writes and quantizes GGUF files") from error
+        raise CheckpointError(Text("the package gguf cannot be imported ({error})", error=error), "",
+                              Text("install it (pip install gguf): it writes and quantizes GGUF files")) from error
 
 
 def target_file(output: str, inputs: Sequence[Path], overwrite: bool = False) -> Path:
@@ -65,24 +66,25 @@ def target_file(output: str, inputs: Sequence[Path], overwrite: bool = False) ->
     text = output.strip()
     path = Path(text).expanduser()
     if not text or ".." in path.parts or "\0" in text or text.endswith(("/", os.sep)):
-        raise CheckpointError("no output file is given" if not text else "this is no name of a file", text,
-                              "give the full path of a new .gguf file")
+        raise CheckpointError(Text("no output file is given") if not text else Text("this is no name of a file"), text,
+                              Text("give the full path of a new .gguf file"))
     if path.suffix.lower() != SUFFIX:
         path = path.with_name(path.name + SUFFIX)
     if path.name.startswith("."):
-        raise CheckpointError("a hidden file is not found by ComfyUI", path, "give another name")
+        raise CheckpointError(Text("a hidden file is not found by ComfyUI"), path, Text("give another name"))
     if not path.is_absolute():
         path = Path(next(iter(host.model_folders()), os.getcwd()), path)
     if path.is_symlink() or path.is_dir():
-        raise CheckpointError("the output is a link or a folder", path, "give the full path of a new .gguf file")
+        raise CheckpointError(Text("the output is a link or a folder"), path,
+                              Text("give the full path of a new .gguf file"))
     real = Path(os.path.realpath(path))
     if any(real == Path(os.path.realpath(source)) for source in inputs):
-        raise CheckpointError("the output is the file to read", path, "give another name")
+        raise CheckpointError(Text("the output is the file to read"), path, Text("give another name"))
     if real.exists() and not overwrite:
-        raise CheckpointError("this file exists", path, "give another name; nothing is overwritten")
+        raise CheckpointError(Text("this file exists"), path, Text("give another name; nothing is overwritten"))
     if real.exists() and not _is_gguf(real):
-        raise CheckpointError("this is no GGUF file, so it is not overwritten", path,
-                              "give another name, or remove the file yourself")
+        raise CheckpointError(Text("this is no GGUF file, so it is not overwritten"), path,
+                              Text("give another name, or remove the file yourself"))
     return real
 
 
@@ -131,12 +133,13 @@ def check(path: str, tensors: Mapping[str, Stored], layout: GGUFLayout) -> None:
     gguf = gguf_py()
     told = {name: (tensor.kind, tensor.shape, len(layout.head) + layout.tensors[name].start)
             for name, tensor in tensors.items()}
+    wrong: object
     try:
         found = {tensor.name: (tensor.tensor_type.name, tuple(int(side) for side in reversed(tensor.shape)),
                                int(tensor.data_offset)) for tensor in gguf.GGUFReader(path).tensors}
         wrong = first_ten(sorted(name for name in told.keys() | found.keys() if told.get(name) != found.get(name)))
     except (ValueError, IndexError, OSError) as error:
-        wrong = str(error)
+        wrong = error
     if wrong:
-        raise CheckpointError(f"what was written does not read back: {wrong}", path,
-                              "check the disk, then run this again")
+        raise CheckpointError(Text("what was written does not read back: {problem}", problem=wrong), path,
+                              Text("check the disk, then run this again"))

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from math import prod
 from typing import NamedTuple
 
+from ...host.texts import Text
 from ...loaders.errors import CheckpointError
 from ...quant.ggml import TYPES
 
@@ -80,8 +81,9 @@ def rules_of(architecture: str, where: object) -> Rules:
     name = "" if architecture in _OTHERS else next((name for begin, name in _CALLED.items()
                                                     if architecture.startswith(begin)), "")
     if not name:
-        raise CheckpointError(f"ComfyUI-GGUF reads no {architecture}, so there is no name for it in a GGUF file", where,
-                              f"build one of: {', '.join(RULES)}")
+        raise CheckpointError(Text("ComfyUI-GGUF reads no {architecture}, so there is no name for it in a GGUF file",
+                                   architecture=architecture), where,
+                              Text("build one of: {names}", names=", ".join(RULES)))
     return RULES[name]
 
 

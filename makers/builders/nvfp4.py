@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text, joined
 from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.containers.writing import Declared, Parts, Put
 from ...loaders.errors import CheckpointError
@@ -64,8 +65,8 @@ def build_nvfp4(*, output_dir: str, base_transformer_dir: str, modelopt_hf_dir: 
     outputs that cannot be written; nothing half-written is left that would load.
     """
     if pattern_preset not in PATTERN_PRESETS:
-        raise CheckpointError(f"unknown pattern preset {pattern_preset!r}", "",
-                              f"choose one of: {', '.join(PATTERN_PRESETS)}")
+        raise CheckpointError(Text("unknown pattern preset {preset!r}", preset=pattern_preset), "",
+                              Text("choose one of: {names}", names=", ".join(PATTERN_PRESETS)))
     patterns = (*PATTERN_PRESETS[pattern_preset], *keep_bf16_patterns)
     base = Component(base_transformer_dir)
     export = Component(modelopt_hf_dir) if modelopt_hf_dir.strip() else None
@@ -80,11 +81,14 @@ def build_nvfp4(*, output_dir: str, base_transformer_dir: str, modelopt_hf_dir: 
                              progress)
     statistics["output_shards"] = len(written.headers)
     _read_back(written, plan, statistics, target)
-    how = f"from {modelopt_hf_dir}" if export else "straight from BF16: activation scales are dynamic"
+    how = Text("from {folder}", folder=modelopt_hf_dir) if export else \
+        Text("straight from BF16: activation scales are dynamic")
     numbers: dict[str, int | bool] = {**statistics, "swap_weight_nibbles": swap_weight_nibbles}
-    return Built("\n".join([f"NVFP4 transformer {base.class_name} -> {target}",
-                            f"{how}, pattern preset {pattern_preset}", statistics_line(numbers), *lines,
-                            *(f"note: {note}" for note in plan.notes)]), numbers, target)
+    report = joined("\n", [
+        Text("NVFP4 transformer {class_name} -> {target}", class_name=base.class_name, target=target),
+        Text("{how}, pattern preset {preset}", how=how, preset=pattern_preset), statistics_line(numbers), *lines,
+        *(Text("note: {note}", note=note) for note in plan.notes)])
+    return Built(report, numbers, target)
 
 
 def _read_back(written: Checkpoint, plan: Plan, statistics: dict[str, int], target: Path) -> None:
@@ -133,15 +137,16 @@ def _check_layer(export: Component, name: str) -> None:
     for leaf, shape in {**wanted, ".input_scale": None}.items():
         scale = export.tensors.get(module + leaf)
         if scale is None:
-            raise CheckpointError(f"{module}{leaf} is missing", export.where(name),
-                                  "calibrate and export again with nvidia-modelopt, or take the layer from the base "
-                                  f"by a pattern of layers kept in BF16: {module}")
+            raise CheckpointError(Text("{name} is missing", name=module + leaf), export.where(name),
+                                  Text("calibrate and export again with nvidia-modelopt, or take the layer from the "
+                                       "base by a pattern of layers kept in BF16: {module}", module=module))
         if scale.shape != shape and (shape is not None or scale.shape not in ((), (1,))):
-            raise CheckpointError(f"{module}{leaf} is {list(scale.shape)}, expected {list(shape or (1,))}",
-                                  export.where(name), "export with group size 16, without enable_swizzle_layout")
+            raise CheckpointError(Text("{name} is {shape}, expected {expected}", name=module + leaf,
+                                       shape=list(scale.shape), expected=list(shape or (1,))),
+                                  export.where(name), Text("export with group size 16, without enable_swizzle_layout"))
         if shape is None and not float(export.read(module + leaf)) > 0:
-            raise CheckpointError(f"{module}{leaf} is not a positive number", export.where(name),
-                                  "calibrate and export the model again")
+            raise CheckpointError(Text("{name} is not a positive number", name=module + leaf),
+                                  export.where(name), Text("calibrate and export the model again"))
 
 
 def _from_base(base: Component, patterns: Sequence[str],
@@ -153,8 +158,8 @@ def _from_base(base: Component, patterns: Sequence[str],
     odd = [name for name in weights if base.tensors[name].shape[1] % GROUP and module_of(name) not in fallback]
     chosen = [name for name in weights if name not in odd and module_of(name) not in fallback]
     if not chosen:
-        raise CheckpointError("there is nothing to quantize: every weight is to be kept in BF16", base.folder,
-                              "give fewer patterns")
+        raise CheckpointError(Text("there is nothing to quantize: every weight is to be kept in BF16"), base.folder,
+                              Text("give fewer patterns"))
     groups: dict[str, list[str]] = {}
     for name in chosen:
         groups.setdefault(_group(module_of(name), base.class_name), []).append(name)
@@ -168,7 +173,8 @@ def _from_base(base: Component, patterns: Sequence[str],
             if module_of(name) in fallback:
                 plan.fallback.append(name)
     if odd:
-        plan.notes.append(f"{len(odd)} weights stay as they are: their columns are no multiple of {GROUP}")
+        plan.notes.append(Text("{count} weights stay as they are: their columns are no multiple of {group}",
+                               count=len(odd), group=GROUP))
     ignore = sorted({module_of(name) for name in base.names if name.endswith(".weight")} - set(map(module_of, chosen)))
     numbers |= {"fallback_modules": len({*map(module_of, plan.fallback)}), "quantized_weights": len(chosen)}
     group: dict[str, Any] = {"num_bits": 4, "type": "float", "group_size": GROUP}

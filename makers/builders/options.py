@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from ...host.texts import Text
 from ...loaders.errors import CheckpointError
 
 _UNITS = {"": 1, "B": 1, "KB": 10 ** 3, "MB": 10 ** 6, "GB": 10 ** 9, "TB": 10 ** 12, "KIB": 1 << 10, "MIB": 1 << 20,
@@ -16,7 +17,8 @@ def shard_bytes(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     factor = _UNITS.get(found[2].upper()) if found else None
     if not found or factor is None or float(found[1]) * factor < 1:
-        raise CheckpointError(f"{text!r} is no size of a file", "", "write it as 5GB, 500MB or 4GiB")
+        raise CheckpointError(Text("{text!r} is no size of a file", text=text), "",
+                              Text("write it as 5GB, 500MB or 4GiB"))
     return int(float(found[1]) * factor)
 
 

@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from ...host.texts import Text, joined
 from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.containers.writing import Declared, Parts, Piece, Put
 from ...loaders.errors import CheckpointError
@@ -86,8 +87,9 @@ def module_of(name: str) -> str:
 def check_base(base: Component, export: Component) -> None:
     """Raise CheckpointError unless `base` is unquantized and the model of `export`: class, names and shapes."""
     if base.class_name and export.class_name and base.class_name != export.class_name:
-        raise CheckpointError(f"the base is {base.class_name}, but the export is {export.class_name}", base.folder,
-                              "give the base that the export was made from")
+        raise CheckpointError(Text("the base is {base_class}, but the export is {export_class}",
+                                   base_class=base.class_name, export_class=export.class_name), base.folder,
+                              Text("give the base that the export was made from"))
     wrong = []
     for name, info in export.tensors.items():
         if not name.endswith((".weight", ".bias")):
@@ -95,14 +97,18 @@ def check_base(base: Component, export: Component) -> None:
         there = base.tensors.get(name)
         shape = (*info.shape[:-1], info.shape[-1] * 2) if info.dtype == "U8" else info.shape
         if there is None:
-            wrong.append(f"{name} is not in the base")
+            wrong.append(Text("{name} is not in the base", name=name))
         elif there.dtype not in PLAIN_DTYPES:
-            wrong.append(f"{name} is {there.dtype} in the base")
+            wrong.append(Text("{name} is {dtype} in the base", name=name, dtype=there.dtype))
         elif there.shape != shape:
-            wrong.append(f"{name} is {list(there.shape)} in the base, {list(shape)} in the export")
+            wrong.append(Text("{name} is {base_shape} in the base, {export_shape} in the export", name=name,
+                              base_shape=list(there.shape), export_shape=list(shape)))
     if wrong:
-        raise CheckpointError(f"the base is another model than the export: {first_ten(wrong)}", base.folder,
-                              "give the base that the export was made from, with diffusers' names")
+        shown = joined(", ", wrong[:10])
+        if len(wrong) > 10:
+            shown = Text("{shown}, and {count} more", shown=shown, count=len(wrong) - 10)
+        raise CheckpointError(Text("the base is another model than the export: {problems}", problems=shown),
+                              base.folder, Text("give the base that the export was made from, with diffusers' names"))
 
 
 def quantization_of(export: Component, algorithm: str) -> dict[str, Any]:
@@ -113,18 +119,21 @@ def quantization_of(export: Component, algorithm: str) -> dict[str, Any]:
     """
     config = export.config.get("quantization_config")
     where = export.checkpoint.source.config
-    do = f"give a diffusers export of nvidia-modelopt {algorithm} (config.json with a flat quantization_config)"
+    do = Text("give a diffusers export of nvidia-modelopt {algorithm} (config.json with a flat quantization_config)",
+              algorithm=algorithm)
     if not isinstance(config, dict):
-        raise CheckpointError("config.json has no quantization_config", where, do)
+        raise CheckpointError(Text("config.json has no quantization_config"), where, do)
     config = json.loads(json.dumps(config))
     method, algo = config.get("quant_method"), str(config.get("quant_algo") or "")
     if method != "modelopt":
-        raise CheckpointError(f"quant_method is {method!r}, not 'modelopt'", where, do)
+        raise CheckpointError(Text("quant_method is {method!r}, not 'modelopt'", method=method), where, do)
     if algo.upper() != algorithm and (algo or algorithm != "FP8"):
-        raise CheckpointError(f"quant_algo is {algo or 'missing'!r}, not {algorithm!r}", where, do)
+        what = Text("quant_algo is {algo!r}, not {algorithm!r}", algo=algo, algorithm=algorithm) if algo else \
+            Text("quant_algo is 'missing', not {algorithm!r}", algorithm=algorithm)
+        raise CheckpointError(what, where, do)
     ignore = config.get("ignore") or []
     if not isinstance(ignore, list) or not all(isinstance(name, str) for name in ignore):
-        raise CheckpointError("the list of layers left alone (ignore) is no list of names", where, do)
+        raise CheckpointError(Text("the list of layers left alone (ignore) is no list of names"), where, do)
     return {**config, "ignore": ignore, "quant_algo": algorithm, "quant_type": algorithm}
 
 
@@ -147,19 +156,22 @@ def publish(plan: Plan, target: Path, source: Component, quantization: Mapping[s
                           fingerprint=hashlib.sha256(facts.encode()).hexdigest(),
                           step=progress(sum(piece.bytes for piece in pieces)) if progress else None)
     before = sum(path.stat().st_size for path in inputs if path.suffix == ".safetensors")
-    lines = [f"{written.shards} shard{'s' if written.shards > 1 else ''}, {size(written.total_size)} "
-             f"(read: {size(before)})"]
+    lines: list[str] = [
+        Text("{count} shard{s}, {written} (read: {read})", count=written.shards, s="s" if written.shards > 1 else "",
+             written=size(written.total_size), read=size(before))]
     if written.reused:
-        lines.append(f"taken over from an interrupted run: {size(written.reused)}")
+        lines.append(Text("taken over from an interrupted run: {size}", size=size(written.reused)))
     return Checkpoint(locate(str(target))), lines
 
 
 def refuse_difference(found: Mapping[str, int], told: Mapping[str, int | bool], target: Path) -> None:
     """Raise CheckpointError when numbers counted in the written folder are not those that were planned."""
-    wrong = [f"{key} is {found[key]} in the files, {told[key]} was planned" for key in found if found[key] != told[key]]
+    wrong = [Text("{key} is {found} in the files, {planned} was planned", key=key, found=found[key], planned=told[key])
+             for key in found if found[key] != told[key]]
     if wrong:
-        raise CheckpointError(f"what was written is not what was planned: {'; '.join(wrong)}", target,
-                              "do not use this folder; report this, it is an error in this pack")
+        raise CheckpointError(Text("what was written is not what was planned: {differences}",
+                                   differences=joined("; ", wrong)), target,
+                              Text("do not use this folder; report this, it is an error in this pack"))
 
 
 def linear_weights(component: Component) -> list[str]:
@@ -168,8 +180,8 @@ def linear_weights(component: Component) -> list[str]:
              and len(component.tensors[name].shape) == 2 and component.tensors[name].dtype in PLAIN_DTYPES]
     quantized = [name for name in component.tensors if name.endswith((".weight_scale", ".comfy_quant"))]
     if quantized:
-        raise CheckpointError(f"the base is quantized already: {first_ten(quantized)}", component.folder,
-                              "give the BF16 model; a ModelOpt export is an input of its own")
+        raise CheckpointError(Text("the base is quantized already: {names}", names=first_ten(quantized)),
+                              component.folder, Text("give the BF16 model; a ModelOpt export is an input of its own"))
     return found
 
 

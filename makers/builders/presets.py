@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from ...host.texts import Text
 from ...loaders.errors import CheckpointError
 from ...loaders.words import first_ten
 
@@ -73,18 +74,21 @@ def preset_of(model_type: str, class_name: str, folder: str = "") -> Preset:
     preset of another architecture, and the second transformer of a model whose preset is for the first.
     """
     if model_type not in MODEL_TYPES:
-        raise CheckpointError(f"unknown model type {model_type!r}", "", f"choose one of: {', '.join(MODEL_TYPES)}")
+        raise CheckpointError(Text("unknown model type {model_type!r}", model_type=model_type), "",
+                              Text("choose one of: {names}", names=", ".join(MODEL_TYPES)))
     if model_type == "auto":
         preset = next((p for p in PRESETS.values() if p.class_name and p.class_name == class_name), NONE)
     else:
         preset = PRESETS[model_type]
     if preset.class_name and class_name and class_name != preset.class_name:
-        raise CheckpointError(f"model type {preset.name} is for {preset.class_name}, but config.json says {class_name}",
-                              "", "choose auto, or none with patterns of your own")
+        raise CheckpointError(Text("model type {preset} is for {class_name}, but config.json says {found}",
+                                   preset=preset.name, class_name=preset.class_name, found=class_name), "",
+                              Text("choose auto, or none with patterns of your own"))
     if preset.primary_only and folder == "transformer_2":
-        raise CheckpointError(f"model type {preset.name} is for the pipeline's first transformer; transformer_2 stays "
-                              "as it is in the base", folder,
-                              "give the folder transformer, or choose model type none to quantize this one as well")
+        raise CheckpointError(Text("model type {preset} is for the pipeline's first transformer; transformer_2 stays "
+                                   "as it is in the base", preset=preset.name), folder,
+                              Text("give the folder transformer, or choose model type none to quantize this one as "
+                                   "well"))
     return preset
 
 
@@ -95,8 +99,8 @@ def compiled(patterns: Iterable[str]) -> list[re.Pattern[str]]:
         try:
             found.append(re.compile(pattern))
         except re.error as error:
-            raise CheckpointError(f"{pattern!r} is no regular expression: {error}", "",
-                                  "correct the pattern; a dot in a name is written \\.") from error
+            raise CheckpointError(Text("{pattern!r} is no regular expression: {error}", pattern=pattern, error=error),
+                                  "", Text("correct the pattern; a dot in a name is written \\.")) from error
     return found
 
 
@@ -119,7 +123,7 @@ def glob(pattern: str) -> re.Pattern[str]:
 def unmatched(patterns: Mapping[str, Callable[[str], object]], names: Collection[str]) -> list[str]:
     """A note about patterns (as they were written -> what finds a name by them) that find nothing, if there are any."""
     lost = [pattern for pattern, finds in patterns.items() if not any(map(finds, names))]
-    return [f"these patterns match no layer: {first_ten(lost)}"] if lost else []
+    return [Text("these patterns match no layer: {patterns}", patterns=first_ten(lost))] if lost else []
 
 
 # Patterns are compiled when they are first used: nodes import this module.

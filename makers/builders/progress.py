@@ -7,6 +7,7 @@ import time
 from collections import deque
 from datetime import timedelta
 
+from ...host.texts import Text, said
 from ...loaders.words import size
 from ..publish import Step
 
@@ -38,10 +39,13 @@ def terminal_progress(total: int) -> Step:
         (before, first), share = seen[0], done / total if total else 1.0
         rate = (done - first) / max(now - before, 1e-3)
         left = timedelta(seconds=round((total - done) / rate)) if rate else "?"
-        line = (f"[{'#' * int(_WIDTH * share):{_WIDTH}}] {100 * share:3.0f} %  {size(done)} of {size(total)}  "
-                f"{size(int(rate))}/s  " + (f"{left} left" if done < total else f"in {now - start:.0f} s"))
+        bar = f"[{'#' * int(_WIDTH * share):{_WIDTH}}] {100 * share:3.0f} %"
+        line = Text("{bar}  {done} of {total}  {rate}/s  {left} left", bar=bar, done=size(done), total=size(total),
+                    rate=size(int(rate)), left=left) if done < total else \
+            Text("{bar}  {done} of {total}  {rate}/s  in {seconds:.0f} s", bar=bar, done=size(done), total=size(total),
+                 rate=size(int(rate)), seconds=now - start)
         # the cursor waits at the start of the line, for a message that breaks the run off
-        print(f"\r{line:79}" if terminal else line, end="\r" if terminal and done < total else "\n", file=sys.stderr,
-              flush=True)
+        print(f"\r{said(line):79}" if terminal else said(line), end="\r" if terminal and done < total else "\n",
+              file=sys.stderr, flush=True)
 
     return step

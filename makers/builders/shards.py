@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ...host.texts import Text
 from ...loaders.containers.writing import Layout, Piece, lay_out
 from ...loaders.errors import CheckpointError
 from ...loaders.words import first_ten
@@ -43,9 +44,9 @@ def make_shards(pieces: Sequence[Piece], most: int, stem: str, metadata: Mapping
               for name, group in zip(names, groups, strict=True)]
     count = sum(len(shard.layout.tensors) for shard in shards)
     if not count:
-        raise CheckpointError("there are no tensors to write")
+        raise CheckpointError(Text("there are no tensors to write"))
     placed = {name for shard in shards for name in shard.layout.tensors}
     if len(placed) < count:
         twice = sorted(name for name in placed if sum(name in shard.layout.tensors for shard in shards) > 1)
-        raise CheckpointError(f"to be written twice: {first_ten(twice)}")
+        raise CheckpointError(Text("to be written twice: {names}", names=first_ten(twice)))
     return shards

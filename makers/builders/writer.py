@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import host
+from ...host.texts import Text
 from ...loaders.containers.writing import NotWritten, Piece, difference, write_at, write_piece
 from ...loaders.errors import CheckpointError
 from ...loaders.files.unfinished import MARKER
@@ -73,8 +74,9 @@ def write_model(target: Path, pieces: Sequence[Piece], *, config: Mapping[str, A
              index_name: _json({"metadata": {"total_size": total}, "weight_map": placed})}
     names = [*texts, *(shard.name for shard in shards), *copies]
     if len({*names, MARKER}) <= len(names) or any(Path(name).name != name for name in names):
-        raise CheckpointError(f"two files would get one name, or one in another folder: {first_ten(names)}", target,
-                              "rename the file that is copied beside the weights")
+        raise CheckpointError(Text("two files would get one name, or one in another folder: {names}",
+                                   names=first_ten(names)), target,
+                              Text("rename the file that is copied beside the weights"))
     inputs = [*sources, *copies.values()]
     target = target_folder(str(target), inputs, overwrite)
     layout = hashlib.sha256(b"".join([*texts.values(), *(shard.layout.head for shard in shards)])).hexdigest()
@@ -113,8 +115,8 @@ def states(paths: Sequence[Path]) -> list[list[Any]]:
         try:
             state = os.stat(path)
         except OSError as error:
-            raise CheckpointError(f"cannot read the file: {error.strerror}", path, "check the path and its rights") \
-                from error
+            raise CheckpointError(Text("cannot read the file: {reason}", reason=error.strerror), path,
+                                  Text("check the path and its rights")) from error
         found.append([path, state.st_size, state.st_mtime_ns])
     return found
 
@@ -128,8 +130,9 @@ def _refuse_changed(work: Work, job: _Job, name: str = "") -> None:
             same = False
         if not same:
             work.resumable = False
-            raise CheckpointError(f"the source file changed meanwhile{name and f' (at the tensor {name})'}", state[0],
-                                  "run this again when nothing writes to it: it starts anew")
+            what = Text("the source file changed meanwhile (at the tensor {name})", name=name) if name else \
+                Text("the source file changed meanwhile")
+            raise CheckpointError(what, state[0], Text("run this again when nothing writes to it: it starts anew"))
 
 
 def _take_over(work: Work, job: _Job, shards: list[Shard], header: Mapping[str, str]) -> int:
@@ -183,12 +186,13 @@ def _write_piece(out: int, path: Path, shard: Shard, piece: Piece, work: Work, j
     try:
         write_piece(out, shard.layout, piece, step)
     except NotWritten as error:
-        raise unwritable(error.error, path, f"the tensor {error.name}") from error
+        raise unwritable(error.error, path, Text("the tensor {name}", name=error.name)) from error
     except Exception as error:
         _refuse_changed(work, job, first)  # which may be why
         if isinstance(error, OSError):
-            raise CheckpointError(f"cannot read what {first} is made from: {error.strerror or error}",
-                                  error.filename or "", "check the files and their rights") from error
+            raise CheckpointError(Text("cannot read what {name} is made from: {reason}", name=first,
+                                       reason=error.strerror or error),
+                                  error.filename or "", Text("check the files and their rights")) from error
         work.resumable = not isinstance(error, CheckpointError)
         raise
 
@@ -204,5 +208,5 @@ def _write_file(path: Path, data: bytes | None = None) -> None:
 def _check(path: Path, shard: Shard, header: Mapping[str, str]) -> None:
     wrong = difference(path, shard.layout, header)
     if wrong:
-        raise CheckpointError(f"what was written does not read back: {wrong}", path,
-                              "check the disk, then run this again")
+        raise CheckpointError(Text("what was written does not read back: {problem}", problem=wrong), path,
+                              Text("check the disk, then run this again"))

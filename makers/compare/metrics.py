@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...host.texts import Text
+
 if TYPE_CHECKING:
     import torch
 
@@ -57,7 +59,7 @@ def decibels(signal: float, noise: float) -> float:
 def sums(a: torch.Tensor, b: torch.Tensor) -> Sums:
     """See Sums. Raises ValueError for two shapes."""
     if a.shape != b.shape:
-        raise ValueError(f"{list(a.shape)} and {list(b.shape)} are no pair")
+        raise ValueError(Text("{first} and {second} are no pair", first=list(a.shape), second=list(b.shape)))
     total = NOTHING
     for x, y in _slices(a, b):
         difference = x - y
@@ -103,14 +105,14 @@ def lpips(a: torch.Tensor, b: torch.Tensor) -> tuple[float | None, str]:
     import torch
 
     if importlib.util.find_spec("lpips") is None:
-        return None, "the package lpips is not installed"
+        return None, Text("the package lpips is not installed")
     from torchvision.models import AlexNet_Weights
 
     weights = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(AlexNet_Weights.IMAGENET1K_V1.url))
     if not os.path.isfile(weights):
-        return None, f"AlexNet's weights are not in {weights}, and nothing is downloaded"
+        return None, Text("AlexNet's weights are not in {weights}, and nothing is downloaded", weights=weights)
     if min(a.shape[-2:]) < 64 or a.shape[1] != 3:
-        return None, "the pictures are smaller than 64 x 64, or not RGB"
+        return None, Text("the pictures are smaller than 64 x 64, or not RGB")
     from lpips import LPIPS
 
     network = LPIPS(net="alex", verbose=False).eval()

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ... import host
+from ...host.texts import Text, joined
 from ...loaders.errors import CheckpointError
 from .metrics import Sums, lpips, psnr, ssim, sums
 
@@ -26,13 +27,14 @@ def compare_models(reference: Any, model: Any, latent: dict[str, Any], *, seed: 
     """
     kinds = [(type(m.model).__name__, type(m.get_model_object("latent_format")).__name__) for m in (reference, model)]
     if kinds[0] != kinds[1]:
-        said = [f"{kind} with {latents} latents" for kind, latents in kinds]
-        raise CheckpointError(f"the reference is {said[0]}, the other MODEL {said[1]}", "",
-                              "compare two versions of one model")
+        said = [Text("{kind} with {latents} latents", kind=kind, latents=latents) for kind, latents in kinds]
+        raise CheckpointError(Text("the reference is {first}, the other MODEL {second}", first=said[0], second=said[1]),
+                              "", Text("compare two versions of one model"))
     try:
         start = host.start_of(reference, latent, seed)
     except TypeError as error:
-        raise CheckpointError(f"this is {error}", "", "compare with a latent of pictures or video alone") from error
+        raise CheckpointError(Text("this is {error}", error=error), "",
+                              Text("compare with a latent of pictures or video alone")) from error
     options |= {"seed": seed, "mask": latent.get("noise_mask")}
     kept: list[torch.Tensor] = []
     steps: list[Sums] = []
@@ -47,33 +49,34 @@ def compare_models(reference: Any, model: Any, latent: dict[str, Any], *, seed: 
     first = host.sample(reference, start, keep, **options)
     second = host.sample(model, start, measure, **options)
     if not steps:
-        raise CheckpointError("nothing was sampled", "", "set steps and denoise above 0")
+        raise CheckpointError(Text("nothing was sampled"), "", Text("set steps and denoise above 0"))
     final = sums(first, second)
     lines = [*_head(reference, model, first, options), *_table(steps, final)]
     if len(steps) != len(kept):
-        lines.append(f"note: the sampler took {len(kept)} steps with the reference; the first {len(steps)} are "
-                     "compared")
+        lines.append(Text("note: the sampler took {count} steps with the reference; the first {compared} are "
+                          "compared", count=len(kept), compared=len(steps)))
     return _finish(lines, steps, final, first, second, vae)
 
 
 def _head(reference: Any, model: Any, latents: torch.Tensor, options: dict[str, Any]) -> list[str]:
     keys = ("steps", "cfg", "sampler_name", "scheduler", "denoise", "seed")
-    said = ", ".join(f"{key} {options[key]}" for key in keys)
-    return [f"reference: {_name(reference)}", f"model: {_name(model)}",
-            f"sampled: {said}, latent {list(latents.shape)}",
-            "per step: the denoised prediction x0, each model going on from its own latent"]
+    settings = ", ".join(f"{key} {options[key]}" for key in keys)
+    return [Text("reference: {name}", name=_name(reference)), Text("model: {name}", name=_name(model)),
+            Text("sampled: {settings}, latent {shape}", settings=settings, shape=list(latents.shape)),
+            Text("per step: the denoised prediction x0, each model going on from its own latent")]
 
 
 def _name(model: Any) -> str:
     made_by = model.get_attachment(host.ATTACHMENT)
-    patches = f", {len(model.patches)} patched weights" if model.patches else ""
-    return f"{type(model.model).__name__} {getattr(made_by, 'reference', '')}".rstrip() + patches
+    name = f"{type(model.model).__name__} {getattr(made_by, 'reference', '')}".rstrip()
+    return Text("{name}, {count} patched weights", name=name, count=len(model.patches)) if model.patches else name
 
 
 def _table(steps: list[Sums], final: Sums) -> list[str]:
     rows = [(f"{i}/{len(steps)}", step) for i, step in enumerate(steps, 1)]
-    return ["step      cosine    relative L2",
-            *(f"{name:8}  {row.cosine:.6f}  {row.relative:.3e}" for name, row in (*rows, ("final", final)))]
+    return [Text("step      cosine    relative L2"),
+            *(f"{name:8}  {row.cosine:.6f}  {row.relative:.3e}" for name, row in rows),
+            Text("final     {cosine:.6f}  {relative:.3e}", cosine=final.cosine, relative=final.relative)]
 
 
 def _finish(lines: list[str], steps: list[Sums], final: Sums, first: torch.Tensor, second: torch.Tensor,
@@ -84,31 +87,33 @@ def _finish(lines: list[str], steps: list[Sums], final: Sums, first: torch.Tenso
     from .plot import beside, missing, trajectory_picture
 
     if without := missing():
-        lines.append(f"no plot: {without}")
+        lines.append(Text("no plot: {why}", why=without))
     if vae is None:
         peak = float(first.float().max() - first.float().min())
         frames = [_frames(latents) for latents in (first, second)]
-        lines += [_quality(f"final latents, whose values span {peak:.3g}", final, first.numel(), peak, *frames),
-                  "connect a VAE to compare pictures"]
-        return "\n".join(lines), torch.from_numpy(trajectory_picture(steps, final, PLOT_WIDTH))[None]
+        lines += [_quality(Text("final latents, whose values span {peak:.3g}", peak=peak), final, first.numel(), peak,
+                           *frames),
+                  Text("connect a VAE to compare pictures")]
+        return joined("\n", lines), torch.from_numpy(trajectory_picture(steps, final, PLOT_WIDTH))[None]
     a, b = (host.decode_latents(vae, latents) for latents in (first, second))
     found = sums(a, b)
     pictures = [side.movedim(-1, 1) for side in (a, b)]
-    lines.append(_quality(f"{len(a)} decoded pictures {a.shape[2]} x {a.shape[1]}, 0..1", found, a.numel(), 1.0,
-                          *pictures))
+    lines.append(_quality(Text("{count} decoded pictures {width} x {height}, 0..1", count=len(a), width=a.shape[2],
+                               height=a.shape[1]), found, a.numel(), 1.0, *pictures))
     value, why = lpips(*pictures)
-    lines.append(f"LPIPS (AlexNet) {value:.4f}" if value is not None else f"LPIPS: not measured, {why}")
+    lines.append(Text("LPIPS: not measured, {why}", why=why) if value is None else
+                 Text("LPIPS (AlexNet) {value:.4f}", value=value))
     worst = int((a - b).square().flatten(1).sum(1).argmax())
     difference = (a[worst] - b[worst]).abs()
     gain = 1 / float(difference.max()) if bool(difference.any()) else 1.0
-    number = f" {worst + 1} of {len(a)}" if len(a) > 1 else ""
+    number = f" {worst + 1} of {len(a)}" if len(a) > 1 else ""  # drawn, so in English
     shown = [(f"reference{number}", a[worst]), (f"model{number}", b[worst]),
              (f"difference x {gain:.1f}", difference * gain)]
     strip = beside([(title, picture[..., :3].expand(-1, -1, 3).numpy()) for title, picture in shown], PLOT_WIDTH)
     if len(a) > 1 and found.noise:
-        lines.append(f"shown: picture {worst + 1}, which differs most")
+        lines.append(Text("shown: picture {number}, which differs most", number=worst + 1))
     plot = trajectory_picture(steps, final, strip.shape[1])
-    return "\n".join(lines), torch.from_numpy(numpy.concatenate([strip, plot]))[None]
+    return joined("\n", lines), torch.from_numpy(numpy.concatenate([strip, plot]))[None]
 
 
 def _frames(latents: torch.Tensor) -> torch.Tensor:
@@ -118,9 +123,9 @@ def _frames(latents: torch.Tensor) -> torch.Tensor:
 
 def _quality(what: str, found: Sums, count: int, peak: float, a: torch.Tensor, b: torch.Tensor) -> str:
     if not found.noise:
-        return f"{what}: identical"
+        return Text("{what}: identical", what=what)
     similar = ssim(a, b, peak)
     ratio = psnr(found, count, peak)
-    said = f"PSNR {ratio:.2f} dB" if math.isfinite(ratio) else "PSNR cannot be told"
-    return f"{what}: {said}, {'SSIM cannot be told' if similar is None else f'SSIM {similar:.5f}'}, " \
-           f"max error {found.largest:.4g}"
+    return Text("{what}: {psnr}, {ssim}, max error {largest:.4g}", what=what, largest=found.largest,
+                psnr=Text("PSNR {ratio:.2f} dB", ratio=ratio) if math.isfinite(ratio) else Text("PSNR cannot be told"),
+                ssim=Text("SSIM cannot be told") if similar is None else Text("SSIM {similar:.5f}", similar=similar))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text
 from .metrics import Sums
 from .weights import WeightComparison
 
@@ -23,7 +24,8 @@ def missing() -> str:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        return f"plots need matplotlib ({error}): `python -m pip install matplotlib` with the Python that runs ComfyUI"
+        return Text("plots need matplotlib ({error}): `python -m pip install matplotlib` with the Python that runs "
+                    "ComfyUI", error=error)
     return ""
 
 

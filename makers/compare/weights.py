@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text, joined
 from ...loaders.architectures import Architecture, Dims, Module, Naming
 from ...loaders.architectures.base import tensor_name
 from ...loaders.assemble import Layers, NativeStateDict, add
@@ -72,23 +73,27 @@ class WeightComparison:
         """The table, worst first, and the total."""
         width = max((len(layer.name) for layer in self.layers), default=0)
         kinds = max((len(layer.after) for layer in self.layers), default=0)
-        lines = [f"{self.reference.architecture}, {len(self.layers)} Linear layers",
-                 f"reference: {self.reference.reference} ({size(self.reference.bytes_on_disk)})",
-                 f"candidate: {self.candidate.reference} ({size(self.candidate.bytes_on_disk)})", "",
-                 f"{'layer':{width}}  {'format':{kinds}}  {'SNR dB':>9}  {'rel. L2':>9}"]
-        lines += [f"{layer.name:{width}}  {layer.after:{kinds}}  {_decibels(layer.sums)}  {layer.sums.relative:9.2e}"
-                  for layer in self.worst_first]
-        lines.append(f"{'all Linear weights':{width}}  {'':{kinds}}  {_decibels(self.total)}  "
-                     f"{self.total.relative:9.2e}")
+        lines = [Text("{architecture}, {count} Linear layers", architecture=self.reference.architecture,
+                      count=len(self.layers)),
+                 Text("reference: {reference} ({size})", reference=self.reference.reference,
+                      size=size(self.reference.bytes_on_disk)),
+                 Text("candidate: {reference} ({size})", reference=self.candidate.reference,
+                      size=size(self.candidate.bytes_on_disk)), "",
+                 Text("layer{space}  format{space2}     SNR dB    rel. L2", space=" " * (width - 5),
+                      space2=" " * (kinds - 6))]
+        lines += [_row(f"{layer.name:{width}}", f"{layer.after:{kinds}}", layer.sums) for layer in self.worst_first]
+        lines.append(_row(Text("all Linear weights{space}", space=" " * (width - 18)), " " * kinds, self.total))
         changed = sorted((other for other in self.others if other.sums.noise), key=lambda other: other.sums.snr)
-        lines.append(f"other tensors (biases, norms, convolutions): {len(self.others) - len(changed)} identical, "
-                     f"{len(changed)} differ" + (f", most of all {changed[0].name} (rel. L2 "
-                                                 f"{changed[0].sums.relative:.1e})" if changed else ""))
-        return "\n".join(lines)
+        same = len(self.others) - len(changed)
+        lines.append(Text("other tensors (biases, norms, convolutions): {same} identical, {changed} differ, most of "
+                          "all {name} (rel. L2 {relative:.1e})", same=same, changed=len(changed), name=changed[0].name,
+                          relative=changed[0].sums.relative) if changed else
+                     Text("other tensors (biases, norms, convolutions): {same} identical, 0 differ", same=same))
+        return joined("\n", lines)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able values, layers worst first."""
-        total = LayerNoise("all Linear weights", (), "", "", self.total).to_json()
+        total = LayerNoise("", (), "", "", self.total).to_json()
         return {"architecture": self.reference.architecture, "reference": self.reference.reference,
                 "candidate": self.candidate.reference, "reference_bytes": self.reference.bytes_on_disk,
                 "candidate_bytes": self.candidate.bytes_on_disk,
@@ -135,12 +140,15 @@ def _compare_module(key: str, module: Module, first: _Opened, second: _Opened, d
 def _refuse_others(first: CheckpointDescription, second: CheckpointDescription) -> None:
     what = ""
     if first.architecture != second.architecture:
-        what = f"the reference is {first.architecture}, the candidate is {second.architecture}"
-    elif differences := [f"{key} {first.dims[key]} and {second.dims[key]}" for key in first.dims.keys()
-                         & second.dims.keys() if first.dims[key] != second.dims[key]]:
-        what = f"the two are {first.architecture} of other sizes: {', '.join(sorted(differences))}"
+        what = Text("the reference is {first}, the candidate is {second}", first=first.architecture,
+                    second=second.architecture)
+    elif differences := [Text("{name} {first} and {second}", name=key, first=first.dims[key], second=second.dims[key])
+                         for key in sorted(first.dims.keys() & second.dims.keys())
+                         if first.dims[key] != second.dims[key]]:
+        what = Text("the two are {architecture} of other sizes: {differences}", architecture=first.architecture,
+                    differences=joined(", ", differences))
     if what:
-        raise CheckpointError(what, second.reference, "compare two checkpoints of one model")
+        raise CheckpointError(what, second.reference, Text("compare two checkpoints of one model"))
 
 
 def _key(module: Module) -> str:
@@ -173,7 +181,8 @@ class _Opened:
         try:
             add(native, planned, self._layers)
         except (KeyError, ValueError) as error:
-            raise CheckpointError(f"{module.stored[0]}: {error}", self.description.reference, self.plan.hint) from error
+            raise CheckpointError(Text("{name}: {error}", name=module.stored[0], error=error),
+                                  self.description.reference, self.plan.hint) from error
         prefix = f"{module.native}." if module.native else ""
         part = {name.removeprefix(prefix): tensor for name, tensor in native.tensors.items()}
         if not module.linear:
@@ -187,5 +196,9 @@ class _Opened:
         return names if len(names) == count else [" + ".join(dict.fromkeys(names))] * count
 
 
-def _decibels(found: Sums) -> str:
-    return f"{'identical':>9}" if not found.noise else f"{found.snr:9.2f}"
+def _row(name: str, kind: str, found: Sums) -> str:
+    """A line of the report; `name` and `kind` are as wide as their columns."""
+    relative = f"{found.relative:9.2e}"
+    if not found.noise:
+        return Text("{name}  {kind}  identical  {relative}", name=name, kind=kind, relative=relative)
+    return Text("{name}  {kind}  {snr}  {relative}", name=name, kind=kind, snr=f"{found.snr:9.2f}", relative=relative)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from ...host.texts import Text
 from .rules import SOURCES, TARGETS, Conversion
 
 Item = Any  # a node, in the format of its graph
@@ -88,8 +89,8 @@ class ApiGraph:
         target = TARGETS[to.target]
         sockets = {new: old[name] for name, new in to.renamed.items()
                    if name in old and isinstance(old[name], list) and new not in to.values}
-        lost = [f"the connection to {name} is gone" for name, value in old.items()
-                if isinstance(value, list) and name not in to.renamed and name != "sgld_options"]
+        lost: list[str] = [Text("the connection to {name} is gone", name=name) for name, value in old.items()
+                           if isinstance(value, list) and name not in to.renamed and name != "sgld_options"]
         title = (item.get("_meta") or {}).get("title")
         item["class_type"] = to.target
         item["inputs"] = dict(zip(target.widgets, target.defaults, strict=True)) | to.values | sockets
@@ -132,7 +133,9 @@ class PageGraph:
         return list(self.graph["nodes"])
 
     def name(self, node: Item) -> str:
-        return f"{node['id']} in {self.graph.get('name') or 'a subgraph'}" if self.outer else str(node["id"])
+        if not self.outer:
+            return str(node["id"])
+        return Text("{node} in {graph}", node=node["id"], graph=self.graph.get("name") or Text("a subgraph"))
 
     def kind(self, node: Item) -> str:
         return str(node.get("type"))
@@ -177,7 +180,7 @@ class PageGraph:
         target = TARGETS[to.target]
         old = node.get("inputs") or []
         kept: dict[str, dict[str, Any]] = {}
-        lost = []
+        lost: list[str] = []
         for socket in old:
             name = (socket.get("widget") or {}).get("name") or socket["name"]
             new = to.renamed.get(name)
@@ -188,7 +191,7 @@ class PageGraph:
             elif link is not None:
                 self._cut(link)
                 if socket.get("type") != "SGLD_OPTIONS":
-                    lost.append(f"the connection to {name} is gone")
+                    lost.append(Text("the connection to {name} is gone", name=name))
         for name, kind in target.sockets:
             kept.setdefault(name, {"name": name, "type": kind, "link": None})
         order = [*(name for name, _ in target.sockets), *target.widgets]
@@ -259,7 +262,7 @@ class PageGraph:
         for link in self.graph["links"]:
             if self._get(link, "id") == name:
                 return link
-        raise KeyError(f"there is no link {name}")
+        raise KeyError(Text("there is no link {name}", name=name))
 
     @staticmethod
     def _get(link: Any, what: str) -> Any:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...host.texts import Text
 from .text_encoders import base_of
 
 Values = Mapping[str, Any]
@@ -110,12 +111,12 @@ def _posix(name: Any) -> Any:
 
 def _dropped(values: Values, reasons: Mapping[str, tuple[Any, str]]) -> tuple[str, ...]:
     """A note for each value that is not the default and gets lost."""
-    return tuple(f"{name} {values[name]!r} is dropped: {why}" for name, (default, why) in reasons.items()
-                 if values.get(name, default) != default)
+    return tuple(Text("{name} {value!r} is dropped: {why}", name=name, value=values[name], why=why)
+                 for name, (default, why) in reasons.items() if values.get(name, default) != default)
 
 
-_MANAGED = "ComfyUI manages memory and devices"
-_ATTENTION = "ComfyUI's own attention is used"
+_MANAGED = Text("ComfyUI manages memory and devices")
+_ATTENTION = Text("ComfyUI's own attention is used")
 
 
 def _svdq(values: Values, name: str, notes: tuple[str, ...]) -> Conversion:
@@ -129,10 +130,10 @@ def _svdq(values: Values, name: str, notes: tuple[str, ...]) -> Conversion:
 
 def _flux(values: Values) -> Conversion:
     return _svdq(values, "model_path", _dropped(values, {
-        "cache_threshold": (0, "there is no first-block cache here, every step is computed"),
+        "cache_threshold": (0, Text("there is no first-block cache here, every step is computed")),
         "attention": ("nunchaku-fp16", _ATTENTION), "cpu_offload": ("auto", _MANAGED), "device_id": (0, _MANAGED),
-        "data_type": ("bfloat16", "ComfyUI picks the dtype for the device"),
-        "i2f_mode": ("enabled", "it steers nunchaku's kernels for RTX 20 only")}))
+        "data_type": ("bfloat16", Text("ComfyUI picks the dtype for the device")),
+        "i2f_mode": ("enabled", Text("it steers nunchaku's kernels for RTX 20 only"))}))
 
 
 def _qwen(values: Values) -> Conversion:
@@ -151,20 +152,21 @@ def _stack(values: Values) -> Conversion | Left:
     used = [{"lora_name": name, "strength_model": values.get(f"lora_strength_{i}", 1.0)} for i in range(1, 16)
             if (name := values.get(f"lora_name_{i}", "None")) not in ("None", "", None)]
     if any(isinstance(value, list) for one in used for value in one.values()):
-        return Left("its LoRAs come from other nodes; put a LoraLoaderModelOnly for each by hand")
+        return Left(Text("its LoRAs come from other nodes; put a LoraLoaderModelOnly for each by hand"))
     if not used:
-        return Left("it holds no LoRA; delete it")
+        return Left(Text("it holds no LoRA; delete it"))
     return Conversion(LORA, used[0], {"model": "model"}, more=tuple(used[1:]))
 
 
 def _nunchaku_text(values: Values) -> Conversion | Left:
     names = [values.get("text_encoder1", ""), values.get("text_encoder2", "")]
     if values.get("use_4bit_t5") == "enable" or any(_FOURBIT_T5.search(str(name)) for name in names):
-        return Left("its 4-bit T5 is read by nunchaku only; choose t5xxl_fp16 or t5xxl_fp8_e4m3fn, then migrate again")
+        return Left(Text("its 4-bit T5 is read by nunchaku only; choose t5xxl_fp16 or t5xxl_fp8_e4m3fn, then migrate "
+                         "again"))
     length = values.get("t5_min_length", 256)
     notes = () if length == 256 else (
-        f"t5_min_length {length} is dropped (ComfyUI pads to 256 tokens): for the same, put T5TokenizerOptions with "
-        f"min_length {length} behind it",)
+        Text("t5_min_length {length} is dropped (ComfyUI pads to 256 tokens): for the same, put T5TokenizerOptions "
+             "with min_length {length} behind it", length=length),)
     return Conversion("DualCLIPLoader", {"clip_name1": names[0], "clip_name2": names[1], "type": "flux"},
                       {"text_encoder1": "clip_name1", "text_encoder2": "clip_name2"}, notes)
 
@@ -175,8 +177,10 @@ def _gguf(name: str) -> bool:
 
 def _unet_gguf(values: Values) -> Conversion:
     name = _posix(values.get("unet_name", ""))
-    notes = _dropped(values, dict.fromkeys(("dequant_dtype", "patch_dtype"), ("default", "weights are decoded in F32"))
-                     | {"patch_on_device": (False, "patches stay beside the weights, on its device")})
+    decoded = Text("weights are decoded in F32")
+    notes = _dropped(values, {
+        "dequant_dtype": ("default", decoded), "patch_dtype": ("default", decoded),
+        "patch_on_device": (False, Text("patches stay beside the weights, on its device"))})
     return Conversion(BASE, {"base_model": name}, {"unet_name": "base_model"}, notes)
 
 
@@ -189,7 +193,7 @@ def _clip_gguf(target: str) -> Callable[[Values, Collection[str]], Conversion | 
     def rule(values: Values, kinds: Collection[str]) -> Conversion | Left:
         files = [_posix(values.get(name, "")) for name in names]
         if any(not isinstance(file, str) or not file for file in files):
-            return Left("which files it loads comes from other nodes; put Load Base Text Encoder there by hand")
+            return Left(Text("which files it loads comes from other nodes; put Load Base Text Encoder there by hand"))
         if any(map(_gguf, files)):
             base = base_of(files, values.get("type", _TYPES.get(target)), kinds)
             inputs = dict(zip(names, ("override", "override_2"), strict=False))
@@ -207,15 +211,15 @@ def _sgld_unet(values: Values) -> Conversion:
     name, dtype = _posix(values.get("unet_name", "")), values.get("weight_dtype", "default")
     if dtype == "default" and isinstance(name, str) and _KNOWN.search(name):
         return Conversion(BASE, {"base_model": name}, {"unet_name": "base_model"})
-    why = (f"weight_dtype {dtype} is a choice of UNETLoader, too" if dtype != "default"
-           else "its name is of no architecture that Load Base Model loads")
+    why = (Text("weight_dtype {dtype} is a choice of UNETLoader, too", dtype=dtype) if dtype != "default"
+           else Text("its name is of no architecture that Load Base Model loads"))
     return Conversion(UNET, {"unet_name": values.get("unet_name", ""), "weight_dtype": dtype},
                       {"unet_name": "unet_name", "weight_dtype": "weight_dtype"}, (why,))
 
 
 def _sgld_lora(values: Values) -> Conversion:
-    notes = _dropped(values, {"nickname": ("", "ComfyUI's LoRAs have none"),
-                              "target": ("all", "the LoRA goes to the MODEL that is connected")})
+    notes = _dropped(values, {"nickname": ("", Text("ComfyUI's LoRAs have none")),
+                              "target": ("all", Text("the LoRA goes to the MODEL that is connected"))})
     return Conversion(LORA, {"lora_name": values.get("lora_name", ""),
                              "strength_model": values.get("strength_model", 1.0)},
                       {"lora_name": "lora_name", "strength_model": "strength_model", "model": "model"}, notes)
@@ -249,9 +253,9 @@ def convert(kind: str, values: Values, kinds: Collection[str]) -> Conversion | L
 def foreign(kind: str) -> str:
     """Why a node of these packs that has no rule is left; empty for nodes of other packs."""
     if kind.startswith("SGLDiffusion"):
-        return "it talks to an SGLang server, which has no MODEL to load"
+        return Text("it talks to an SGLang server, which has no MODEL to load")
     if kind == OPTIONS:
-        return "it is still taken by a node that was left"
+        return Text("it is still taken by a node that was left")
     if kind.startswith("Nunchaku"):
-        return "this version has no equivalent for it"
-    return "it is unknown to this version" if "GGUF" in kind else ""
+        return Text("this version has no equivalent for it")
+    return Text("it is unknown to this version") if "GGUF" in kind else ""

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...host.texts import Text, joined
 from ...loaders.errors import CheckpointError
 from .graphs import ApiGraph, Graph, PageGraph
 from .rules import NUNCHAKU_MODELS, OPTIONS, Left, convert, foreign, has_rule
@@ -30,15 +31,16 @@ def migrate(workflow: dict[str, Any]) -> Migrated:
     done = Migrated(copy.deepcopy(workflow))
     graphs = list(_graphs(done.workflow))
     if not graphs:
-        raise CheckpointError("this is no workflow", do="give a JSON file that ComfyUI saved or exported (API)")
+        raise CheckpointError(Text("this is no workflow"),
+                              do=Text("give a JSON file that ComfyUI saved or exported (API)"))
     try:
         blocker = next((kind for graph in graphs for kind in graph.kinds() if _takes_nunchaku(graph, kind)), "")
         kinds = {kind for graph in graphs for kind in graph.kinds()}
         for graph in graphs:
             _migrate_graph(graph, blocker, kinds, done)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"this workflow is malformed ({type(error).__name__}: {error})", "",
-                              "open it in ComfyUI and save it again") from error
+        raise CheckpointError(Text("this workflow is malformed ({kind}: {error})", kind=type(error).__name__,
+                                   error=error), "", Text("open it in ComfyUI and save it again")) from error
     done.left.extend(_group_nodes(done.workflow))
     return done
 
@@ -65,24 +67,26 @@ def _migrate_graph(graph: Graph, blocker: str, kinds: Collection[str], done: Mig
         kind = graph.kind(node)
         if not has_rule(kind):
             continue
-        result = Left(f"{blocker} in this workflow takes a MODEL of nunchaku's own loader only") \
+        result = Left(Text("{blocker} in this workflow takes a MODEL of nunchaku's own loader only", blocker=blocker)) \
             if blocker and kind in NUNCHAKU_MODELS else convert(kind, graph.values(node), kinds)
-        where = f"node {graph.name(node)} {kind}"
         if isinstance(result, Left):
-            done.left.append(f"{where}: {result.why}")
+            done.left.append(Text("node {name} {kind}: {why}", name=graph.name(node), kind=kind, why=result.why))
             continue
         notes = [*result.notes, *graph.replace(node, result)]
         words = ", ".join(f"{key} {value!r}" for key, value in result.values.items())
-        chain = f", and {len(result.more)} more behind it" if result.more else ""
-        done.changes.append(f"{where} -> {result.target} ({words}){chain}"
-                            + "".join(f"; {note}" for note in notes))
+        change = Text("node {name} {kind} -> {target} ({words})", name=graph.name(node), kind=kind,
+                      target=result.target, words=words)
+        if result.more:
+            change = Text("{change}, and {count} more behind it", change=change, count=len(result.more))
+        done.changes.append(joined("; ", (change, *notes)))
     for node in graph.nodes():
         kind = graph.kind(node)
         if kind == OPTIONS and not graph.is_used(node):
             graph.remove(node)
-            done.changes.append(f"node {graph.name(node)} {kind} removed: its options steer SGLang's runtime")
+            done.changes.append(Text("node {name} {kind} removed: its options steer SGLang's runtime",
+                                     name=graph.name(node), kind=kind))
         elif not has_rule(kind) and foreign(kind):
-            done.left.append(f"node {graph.name(node)} {kind}: {foreign(kind)}")
+            done.left.append(Text("node {name} {kind}: {why}", name=graph.name(node), kind=kind, why=foreign(kind)))
 
 
 def _group_nodes(workflow: dict[str, Any]) -> Iterable[str]:
@@ -92,4 +96,5 @@ def _group_nodes(workflow: dict[str, Any]) -> Iterable[str]:
         kinds = {str(node.get("type")) for node in group.get("nodes", ())}
         found = sorted(kind for kind in kinds if has_rule(kind) or foreign(kind))
         if found:
-            yield f"group node {name}: it holds {', '.join(found)}; ungroup it, then migrate again"
+            yield Text("group node {name}: it holds {found}; ungroup it, then migrate again", name=name,
+                       found=", ".join(found))

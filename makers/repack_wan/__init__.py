@@ -6,6 +6,7 @@ Only names change: tensor data are copied as they are, in their order, behind a 
 from __future__ import annotations
 
 from ... import host
+from ...host.texts import Text, joined
 from ...loaders.errors import CheckpointError
 from ...loaders.files.places import find_path
 from ...loaders.files.unfinished import MARKER
@@ -34,22 +35,25 @@ def repack(source: str, base: str, output: str, direction: str = DIRECTIONS[0], 
     empty, cannot be written, lacks space, or lies in the source or base.
     """
     if direction not in DIRECTIONS:
-        raise CheckpointError(f"the direction is {direction!r}", "", f"choose one of: {', '.join(DIRECTIONS)}")
+        raise CheckpointError(Text("the direction is {direction!r}", direction=direction), "",
+                              Text("choose one of: {directions}", directions=", ".join(DIRECTIONS)))
     export = find_path(source)
     repo = find_path(base) if base.strip() or direction == DIRECTIONS[0] else None
     for folder in (export, repo):
         if folder is not None and not folder.is_dir():
-            raise CheckpointError("this is a file", folder, "give the folder")
+            raise CheckpointError(Text("this is a file"), folder, Text("give the folder"))
     target = target_folder(output, [export, *([repo] if repo else [])])
     plan = make_plan(export, repo, direction, link)
     weights = [file.name for file in plan.files if file.name.endswith(".safetensors") and not file.link]
     with work_folder(target) as work:
         reused = _write_all(work, plan.files, weights, step or host.progress(sum(file.size for file in plan.files)))
         work.publish(weights)
-    lines = [f"repacked Wan {direction}: {export} -> {target}", *plan.lines]
+    lines = [Text("repacked Wan {direction}: {export} -> {target}", direction=direction, export=export, target=target),
+             *plan.lines]
     if reused:
-        lines.append(f"taken over from an interrupted run, after comparing it with the source: {size(reused)}")
-    return "\n".join(lines)
+        lines.append(Text("taken over from an interrupted run, after comparing it with the source: {size}",
+                          size=size(reused)))
+    return joined("\n", lines)
 
 
 def _write_all(work: Work, files: list[File], weights: list[str], step: Step) -> int:

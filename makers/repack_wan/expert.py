@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...host.texts import Text
 from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.errors import CheckpointError, MissingFiles
 from ...loaders.files.selection import INDEX, index_shards
@@ -37,11 +38,12 @@ def read_expert(folder: Path) -> Expert:
     names = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     found = descriptions(folder) if folder.is_dir() else []
     if not found:
-        raise MissingFiles(f"there is no {DESCRIPTION}*.json", folder, "this tool repacks ModelSlim exports: give one")
+        raise MissingFiles(Text("there is no {name}*.json", name=DESCRIPTION), folder,
+                           Text("this tool repacks ModelSlim exports: give one"))
     indexes = [name for name in names if name.endswith(INDEX)]
     if len(indexes) > 1:
-        raise CheckpointError(f"there are {len(indexes)} index files: {first_ten(indexes)}", folder,
-                              "leave only one export in the folder")
+        raise CheckpointError(Text("there are {count} index files: {indexes}", count=len(indexes),
+                                   indexes=first_ten(indexes)), folder, Text("leave only one export in the folder"))
     weights = [name for name in names if name.endswith(".safetensors")]
     weights = ([n for n in weights if n.startswith("quant_model_weight")]
                or [n for n in weights if n.startswith(WEIGHTS)] or weights)
@@ -49,15 +51,15 @@ def read_expert(folder: Path) -> Expert:
         shards = index_shards(read_json(str(folder / indexes[0])), str(folder / indexes[0]))
         lost = [name for name in shards if name not in weights]
         if lost:
-            raise MissingFiles(f"{len(lost)} of {len(shards)} shards are missing: {first_ten(lost)}", folder,
-                               "finish the download of this folder")
+            raise MissingFiles(Text("{count} of {all} shards are missing: {names}", count=len(lost), all=len(shards),
+                                    names=first_ten(lost)), folder, Text("finish the download of this folder"))
         weights = shards
     if not weights:
-        raise MissingFiles("there is no .safetensors file", folder, "finish the download of this folder")
+        raise MissingFiles(Text("there is no .safetensors file"), folder, Text("finish the download of this folder"))
     stray = [name for name in names if name.endswith(".safetensors") and name not in weights]
     if stray:
-        raise CheckpointError(f"there are weight files that belong to nothing: {first_ten(stray)}", folder,
-                              "leave only one export in the folder")
+        raise CheckpointError(Text("there are weight files that belong to nothing: {names}", names=first_ten(stray)),
+                              folder, Text("leave only one export in the folder"))
     used = {*weights, *indexes, *(path.name for path in found)}
     for name in names:
         check_file(folder / name, folder)
@@ -66,11 +68,13 @@ def read_expert(folder: Path) -> Expert:
     read = [(path, read_json(str(path))) for path in found]
     fitting = [(path, entries) for path, entries in read if not _mismatch(entries, checkpoint)]
     if len(read) > 1 and len(fitting) != 1:
-        raise CheckpointError(f"there are {len(read)} descriptions: {first_ten(p.name for p in found)}", folder,
-                              "leave only the one of these weights in the folder")
+        raise CheckpointError(Text("there are {count} descriptions: {names}", count=len(read),
+                                   names=first_ten(p.name for p in found)), folder,
+                              Text("leave only the one of these weights in the folder"))
     if not fitting:
         raise CheckpointError(_mismatch(read[0][1], checkpoint), read[0][0],
-                              "export again, or finish the download; weights and description do not belong together")
+                              Text("export again, or finish the download; weights and description do not belong "
+                                   "together"))
     return Expert(folder, checkpoint, *fitting[0], [name for name in names if name not in used])
 
 
@@ -86,8 +90,10 @@ def _mismatch(entries: dict[str, Any], checkpoint: Checkpoint) -> str:
     absent = sorted(key for key in keys - checkpoint.tensors.keys() if not key.endswith(".quant_type"))
     silent = sorted(checkpoint.tensors.keys() - keys)
     if absent:
-        return f"the description names {len(absent)} tensors that are not there: {first_ten(absent)}"
-    return f"the description says nothing of {len(silent)} tensors: {first_ten(silent)}" if silent else ""
+        return Text("the description names {count} tensors that are not there: {names}", count=len(absent),
+                    names=first_ten(absent))
+    return Text("the description says nothing of {count} tensors: {names}", count=len(silent),
+                names=first_ten(silent)) if silent else ""
 
 
 def check_file(path: Path, root: Path) -> Path:
@@ -98,7 +104,8 @@ def check_file(path: Path, root: Path) -> Path:
     real, top = Path(os.path.realpath(path)), Path(os.path.realpath(root))
     cache = [folder.parent.parent / "blobs" for folder in (top, *top.parents) if folder.parent.name == "snapshots"]
     if not any(real.is_relative_to(allowed) for allowed in (top, *cache)):
-        raise CheckpointError(f"a link leaves its folder: it shows {real}", path, "put the file itself there")
+        raise CheckpointError(Text("a link leaves its folder: it shows {file}", file=real), path,
+                              Text("put the file itself there"))
     if not path.exists() or not stat.S_ISREG(os.stat(real).st_mode):
-        raise CheckpointError("this is no ordinary file", path, "remove it, or finish the download")
+        raise CheckpointError(Text("this is no ordinary file"), path, Text("remove it, or finish the download"))
     return real

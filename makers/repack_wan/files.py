@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from ...host.texts import Text
 from ...loaders.errors import CheckpointError
 from ..publish import Step
 
@@ -58,7 +59,8 @@ def write(path: Path, file: File, step: Step) -> int:
             _copy(out.fileno(), file, max(good, len(file.head)), step)
         os.fsync(out.fileno())
         if os.fstat(out.fileno()).st_size != file.size:
-            raise CheckpointError("the file changed while it was copied", file.source or path, "run this again")
+            raise CheckpointError(Text("the file changed while it was copied"), file.source or path,
+                                  Text("run this again"))
     return good
 
 

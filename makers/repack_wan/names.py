@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from ...host.texts import Text
 from ...loaders.architectures.base import Module, Naming, count_blocks, tensor_name
 from ...loaders.architectures.wan import WAN
 from ...loaders.errors import CheckpointError
@@ -77,11 +78,13 @@ def name_map(names: Collection[str], direction: str, where: object) -> dict[str,
         renamed |= {name: name for block in blocks for ours, _ in ATTENTIONS
                     if (name := f"{block}.{ours}.quant_type")}
     unknown = [name for name in names if name not in renamed]
-    style = "the original naming of Wan" if to_diffusers else "diffusers' naming of Wan"
+    style = Text("the original naming of Wan") if to_diffusers else Text("diffusers' naming of Wan")
     if unknown:
-        raise CheckpointError(f"{len(unknown)} tensors have no place in {style}: {first_ten(unknown)}", where,
-                              f"check the direction: this is '{direction}'")
+        raise CheckpointError(Text("{count} tensors have no place in {style}: {names}", count=len(unknown), style=style,
+                                   names=first_ten(unknown)), where,
+                              Text("check the direction: this is '{direction}'", direction=direction))
     if lost:
-        raise CheckpointError(f"{len(lost)} tensors of a Wan are missing: {first_ten(lost)}", where,
-                              "finish the download or the export of this folder")
+        raise CheckpointError(Text("{count} tensors of a Wan are missing: {names}", count=len(lost),
+                                   names=first_ten(lost)), where,
+                              Text("finish the download or the export of this folder"))
     return renamed

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...host.texts import Text, joined
 from ...loaders.containers.safetensors import Header
 from ...loaders.errors import CheckpointError, MissingFiles
 from ...loaders.files.selection import COMPONENTS, INDEX, PIPELINE
@@ -40,19 +41,22 @@ def make_plan(source: Path, base: Path | None, direction: str, link: bool) -> Pl
     pairs = _experts(source, to_diffusers)
     plan = Plan()
     if to_diffusers and (base is None or not (base / PIPELINE).is_file()):
-        raise CheckpointError(f"the base is no diffusers pipeline: it has no {PIPELINE}", base or "",
-                              "give the diffusers repo of this Wan, such as Wan-AI/Wan2.2-T2V-A14B-Diffusers")
+        raise CheckpointError(Text("the base is no diffusers pipeline: it has no {file}", file=PIPELINE), base or "",
+                              Text("give the diffusers repo of this Wan, such as Wan-AI/Wan2.2-T2V-A14B-Diffusers"))
     if to_diffusers:
         assert base is not None
         index = read_json(str(base / PIPELINE))
         there = [name for name in COMPONENTS if isinstance(index.get(name), list) and index[name][0]]
         if there != [new for _, new in pairs]:
-            raise CheckpointError(f"the export has {len(pairs)} transformer(s), the base {len(there)}", source,
-                                  "give the export's root folder with all its experts, and the base of the same model")
+            raise CheckpointError(Text("the export has {count} transformer(s), the base {expected}", count=len(pairs),
+                                       expected=len(there)), source,
+                                  Text("give the export's root folder with all its experts, and the base of the same "
+                                       "model"))
         absent = [name for name, part in index.items() if isinstance(part, list) and part[0] and name not in COMPONENTS
                   and not (base / name).is_dir()]
         if absent:
-            plan.lines.append(f"note: the base lacks {', '.join(absent)} on disk, so the new folder does, too")
+            plan.lines.append(Text("note: the base lacks {components} on disk, so the new folder does, too",
+                                   components=", ".join(absent)))
     for old, new in pairs:
         _add_expert(plan, read_expert(source / old), new, base, direction)
     if base is not None:
@@ -68,8 +72,8 @@ def _experts(source: Path, to_diffusers: bool) -> list[tuple[str, str]]:
         return [("", new[0] if to_diffusers else "")]
     two = to_diffusers or (source / old[1]).is_dir() or _is_listed(source, old[1])
     if two and len(there) < 2:
-        raise CheckpointError(f"half of the model is missing: there is {there[0]} only", source,
-                              "finish the download or the export of this folder")
+        raise CheckpointError(Text("half of the model is missing: there is {folder} only", folder=there[0]), source,
+                              Text("finish the download or the export of this folder"))
     return list(zip(old, new, strict=True)) if two else [(old[0], "")]
 
 
@@ -85,11 +89,12 @@ def _add_expert(plan: Plan, expert: Expert, to: str, base: Path | None, directio
     keys = set(named(expert.entries, expert.checkpoint))
     strange = [key for key in keys if key not in renamed]
     if strange:
-        raise CheckpointError(f"the description has keys of no known meaning: {first_ten(strange)}",
-                              expert.description, "report this, with the first ten")
+        raise CheckpointError(Text("the description has keys of no known meaning: {names}", names=first_ten(strange)),
+                              expert.description, Text("report this, with the first ten"))
     entries = {renamed[key] if key in keys else key: value for key, value in expert.entries.items()}
     if len(entries) != len(expert.entries):
-        raise CheckpointError("two keys of the description would get one name", expert.description, "export again")
+        raise CheckpointError(Text("two keys of the description would get one name"), expert.description,
+                              Text("export again"))
     weights, index, description = _file_names(expert, to_diffusers)
     prefix = f"{to}/" if to else ""
     for header, name in zip(expert.checkpoint.headers, weights, strict=True):
@@ -101,10 +106,11 @@ def _add_expert(plan: Plan, expert: Expert, to: str, base: Path | None, directio
     plan.files.append(File(prefix + description, restyle(expert.description, entries)))
     layers = Counter(value for key, value in expert.entries.items() if key.endswith(".weight") and value != "FLOAT")
     plan.lines.append(
-        f"{to or 'transformer'} from {expert.folder.name}: {len(tensors)} tensors, "
-        f"{sum(renamed[name] != name for name in tensors)} renamed, in {len(weights)} file(s), "
-        f"{size(expert.checkpoint.bytes_on_disk)}; layers: "
-        + (", ".join(f"{count} {kind}" for kind, count in sorted(layers.items())) or "none quantized"))
+        Text("{component} from {folder}: {count} tensors, {renamed} renamed, in {files} file(s), {size}; layers: "
+             "{layers}", component=to or "transformer", folder=expert.folder.name, count=len(tensors),
+             files=len(weights), renamed=sum(renamed[name] != name for name in tensors),
+             size=size(expert.checkpoint.bytes_on_disk),
+             layers=", ".join(f"{count} {kind}" for kind, count in sorted(layers.items())) or Text("none quantized")))
     _add_config(plan, expert, prefix, base, to_diffusers, renamed)
 
 
@@ -115,7 +121,8 @@ def _add_config(plan: Plan, expert: Expert, prefix: str, base: Path | None, to_d
         assert base is not None
         config = base / prefix / "config.json"
         if not config.is_file():
-            raise MissingFiles("the base has no config.json there", config, "finish the download of the base")
+            raise MissingFiles(Text("the base has no config.json there"), config,
+                               Text("finish the download of the base"))
         plan.files += [File(f"{prefix}{KEPT}/{name}", b"", check_file(expert.folder / name, expert.folder))
                        for name in expert.others]
     else:
@@ -124,12 +131,13 @@ def _add_config(plan: Plan, expert: Expert, prefix: str, base: Path | None, to_d
         plan.files += [File(prefix + name, b"", check_file(kept / name, expert.folder)) for name in names]
         left = [name for name in expert.others if name != "config.json"]
         if left:
-            plan.lines.append(f"note: left behind: {first_ten(left)}")
+            plan.lines.append(Text("note: left behind: {names}", names=first_ten(left)))
         if "config.json" in names:
             return
         config = base / prefix / "config.json" if base else Path()
         if base is None or not config.is_file():
-            plan.lines.append(f"note: no config.json for {prefix or 'the model'}: no base has one")
+            plan.lines.append(Text("note: no config.json for {folder}: no base has one",
+                                   folder=prefix or Text("the model")))
             return
     _refuse_other_sizes(read_json(str(config)), expert, renamed, to_diffusers, config)
     assert base is not None
@@ -140,9 +148,11 @@ def _refuse_other_sizes(config: dict[str, Any], expert: Expert, renamed: dict[st
                         where: Path) -> None:
     """Raise CheckpointError unless config.json is a plain Wan's of the export's sizes (biases are never packed)."""
     if to_diffusers and (config.get("_class_name") != "WanTransformer3DModel" or "quantization_config" in config):
-        raise CheckpointError(f"the base's transformer is {config.get('_class_name')}"
-                              f"{', quantized' if 'quantization_config' in config else ''}, expected a plain "
-                              "WanTransformer3DModel", where, "give the diffusers repo of this Wan")
+        what = Text("the base's transformer is {name}, quantized, expected a plain WanTransformer3DModel",
+                    name=config.get("_class_name")) if "quantization_config" in config else \
+            Text("the base's transformer is {name}, expected a plain WanTransformer3DModel",
+                 name=config.get("_class_name"))
+        raise CheckpointError(what, where, Text("give the diffusers repo of this Wan"))
     tensors = {renamed[name] if to_diffusers else name: info for name, info in expert.checkpoint.tensors.items()}
 
     def rows(module: str) -> int:
@@ -157,12 +167,13 @@ def _refuse_other_sizes(config: dict[str, Any], expert: Expert, renamed: dict[st
                                  *(config.get(k) for k in ("in_channels", "out_channels", "ffn_dim", "num_layers")))
     else:
         told = tuple(config.get(key) for key in ("dim", "in_dim", "out_dim", "ffn_dim", "num_layers"))
-    wrong = [f"{name} {mine} (config.json {its})" for name, mine, its in zip(
-        ("width", "input channels", "output channels", "feed-forward width", "blocks"), sizes, told, strict=True)
-        if its != mine]
+    wrong = [Text("{name} {mine} (config.json {its})", name=name, mine=mine, its=its) for name, mine, its in zip(
+        (Text("width"), Text("input channels"), Text("output channels"), Text("feed-forward width"), Text("blocks")),
+        sizes, told, strict=True) if its != mine]
     if wrong:
-        raise CheckpointError(f"the export is another Wan than the base: {', '.join(wrong)}", where,
-                              "give the base that the export was made from")
+        raise CheckpointError(Text("the export is another Wan than the base: {differences}",
+                                   differences=joined(", ", wrong)), where,
+                              Text("give the base that the export was made from"))
 
 
 def _file_names(expert: Expert, to_diffusers: bool) -> tuple[list[str], str, str]:
@@ -227,14 +238,16 @@ def _add_rest(plan: Plan, base: Path, transformers: list[str], link: bool) -> No
             files.append(File(name, b"", check_file(base / name, base), link=link))
     plan.files += files
     total = sum(file.source.stat().st_size for file in files if file.source)
-    plan.lines.append(f"rest of the base: {len(files)} files {'linked' if link else 'copied'}, {size(total)}")
+    plan.lines.append(Text("rest of the base: {count} files {done}, {size}", count=len(files),
+                           done=Text("linked") if link else Text("copied"), size=size(total)))
 
 
 def _rest(folder: Path, base: Path) -> Iterator[str]:
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.is_dir():
             if entry.is_symlink():
-                raise CheckpointError("the base has a link to a folder", entry.path, "put the folder itself there")
+                raise CheckpointError(Text("the base has a link to a folder"), entry.path,
+                                      Text("put the folder itself there"))
             if not entry.name.startswith("."):  # .git, .cache
                 yield from _rest(Path(entry.path), base)
         else:

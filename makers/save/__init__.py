@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ... import host
+from ...host.texts import Text, joined
 from ...loaders import describe as descriptions
 from ...loaders.architectures.passthrough import HostModel
 from ...loaders.containers.checkpoint import Checkpoint
@@ -45,12 +46,13 @@ def save(model: Any, filename: str, form: str = "exact", overwrite: bool = False
     `overwrite`), a disk that is full, and for a mixture of formats that could not be loaded again.
     """
     if form not in FORMATS:
-        raise CheckpointError(f"{form!r} is no format of a saved file", "", f"choose {' or '.join(FORMATS)}")
+        raise CheckpointError(Text("{form!r} is no format of a saved file", form=form), "",
+                              Text("choose one of: {formats}", formats=", ".join(FORMATS)))
     target = target_file(filename)
     refuse_existing(target, overwrite)
     if any(parameter.is_meta for parameter in model.model.diffusion_model.parameters()):
-        raise CheckpointError("this MODEL has no weights yet (weights: defer to override)", "",
-                              "connect Apply Transformer Override before, or set weights to 'load'")
+        raise CheckpointError(Text("this MODEL has no weights yet (weights: defer to override)"), "",
+                              Text("connect Apply Transformer Override before, or set weights to 'load'"))
     planned = plan(model, form)
     described: list[str] = []
 
@@ -61,8 +63,9 @@ def save(model: Any, filename: str, form: str = "exact", overwrite: bool = False
         write(target, planned.layers, planned.metadata, overwrite=overwrite, check=check,
               step=step or host.progress(planned.bytes))
     except NotImplementedError as error:  # a layout of the host's that nothing can be quantized to
-        raise CheckpointError(str(error), "", "set format to 'exact', or take the patches off the MODEL") from error
-    return target, "\n".join(_report(model, target, planned, described))
+        raise CheckpointError(Text("{error}", error=error), "",
+                              Text("set format to 'exact', or take the patches off the MODEL")) from error
+    return target, joined("\n", _report(model, target, planned, described))
 
 
 class _Unfinished(Checkpoint):
@@ -84,46 +87,55 @@ def _read_back(path: str, planned: Plan, model: Any) -> list[str]:
         read.description.require_loadable()
     except CheckpointError as error:
         if planned.own:
-            raise CheckpointError("the MODEL mixes formats that ComfyUI does not have with others, and no loader takes "
-                                  f"them together: {error.what}", "",
-                                  "set format to 'stock', or save the MODEL that this one was made from") from error
-        return ["load it with ComfyUI's Load Diffusion Model; this pack's loaders do not take it: "
-                + error.what.splitlines()[0]]
+            raise CheckpointError(Text("the MODEL mixes formats that ComfyUI does not have with others, and no loader "
+                                       "takes them together: {what}", what=error.what), "",
+                                  Text("set format to 'stock', or save the MODEL that this one was made from")
+                                  ) from error
+        return [Text("load it with ComfyUI's Load Diffusion Model; this pack's loaders do not take it: {what}",
+                     what=error.what)]
     family.settle(checkpoint, read, "auto")
     check_layers(read, lambda: family.tensors(checkpoint, read), model, lambda name: name not in planned.baked)
-    lines = ["it loads with Load Base Model and as a transformer override"]
+    lines: list[str] = [Text("it loads with Load Base Model and as a transformer override")]
     if isinstance(read.architecture, HostModel):
         told, own = read.architecture.network.identity, host.model_identity(model.model)
         other = [key for key, value in told.items() if own.get(key) != value]
         if other or read.architecture.name != host.config_name(model.model):
-            raise CheckpointError(f"ComfyUI would take a file of this {host.config_name(model.model)} for a "
-                                  f"{read.architecture.name} of other {', '.join(other[:10]) or 'kind'}", "",
-                                  "keep the file it came from; save LoRAs and patches apart")
+            raise CheckpointError(Text("ComfyUI would take a file of this {kind} for a {architecture} of other "
+                                       "{settings}", kind=host.config_name(model.model),
+                                       architecture=read.architecture.name,
+                                       settings=", ".join(other[:10]) or Text("kind")), "",
+                                  Text("keep the file it came from; save LoRAs and patches apart"))
         untold = sorted(own.keys() - told.keys() - {"prediction"})
-        lines += [f"note: the file does not tell {', '.join(untold)}, which this MODEL has"] if untold else []
+        if untold:
+            lines.append(Text("note: the file does not tell {settings}, which this MODEL has",
+                              settings=", ".join(untold)))
     return lines
 
 
 def _report(model: Any, target: Path, planned: Plan, described: list[str]) -> list[str]:
-    lines = [f"saved {type(model.model).__name__}: {size(target.stat().st_size)}", f"file: {target}",
-             "layers: " + ", ".join(f"{count} {name}" for name, count in Counter(planned.formats.values()).items())]
+    lines = [Text("saved {kind}: {size}", kind=type(model.model).__name__, size=size(target.stat().st_size)),
+             Text("file: {file}", file=target),
+             Text("layers: {formats}", formats=", ".join(
+                 f"{count} {name}" for name, count in Counter(planned.formats.values()).items()))]
     if model.patches:
         count = sum(not is_piece(key) for key in model.patches)
-        lines.append(f"LoRAs and other patches of {count} tensors are in the file")
-        layers = Counter("quantized again, to the nearest" if name in planned.baked
-                         else "beside the quantized weight, as low-rank pairs" if name in planned.own
-                         else "in a weight of 16 or more bits" for name in touched(model))
-        lines += [f"  {count} quantized layers have theirs {how}" for how, count in layers.items()]
+        lines.append(Text("LoRAs and other patches of {count} tensors are in the file", count=count))
+        touched_by = Counter(Text("quantized again, to the nearest") if name in planned.baked
+                             else Text("beside the quantized weight, as low-rank pairs") if name in planned.own
+                             else Text("in a weight of 16 or more bits") for name in touched(model))
+        lines += [Text("  {line}", line=Text("{count} quantized layers have theirs {how}", count=count, how=how))
+                  for how, count in touched_by.items()]
     elsewhere = host.bound_to_weights(model)
     if elsewhere:
-        lines.append(f"note: not in the file, because it is no weight: {elsewhere}")
+        lines.append(Text("note: not in the file, because it is no weight: {what}", what=elsewhere))
     own = Counter(planned.own.values())
     if own:
-        lines.append("stock ComfyUI CANNOT load this file: "
-                     + ", ".join(f"{count} layers are {name} ({planned.why[name]})" for name, count in own.items())
-                     + ". With this pack installed it can. For a file that needs no pack set format to 'stock'")
+        layers = joined(", ", (Text("{count} layers are {format} ({why})", count=count, format=name,
+                                    why=planned.why[name]) for name, count in own.items()))
+        lines.append(Text("stock ComfyUI CANNOT load this file: {layers}. With this pack installed it can. For a file "
+                          "that needs no pack set format to 'stock'", layers=layers))
     else:
-        lines.append("stock ComfyUI loads this file without this pack")
-    for text, names in planned.changed.items():
-        lines.append(f"{len(names)} layers in a format of this pack were {text}")
+        lines.append(Text("stock ComfyUI loads this file without this pack"))
+    for done, names in planned.changed.items():
+        lines.append(Text("{count} layers in a format of this pack were {done}", count=len(names), done=done))
     return lines + described

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text
 from ...loaders.assemble import Layers, NativeStateDict, Tensors, add
 from ...loaders.errors import CheckpointError
 from ..decode import decoder
@@ -44,7 +45,7 @@ def check_layers(plan: LoadPlan, read: Callable[[], Tensors], model: Any, exact:
             try:
                 add(native, planned, layers)
             except (ValueError, KeyError) as error:
-                raise _wrong(name, str(error)) from error
+                raise _wrong(name, Text("{error}", error=error)) from error
             kind = planned.pieces[0].layer.format
             seen[kind] += 1
             if seen[kind] > EACH or not exact(name):
@@ -55,9 +56,9 @@ def check_layers(plan: LoadPlan, read: Callable[[], Tensors], model: Any, exact:
             for mine, theirs in zip((weight, bias), module.effective(), strict=True):
                 if mine is not None and theirs is not None and \
                         not float((mine - theirs).norm()) <= WITHIN * float(theirs.norm()):
-                    raise _wrong(name, "the file has other numbers than the MODEL")
+                    raise _wrong(name, Text("the file has other numbers than the MODEL"))
 
 
 def _wrong(name: str, what: str) -> CheckpointError:
-    return CheckpointError(f"what was written of {name} does not load as the MODEL has it: {what}", "",
-                           "nothing has been saved; report this")
+    return CheckpointError(Text("what was written of {name} does not load as the MODEL has it: {what}", name=name,
+                                what=what), "", Text("nothing has been saved; report this"))

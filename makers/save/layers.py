@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ... import host
+from ...host.texts import Text
 from ...loaders.containers.writing import Piece, declared, whole
 from ...loaders.errors import CheckpointError
 from ...quant.codecs import codec
@@ -98,8 +99,9 @@ def plan(model: Any, form: str) -> Plan:
         conf = marker_of(group.leaves)
         word = str(conf.get("format", ""))
         if word and word not in formats and word != FORMAT:
-            raise CheckpointError(f"{name} is in the format {word!r}, which neither this ComfyUI nor this pack knows",
-                                  "", "save the MODEL with a node of the pack that made it")
+            raise CheckpointError(Text("{name} is in the format {format!r}, which neither this ComfyUI nor this pack "
+                                       "knows", name=name, format=word), "",
+                                  Text("save the MODEL with a node of the pack that made it"))
         shape = (linear.out_features, linear.in_features) if word else (0, 0)
         coded = host.quantized_weight(model, name) if form == "baked" else None
         held = _in_host_format(group, conf, shape, form == "stock") if word == FORMAT and coded is None else None
@@ -210,8 +212,8 @@ def _dequantized(group: _Group, shape: tuple[int, int], half: str, decode: Decod
     def make() -> Part:
         weight, bias = decode(group.name, group.values(), *shape)
         if not bool(weight.isfinite().all()):
-            raise CheckpointError(f"{group.name} has weights that are not finite", "",
-                                  "get the model again; it is damaged")
+            raise CheckpointError(Text("{name} has weights that are not finite", name=group.name), "",
+                                  Text("get the model again; it is damaged"))
         made = {"weight": weight.to(dtype)}
         return made if bias is None else made | {"bias": bias}
 
@@ -240,11 +242,13 @@ def _baked(group: _Group, linear: Any, base: Any, decode: Decode) -> tuple[Piece
 
 
 def _held(conf: Mapping[str, Any]) -> str:
-    full = ", with activations in full precision" if conf.get("full_precision_matrix_mult") else ""
-    return f"stored as ComfyUI's {conf['format']}, byte for byte{full}"
+    if conf.get("full_precision_matrix_mult"):
+        return Text("stored as ComfyUI's {format}, byte for byte, with activations in full precision",
+                    format=conf["format"])
+    return Text("stored as ComfyUI's {format}, byte for byte", format=conf["format"])
 
 
 def _rounded(half: str) -> str:
     name, error = ("BF16", 2 ** -8) if half == "bfloat16" else ("F16", 2 ** -11)
-    return (f"dequantized and rounded once to {name} (a weight changes by at most {error:.2%} of itself), with "
-            "activations in full precision")
+    return Text("dequantized and rounded once to {dtype} (a weight changes by at most {error:.2%} of itself), with "
+                "activations in full precision", dtype=name, error=error)

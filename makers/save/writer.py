@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from ...host.texts import Text
 from ...loaders.containers.writing import Layout, NotWritten, Piece, lay_out, write_at, write_piece
 from ...loaders.errors import CheckpointError
 from ...loaders.words import size
@@ -65,16 +66,17 @@ def write_laid_out(target: Path, layout: Layout, pieces: Sequence[Piece], *, ove
     except (OSError, NotWritten) as error:
         cause = error.error if isinstance(error, NotWritten) else error
         full = cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise CheckpointError(f"cannot write the file: {cause.strerror or cause}", cause.filename or target,
-                              "make space on the disk, or choose another one" if full else
-                              "check the folder and its rights") from error
+        raise CheckpointError(Text("cannot write the file: {why}", why=cause.strerror or cause),
+                              cause.filename or target,
+                              Text("make space on the disk, or choose another one") if full else
+                              Text("check the folder and its rights")) from error
 
 
 def _check_space(target: Path, need: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if need > free:
-        raise CheckpointError(f"the file needs {size(need)}, {size(free)} are free", target.parent,
-                              "make space, or choose another disk")
+        raise CheckpointError(Text("the file needs {needed}, {free} are free", needed=size(need), free=size(free)),
+                              target.parent, Text("make space, or choose another disk"))
 
 
 @contextmanager
@@ -92,6 +94,7 @@ def _locked(part: Path, target: Path) -> Iterator[IO[bytes]]:
         except (BlockingIOError, FileNotFoundError):
             ours = False  # or the other run has just finished, and what is open is its result
         if not ours:
-            raise CheckpointError("another run is writing this file", target, "wait for it, or give another name")
+            raise CheckpointError(Text("another run is writing this file"), target,
+                                  Text("wait for it, or give another name"))
         yield file
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ...host.texts import Text
 from ..tile import Coded, Place, Tile
 from . import integers, mx
 from .kinds import KINDS
@@ -20,7 +21,7 @@ def coded(kind: str, name: str, part: Part, bias: bool) -> Coded:
     kept = _bias_of_static(name, part, data, own, bias) if kind == "w8a8" else float_bias(name, part, bias)
     if mul is not None:
         own["mul"] = mul
-        notes.append(f"{name}: activations are multiplied by its smoothing vector")
+        notes.append(Text("{name}: activations are multiplied by its smoothing vector", name=name))
     return Coded((Tile(Place(kind, rows, columns), {"codes": data, **own}),), kept, notes=tuple(notes))
 
 
@@ -30,7 +31,7 @@ def smoothing(name: str, part: Part) -> torch.Tensor | None:
     if mul is None or bool((mul == 1).all()):
         return None
     if not bool(mul.isfinite().all()) or bool((mul == 0).any()):
-        raise ValueError(f"{name}.mul_scale has zeros, infinities or NaN")
+        raise ValueError(Text("{name}.mul_scale has zeros, infinities or NaN", name=name))
     return mul.float()
 
 
@@ -38,13 +39,13 @@ def float_bias(name: str, part: Part, wanted: bool) -> torch.Tensor | None:
     """The stored bias of a module that has one. Raises ValueError for a bias where the model has none."""
     stored = part.get("bias")
     if not wanted and stored is not None and bool((stored != 0).any()):
-        raise ValueError(f"{name}.bias is stored but this layer of the model has none")
+        raise ValueError(Text("{name}.bias is stored but this layer of the model has none", name=name))
     return stored if wanted else None
 
 
 def _positive(name: str, leaf: str, scale: torch.Tensor) -> torch.Tensor:
     if not bool((scale.isfinite() & (scale > 0)).all()):
-        raise ValueError(f"{name}.{leaf} has values that are not finite and positive")
+        raise ValueError(Text("{name}.{leaf} has values that are not finite and positive", name=name, leaf=leaf))
     return scale
 
 
@@ -55,29 +56,29 @@ def _codes(kind: str, name: str, part: Part) -> tuple[torch.Tensor, Part]:
     if codec.startswith("mx"):
         own["scale"] = scale.view(torch.uint8)
         if bool((own["scale"] == 255).any()):
-            raise ValueError(f"{name}.weight_scale has bytes 255, which are NaN")
+            raise ValueError(Text("{name}.weight_scale has bytes 255, which are NaN", name=name))
         if codec != "mxfp8" and weight.dtype == mx.E4M3:  # old writers kept the E2M1 numbers in E4M3
             values = weight.float()
             weight = mx.pack(mx.encode_e2m1(values, False))
             if not torch.equal(mx.decode_e2m1(mx.unpack(weight)), values):
-                raise ValueError(f"{name}.weight is E4M3 with values that are not E2M1 numbers")
+                raise ValueError(Text("{name}.weight is E4M3 with values that are not E2M1 numbers", name=name))
         if codec == "mxfp4_dual":
             dual = part["weight_dual_scale"].float().reshape(scale.shape[0], -1)
             if not bool((dual.isfinite() & (dual >= 0)).all()):
-                raise ValueError(f"{name}.weight_dual_scale has values that are negative or not finite")
+                raise ValueError(Text("{name}.weight_dual_scale has values that are negative or not finite", name=name))
             own["dual"] = dual
         return weight.view(torch.uint8) if codec != "mxfp8" else weight, own
     own["scale"] = _positive(name, "weight_scale", scale.float().reshape(scale.shape[0], -1))
     offset = part.get("weight_offset")
     if offset is not None and bool((offset != 0).any()):
         if KINDS[kind].activation:
-            raise ValueError(f"{name}.weight_offset is not zero; integer matmuls of an NPU ignore it")
+            raise ValueError(Text("{name}.weight_offset is not zero; integer matmuls of an NPU ignore it", name=name))
         own["offset"] = offset.float().reshape(offset.shape[0], -1).expand(own["scale"].shape).contiguous()
     if codec == "int4":
         if weight.shape[0] != scale.shape[0]:
             weight = integers.unpack_rows(weight)
         elif bool(((weight < -8) | (weight > 7)).any()):
-            raise ValueError(f"{name}.weight has values outside -8..7")
+            raise ValueError(Text("{name}.weight has values outside -8..7", name=name))
         weight = mx.pack(weight)
     return weight, own
 
@@ -88,7 +89,8 @@ def _static(name: str, part: Part) -> tuple[torch.Tensor, Part]:
     scale = _positive(name, "input_scale", part["input_scale"].float().reshape(()))
     offset = part["input_offset"].float().reshape(())
     if not -128 <= float(offset) <= 127 or float(offset) != int(offset):
-        raise ValueError(f"{name}.input_offset is {float(offset)}, expected a whole number from -128 to 127")
+        raise ValueError(Text("{name}.input_offset is {offset}, expected a whole number from -128 to 127", name=name,
+                              offset=float(offset)))
     return part["weight"], {"scale": deq, "input_scale": scale, "input_offset": offset}
 
 

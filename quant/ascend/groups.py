@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...host.texts import Text
 from ..tile import Tile
 from . import mx
 
@@ -28,20 +29,20 @@ def refusal(tile: Tile) -> str:
     count = scale.numel() // rows
     size, left = divmod(columns, count)
     if "group" in tile.fields:
-        return "columns in an order of their own"
+        return Text("columns in an order of their own")
     if "offset" in tile.fields:
-        return "a float offset"
+        return Text("a float offset")
     if left or count > 1 and size % 32:
-        return f"groups of {size} columns, not of a multiple of 32"
+        return Text("groups of {size} columns, not of a multiple of 32", size=size)
     if BITS[tile.place.codec] == 4 and rows % 8:
-        return f"{rows} rows, not a multiple of 8"
+        return Text("{rows} rows, not a multiple of 8", rows=rows)
     if max(rows, columns) > LONGEST:
-        return f"more than {LONGEST} rows or columns"
+        return Text("more than {most} rows or columns", most=LONGEST)
     top = 1 << BITS[tile.place.codec]
     if zero is not None and not bool(((zero == zero.round()) & (zero >= 0) & (zero <= top)).all()):
-        return "zero points that are no codes"
+        return Text("zero points that are no codes")
     if not bool(((scale.half().float() - scale).abs() <= HALF_STEP * scale.abs()).all()):
-        return "scales that F16 does not hold"
+        return Text("scales that F16 does not hold")
     return ""
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import torch
 
+from ...host.texts import Text
 from .kinds import BLOCK, DUAL_BLOCK
 
 E4M3, E4M3_MAX, E4M3_EMAX = torch.float8_e4m3fn, 448.0, 8
@@ -66,7 +67,7 @@ def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """As `quantize`, for a weight [N, K]. Raises ValueError for infinities and NaN."""
     codes, byte = quantize(weight)
     if bool((byte == 255).any()):
-        raise ValueError("the weight has infinities or NaN")
+        raise ValueError(Text("the weight has infinities or NaN"))
     return codes, byte
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from ...host.texts import Text, either
 from ..stored import PLAIN_DTYPES, Stored, plain_tile
 from .kinds import BLOCK, DUAL_BLOCK, KINDS
 
@@ -106,7 +107,8 @@ class QuantScheme:
     def problem(self, leaves: Mapping[str, Stored], rows: int, columns: int) -> str:
         unknown = set(leaves) - self.leaves - {"weight", "bias"}
         if unknown:
-            return f"tensors that {'/'.join(sorted(self.names))} does not have: {', '.join(sorted(unknown))}"
+            return Text("tensors that {names} does not have: {unknown}", names="/".join(sorted(self.names)),
+                        unknown=", ".join(sorted(unknown)))
         return _mismatch(leaves, _expected(self.kind, rows, columns), {"weight", *self.required}) \
             or _odd_size(self.kind, rows, columns)
 
@@ -140,17 +142,17 @@ ALL: tuple[Scheme, ...] = (
 SCHEMES: dict[str, Scheme] = {name: scheme for scheme in ALL for name in scheme.names}
 # Types that descriptions may name and this version refuses, and why (docs/sources/ascend.md, "Description").
 REFUSED = {
-    "W8A8_TIMESTEP": "its activation scales change with the sampling step",
-    "W4A16": "its packing is not documented",
-    "W8A8_MIX": "its packing is not documented",
-    "FAQuant": "attention is not quantized here",
-    "C8": "attention is not quantized here",
-    "NF4": "its packing is not documented",
-    **dict.fromkeys(("W16A16S", "W8A8S", "W8A8SC", "W16A16SC"), "sparse weights need Ascend's own decompression"),
+    "W8A8_TIMESTEP": Text("its activation scales change with the sampling step"),
+    "W4A16": Text("its packing is not documented"),
+    "W8A8_MIX": Text("its packing is not documented"),
+    "FAQuant": Text("attention is not quantized here"),
+    "C8": Text("attention is not quantized here"),
+    "NF4": Text("its packing is not documented"),
+    **dict.fromkeys(("W16A16S", "W8A8S", "W8A8SC", "W16A16SC"), Text("sparse weights need Ascend's own decompression")),
     **dict.fromkeys(("W4A4_FLATQUANT_DYNAMIC", "W8A8_FLATQUANT", "W4A4_FLATQUANT", "W8A8_FLATQUANT_DYNAMIC"),
-                    "FlatQuant transforms activations with two more matrices a layer"),
+                    Text("FlatQuant transforms activations with two more matrices a layer")),
     **dict.fromkeys(("W8A8_SVD", "W8A8_SVD_DYNAMIC", "W4A4_SVD", "W4A4_SVD_DYNAMIC"),
-                    "it has a low-rank branch beside every weight"),
+                    Text("it has a low-rank branch beside every weight")),
 }
 
 
@@ -193,18 +195,22 @@ def _odd_size(kind: str, rows: int, columns: int) -> str:
     """Sizes that a packing has no way to hold; empty when all is well."""
     codec = KINDS[kind].codec
     if codec.startswith("mxfp4") and columns % BLOCK:
-        return f"{columns} columns, MXFP4 needs a multiple of {BLOCK}"
-    return f"{columns} columns, INT4 needs an even number" if codec == "int4" and columns % 2 else ""
+        return Text("{columns} columns, MXFP4 needs a multiple of {block}", columns=columns, block=BLOCK)
+    if codec == "int4" and columns % 2:
+        return Text("{columns} columns, INT4 needs an even number", columns=columns)
+    return ""
 
 
 def _mismatch(leaves: Mapping[str, Stored], specs: Mapping[str, _Spec], required: set[str]) -> str:
     missing = sorted(required - set(leaves))
     if missing:
-        return f"no {', '.join(missing)}"
+        return Text("no {missing}", missing=", ".join(missing))
     for leaf, stored in sorted(leaves.items()):
         dtypes, shapes = specs[leaf]
         if stored.dtype not in dtypes:
-            return f"{leaf} is {stored.dtype}, expected {' or '.join(sorted(dtypes))}"
+            return Text("{leaf} is {found}, expected {expected}", leaf=leaf, found=stored.dtype,
+                        expected=either(sorted(dtypes)))
         if tuple(stored.shape) not in shapes:
-            return f"{leaf} is {list(stored.shape)}, expected {' or '.join(str(list(s)) for s in shapes[:2])}"
+            return Text("{leaf} is {found}, expected {expected}", leaf=leaf, found=list(stored.shape),
+                        expected=either(str(list(shape)) for shape in shapes[:2]))
     return ""

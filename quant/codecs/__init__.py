@@ -6,6 +6,8 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ...host.texts import Text
+
 if TYPE_CHECKING:
     from .base import Codec
 
@@ -24,5 +26,5 @@ def codec(name: str) -> Codec:
     """A codec by its name. Raises ValueError for one that this version does not know."""
     found = codecs().get(name)
     if found is None:
-        raise ValueError(f"a codec {name!r}, which this version does not know")
+        raise ValueError(Text("a codec {name!r}, which this version does not know", name=name))
     return found

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text
 from ..ascend.kinds import BLOCK, DUAL_BLOCK, HOST_FORMAT, KINDS
 from ..tile import Tile
 from .base import FLOATS, LOW_RANK, Codec, Field, stack, stacked
@@ -51,7 +52,7 @@ class Ascend(Codec):
         self.name, self.title, self.fields = kind, kind.upper(), _fields(kind)
         self.weight, self.activation = KINDS[kind]
         self.word = self.switch = HOST_FORMAT.get(kind, "")
-        self.why = "a format of Ascend"
+        self.why = Text("a format of Ascend")
         self.also = ("MXFP4",) if kind == "w4a4_mxfp4" else ()  # as descriptions may call it
 
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:

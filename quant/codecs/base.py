@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...host.texts import Text, either
 from ..tile import Place, Tile
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Codec:
 
         `options` are those of the host's own layouts. Only where `requantizes`.
         """
-        raise NotImplementedError(f"a weight cannot be quantized to {self.title} again")
+        raise NotImplementedError(Text("a weight cannot be quantized to {format} again", format=self.title))
 
     def host(self, tiles: Sequence[Tile], full_precision: bool) -> dict[str, Tensor] | None:
         """The leaves of the host's own layout for tiles of this codec one below the other, where their bytes are the
@@ -179,18 +180,20 @@ def problem(place: Place, fields: Mapping[str, Seen], codec: Codec) -> str:
     floats of their size (layouts.stored.as_saved)."""
     known = codec.orders.get(place.order, {}) if place.order else codec.fields
     if not known:
-        return f"no order {place.order!r}"
+        return Text("no order {order!r}", order=place.order)
     unknown = fields.keys() - known.keys()
     if unknown:
-        return f"{', '.join(sorted(unknown))} belongs to no {codec.title}"
+        return Text("{names} belongs to no {format}", names=", ".join(sorted(unknown)), format=codec.title)
     for name, field in known.items():
         if name not in fields:
             if not field.optional:
-                return f"{name} is missing"
+                return Text("{leaf} is missing", leaf=name)
             continue
         (dtype, shape), wanted = fields[name], field.shape(place.rows, place.columns)
         if dtype not in field.dtypes and AS_SAVED.get(field.dtypes[0]) != dtype:
-            return f"{name} is {dtype}, expected {' or '.join(field.dtypes)}"
+            return Text("{leaf} is {found}, expected {expected}", leaf=name, found=dtype,
+                        expected=either(field.dtypes))
         if len(shape) != len(wanted) or any(want not in (-1, have) for have, want in zip(shape, wanted, strict=True)):
-            return f"{name} is {list(shape)}, expected {list(wanted)}"
+            return Text("{leaf} is {found}, expected {expected}", leaf=name, found=list(shape),
+                        expected=list(wanted))
     return ""

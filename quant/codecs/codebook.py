@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ...host.texts import Text
 from ..tile import Tile
 from .base import LOW_RANK, Codec, Field, stacked
 
@@ -28,7 +29,7 @@ class Codebook(Codec):
     fields = {"codes": Field(("uint8",), lambda rows, columns: (rows, columns // 2), 0),
               "scale": Field(("float32",), lambda rows, columns: (rows, -1), 0),
               "table": Field(("float32",), lambda rows, columns: (16,)), **LOW_RANK}
-    why = "codes into a table of 16 values"
+    why = Text("codes into a table of 16 values")
 
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:
         import torch

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text
 from ..marker import full_precision_marker
 from ..stored import PLAIN_DTYPES, ByteOrder, Leaves, read_scale, scalar_problem, wrong_shape
 from ..tile import Coded, Place, Tile
@@ -33,7 +34,7 @@ class FP8(Codec):
     name, title = "fp8", "FP8"
     word = switch = "float8_e4m3fn"
     one_input = True
-    why = "a scale for each of q, k, v, or activation scales computed on the fly"
+    why = Text("a scale for each of q, k, v, or activation scales computed on the fly")
     fields = {"codes": Field(("float8_e4m3fn",), lambda rows, columns: (rows, columns), 0), "scale": SCALAR,
               "input_scale": INPUT_SCALE, **LOW_RANK}
 

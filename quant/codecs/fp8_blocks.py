@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text
 from ..marker import full_precision_marker
 from ..scales import block_of, by_row, shape_problem
 from ..stored import PLAIN_DTYPES, ByteOrder, Leaves, read_scale, scalar_problem, wrong_shape
@@ -37,7 +38,7 @@ class FP8Blocks(Codec):
     name, title = "fp8_blocks", "FP8 (blocks)"
     fields = {"codes": Field(("float8_e4m3fn", "float8_e5m2"), lambda rows, columns: (rows, columns), 0),
               "scale": Field(("float32",), lambda rows, columns: (rows, -1), 0), **LOW_RANK}
-    why = "a scale for every row or block"
+    why = Text("a scale for every row or block")
 
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:
         return _times(tile["codes"].float(), tile["scale"]).to(dtype)
@@ -86,7 +87,7 @@ class FP8BlocksFormat:
 
     def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
         if {"weight_scale", "weight_scale_inv"} <= leaves.keys():
-            return "weight_scale and weight_scale_inv, and one of them is enough"
+            return Text("weight_scale and weight_scale_inv, and one of them is enough")
         scale = _scale(leaves)
         problem = shape_problem(tuple(scale.shape) if scale is not None else (), rows, columns)
         return problem or scalar_problem(leaves, "input_scale") or wrong_shape(leaves, rows, columns)

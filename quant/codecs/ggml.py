@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ...host.texts import Text
 from ..ggml import QUANTIZED, Type
 from ..tile import Tile
 from .base import LOW_RANK, Codec, Field, stacked
@@ -27,7 +28,7 @@ class GGML(Codec):
 
     requantizes = False
     listed = "GGUF"
-    why = "blocks that only ggml has"
+    why = Text("blocks that only ggml has")
 
     def __init__(self, kind: Type) -> None:
         self.name, self.title, self.kind = f"ggml_{kind.name.lower()}", f"GGUF {kind.name}", kind

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ...host.texts import Text
 from ..tile import Place, Tile
 from .base import FLOATS, LOW_RANK, Codec, Field, stacked
 
@@ -32,7 +33,7 @@ class Groups(Codec):
     """See base.Codec and the module. `bits`: of a code as it is kept, 4 or 8."""
 
     requantizes = False
-    why = "groups of columns with a scale each"
+    why = Text("groups of columns with a scale each")
 
     def __init__(self, bits: int) -> None:
         self.bits, self.name, self.title = bits, f"u{bits}_groups", f"UINT{bits} (groups)"
@@ -130,10 +131,12 @@ def companions(name: str, columns: int, scale: Tensor, *, zero: Tensor | None = 
         tensor = made[field] = (tensor if kept else tensor.float()).contiguous()
         if tensor.is_floating_point() and tensor.numel() \
                 and not bool(torch.stack(torch.aminmax(tensor)).isfinite().all()):  # in one pass
-            raise ValueError(f"{name}: the packed integers' {field} has values that are not finite")
+            raise ValueError(Text("{name}: the packed integers' {field} has values that are not finite", name=name,
+                                  field=field))
     count = scale.shape[axis]
     if group is not None and bool(((group < 0) | (group >= count)).any()):
-        raise ValueError(f"{name}: columns of groups {int(group.min())} to {int(group.max())}, and there are {count}")
+        raise ValueError(Text("{name}: columns of groups {first} to {last}, and there are {count}", name=name,
+                              first=int(group.min()), last=int(group.max()), count=count))
     even = columns % count == 0 and size in (0, columns // count)
     if group is None and not even:
         group = torch.arange(columns) // size

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text
 from ..layout_names import is_int8
 from ..scales import block_of, by_row, shape_problem
 from ..stored import (
@@ -48,7 +49,7 @@ class ConvRot(Codec):
     word = "int8_tensorwise"
     fields = {"codes": Field(("int8",), lambda rows, columns: (rows, columns), 0),
               "scale": Field(("float32",), lambda rows, columns: (rows, 1), 0), **LOW_RANK}
-    why = "rotated codes beside others"
+    why = Text("rotated codes beside others")
 
     def __init__(self, group: int) -> None:
         self.name, self.title, self.group = f"int8_convrot{group}", "INT8 ConvRot", group
@@ -109,7 +110,8 @@ class INT8Format:
         if problem := scalar_problem(leaves, "input_scale") or factors_problem(leaves, rows, columns):
             return problem
         even = not self.blocks or block_of(columns, shape[1]) * shape[1] == columns
-        return "" if even else f"{shape[1]} blocks over {columns} columns are of different sizes"
+        return "" if even else Text("{count} blocks over {columns} columns are of different sizes", count=shape[1],
+                                    columns=columns)
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
         codes, smooth = part["weight"], factors(name, part)[0]

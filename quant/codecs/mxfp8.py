@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...host.texts import Text
 from ..ascend.kinds import BLOCK
 from ..blocks import ceil_to
 from ..stored import ByteOrder, Leaves, wrong_shape
@@ -36,7 +37,7 @@ class MXFP8Format:
     def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
         scale, blocks = tuple(leaves["weight_scale"].shape), -(-columns // BLOCK)
         if scale not in ((rows, blocks), tiled_shape(rows, columns)):
-            return f"weight_scale is {list(scale)}, expected {[rows, blocks]}"
+            return Text("weight_scale is {found}, expected {expected}", found=list(scale), expected=[rows, blocks])
         return wrong_shape(leaves, rows, columns)
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
@@ -61,7 +62,7 @@ def tile(name: str, codes: Tensor, scale: Tensor, rows: int, columns: int, *, in
         scale = from_blocked(scale, codes.shape[0], -(-codes.shape[1] // BLOCK))
         scale = scale[:rows, :-(-columns // BLOCK)].contiguous()
     if bool((scale == 255).any()):
-        raise ValueError(f"{name}.weight_scale has values that are no number")
+        raise ValueError(Text("{name}.weight_scale has values that are no number", name=name))
     return Tile(Place("w8a8_mxfp8", rows, columns), {"codes": codes[:rows, :columns], "scale": scale})
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text
 from ..blocks import ceil_to, linear_blocks, pad_rows, swap_nibbles, swizzle
 from ..marker import full_precision_marker
 from ..stored import FACTORS, ByteOrder, Leaves, factors, factors_problem, read_scale, scalar_problem
@@ -46,7 +47,7 @@ class NVFP4(Codec):
     name, title = "nvfp4", "NVFP4"
     word = switch = "nvfp4"
     one_input = True
-    why = "a scale for each of q, k, v, or factors of the activation"
+    why = Text("a scale for each of q, k, v, or factors of the activation")
     fields = {"codes": Field(("uint8",), lambda rows, columns: (rows, columns // 2), 0),
               "block": Field(("float8_e4m3fn",),
                              lambda rows, columns: (ceil_to(rows, 128), ceil_to(columns // 16, 4)), 0),
@@ -123,20 +124,22 @@ class NVFP4Format:
 
     def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
         if {"weight_scale_2", "alpha"} <= leaves.keys() or {"input_scale", "input_global_scale"} <= leaves.keys():
-            return "scales by ModelOpt's names and by LightX2V's, and one of them is enough"
+            return Text("scales by ModelOpt's names and by LightX2V's, and one of them is enough")
         if "weight_scale_2" not in leaves and not leaves.keys() >= set(_LIGHT):
-            return "NVFP4 weight without weight_scale_2"
+            return Text("NVFP4 weight without weight_scale_2")
         for leaf in ("weight_scale_2", "input_scale", *_LIGHT):
             if problem := scalar_problem(leaves, leaf):
                 return problem
         if columns % 16:
-            return f"NVFP4 needs a multiple of 16 columns, this layer has {columns}"
+            return Text("NVFP4 needs a multiple of 16 columns, this layer has {columns}", columns=columns)
         weight, scale = tuple(leaves["weight"].shape), tuple(leaves["weight_scale"].shape)
         if weight[1:] != (columns // 2,) or weight[0] not in (rows, ceil_to(rows, 16)):
-            return f"weight is {list(weight)}, expected {[rows, columns // 2]} (two codes a byte)"
+            return Text("weight is {found}, expected {expected} (two codes a byte)", found=list(weight),
+                        expected=[rows, columns // 2])
         if not row_major(scale, weight, rows) and not tiled(scale, weight):
             padded = [ceil_to(rows, 128), ceil_to(columns // 16, 4)]
-            return f"weight_scale is {list(scale)}, expected {[rows, columns // 16]} or {padded} in tiles"
+            return Text("weight_scale is {found}, expected {expected} or {padded} in tiles", found=list(scale),
+                        expected=[rows, columns // 16], padded=padded)
         return factors_problem(leaves, rows, columns)
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
@@ -171,7 +174,8 @@ def _in_tiles(name: str, codes: Tensor, block: Tensor, swizzled: bool) -> Tensor
     if not swizzled and row_major(block.shape, codes.shape, rows):
         return swizzle(block[:, :half // 8])
     if not tiled(block.shape, codes.shape):
-        raise ValueError(f"{name}.weight_scale is {list(block.shape)}: too small for 128 x 4 tiles")
+        raise ValueError(Text("{name}.weight_scale is {shape}: too small for 128 x 4 tiles", name=name,
+                              shape=list(block.shape)))
     if tuple(block.shape) == wanted:
         return block
     return swizzle(linear_blocks(block, rows, block.shape[1] * 8)[:, :half // 8])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...host.texts import Text
 from ..blocks import ceil_to
 from ..svdquant.parts import CODEC
 from ..tile import Tile
@@ -50,7 +51,7 @@ class SVDQuant(Codec):
     """See base.Codec and the module."""
 
     requantizes, feature = False, "SVDQuant"
-    why = "4-bit codes with a low-rank branch"
+    why = Text("4-bit codes with a low-rank branch")
 
     def __init__(self, name: str, title: str, fields: dict[str, Field], order: dict[str, Field] | None,
                  switch: str = "", unsigned: bool = False) -> None:
@@ -71,7 +72,7 @@ class SVDQuant(Codec):
         return natural(tile)
 
     def swapped(self, tile: Tile) -> Tile:
-        raise ValueError(f"halves of a layer in {self.title} cannot be exchanged")
+        raise ValueError(Text("halves of a layer in {format} cannot be exchanged", format=self.title))
 
     def shift(self, residual: Tensor) -> Tensor | None:
         if not self.shifts:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text
 from ..memory import cat
 from ..tile import Place, Tile
 from .base import FLOATS, LOW_RANK, Field, alike
@@ -124,7 +125,8 @@ class Words(Groups):
     def swapped(self, tile: Tile) -> Tile:
         words = self.words(tile)
         if words.shape[1] % 2:
-            raise ValueError(f"halves of a layer of {tile.place.rows} rows in AWQ's words cannot be exchanged")
+            raise ValueError(Text("halves of a layer of {rows} rows in AWQ's words cannot be exchanged",
+                                  rows=tile.place.rows))
         turned = {name: cat(tile[name].chunk(2, 1)[::-1], 1) for name in ("scale", "zero") if name in tile.fields}
         up = None if "up" not in tile.fields else cat(tile["up"].chunk(2)[::-1])
         codes = _codes(cat(words.chunk(2, 1)[::-1], 1), tile.place.rows)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...host.texts import Text
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -29,5 +31,5 @@ def largest(tensor: Tensor) -> float:
     top = max(int(bits.max()), int(bits.view(f"u{bits.itemsize}").max()) & mask)
     value = float(torch.from_numpy(numpy.array([top], bits.dtype)).view(tensor.dtype).float())
     if value != value or value == float("inf"):
-        raise ValueError(f"holds {'infinite values' if value > 0 else 'NaN'}")
+        raise ValueError(Text("holds infinite values") if value > 0 else Text("holds NaN"))
     return value

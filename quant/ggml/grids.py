@@ -11,6 +11,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
+from ...host.texts import Text
 from .blocks import bits, constant, half, words
 
 
@@ -20,7 +21,8 @@ def _grid(name: str, device: torch.device) -> Tensor:
     try:
         kind = getattr(import_module("gguf.quants"), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{name} weights need the package gguf, which has their grid (pip install gguf)") from error
+        raise ValueError(Text("{format} weights need the package gguf, which has their grid (pip install gguf)",
+                              format=name)) from error
     kind.init_grid()
     with torch.inference_mode(False):
         return torch.from_numpy(kind.grid.reshape(kind.grid_shape).copy()).to(device)

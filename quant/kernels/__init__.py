@@ -6,6 +6,8 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ...host.texts import Text
+
 if TYPE_CHECKING:
     from .base import Kernel
 
@@ -23,7 +25,7 @@ def kernel(name: str) -> Kernel:
     if module in ("", "dequantize"):
         return DEQUANTIZE
     if module not in MODULES:
-        raise ValueError(f"kernel {name!r} is none of {', '.join(MODULES)}")
+        raise ValueError(Text("kernel {name!r} is none of {names}", name=name, names=", ".join(MODULES)))
     found: Kernel = import_module(f".{module}", __name__).get(variant)
     return found
 

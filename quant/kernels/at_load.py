@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...host import Machine
+from ...host.texts import Text
 from ..codecs.ggml import CODECS
 from .base import NATIVE, Dequantize, Speed
 
@@ -21,13 +22,14 @@ class AtLoad(Dequantize):
     at_load = True
 
     def runs(self, name: str, machine: Machine) -> str:
-        return "" if machine.kind == self.device else "ComfyUI does not run models on an Ascend NPU here"
+        return "" if machine.kind == self.device else Text("ComfyUI does not run models on an Ascend NPU here")
 
     def speed(self, name: str, machine: Machine) -> Speed:
-        return Speed(NATIVE, "weights are dequantized to the compute dtype when they are loaded, and take its memory")
+        return Speed(NATIVE, Text("weights are dequantized to the compute dtype when they are loaded, and take its "
+                                  "memory"))
 
     def quantizes(self, name: str, machine: Machine) -> str:
-        return "GGUF is dequantized when it is loaded; nothing quantizes its activations"
+        return Text("GGUF is dequantized when it is loaded; nothing quantizes its activations")
 
 
 KERNEL = AtLoad()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear as matmul
 
+from ...host.texts import Text
 from ..codecs import codec
 from ..tile import Tile
 
@@ -146,9 +147,11 @@ class Dequantize(Kernel):
 
     def speed(self, name: str, machine: Machine) -> Speed:
         # calculated by bytes (docs/formats/fp8.md); nobody has measured it for other codecs
-        cost = " (costs about 6-13 % of the linear layers' time on a GPU)" if name == "fp8" else ""
-        return Speed(SLOW, "weights stay quantized in memory and are dequantized for every matmul, in full precision"
-                     + cost)
+        if name == "fp8":
+            return Speed(SLOW, Text("weights stay quantized in memory and are dequantized for every matmul, in full "
+                                    "precision (costs about 6-13 % of the linear layers' time on a GPU)"))
+        return Speed(SLOW, Text("weights stay quantized in memory and are dequantized for every matmul, in full "
+                                "precision"))
 
     def linear(self, act: Activation, tile: Tile, bias: Tensor | None) -> Tensor:
         return dense(act.x, tile, bias)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ... import host
 from ...host import Machine
 from ...host.errors import CheckpointError
+from ...host.texts import Text, both, joined
 from ..codecs import codec
 from . import kernel, kernels
 from .base import DEQUANTIZE, NATIVE, SLOW, USABLE, Kernel, Speed
@@ -70,8 +71,9 @@ def choose(wanted: Wanted, codecs: Collection[str], machine: Machine) -> Choice:
     lines = []
     for (run_name, why, words), titles in groups.items():
         titles = list(dict.fromkeys(titles))
-        lines.append(f"{' and '.join(titles)} {'run' if len(titles) > 1 else 'runs'}: {run_name} ({why}) on "
-                     f"{machine.name}: {words}")
+        lines.append(Text("{formats} run{s}: {kernel} ({why}) on {device}: {words}", formats=both(titles),
+                          s="" if len(titles) > 1 else "s", kernel=run_name, why=why, device=machine.name,
+                          words=words))
     warnings = [one.warning(machine) for one in kernels() if not set(names).isdisjoint(one.codecs)]
     return Choice({name: pick.kernel.name for name, pick in picked.items()}, tuple(lines),
                   (*notes, *(warning for warning in warnings if warning)),
@@ -81,22 +83,23 @@ def choose(wanted: Wanted, codecs: Collection[str], machine: Machine) -> Choice:
 def _pick(wanted: Wanted, name: str, machine: Machine, own: str, names: Collection[str]) -> _Pick:
     asked = wanted.backend if wanted.backend not in ("", "auto") else ""
     if asked == "dequantize" or not asked and wanted.compute == "dequantize":
-        return _Pick(DEQUANTIZE, "as chosen", DEQUANTIZE.speed(name, machine))
+        return _Pick(DEQUANTIZE, Text("as chosen"), DEQUANTIZE.speed(name, machine))
     if asked and not any(asked == one.name for one in kernels()):
-        raise CheckpointError(f"backend {asked!r}, expected one of auto, dequantize, "
-                              f"{', '.join(one.name for one in kernels() if not one.by_name)}", "",
-                              "set backend to 'auto'")
+        raise CheckpointError(Text("backend {asked!r}, expected one of auto, dequantize, {names}", asked=asked,
+                                   names=", ".join(one.name for one in kernels() if not one.by_name)), "",
+                              Text("set backend to 'auto'"))
     asked = asked or own
     if asked and name in kernel(asked).codecs:
         problem = kernel(asked).runs(name, machine)
         if problem:
             auto = _auto(name, machine, names).kernel.name or "dequantize"
-            raise CheckpointError(f"{asked} cannot run these layers: {problem}", f"{codec(name).title} layers",
-                                  f"set backend to 'auto', which takes {auto} here")
+            raise CheckpointError(Text("{kernel} cannot run these layers: {problem}", kernel=asked, problem=problem),
+                                  Text("{format} layers", format=codec(name).title),
+                                  Text("set backend to 'auto', which takes {kernel} here", kernel=auto))
         speed, kind = kernel(asked).speed(name, machine), codec(name)
         if speed.level == SLOW and kind.switch and not kind.requantizes:  # the host has its matmul off here
-            speed = speed._replace(words=f"{speed.words}; {DEQUANTIZE.speed(name, machine).words}")
-        return _Pick(kernel(asked), "as chosen", speed)
+            speed = speed._replace(words=joined("; ", (speed.words, DEQUANTIZE.speed(name, machine).words)))
+        return _Pick(kernel(asked), Text("as chosen"), speed)
     return _native(name, machine) if wanted.compute == "native" else _auto(name, machine, names)
 
 
@@ -110,17 +113,18 @@ def _auto(name: str, machine: Machine, names: Collection[str]) -> _Pick:
     for level in (NATIVE, USABLE):
         for one, speed in found:
             if speed.level == level:
-                return _Pick(one, "chosen for this device", speed._replace(words=_and_why(name, machine, one, speed)))
+                return _Pick(one, Text("chosen for this device"),
+                             speed._replace(words=_and_why(name, machine, one, speed)))
     own = DEQUANTIZE.speed(name, machine)
-    reason = f"{found[0][1].words}; " if found else ""
-    return _Pick(DEQUANTIZE, "chosen for this device", own._replace(
-        words="; ".join([*_passed(_candidates(name), name, machine), reason + own.words])))
+    reason = [found[0][1].words] if found else []
+    return _Pick(DEQUANTIZE, Text("chosen for this device"), own._replace(
+        words=joined("; ", [*_passed(_candidates(name), name, machine), *reason, own.words])))
 
 
 def _and_why(name: str, machine: Machine, taken: Kernel, speed: Speed) -> str:
     """The words, and why a kernel of this very device was passed over."""
     before = _candidates(name)[:_candidates(name).index(taken)]
-    return "; ".join([*_passed(before, name, machine), speed.words])
+    return joined("; ", [*_passed(before, name, machine), speed.words])
 
 
 def _passed(kernels: Collection[Kernel], name: str, machine: Machine) -> list[str]:
@@ -130,13 +134,13 @@ def _passed(kernels: Collection[Kernel], name: str, machine: Machine) -> list[st
 
 def _native(name: str, machine: Machine) -> _Pick:
     """The first kernel that quantizes activations as well. Raises CheckpointError where the device's own cannot."""
-    problem = f"nothing multiplies {codec(name).title} layers quantized"
+    problem: str = Text("nothing multiplies {format} layers quantized", format=codec(name).title)
     for one in _candidates(name):
         if one.device not in ("", machine.kind):
             continue
         problem = one.quantizes(name, machine)
         if not problem:
-            return _Pick(one, "as chosen", one.speed(name, machine))
+            return _Pick(one, Text("as chosen"), one.speed(name, machine))
         if one.device:
             break
-    raise CheckpointError(problem, "", "set compute to 'auto' or 'dequantize'")
+    raise CheckpointError(problem, "", Text("set compute to 'auto' or 'dequantize'"))

@@ -22,6 +22,7 @@ from comfy_kitchen.tensor import QuantizedTensor, get_layout_class
 from torch import Tensor
 from torch.nn.functional import linear as matmul
 
+from ...host.texts import Text, joined
 from ..ascend.kinds import HOST_FORMAT, KINDS
 from ..codecs import codec
 from ..exact import REFUSALS
@@ -39,50 +40,54 @@ E4M3_MAX = 448.0  # torch casts what is beyond 464 to NaN, so clamp
 HOST = {"fp8": "FP8", "nvfp4": "NVFP4"}  # codec -> the host's matmul
 # How it differs from an NPU, for the kinds where it does.
 RULES = {
-    "w8a8_dynamic": "activations are divided by their scale, in the model's dtype (an NPU multiplies by its "
-                    "reciprocal in F32), and the bias is added after rounding to the model's dtype",
-    "w8a8_mxfp8": "activations get the ceiling of the shared exponent (an NPU takes the floor: other in ~13 % of "
-                  "blocks), or stay unquantized where the GPU has no MXFP8 matmul",
+    "w8a8_dynamic": Text("activations are divided by their scale, in the model's dtype (an NPU multiplies by its "
+                         "reciprocal in F32), and the bias is added after rounding to the model's dtype"),
+    "w8a8_mxfp8": Text("activations get the ceiling of the shared exponent (an NPU takes the floor: other in ~13 % of "
+                       "blocks), or stay unquantized where the GPU has no MXFP8 matmul"),
     **dict.fromkeys((kind for kind, (weight, _) in KINDS.items() if weight in ("e4m3", "mxfp4", "mxfp4_dual")),
-                    "activations stay unquantized (comfy-kitchen has no such matmul)"),
+                    Text("activations stay unquantized (comfy-kitchen has no such matmul)")),
 }
 
 
 def _ascend(name: str, machine: Machine) -> Speed:
     """The speed of a kind of Ascend's."""
-    kind, rule = KINDS[name], f"; {RULES[name]}" if name in RULES else ""
+    kind, rules = KINDS[name], [RULES[name]] if name in RULES else []
     if machine.kind == "npu":
-        return Speed(SLOW, f"comfy-kitchen multiplies on the NPU by its own rules{rule}")
+        return Speed(SLOW, joined("; ", [Text("comfy-kitchen multiplies on the NPU by its own rules"), *rules]))
     if name == "w8a8_mxfp8" and "MXFP8" in machine.matmuls or \
             kind.codec == "int8" and kind.integer and machine.kind != "cpu" and "INT8" in machine.matmuls:
-        return Speed(NATIVE, f"native {'MXFP8' if kind.codec == 'mxfp8' else 'INT8'} matmul{rule}")
+        matmul = "MXFP8" if kind.codec == "mxfp8" else "INT8"
+        return Speed(NATIVE, joined("; ", [Text("native {format} matmul", format=matmul), *rules]))
     off = HOST_FORMAT.get(name) == "int8_tensorwise" and "INT8" not in machine.matmuls
     if off:
-        return Speed(USABLE, f"emulated (weights dequantized), because ComfyUI has INT8 off for this device{rule}")
-    return Speed(USABLE, ("in INT8 arithmetic without fast kernels" if kind.integer else
-                          "emulated (weights dequantized)") + rule)
+        words = Text("emulated (weights dequantized), because ComfyUI has INT8 off for this device")
+    else:
+        words = Text("in INT8 arithmetic without fast kernels") if kind.integer else \
+            Text("emulated (weights dequantized)")
+    return Speed(USABLE, joined("; ", [words, *rules]))
 
 
 def _svdquant(kind: str, machine: Machine) -> Speed:
     """The speed of SVDQuant's kinds (docs/sources/nunchaku.md, "Back ends")."""
     if machine.gfx:
         fast = kind != "nvfp4" and machine.gfx.startswith(("gfx11", "gfx12"))
-        return Speed(NATIVE, "comfy-kitchen's HIP kernels: untested") if fast else \
-            Speed(SLOW, f"comfy-kitchen has no {kind.upper()} kernel here")
+        return Speed(NATIVE, Text("comfy-kitchen's HIP kernels: untested")) if fast else \
+            Speed(SLOW, Text("comfy-kitchen has no {format} kernel here", format=kind.upper()))
     if machine.capability is None:
-        return Speed(SLOW, "slow, 2 to 6 times slower than dequantized weights" if kind == "int4"
-                     and machine.kind == "cpu" else f"comfy-kitchen has no {kind.upper()} kernel here")
+        return Speed(SLOW, Text("slow, 2 to 6 times slower than dequantized weights")
+                     if kind == "int4" and machine.kind == "cpu" else
+                     Text("comfy-kitchen has no {format} kernel here", format=kind.upper()))
     least = (10, 0) if kind == "nvfp4" else (8, 0)
     if machine.capability < least:
-        return Speed(SLOW, f"comfy-kitchen has no {kind.upper()} kernel here")
+        return Speed(SLOW, Text("comfy-kitchen has no {format} kernel here", format=kind.upper()))
     if kind == "nvfp4":
-        return Speed(NATIVE, f"ComfyUI's NVFP4 matmul with a low-rank branch: fast on {machine.sm}")
+        return Speed(NATIVE, Text("ComfyUI's NVFP4 matmul with a low-rank branch: fast on {gpu}", gpu=machine.sm))
     if machine.capability < (9, 0):
-        return Speed(NATIVE, f"comfy-kitchen's INT4 kernels: fast on {machine.sm}")
+        return Speed(NATIVE, Text("comfy-kitchen's INT4 kernels: fast on {gpu}", gpu=machine.sm))
     if machine.capability < (10, 0):
-        return Speed(NATIVE, "comfy-kitchen's INT4 kernels: speed unknown on "
-                             f"{machine.sm}, whose tensor cores have no INT4")
-    return Speed(NATIVE, f"comfy-kitchen's INT4 kernels: untested on {machine.sm}")
+        return Speed(NATIVE, Text("comfy-kitchen's INT4 kernels: speed unknown on {gpu}, whose tensor cores have no "
+                                  "INT4", gpu=machine.sm))
+    return Speed(NATIVE, Text("comfy-kitchen's INT4 kernels: untested on {gpu}", gpu=machine.sm))
 
 
 class ComfyKitchen(Kernel):
@@ -95,8 +100,8 @@ class ComfyKitchen(Kernel):
         if name in HOST:
             matmul = HOST[name]
             native = matmul in machine.matmuls
-            return Speed(NATIVE if native else SLOW, f"native {matmul} matmul" if native else
-                         f"it has no {matmul} matmul")
+            return Speed(NATIVE if native else SLOW, Text("native {format} matmul", format=matmul) if native else
+                         Text("it has no {format} matmul", format=matmul))
         return _svdquant(KIND[name], machine) if name in KIND else _ascend(name, machine)
 
     def quantizes(self, name: str, machine: Machine) -> str:
@@ -105,14 +110,15 @@ class ComfyKitchen(Kernel):
 
             matmul = HOST[name]
             return "" if machine.kind == "cpu" or matmul in machine.matmuls else \
-                f"{machine.name} has no {matmul} matrix multiplication (NVIDIA {MATMULS[matmul]} or newer has)"
+                Text("{device} has no {format} matrix multiplication (NVIDIA {generation} or newer has)",
+                     device=machine.name, format=matmul, generation=MATMULS[matmul])
         if name not in KINDS:
             return ""
         if machine.kind == "npu":
-            return "comfy-kitchen does not run on an NPU"
+            return Text("comfy-kitchen does not run on an NPU")
         kept = not KINDS[name].integer and bool(KINDS[name].activation) \
             and not (name == "w8a8_mxfp8" and "MXFP8" in machine.matmuls)
-        return "activations stay unquantized" if kept else ""
+        return Text("activations stay unquantized") if kept else ""
 
     def linear(self, act: Activation, tile: Tile, bias: Tensor | None) -> Tensor:
         name = tile.place.codec

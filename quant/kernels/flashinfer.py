@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...host.texts import Text
 from ..blocks import linear_blocks
 from ..tile import Tile
 from .base import NATIVE, Activation, Speed, add_low_rank
@@ -46,18 +47,23 @@ def choose(wanted: str, capability: tuple[int, int] | None,
     if wanted == "comfy_kitchen" or wanted == "auto" and not said:
         return None, ""
     if backend is None:
-        return None, f"{VARIABLE} = {said!r} is none of {', '.join(sorted(ACCEPTED))}; comfy-kitchen multiplies NVFP4"
-    asked = f"FlashInfer ({backend}) was asked for NVFP4"
+        return None, Text("{variable} = {value!r} is none of {names}; comfy-kitchen multiplies NVFP4",
+                          variable=VARIABLE, value=said, names=", ".join(sorted(ACCEPTED)))
+    asked = Text("FlashInfer ({backend}) was asked for NVFP4", backend=backend)
     if capability is None or capability < MINIMUM:
-        have = "there is no NVIDIA GPU" if capability is None else f"this GPU is SM {capability[0]}.{capability[1]}"
-        return None, f"{asked}, but it needs SM 10.0 or newer and {have}; NVFP4 is dequantized"
+        have = Text("there is no NVIDIA GPU") if capability is None else \
+            Text("this GPU is SM {version}", version=f"{capability[0]}.{capability[1]}")
+        return None, Text("{asked}, but it needs SM 10.0 or newer and {have}; NVFP4 is dequantized", asked=asked,
+                          have=have)
     if importlib.util.find_spec("flashinfer") is None:
-        return None, f"{asked}, but it is not installed (pip install flashinfer-python); comfy-kitchen multiplies NVFP4"
+        return None, Text("{asked}, but it is not installed (pip install flashinfer-python); comfy-kitchen multiplies "
+                          "NVFP4", asked=asked)
     try:
         from flashinfer import mm_fp4  # noqa: F401
     except Exception as error:  # a broken install raises anything, from ImportError to OSError
-        return None, f"{asked}, but it does not import ({error}); comfy-kitchen multiplies NVFP4"
-    return backend, f"FlashInfer ({backend}) multiplies NVFP4"
+        return None, Text("{asked}, but it does not import ({error}); comfy-kitchen multiplies NVFP4", asked=asked,
+                          error=error)
+    return backend, Text("FlashInfer ({backend}) multiplies NVFP4", backend=backend)
 
 
 class FlashInfer(ComfyKitchen):
@@ -95,14 +101,15 @@ class FlashInfer(ComfyKitchen):
     def asked(self, wanted: Wanted, names: Collection[str], machine: Machine) -> tuple[str, str]:
         if not self.codecs & set(names):
             useless = wanted.fp4_backend != "auto"
-            return "", f"fp4_backend {wanted.fp4_backend} has no effect, there are no NVFP4 layers" if useless else ""
+            return "", Text("fp4_backend {value} has no effect, there are no NVFP4 layers",
+                            value=wanted.fp4_backend) if useless else ""
         if wanted.compute == "dequantize":
             return "", ""
         backend, note = choose(wanted.fp4_backend, machine.capability)
         return (f"flashinfer:{backend}", "") if backend else ("", note)
 
     def speed(self, name: str, machine: Machine) -> Speed:
-        return Speed(NATIVE, f"FlashInfer ({self.backend}) multiplies NVFP4")
+        return Speed(NATIVE, Text("FlashInfer ({backend}) multiplies NVFP4", backend=self.backend))
 
 
 def get(variant: str) -> Kernel:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ...host.texts import Text
 from ..codecs import codec
 from ..svdquant.packed import ORDER, packed, padded_sizes
 from ..svdquant.parts import KIND
@@ -42,12 +43,12 @@ class Nunchaku(Kernel):
         return nunchaku_wheel.find()
 
     def runs(self, name: str, machine: Machine) -> str:
-        gate = nunchaku_wheel.gate({KIND[name]}, machine.capability)
-        return (gate or machine.found[self.name].problem).strip()
+        return nunchaku_wheel.gate({KIND[name]}, machine.capability) or machine.found[self.name].problem
 
     def speed(self, name: str, machine: Machine) -> Speed:
-        turing = "; FP16 only (BF16 kernels assert on Turing)" if machine.capability == (7, 5) else ""
-        return Speed(NATIVE, f"nunchaku's kernels: fast{turing}")
+        if machine.capability == (7, 5):
+            return Speed(NATIVE, Text("nunchaku's kernels: fast; FP16 only (BF16 kernels assert on Turing)"))
+        return Speed(NATIVE, Text("nunchaku's kernels: fast"))
 
     def warning(self, machine: Machine) -> str:
         wheel = machine.found[self.name]  # one of this name that is not the engine

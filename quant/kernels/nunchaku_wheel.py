@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from ...host.texts import Text
+
 RELEASES = "https://github.com/nunchaku-ai/nunchaku/releases"
 TURING, AMPERE, BLACKWELL = {(7, 5)}, {(8, 0), (8, 6), (8, 9)}, {(12, 0), (12, 1)}
 
@@ -39,13 +41,14 @@ def find() -> Wheel:
     if real:
         return Wheel(version, "")
     if spec is None:
-        return Wheel("", f"nunchaku is not installed. {_install()}")
+        return Wheel("", Text("nunchaku is not installed. {install}", install=_install()))
     if any((folder / "models" / "linear.py").is_file() for folder in folders):
-        return Wheel(version, f"nunchaku {version} has no compiled module (_C) for this Python. "
-                              f"Run `{_python()} -m pip uninstall nunchaku`, then: {_install()}")
-    return Wheel(version, f"The package named nunchaku in this Python ({version or 'unknown version'}) is a statistics "
-                          f"library, not the SVDQuant engine. Run `{_python()} -m pip uninstall nunchaku`, then: "
-                          f"{_install()}")
+        return Wheel(version, Text("nunchaku {version} has no compiled module (_C) for this Python. Run `{python} -m "
+                                   "pip uninstall nunchaku`, then: {install}", version=version, python=_python(),
+                                   install=_install()))
+    return Wheel(version, Text("The package named nunchaku in this Python ({version}) is a statistics library, not the "
+                               "SVDQuant engine. Run `{python} -m pip uninstall nunchaku`, then: {install}",
+                               version=version or Text("unknown version"), python=_python(), install=_install()))
 
 
 def _compiled(folder: Path) -> list[Path]:
@@ -61,23 +64,24 @@ def _install() -> str:
     try:
         import torch
 
-        built = f"torch {'.'.join(torch.__version__.split('.')[:2])} / CUDA {torch.version.cuda or 'none'}"
+        built = Text("torch {torch} / CUDA {cuda}", torch=".".join(torch.__version__.split(".")[:2]),
+                     cuda=torch.version.cuda or Text("none"))
     except ImportError:
-        built = "your torch and CUDA"
+        built = Text("your torch and CUDA")
     python = ".".join(platform.python_version_tuple()[:2])
-    return (f"run `{_python()} -m pip install <wheel>` with the wheel for {built} / Python {python} from {RELEASES} "
-            "(not from PyPI)")
+    return Text("run `{python} -m pip install <wheel>` with the wheel for {built} / Python {version} from {releases} "
+                "(not from PyPI)", python=_python(), built=built, version=python, releases=RELEASES)
 
 
 def gate(kinds: set[str] | frozenset[str], capability: tuple[int, int] | None) -> str:
     """Why nunchaku's kernels do not run weights of these kinds on this GPU; empty when they do
     (docs/sources/nunchaku.md, "Hardware")."""
     if capability is None:
-        return "nunchaku runs on NVIDIA GPUs only."
+        return Text("nunchaku runs on NVIDIA GPUs only.")
     if capability in BLACKWELL:
-        return 'Please use "fp4" quantization for Blackwell GPUs. ' if "int4" in kinds else ""
+        return Text('Please use "fp4" quantization for Blackwell GPUs.') if "int4" in kinds else ""
     if capability in TURING | AMPERE:
-        return 'Please use "int4" quantization for Turing, Ampere and Ada GPUs. ' if "nvfp4" in kinds else ""
+        return Text('Please use "int4" quantization for Turing, Ampere and Ada GPUs.') if "nvfp4" in kinds else ""
     sm = capability[0] * 10 + capability[1]
-    return (f"Unsupported GPU architecture {sm} due to the lack of 4-bit tensorcores. Please use a Turing, Ampere, "
-            "Ada or Blackwell GPU for this quantization configuration.")
+    return Text("Unsupported GPU architecture {sm} due to the lack of 4-bit tensorcores. Please use a Turing, Ampere, "
+                "Ada or Blackwell GPU for this quantization configuration.", sm=sm)

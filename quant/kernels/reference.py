@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...host.texts import Text
 from ..ascend import integers, mx
 from ..ascend.kinds import KINDS, LEVELS
 from ..ascend.weights import decode, integer_codes
@@ -93,7 +94,7 @@ class Reference(Kernel):
 
     def speed(self, name: str, machine: Machine) -> Speed:
         return Speed(USABLE if machine.kind == "npu" else SLOW,
-                     "plain torch with the NPU's arithmetic: exact, and slow")
+                     Text("plain torch with the NPU's arithmetic: exact, and slow"))
 
     def linear(self, act: Activation, tile: Tile, bias: Tensor | None) -> Tensor:
         x, kind = act.x, KINDS.get(tile.place.codec)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...host.texts import Text, either, joined
 from ..ascend import groups
 from ..ascend.kinds import DUAL_BLOCK, KINDS
 from ..ascend.weights import integer_codes
@@ -134,23 +135,26 @@ def cann_version() -> str:
 def problem(kind: str, facts: DeviceFacts) -> str:
     """What keeps torch_npu from running a kind here, and what to do about it; empty when nothing does."""
     if not facts.torch_npu:
-        return (f"torch_npu does not import ({facts.import_error})" if facts.import_error else
-                "torch_npu is not installed") + ": install torch_npu and CANN for this machine"
+        return Text("torch_npu does not import ({error}): install torch_npu and CANN for this machine",
+                    error=facts.import_error) if facts.import_error else \
+            Text("torch_npu is not installed: install torch_npu and CANN for this machine")
     if not facts.npu:
-        return "ComfyUI does not run models on an Ascend NPU here"
+        return Text("ComfyUI does not run models on an Ascend NPU here")
     needs = NEEDS.get(kind)
     title = codec(kind).title
     if needs is None:
-        return f"torch_npu has no matmul for {title}"
+        return Text("torch_npu has no matmul for {format}", format=title)
     if facts.generation not in needs.generations:
-        return (f"{title} needs an Ascend {' or '.join(needs.generations)}, this NPU is "
-                f"{facts.generation or 'of an unknown generation'}")
+        return Text("{format} needs an Ascend {generations}, this NPU is {generation}", format=title,
+                    generations=either(needs.generations),
+                    generation=facts.generation or Text("of an unknown generation"))
     if not cann_at_least(facts.cann, needs.cann):
-        return (f"{title} needs CANN {needs.cann} or newer, this is "
-                f"{f'CANN {facts.cann}' if facts.cann else 'an unknown version'}: update CANN")
+        return Text("{format} needs CANN {cann} or newer, this is {version}: update CANN", format=title,
+                    cann=needs.cann, version=f"CANN {facts.cann}" if facts.cann else Text("an unknown version"))
     missing = [op for op in needs.ops if op not in facts.ops]
     if missing:
-        return f"torch_npu {facts.torch_npu} has no {', '.join(missing)}: update torch_npu"
+        return Text("torch_npu {version} has no {names}: update torch_npu", version=facts.torch_npu,
+                    names=", ".join(missing))
     return ""
 
 
@@ -176,12 +180,14 @@ class TorchNPU(Reference):
 
     def speed(self, name: str, machine: Machine) -> Speed:
         facts: DeviceFacts = machine.found[self.name]
-        alone = "; activations stay whole, scales are rounded to 16 bits" if name in groups.BITS else ""
-        return Speed(NATIVE, f"torch_npu {facts.torch_npu} on Ascend {facts.generation}, CANN {facts.cann}{alone}")
+        words = Text("torch_npu {version} on Ascend {generation}, CANN {cann}", version=facts.torch_npu,
+                     generation=facts.generation, cann=facts.cann)
+        alone = [Text("activations stay whole, scales are rounded to 16 bits")] if name in groups.BITS else []
+        return Speed(NATIVE, joined("; ", [words, *alone]))
 
     def quantizes(self, name: str, machine: Machine) -> str:
         if name in groups.BITS:
-            return f"nothing multiplies {codec(name).title} layers quantized"
+            return Text("nothing multiplies {format} layers quantized", format=codec(name).title)
         return self.runs(name, machine)
 
     def refuses(self, tile: Tile) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text
 from ..codecs import codec
 from ..marker import marker
 from ..tile import Tile, check_tiling
@@ -44,7 +45,7 @@ def join(tiles: Sequence[Tile], names: Sequence[str], shape: tuple[int, int], *,
     mixed = in_full_precision(kinds)
     full, notes = full_precision or mixed, list[str]()
     if mixed:
-        notes.append(f"partly quantized group, multiplied in full precision: {', '.join(names)}")
+        notes.append(Text("partly quantized group, multiplied in full precision: {names}", names=", ".join(names)))
     static = True
     if any(codec(name).one_input for name in kinds):
         tiles, static, more = _one_input(tiles, names, mixed)
@@ -55,8 +56,8 @@ def join(tiles: Sequence[Tile], names: Sequence[str], shape: tuple[int, int], *,
         tiles, word = _merged(tiles, shape), stored.FORMAT
         leaves = stored.named(tiles)[1]
         if len(leaves) > stored.MOST:
-            raise ValueError(f"{', '.join(names)} are one layer in ComfyUI, of {len(leaves)} tensors; at most "
-                             f"{stored.MOST} are supported")
+            raise ValueError(Text("{names} are one layer in ComfyUI, of {count} tensors; at most {most} are supported",
+                                  names=", ".join(names), count=len(leaves), most=stored.MOST))
         made = {**leaves, "comfy_quant": marker(
             stored.conf_of(tiles) | ({"full_precision_matrix_mult": True} if full else {}))}
         kept = tuple(tiles)
@@ -79,9 +80,11 @@ def _one_input(tiles: Sequence[Tile], names: Sequence[str], mixed: bool) -> tupl
     if static and not mixed:  # a mixed group is multiplied in full precision
         one = inputs[0] if len(inputs) == 1 else torch.stack(inputs).max()
         if any(not torch.equal(scale, inputs[0]) for scale in inputs):
-            notes.append(f"different input scales in one group, the largest is used: {', '.join(names)}")
+            notes.append(Text("different input scales in one group, the largest is used: {names}",
+                              names=", ".join(names)))
     elif inputs and not mixed:
-        notes.append(f"input scale missing in a part of the group, dynamic for all of it: {', '.join(names)}")
+        notes.append(Text("input scale missing in a part of the group, dynamic for all of it: {names}",
+                          names=", ".join(names)))
     joined = [tile.having(input_scale=one) if codec(tile.place.codec).one_input else tile for tile in tiles]
     return joined, static, notes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text
 from ..tile import Place
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ def described(conf: Mapping[str, Any], leaves: Mapping[str, Seen]) -> list[Descr
             return _row_shards(leaves)
         return _svdquant(conf, leaves) if word == SVDQUANT else _ascend(leaves, word.removeprefix(ASCEND))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"a {word} marker that does not list its parts: these tensors were not converted by this "
-                         "pack; load the original file") from error
+        raise ValueError(Text("a {format} marker that does not list its parts: these tensors were not converted by "
+                              "this pack; load the original file", format=word)) from error
 
 
 def _row_shards(leaves: Mapping[str, Seen]) -> list[Described]:
@@ -54,7 +55,8 @@ def _row_shards(leaves: Mapping[str, Seen]) -> list[Described]:
         row += rows
     scales = leaves["weight_scale"][1]
     if scales != (len(tiles),):
-        raise ValueError(f"weight_scale is {list(scales)}, expected {[len(tiles)]}")
+        raise ValueError(Text("weight_scale is {found}, expected {expected}", found=list(scales),
+                              expected=[len(tiles)]))
     return tiles
 
 
@@ -77,7 +79,7 @@ def _svdquant(conf: Mapping[str, Any], leaves: Mapping[str, Seen]) -> list[Descr
         own = {field: _leaf(field, i) for field in PARTS}
         tiles.append((place, {field: leaf for field, leaf in own.items() if field == "codes" or leaf in leaves}))
     if not tiles:
-        raise ValueError(f"a {SVDQUANT} marker of no parts")
+        raise ValueError(Text("a {format} marker of no parts", format=SVDQUANT))
     return tiles
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text
 from ..codecs import codec
 from ..codecs.base import AS_SAVED, Seen, problem
 from ..tile import Place, Tile, check_tiling
@@ -59,15 +60,15 @@ def described(conf: Mapping[str, Any]) -> list[Described]:
             (Place(**{key: value for key, value in one.items() if key != "fields"}), dict(one["fields"]))
             for one in conf["tiles"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"a {FORMAT} marker that does not list its tiles: these tensors were not converted by this "
-                         "pack; load the original file") from error
+        raise ValueError(Text("a {format} marker that does not list its tiles: these tensors were not converted by "
+                              "this pack; load the original file", format=FORMAT)) from error
     if not found:
-        raise ValueError(f"a {FORMAT} marker of no tiles")
+        raise ValueError(Text("a {format} marker of no tiles", format=FORMAT))
     for place, fields in found:
         sizes = (place.rows, place.columns, place.row, place.column)
         if not all(type(size) is int and size >= 0 for size in sizes) or not isinstance(place.number, (int, float)) \
                 or not all(isinstance(text, str) for text in (place.codec, place.order, *fields, *fields.values())):
-            raise ValueError(f"a {FORMAT} marker with a tile that is none: {place}")
+            raise ValueError(Text("a {format} marker with a tile that is none: {place}", format=FORMAT, place=place))
     return found
 
 
@@ -80,16 +81,19 @@ def check(tiles: Sequence[Described], leaves: Mapping[str, Seen], shape: tuple[i
         for field, leaf in fields.items():
             name, index = _index(leaf)
             if name not in leaves:
-                raise ValueError(f"{leaf} is missing")
+                raise ValueError(Text("{leaf} is missing", leaf=leaf))
             dtype, sizes = leaves[name]
             if index is not None and (not sizes or index >= sizes[0]):
-                raise ValueError(f"{name} is {list(sizes)}, too small for {leaf}")
+                raise ValueError(Text("{name} is {shape}, too small for {leaf}", name=name, shape=list(sizes),
+                                      leaf=leaf))
             seen[field] = dtype, sizes if index is None else sizes[1:]
         wrong = problem(place, seen, kind)
         if wrong:
             other = wrong.startswith("codes is") and "[" not in wrong
-            raw = ": unconverted tensors are not what this layout holds" if other else ""
-            raise ValueError(f"{kind.title} at row {place.row}, column {place.column}: {wrong}{raw}")
+            if other:
+                wrong = Text("{problem}: unconverted tensors are not what this layout holds", problem=wrong)
+            raise ValueError(Text("{format} at row {row}, column {column}: {problem}", format=kind.title,
+                                  row=place.row, column=place.column, problem=wrong))
 
 
 def tiles(found: Sequence[Described], leaves: Mapping[str, Tensor]) -> list[Tile]:
@@ -124,7 +128,7 @@ def read(state_dict: dict[str, Any], prefix: str, conf: Mapping[str, Any], shape
         leaves = {name: state_dict.pop(f"{prefix}{name}") for name in names if f"{prefix}{name}" in state_dict}
         check(found, seen_in(leaves), (shape[0], shape[1]))
     except ValueError as error:
-        raise ValueError(f"{prefix.rstrip('.')}: {error}") from error
+        raise ValueError(Text("{name}: {problem}", name=prefix.rstrip("."), problem=error)) from error
     return tiles(found, leaves)
 
 

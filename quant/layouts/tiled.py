@@ -17,6 +17,7 @@ import torch
 from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout, QuantizedTensor, register_layout_class
 from torch import Tensor
 
+from ...host.texts import Text
 from ..codecs import codec
 from ..tile import Place, Tile
 from . import stored
@@ -47,7 +48,8 @@ class TilesLayout(QuantizedLayout):
                  stochastic_rounding: int | None = 0, **options: Any) -> tuple[Tensor, Any]:
         """Code a patched weight [rows, columns] again, each tile as that of `like` at its place."""
         if not like:
-            raise NotImplementedError("tiles come from a checkpoint; a float weight alone does not say how to code it")
+            raise NotImplementedError(Text("tiles come from a checkpoint; a float weight alone does not say how to "
+                                           "code it"))
         own = {name: options[name] for name in ("inplace_ops",) if name in options}  # scales are always new
         there = {id(t): t.to(tensor.device) for tile in like for t in tile.fields.values()}  # what stays, stays shared
         like = [tile.apply(lambda t: there[id(t)]) for tile in like]
@@ -126,7 +128,8 @@ def params_of(tiles: Sequence[Tile], dtype: torch.dtype, shape: tuple[int, ...],
             own.append((name, slots[id(tensor)]))
         held.append(tuple(own))
     if len(tensors) > stored.MOST:
-        raise ValueError(f"{len(tiles)} tiles of {len(tensors)} tensors, at most {stored.MOST} are supported")
+        raise ValueError(Text("{tiles} tiles of {tensors} tensors, at most {most} are supported", tiles=len(tiles),
+                              tensors=len(tensors), most=stored.MOST))
     named = {**dict.fromkeys(SLOTS), **dict(zip(SLOTS, tensors[1:], strict=False))}
     return tensors[0], TilesLayout.Params(
         orig_dtype=dtype, orig_shape=tuple(shape), tiles=tuple(tile.place for tile in tiles), held=tuple(held),

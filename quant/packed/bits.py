@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ...host.texts import Text, either
 from ..stored import PLAIN_DTYPES, Leaves
 
 if TYPE_CHECKING:
@@ -77,7 +78,9 @@ def shapes_problem(leaves: Leaves, wanted: Mapping[str, tuple[str | tuple[str, .
         if found is None:
             continue
         if found.dtype not in (dtypes := (dtypes,) if isinstance(dtypes, str) else dtypes):
-            return f"{leaf} is {found.dtype}, expected {' or '.join(dtypes)}"
+            return Text("{leaf} is {found}, expected {expected}", leaf=leaf, found=found.dtype,
+                        expected=either(dtypes))
         if tuple(found.shape) != shape:
-            return f"{leaf} is {list(found.shape)}, expected {list(shape)}"
+            return Text("{leaf} is {found}, expected {expected}", leaf=leaf, found=list(found.shape),
+                        expected=list(shape))
     return ""

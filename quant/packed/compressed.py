@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...host.texts import Text
 from ..codecs.fp8 import FP8_FORMAT
 from ..codecs.fp8_blocks import FP8BlocksFormat
 from ..codecs.groups import tile
@@ -53,15 +54,16 @@ def weights_of(group: dict[str, Any]) -> Weights:
     """A group of `config_groups`. Raises ValueError for one that says nothing of weights, or what is not known."""
     spec = group.get("weights")
     if not isinstance(spec, dict):
-        raise ValueError("says nothing of weights")
+        raise ValueError(Text("says nothing of weights"))
     bits, kind = spec.get("num_bits", 8), spec.get("type", "int")
     size, block = spec.get("group_size") or 0, spec.get("block_structure") or ()
     strategy = spec.get("strategy") or ("group" if size > 0 else "block" if block else "tensor")
     if type(bits) is not int or not 1 <= bits <= 8 or kind not in ("int", "float") or type(size) is not int:
-        raise ValueError(f"has weights of {bits} bits {kind!r} in groups of {size}, which this version does not load")
+        raise ValueError(Text("has weights of {bits} bits {kind!r} in groups of {size}, which this version does not "
+                              "load", bits=bits, kind=kind, size=size))
     if block and not (isinstance(block, list) and len(block) == 2 and all(
             type(side) is int and side > 0 and not side & (side - 1) for side in block)):
-        raise ValueError(f"has blocks of {block}, expected two powers of two")
+        raise ValueError(Text("has blocks of {block}, expected two powers of two", block=block))
     return Weights(bits, kind, strategy, max(size, 0) if "group" in strategy else 0, tuple(block),
                    spec.get("symmetric", True) is not False, spec.get("actorder") == "group",
                    group.get("input_activations") is not None)
@@ -93,7 +95,7 @@ def format_of(leaves: Leaves, weights: Weights) -> StoredFormat | None:
 def _input_zero_point(leaves: Leaves) -> str:
     point = leaves.get("input_zero_point")
     return "" if point is None or tuple(point.shape) in ((), (1,)) else \
-        f"input_zero_point is {list(point.shape)}, expected one value"
+        Text("input_zero_point is {shape}, expected one value", shape=list(point.shape))
 
 
 class _Int8(INT8Format):
@@ -117,7 +119,8 @@ class _Blocks(FP8BlocksFormat):
     def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
         scale = tuple(leaves["weight_scale"].shape)
         if self.block and scale != (wanted := (-(-rows // self.block[0]), -(-columns // self.block[1]))):
-            return f"weight_scale is {list(scale)}, expected {list(wanted)} for blocks of {list(self.block)}"
+            return Text("weight_scale is {found}, expected {expected} for blocks of {block}", found=list(scale),
+                        expected=list(wanted), block=list(self.block))
         return super().problem(leaves, rows, columns)
 
 
@@ -138,12 +141,12 @@ class Integers(IntegerFormat):
             stored, zeros = ("I8", (rows, columns)), ("I8", (rows, groups))
         scale = tuple(leaves["weight_scale"].shape)
         if not weights.symmetric and "weight_zero_point" not in leaves:
-            return "weight_zero_point is missing, and the weights are declared asymmetric"
+            return Text("weight_zero_point is missing, and the weights are declared asymmetric")
         if weights.ordered and "weight_g_idx" not in leaves:
-            return "weight_g_idx is missing, and its order of columns is declared"
+            return Text("weight_g_idx is missing, and its order of columns is declared")
         if weights.strategy == "tensor":
             if "weight_zero_point" in leaves:
-                return "a zero point for a whole tensor, which this version does not load"
+                return Text("a zero point for a whole tensor, which this version does not load")
             if problem := scalar_problem(leaves, "weight_scale"):
                 return problem
         return shapes_problem(leaves, {
@@ -167,7 +170,7 @@ class Integers(IntegerFormat):
         else:
             signed, (rows, columns) = part["weight"].to(torch.int16), part["weight"].shape
             if bool(((signed < -half) | (signed >= half)).any()):
-                raise ValueError(f"{name}.weight has codes of more than {bits} bits")
+                raise ValueError(Text("{name}.weight has codes of more than {bits} bits", name=name, bits=bits))
             codes = (signed + half).to(torch.uint8)
             zero = None if zero is None else zero.to(torch.int16) + half
         scale = part["weight_scale"].reshape(-1, 1).expand(rows, 1) if self.weights.strategy == "tensor" \
@@ -192,7 +195,7 @@ class NVFP4:
     def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
         called = {_SCALES.get(leaf, leaf): found for leaf, found in leaves.items()}
         if "weight_global_scale" not in leaves:
-            return "NVFP4 weight without weight_global_scale"
+            return Text("NVFP4 weight without weight_global_scale")
         return NVFP4_FORMAT.problem(called, rows, columns)
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
@@ -200,7 +203,8 @@ class NVFP4:
             if leaf not in _SCALES:
                 return found
             if not bool((found > 0).all()):
-                raise ValueError(f"{name}.{leaf} is {float(found)}: a scale must be a finite positive number")
+                raise ValueError(Text("{name}.{leaf} is {value}: a scale must be a finite positive number", name=name,
+                                      leaf=leaf, value=float(found)))
             return (1 / found.double()).float()
 
         called = {_SCALES.get(leaf, leaf): divided(leaf, found) for leaf, found in part.items()}
@@ -223,13 +227,13 @@ class MXFP4:
 
     def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
         if columns % 2:
-            return f"MXFP4 needs an even number of columns, this layer has {columns}"
+            return Text("MXFP4 needs an even number of columns, this layer has {columns}", columns=columns)
         return shapes_problem(leaves, {"weight": ("U8", (rows, columns // 2)),
                                        "weight_scale": ("U8", (rows, -(-columns // 32)))})
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
         codes, scale = part["weight"], part["weight_scale"]
         if bool((scale == 255).any()):
-            raise ValueError(f"{name}.weight_scale has values that are no number")
+            raise ValueError(Text("{name}.weight_scale has values that are no number", name=name))
         place = Place(self.codec, codes.shape[0], 2 * codes.shape[1])
         return Coded((Tile(place, {"codes": codes, "scale": scale}),), part.get("bias"))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...host.texts import Text
 from ..codecs.groups import tile
 from ..codecs.words import as_stored, awq_codes
 from ..stored import ByteOrder, Leaves
@@ -68,7 +69,8 @@ class GPTQ(IntegerFormat):
     def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
         groups = leaves["scales"].shape[0]
         if not group_size(columns, groups, self.size) and "g_idx" not in leaves:
-            return f"{groups} groups over {columns} columns, and no g_idx or group_size tells which"
+            return Text("{groups} groups over {columns} columns, and no g_idx or group_size tells which", groups=groups,
+                        columns=columns)
         return shapes_problem(leaves, {
             "weight": ("I32", (columns * self.bits // WORD, rows)), "scales": (FLOATS, (groups, rows)),
             "qzeros": ("I32", (groups, rows * self.bits // WORD)), "g_idx": ("I32", (columns,))})
@@ -93,8 +95,8 @@ class GPTQ(IntegerFormat):
             version = next((number for number, value in ((1, top // 2), (2, top // 2 + 1))
                             if bool((first == value).all())), 0)
         if not version:
-            raise ValueError(f"{name}: asymmetric zero points, and nothing says whether they are version 1 or 2 of "
-                             "GPTQ (checkpoint_format)")
+            raise ValueError(Text("{name}: asymmetric zero points, and nothing says whether they are version 1 or 2 of "
+                                  "GPTQ (checkpoint_format)", name=name))
         if version == 1 and self.bits != 3:
             ones = sum(1 << i for i in range(0, WORD, self.bits))
             words = words + torch.tensor(ones, dtype=torch.int32)  # wraps around, as the subtraction did
@@ -117,7 +119,8 @@ class AWQ(IntegerFormat):
     def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
         groups = leaves["scales"].shape[0]
         if not group_size(columns, groups, self.size):
-            return f"{groups} groups over {columns} columns, and no group_size tells which"
+            return Text("{groups} groups over {columns} columns, and no group_size tells which", groups=groups,
+                        columns=columns)
         return shapes_problem(leaves, {"weight": ("I32", (columns, rows // 8)), "scales": (FLOATS, (groups, rows)),
                                        "qzeros": ("I32", (groups, rows // 8))})
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...host.texts import Text
 from ..codecs.groups import tile
 from ..stored import ByteOrder, Leaves
 from ..tile import Coded
@@ -31,9 +32,10 @@ def format_of(leaves: Leaves) -> Quanto | str:
     weight, scale = tuple(leaves["weight"].shape), tuple(leaves["weight_scale"].shape)
     fits = [bits for bits in (2, 4) if len(weight) == len(scale) == 2 and weight[0] == -(-scale[0] * bits // 8)]
     if len(fits) != 1:
-        return f"codes {list(weight)} for scales {list(scale)}, which are neither 2 nor 4 bits"
+        return Text("codes {codes} for scales {scales}, which are neither 2 nor 4 bits", codes=list(weight),
+                    scales=list(scale))
     if "bias" not in leaves:
-        return f"codes of {fits[0]} bits without a bias, and nothing else tells the number of rows"
+        return Text("codes of {bits} bits without a bias, and nothing else tells the number of rows", bits=fits[0])
     return Quanto(fits[0], leaves["bias"].shape[0] if leaves["bias"].shape else 0)
 
 
@@ -52,7 +54,7 @@ class Quanto(IntegerFormat):
     def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
         size = leaves["weight"].shape[1]
         if not size or columns % size:
-            return f"groups of {size} columns over {columns} columns"
+            return Text("groups of {size} columns over {columns} columns", size=size, columns=columns)
         groups = rows * columns // size
         return shapes_problem(leaves, {
             "weight": ("U8", (-(-groups * self.bits // 8), size)), "weight_scale": (FLOATS, (groups, 1)),

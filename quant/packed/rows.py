@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...host.texts import Text
 from ..codecs import fp8_blocks, int8
 from ..scales import positive
 from ..stored import ByteOrder, Leaves, StoredFormat
@@ -45,7 +46,7 @@ class Rows:
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
         point = part.get("weight_zero_point")
         if point is not None and bool(point.any()):
-            raise ValueError(f"{name} has zero points other than 0, which this version does not load")
+            raise ValueError(Text("{name} has zero points other than 0, which this version does not load", name=name))
         output_scale(name, part)
         place = Place(self.codec, part["weight"].shape[0], part["weight"].shape[1])
         scale = positive(f"{name}.weight_scale", part["weight_scale"])
@@ -56,4 +57,5 @@ def output_scale(name: str, part: dict[str, Tensor]) -> None:
     """Raise ValueError where a layer of quanto's has quantized outputs: a scale of them other than 1."""
     out = part.get("output_scale")
     if out is not None and float(out) != 1:
-        raise ValueError(f"{name}.output_scale is {float(out)}: outputs are quantized, which is not supported")
+        raise ValueError(Text("{name}.output_scale is {value}: outputs are quantized, which is not supported",
+                              name=name, value=float(out)))

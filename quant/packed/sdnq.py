@@ -14,6 +14,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
+from ...host.texts import Text
 from ..codecs import fp8_blocks, int8
 from ..codecs.groups import tile
 from ..scales import block_of, positive
@@ -73,8 +74,11 @@ def format_of(leaves: Leaves, declared: str, others: frozenset[str]) -> SDNQ | s
         fits = {kind for kind in {declared, *others} if _fits(kind, leaves)}
         kind = declared if declared in fits else fits.pop() if len(fits) == 1 else ""
     if not kind or shifted is not kind.startswith("uint"):
-        beside = "with" if shifted else "without"
-        return f"{weight.dtype} {list(weight.shape)} {beside} zero_point is not {declared}, which is declared"
+        if shifted:
+            return Text("{dtype} {shape} with zero_point is not {declared}, which is declared", dtype=weight.dtype,
+                        shape=list(weight.shape), declared=declared)
+        return Text("{dtype} {shape} without zero_point is not {declared}, which is declared", dtype=weight.dtype,
+                    shape=list(weight.shape), declared=declared)
     return SDNQ(kind)
 
 
@@ -109,17 +113,18 @@ class SDNQ(IntegerFormat):
         weight, scale = tuple(leaves["weight"].shape), tuple(leaves["scale"].shape)
         groups = scale[1] if len(scale) == 3 else 1
         if not groups or columns % groups:
-            return f"{groups} groups over {columns} columns"
+            return Text("{groups} groups over {columns} columns", groups=groups, columns=columns)
         if self.kind == "float8_e4m3fn" and block_of(columns, groups) * groups != columns:
-            return f"{groups} groups of FP8 over {columns} columns, which this version does not load"
+            return Text("{groups} groups of FP8 over {columns} columns, which this version does not load",
+                        groups=groups, columns=columns)
         wanted: tuple[int, ...] = (rows, groups, columns // groups) if len(weight) == 3 else (rows, columns)
         if self.bits < 8:
             if rows * columns % len(WORDS[self.bits]):
-                return f"{self.kind} of {rows * columns} codes, which make no whole bytes"
+                return Text("{kind} of {count} codes, which make no whole bytes", kind=self.kind, count=rows * columns)
             size = rows * columns * self.bits // 8
             wanted = (size,) if len(weight) == 1 else (size // weight[1], weight[1])
         if ("svd_up" in leaves) is not ("svd_down" in leaves):
-            return "one of svd_up and svd_down, and they belong together"
+            return Text("one of svd_up and svd_down, and they belong together")
         up = leaves.get("svd_up")
         rank = up.shape[-1] if up is not None and up.shape else 0
         scales = (rows, groups, 1) if len(scale) == 3 else (rows, 1)
@@ -141,6 +146,6 @@ class SDNQ(IntegerFormat):
                         offset=None if offset is None else offset.reshape(rows, -1))
         if "svd_up" in part:
             if not all(bool(part[leaf].isfinite().all()) for leaf in ("svd_up", "svd_down")):
-                raise ValueError(f"{name}: svd_up or svd_down has values that are not finite")
+                raise ValueError(Text("{name}: svd_up or svd_down has values that are not finite", name=name))
             made = made.having(up=part["svd_up"], down=part["svd_down"].t().contiguous())
         return Coded((made,), part.get("bias"))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...host.texts import Text
 from ..codecs.groups import tile
 from ..stored import ByteOrder, Leaves
 from ..tile import Coded
@@ -39,7 +40,8 @@ class TinyChat(IntegerFormat):
 
     def problem(self, leaves: Leaves, rows: int, columns: int) -> str:
         if rows % 4 or columns % GROUP:
-            return f"a weight of {[rows, columns]}, which is not stored in four rows and {GROUP} columns at a time"
+            return Text("a weight of {shape}, which is not stored in four rows and {columns} columns at a time",
+                        shape=[rows, columns], columns=GROUP)
         groups = -(-columns // GROUP // 8) * 8
         return shapes_problem(leaves, {"weight": ("I16", (rows // 4, columns)), "scales": (FLOATS, (groups, rows)),
                                        "scaled_zeros": (FLOATS, (groups, rows))})

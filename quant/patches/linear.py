@@ -17,6 +17,7 @@ from comfy_kitchen.tensor import QuantizedTensor
 from torch import Tensor
 from torch.nn.functional import linear as matmul
 
+from ...host.texts import Text
 from ..layouts.int8 import host_named, renamed
 from ..layouts.tiled import is_tiled, plain_shift, shifts, tiles_of, with_delta
 from . import saving
@@ -251,8 +252,8 @@ def with_patches_beside(operations: Any) -> Any:
             if coming is not None and coming.hook:
                 return None  # on_apply_hooks says which they are
             if inplace_update:
-                raise host.CheckpointError("patches cannot be written into a quantized weight in place", "",
-                                           "use the LoRA nodes of ComfyUI on the MODEL of the loader")
+                raise host.CheckpointError(Text("patches cannot be written into a quantized weight in place"), "",
+                                           Text("use the LoRA nodes of ComfyUI on the MODEL of the loader"))
             if return_weight:
                 return self._made_dense(weight, self._shift()) if found is None else saving.with_factors(self, found)
             before = self._bytes()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ...host.texts import Text, either
 from ..blocks import ceil_to
 from ..tile import Place, Tile
 
@@ -73,14 +74,16 @@ def _check(leaves: dict[str, Tensor], leaf: str, dtypes: tuple[str, ...], shape:
     """The leaf, if it has one of the dtypes and the shape and is finite. Raises ValueError."""
     tensor = leaves.get(leaf)
     if tensor is None:
-        raise ValueError(f"{leaf} is missing")
+        raise ValueError(Text("{leaf} is missing", leaf=leaf))
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in dtypes:
-        raise ValueError(f"{leaf} is {dtype}, expected {' or '.join(dtypes)}")
+        raise ValueError(Text("{leaf} is {found}, expected {expected}", leaf=leaf, found=dtype,
+                              expected=either(dtypes)))
     if tuple(tensor.shape) != shape:
-        raise ValueError(f"{leaf} is {list(tensor.shape)}, expected {list(shape)}")
+        raise ValueError(Text("{leaf} is {found}, expected {expected}", leaf=leaf, found=list(tensor.shape),
+                              expected=list(shape)))
     if tensor.is_floating_point() and not _finite(tensor):
-        raise ValueError(f"{leaf} has values that are not finite")
+        raise ValueError(Text("{leaf} has values that are not finite", leaf=leaf))
     return tensor
 
 
@@ -109,31 +112,34 @@ def w4a4_part(leaves: dict[str, Tensor], rows: int, columns: int, unsigned: bool
     fp4 = scales is not None and str(scales.dtype) == "torch.float8_e4m3fn"
     kind = "nvfp4" if fp4 else "int4"
     if columns % GROUP[kind]:
-        raise ValueError(f"{columns} columns are no multiple of {GROUP[kind]}, the group of {kind}")
+        raise ValueError(Text("{columns} columns are no multiple of {group}, the group of {kind}", columns=columns,
+                              group=GROUP[kind], kind=kind))
     n, k = ceil_to(rows, 128), ceil_to(columns, 128)
     codes = _check(leaves, "qweight", ("int8",) if order is None else ("int8", "uint8"), (n, k // 2))
     stored = _check(leaves, "wscales", ("float8_e4m3fn",) if fp4 else HALF, (k // GROUP[kind], n))
     smooth = _check(leaves, "smooth_factor", HALF, (k,))
     rank = leaves["proj_down"].shape[-1] if "proj_down" in leaves else 0
-    if rank < 16 or rank % 16:
-        raise ValueError(f"proj_down is {'of rank ' + str(rank) if rank else 'missing'}, expected a multiple of 16")
+    if not rank:
+        raise ValueError(Text("proj_down is missing, expected a multiple of 16"))
+    if rank % 16:
+        raise ValueError(Text("proj_down is of rank {rank}, expected a multiple of 16", rank=rank))
     down = _check(leaves, "proj_down", HALF, (k, rank))
     up = _check(leaves, "proj_up", HALF, (n, rank))
     bias = _check(leaves, "bias", HALF, (n,))
     if unsigned and fp4:
-        raise ValueError("NVFP4 layers have no unsigned activations")
+        raise ValueError(Text("NVFP4 layers have no unsigned activations"))
     if order is not None and not fp4:
-        raise ValueError("INT4 weights in another order than Nunchaku's, which no writer is known to have")
+        raise ValueError(Text("INT4 weights in another order than Nunchaku's, which no writer is known to have"))
     if fp4:
         scale = own.unpack_micro_scales(stored)[:rows, :columns // 16]
         fields = _fp4_scales(leaves, rows, n, own)
     else:
         if "wtscale" in leaves or "wcscales" in leaves:
-            raise ValueError("wtscale or wcscales beside INT4 weights: these belong to NVFP4")
+            raise ValueError(Text("wtscale or wcscales beside INT4 weights: these belong to NVFP4"))
         scale, fields = packing.unpack_scales(stored)[:columns // 64, :rows], dict[str, Any]()
     smooth = own.unpack_vector(smooth)[:columns]
     if not bool((smooth != 0).all()):
-        raise ValueError("smooth_factor has zeros: activations are divided by it")
+        raise ValueError(Text("smooth_factor has zeros: activations are divided by it"))
     part = Part(kind, own.unpack_qweight(codes)[:rows, :columns // 2].contiguous(), scale.contiguous(),
                 smooth=smooth.contiguous(), down=own.unpack_down(down)[:columns].contiguous(),
                 up=own.unpack_up(up)[:rows].contiguous(), unsigned=unsigned)
@@ -149,7 +155,7 @@ def _fp4_scales(leaves: dict[str, Tensor], rows: int, n: int, order: Order) -> d
     if "wtscale" in leaves:
         scale = leaves["wtscale"]
         if scale.numel() != 1 or not math.isfinite(float(scale)):
-            raise ValueError(f"wtscale is {scale.tolist()}, expected one finite value")
+            raise ValueError(Text("wtscale is {values}, expected one finite value", values=scale.tolist()))
         fields["tensor_scale"] = torch.tensor(float(scale), dtype=torch.float32)
     if "wcscales" in leaves:
         stored = _check(leaves, "wcscales", HALF, (n,))
@@ -169,12 +175,14 @@ def awq_part(leaves: dict[str, Tensor], rows: int, columns: int, interleaved: in
     from . import packing
 
     if columns % 64 or rows % 4:
-        raise ValueError(f"[{rows}, {columns}] is no AWQ shape: rows must be a multiple of 4 and columns of 64")
+        raise ValueError(Text("[{rows}, {columns}] is no AWQ shape: rows must be a multiple of 4 and columns of 64",
+                              rows=rows, columns=columns))
     groups = columns // 64
     stored = len(leaves["wscales"]) if "wscales" in leaves else 0
     padded = (stored if stored == groups else ceil_to(groups, 16), rows)
     if interleaved and (interleaved not in (3, 6) or rows % interleaved):
-        raise ValueError(f"{rows} rows do not interleave {interleaved} modulation vectors")
+        raise ValueError(Text("{rows} rows do not interleave {count} modulation vectors", rows=rows,
+                              count=interleaved))
     codes = packing.unpack_awq(_check(leaves, "qweight", ("int32",), (rows // 4, columns // 2)), interleaved or 1)
     scale = _check(leaves, "wscales", HALF, padded)[:groups]
     zeros = _check(leaves, "wzeros", HALF, padded)[:groups]
@@ -197,7 +205,7 @@ def split_rows(part: Part, counts: Sequence[int]) -> list[Part]:
     Raises ValueError unless the counts add up.
     """
     if sum(counts) != part.rows:
-        raise ValueError(f"{part.rows} rows cannot be split into {list(counts)}")
+        raise ValueError(Text("{rows} rows cannot be split into {counts}", rows=part.rows, counts=list(counts)))
     out, row = [], 0
     for count in counts:
         rows = slice(row, row + count)

@@ -7,6 +7,7 @@ Dialogs, the sidebar and settings are in test_extension_panels.py.
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from browser.extension import (
@@ -48,7 +49,7 @@ pytestmark = pytest.mark.browser
 
 BLUEPRINT = PACK / "subgraphs" / "FLUX.1 ModelOpt FP8 text to image.json"
 
-DYNAMIC = ("kind_", "verdict_", "target_", "hub_")  # keys of texts that the page puts together
+DYNAMIC = ("kind_", "verdict_", "target_", "hub_", "fact_")  # keys of texts that the page puts together
 
 
 @pytest.fixture(scope="module")
@@ -393,6 +394,7 @@ def test_vue_nodes_in_chinese(another):
     node = another.page.locator(f'[data-node-id="{ids["q"]}"]')
     node.locator(".qt-badge[data-state=ready]").wait_for()
     assert "ModelOpt FP8" in node.inner_text() and "模拟" in node.inner_text() and "应用 Transformer 覆盖" in node.inner_text()
+    assert "权重在内存中保持量化" in node.locator(".qt-verdict").get_attribute("title")
     node.get_by_role("combobox").first.click()  # as a user does
     option = another.page.get_by_role("option", name=QWEN, exact=True)
     another.page.get_by_role("option").first.hover()
@@ -403,7 +405,13 @@ def test_vue_nodes_in_chinese(another):
         another.page.wait_for_timeout(50)
     option.click()
     node.locator(".qt-badge[data-mark=mismatch]").wait_for()
+    assert re.search("[\u4e00-\u9fff]{4}", node.locator(".qt-wrong").inner_text())
     another.screenshot(OUT / "vue_nodes.png")
+    another.run("() => app.extensionManager.command.execute('QuantizedTransformers.Doctor')")
+    doctor = another.page.locator(".qt-dialog")
+    doctor.get_by_text("设备类型").wait_for()
+    assert "未量化：按 ComfyUI 自身的方式运行" in doctor.inner_text()
+    another.screenshot(OUT / "doctor_in_chinese.png")
     assert another.problems == []
 
 

@@ -1,4 +1,5 @@
-"""Run, pressed on a workflow that would fail: every node that is wrong is marked at once, on the canvas and in Vue nodes."""
+"""Run, pressed on a workflow that would fail: every node that is wrong is marked at once, on the canvas and in Vue nodes,
+and says why in the page's language."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from support.workflow import apply_override, load_base, text_to_image
 pytestmark = pytest.mark.browser
 
 MARKED = """() => Object.fromEntries(Object.entries(app.lastNodeErrors ?? {}).map(([id, { errors }]) =>
-  [id, { mark: app.graph.getNodeById(id).has_errors, code: /code: (\\w+)$/.exec(errors[0].details)?.[1] }]))"""
+  [id, { mark: app.graph.getNodeById(id).has_errors, code: /code: (\\w+)$/.exec(errors[0].details)?.[1],
+         chinese: /[\\u4e00-\\u9fff]{4}[^]*\\n +解决方法：/.test(errors[0].details) }]))"""
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +20,10 @@ def server(extension_server):
     return extension_server
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "Vue nodes"])
-def test_every_wrong_node_is_marked(another, vue):
-    another.open(IMAGES | {"Comfy.VueNodes.Enabled": vue})
+@pytest.mark.parametrize("vue, language", [(False, "en"), (True, "en"), (False, "zh")],
+                         ids=["canvas", "Vue nodes", "canvas in Chinese"])
+def test_every_wrong_node_is_marked(another, vue, language):
+    another.open(IMAGES | {"Comfy.VueNodes.Enabled": vue, "Comfy.Locale": language})
     prompt = {"1": load_base("tiny-flux"), "2": apply_override(["1", 0], QWEN), **text_to_image(["2", 0], "1"),
               "3": load_base("somebody/something"), **text_to_image(["3", 0], "2"),
               "4": {"class_type": "QT_LoadBaseVAE", "inputs": {"reference": FP8}},
@@ -30,9 +33,8 @@ def test_every_wrong_node_is_marked(another, vue):
     press_run(another)
     another.page.wait_for_function("() => Object.keys(app.lastNodeErrors ?? {}).length")
     another.page.wait_for_timeout(300)
-    another.screenshot(OUT / f"queue_{'vue' if vue else 'canvas'}.png")
+    another.screenshot(OUT / f"queue_{'vue' if vue else 'canvas'}_{language}.png")
     types = another.run("() => Object.fromEntries(Object.keys(app.lastNodeErrors).map((id) => [id, app.graph.getNodeById(id).type]))")
     marked = {types[node]: found for node, found in another.run(MARKED).items()}
-    assert marked == {"QT_ApplyTransformerOverride": {"mark": True, "code": "does_not_fit"},
-                      "QT_LoadBaseModel": {"mark": True, "code": "missing"},
-                      "QT_LoadBaseVAE": {"mark": True, "code": "missing"}}
+    codes = {"QT_ApplyTransformerOverride": "does_not_fit", "QT_LoadBaseModel": "missing", "QT_LoadBaseVAE": "missing"}
+    assert marked == {node: {"mark": True, "code": code, "chinese": language == "zh"} for node, code in codes.items()}

@@ -73,3 +73,14 @@ def test_doctor():
         version = runpy.run_path(str(COMFYUI / "comfyui_version.py"))["__version__"]
         assert facts["ComfyUI"] == (version if comfyui else "not found")
         assert facts["torch"].startswith("2.")
+
+
+def test_reports_and_errors_are_in_the_language_of_qt_lang(tmp_path, monkeypatch):
+    monkeypatch.setenv("QT_LANG", "zh")
+    workflow = tmp_path / "workflow.json"
+    workflow.write_text(json.dumps({"1": {"class_type": "NunchakuPulidApply", "inputs": {}}}), encoding="utf-8")
+    done = run("migrate", workflow)
+    assert done.returncode == 0 and "节点 1 NunchakuPulidApply：此版本没有与之对应的节点" in done.stdout, done.stderr
+    workflow.write_text("{}", encoding="utf-8")
+    done = run("migrate", workflow)
+    assert done.returncode == 1 and "这不是工作流" in done.stderr

@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from support import flux, text_encoders
+from support.routes import ask
 from support.server import Server, error_of
 from support.workflow import apply_override, load_base, queued, text_to_image
 
@@ -127,6 +128,37 @@ def test_what_is_not_refused(server):
     linked = {"name": {"class_type": "PrimitiveString", "inputs": {"value": "nowhere"}},
               "base": load_base(["name", 0]), **text_to_image(["base", 0], "l_")}
     assert "nowhere was found neither" in accepted(server, linked)
+
+
+def test_in_the_language_of_the_page(server):
+    """Refusals, errors while it runs, and reports: in the language that the page which queues has said; codes and class
+    names are the same in every one."""
+    def queue(prompt: dict, client: str) -> tuple[int, dict]:
+        return server.post("/prompt", {"prompt": prompt, "client_id": client})
+
+    for client, accepts, language in (("chinese", "fr, zh;q=0.9, en;q=0.8", "zh"), ("english", "en-GB,en", "en"),
+                                      ("french", "fr", "en")):
+        assert ask(server, "POST", "language", json={"client": client}, headers={"Accept-Language": accepts}) == (
+            200, {"language": language})
+    wrong = {"base": load_base("nowhere"), **text_to_image(["base", 0], "n_")}
+    late = {"name": {"class_type": "PrimitiveString", "inputs": {"value": "nowhere"}},
+            "base": load_base(["name", 0]), **text_to_image(["base", 0], "l_")}
+    look = {"class_type": "QT_InspectCheckpoint", "inputs": {"reference": "lacking"}}
+    for client, not_found, todo, refused, problem in (
+            ("chinese", "找不到 nowhere：", "解决方法：", "此检查点被拒绝加载", "问题："),
+            ("english", "nowhere was found neither", "what to do: ", "this checkpoint is refused", "PROBLEM: "),
+            ("french", "nowhere was found neither", "what to do: ", "this checkpoint is refused", "PROBLEM: "),
+            ("unknown", "nowhere was found neither", "what to do: ", "this checkpoint is refused", "PROBLEM: ")):
+        status, answer = queue(wrong, client)
+        text = answer["node_errors"]["base"]["errors"][0]["details"]
+        assert status == 400 and not_found in text and todo in text and text.endswith("\n  code: missing"), text
+        history = server.wait_for(queue(late, client)[1]["prompt_id"])
+        error = next(data for kind, data in history["status"]["messages"] if kind == "execution_error")
+        assert not_found in error["exception_message"] and todo in error["exception_message"], client
+        assert error["exception_type"] == "quantized_transformers.MissingFiles"
+        name = f"look_{client}"  # a report that was made for another page is kept by ComfyUI under its node's name
+        report, = server.wait_for(queue({name: look}, client)[1]["prompt_id"])["outputs"][name]["text"]
+        assert refused in report and problem in report and "transformer_blocks.1.attn.to_q" in report, client
 
 
 def test_a_fault_of_the_check_stops_nothing(tiny, monkeypatch, caplog):

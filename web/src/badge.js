@@ -111,7 +111,7 @@ export class Badge {
     const words = t(`verdict_${verdict}`)
     this.#fill(known.on_disk ? 'ready' : 'missing', said, mismatch ? 'mismatch' : wrong ? 'problem' : '',
       line(
-        known.family && el('b', { className: 'qt-family' }, known.family),
+        known.family && el('b', { className: 'qt-family' }, known.family === DEFERRED ? t(DEFERRED) : known.family),
         el('span', { className: 'qt-text' }, known.architecture || title),
         known.model && el('button', {
           type: 'button', className: 'qt-forms', title: t('variantsOf', { model: known.model }),

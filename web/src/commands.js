@@ -34,9 +34,15 @@ export async function doctor() {
       el('td', {}, text)))
     await dialog(t('doctor'), [
       el('table', { className: 'qt-families' }, el('tbody', {}, rows)),
-      facts(Object.entries(rest).map(([name, value]) => [name, tree(value)]))
+      facts(Object.entries(rest).map(([name, value]) => [named(name), tree(value)]))
     ])
   })
+}
+
+/** What a fact is called: a package's name is the same in every language. */
+function named(name) {
+  const key = `fact_${name}`
+  return t(key) === key ? name : t(key)
 }
 
 /** A fact as text, or as a list of its parts. */

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ....host.texts import Text
 from ...errors import CheckpointError
 from .base import Family
 
@@ -16,8 +17,9 @@ def families() -> tuple[Family, ...]:
     return (
         Family("FLUX.1", "FLUX", (("text_encoder", "tokenizer", clip_l.CLIP_L),
                                   ("text_encoder_2", "tokenizer_2", t5.T5_XXL)), "FluxClipModel", ("Flux",),
-               (("t5xxl_min_length", 512),), "T5 prompts are padded to 512 tokens as diffusers does (ComfyUI's own "
-               "loaders: 256); T5TokenizerOptions changes it"),
+               (("t5xxl_min_length", 512),),
+               Text("T5 prompts are padded to 512 tokens as diffusers does (ComfyUI's own loaders: 256); "
+                    "T5TokenizerOptions changes it")),
         Family("Wan", "WAN", (("text_encoder", "tokenizer", umt5.UMT5_XXL),), "WanT5Model", ("Wan",)),
         Family("HunyuanVideo", "HUNYUAN_VIDEO", (("text_encoder_2", "tokenizer_2", clip_l.CLIP_L),
                                                  ("text_encoder", "tokenizer", llama.LLAMA)),
@@ -42,6 +44,7 @@ def family_of(index: dict[str, Any]) -> Family:
         if (pipeline.startswith(family.pipelines) and named.keys() == {encoder for encoder, _, _ in family.encoders}
                 and all(named[folder] in encoder.classes for folder, _, encoder in family.encoders)):
             return family
-    encoders = ", ".join(f"{name} {kind}" for name, kind in named.items()) or "no text encoder"
-    raise CheckpointError(f"the text encoders of {pipeline or 'this pipeline'} are not supported: {encoders}",
-                          "model_index.json", f"supported: {', '.join(family.name for family in families())}")
+    encoders = ", ".join(f"{name} {kind}" for name, kind in named.items()) or Text("no text encoder")
+    raise CheckpointError(Text("the text encoders of {pipeline} are not supported: {encoders}",
+                               pipeline=pipeline or Text("this pipeline"), encoders=encoders), "model_index.json",
+                          Text("supported: {names}", names=", ".join(family.name for family in families())))

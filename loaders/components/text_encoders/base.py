@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ....host.texts import Text, joined
 from ...architectures.base import Module
 from ...errors import CheckpointError
 from ...model import dtype_of
@@ -132,11 +133,11 @@ def host_sizes(config: Config, sizes: Config, fixed: Config) -> Config:
     `sizes` are the host's values for the names that it can be told (a name config.json lacks keeps the host's value);
     `fixed` are values its code has no name for. Raises CheckpointError where config.json has another than a fixed one.
     """
-    wrong = [f"{name} {config[name]} (ComfyUI's is {value})" for name, value in fixed.items()
-             if config.get(name, value) != value]
+    wrong = [Text("{key} {value} (ComfyUI's is {fixed})", key=name, value=config[name], fixed=value)
+             for name, value in fixed.items() if config.get(name, value) != value]
     if wrong:
-        raise CheckpointError(f"ComfyUI's text encoder cannot be set to {', '.join(wrong)}",
-                              (config.get("architectures") or [""])[0], "use the base's own text encoder")
+        raise CheckpointError(Text("ComfyUI's text encoder cannot be set to {wrong}", wrong=joined(", ", wrong)),
+                              (config.get("architectures") or [""])[0], Text("use the base's own text encoder"))
     return {name: config[name] for name, value in sizes.items() if config.get(name, value) != value}
 
 

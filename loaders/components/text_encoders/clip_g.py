@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .... import host
+from ....host.texts import Text
 from ...errors import CheckpointError
 from ...files.source import Source, read_json
 from . import clip_l
@@ -28,8 +29,9 @@ def host_config(config: dict[str, Any]) -> dict[str, Any]:
     projection as wide as the model, 31 layers at least."""
     depth = config.get("num_hidden_layers", SIZES["num_hidden_layers"])
     if depth < KNOWN_BY:
-        raise CheckpointError(f"ComfyUI knows CLIP-G by its {KNOWN_BY} layers or more, this one has {depth}",
-                              "config.json", "use the base's own text encoder")
+        raise CheckpointError(Text("ComfyUI knows CLIP-G by its {known} layers or more, this one has {layers}",
+                                   known=KNOWN_BY, layers=depth),
+                              "config.json", Text("use the base's own text encoder"))
     return clip_l.sizes_of(config, SIZES, {"projection_dim": config.get("hidden_size", SIZES["hidden_size"])})
 
 
@@ -41,7 +43,7 @@ def repair(tokenizer: Any, source: Source) -> str:
     token = next((token["content"] if isinstance(token, dict) else token for token in given if token), "")
     if not host.pad_with(tokenizer, token):
         return ""
-    return f"CLIP-G's prompts are padded with {token} as the base's tokenizer says (ComfyUI: !)"
+    return Text("CLIP-G's prompts are padded with {token} as the base's tokenizer says (ComfyUI: !)", token=token)
 
 
 # The projection is there: one made up in its place would be other numbers.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ....host.texts import Text
 from ...architectures.base import Module
 from ...errors import CheckpointError
 from .base import Encoder, Family, exchanging, host_sizes
@@ -43,8 +44,8 @@ def host_config(config: dict[str, Any]) -> dict[str, Any]:
     text = text_part(config)
     window = text.get("sliding_window")
     if window is not None and window < LONGEST:
-        raise CheckpointError(f"ComfyUI's text encoder has no attention window of {window} tokens", ORIGIN,
-                              "use the base's own text encoder")
+        raise CheckpointError(Text("ComfyUI's text encoder has no attention window of {window} tokens", window=window),
+                              ORIGIN, Text("use the base's own text encoder"))
     return host_sizes({"head_dim": HEAD, **text}, HOST, FIXED)
 
 
@@ -56,8 +57,10 @@ def tokenizer(source: Source) -> dict[str, Tensor]:
 def note(config: dict[str, Any]) -> str:
     """What diffusers does otherwise."""
     cap = config.get("attn_logit_softcapping")
-    return ("Lumina 2's prompts begin with a system prompt in diffusers; CLIP Text Encode for Lumina2 puts it there"
-            + (f". ComfyUI computes Gemma 2's attention without the soft cap of its logits ({cap:g})" if cap else ""))
+    text = Text("Lumina 2's prompts begin with a system prompt in diffusers; CLIP Text Encode for Lumina2 puts it "
+                "there")
+    return Text("{note}. ComfyUI computes Gemma 2's attention without the soft cap of its logits ({cap:g})", note=text,
+                cap=cap) if cap else text
 
 
 GEMMA2 = Encoder("Gemma 2", ("Gemma2Model", "Gemma2ForCausalLM"), "gemma2_2b", KNOWN, CALLED, modules, host_config,

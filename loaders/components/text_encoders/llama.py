@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .... import host
+from ....host.texts import Text
 from ...architectures.base import Module
 from ...errors import CheckpointError
 from .base import Encoder, exchanging, host_sizes
@@ -48,8 +49,9 @@ def host_config(config: dict[str, Any]) -> dict[str, Any]:
     text = _text(config)
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise CheckpointError(f"ComfyUI's Llama has no {rope.get('rope_type', rope.get('type'))} rotary embedding", "",
-                              "use the base's own text encoder")
+        raise CheckpointError(Text("ComfyUI's Llama has no {kind} rotary embedding",
+                                   kind=rope.get("rope_type", rope.get("type"))), "",
+                              Text("use the base's own text encoder"))
     text.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
     return host_sizes(text, SIZES, FIXED)
 
@@ -72,8 +74,8 @@ def note(config: dict[str, Any]) -> str:
     """What becomes of LLaVA's eyes."""
     if (config.get("architectures") or [""])[0] != LLAVA:
         return ""
-    return ("the vision tower and projector are not part of a CLIP: images go in by Load CLIP Vision "
-            "(llava_llama3_vision) and Text Encode Hunyuan Video (Image To Video)")
+    return Text("the vision tower and projector are not part of a CLIP: images go in by Load CLIP Vision "
+                "(llava_llama3_vision) and Text Encode Hunyuan Video (Image To Video)")
 
 
 def repair(host_tokenizer: Any, source: Source) -> str:
@@ -81,8 +83,8 @@ def repair(host_tokenizer: Any, source: Source) -> str:
     path = Path(source.folder, "tokenizer.json")
     path = path if path.is_file() else Path(host.bundled_tokenizer(*BUNDLED, "tokenizer.json"))
     if host.follow_tokenizer_json(host_tokenizer, str(path), PROBE):
-        return ("ComfyUI's Llama tokenizer loses spaces with this version of transformers; this CLIP splits text by "
-                "the base's tokenizer.json")
+        return Text("ComfyUI's Llama tokenizer loses spaces with this version of transformers; this CLIP splits text "
+                    "by the base's tokenizer.json")
     return ""
 
 

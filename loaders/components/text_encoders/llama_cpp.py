@@ -14,6 +14,7 @@ from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ....host.texts import Text
 from ...errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -91,8 +92,9 @@ def put_right(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]
         try:
             heads[part] = int(metadata.get(f"{kind}.attention.{key}") or metadata[f"{kind}.attention.head_count"])
         except (KeyError, ValueError) as error:
-            raise CheckpointError(f"the file does not say {kind}.attention.{key}, by which rows are in another order",
-                                  where, "take another file of this model") from error
+            raise CheckpointError(Text("the file does not say {key}, by which rows are in another order",
+                                       key=f"{kind}.attention.{key}"), where,
+                                  Text("take another file of this model")) from error
     found: dict[str, Callable[[Tensor], Tensor]] = {}
     for name, shape in shapes.items():
         projection = re.search(r"\.self_attn\.([qk])_proj\.(weight|bias)$", name)
@@ -100,8 +102,8 @@ def put_right(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]
             continue
         count = heads[projection[1]]
         if count < 1 or shape[0] % (2 * count):
-            raise CheckpointError(f"{name} has {shape[0]} rows, which are no {count} heads", where,
-                                  "take another file of this model")
+            raise CheckpointError(Text("{name} has {rows} rows, which are no {heads} heads", name=name, rows=shape[0],
+                                       heads=count), where, Text("take another file of this model"))
         found[name] = partial(_unpermuted, count, shape[0] // count // 2)
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ....host.texts import Text
 from ...architectures.base import Module
 from ...errors import CheckpointError
 from .base import OF_TOKENIZERS, Known, embedding, host_sizes, linear, plain
@@ -31,17 +32,20 @@ def text_part(config: dict[str, Any]) -> dict[str, Any]:
     ropes = [rope for rope in (text.get("rope_parameters"), text.get("rope_scaling")) if isinstance(rope, dict)]
     thetas = {float(part["rope_theta"]) for part in (text, *ropes) if part.get("rope_theta") is not None}
     if len(thetas) > 1:
-        raise CheckpointError(f"config.json gives several rope_theta: {sorted(thetas)}", ORIGIN, "download it again")
+        raise CheckpointError(Text("config.json gives several rope_theta: {thetas}", thetas=sorted(thetas)), ORIGIN,
+                              Text("download it again"))
     kinds = {rope.get(key) for rope in ropes for key in ("rope_type", "type")} - {None, "default", "mrope"}
     factors = [part.get("partial_rotary_factor") for part in (text, *ropes)]
     if kinds or any(factor not in (None, 1, 1.0) for factor in factors):
-        raise CheckpointError(f"ComfyUI's text encoder has no rope of type {sorted(map(str, kinds)) or 'partial'}",
-                              ORIGIN, "use the base's own text encoder")
+        raise CheckpointError(Text("ComfyUI's text encoder has no rope of type {kinds}",
+                                   kinds=sorted(map(str, kinds)) or Text("partial")),
+                              ORIGIN, Text("use the base's own text encoder"))
     text["rope_theta"] = thetas.pop() if thetas else None
     text["mrope_section"] = next((rope["mrope_section"] for rope in ropes if "mrope_section" in rope), None)
     lacking = [name for name in (*SIZES, "rms_norm_eps", "rope_theta") if text.get(name) is None]
     if lacking:  # transformers' defaults are those of other models
-        raise CheckpointError(f"config.json does not say {', '.join(lacking)}", ORIGIN, "download it again")
+        raise CheckpointError(Text("config.json does not say {lacking}", lacking=", ".join(lacking)),
+                              ORIGIN, Text("download it again"))
     text["architectures"] = config.get("architectures")
     return text
 
@@ -54,8 +58,8 @@ def sizes(text: dict[str, Any], host: dict[str, Any], fixed: dict[str, Any]) -> 
     given = {**text, "head_dim": text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]}
     kinds = set(given.get("layer_types") or ()) - {"full_attention"}
     if kinds or given.get("use_sliding_window"):
-        raise CheckpointError("ComfyUI's text encoder has no sliding attention window", ORIGIN,
-                              "use the base's own text encoder")
+        raise CheckpointError(Text("ComfyUI's text encoder has no sliding attention window"), ORIGIN,
+                              Text("use the base's own text encoder"))
     return host_sizes(given, host, {"head_dim": HEAD, "hidden_act": "silu", "mlp_bias": False, **fixed})
 
 

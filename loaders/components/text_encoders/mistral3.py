@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .... import host
+from ....host.texts import Text
 from ...architectures.base import Module, count_blocks
 from ...errors import CheckpointError
 from ...files.source import Source, read_json
@@ -60,8 +61,8 @@ def host_config(config: dict[str, Any]) -> dict[str, Any]:
     text = text_part(config)
     layers = text["num_hidden_layers"]
     if layers < DEEPEST:
-        raise CheckpointError(f"FLUX.2 reads hidden state {DEEPEST}, but this text encoder has {layers} layers", ORIGIN,
-                              "use the base's own text encoder")
+        raise CheckpointError(Text("FLUX.2 reads hidden state {number}, but this text encoder has {layers} layers",
+                                   number=DEEPEST, layers=layers), ORIGIN, Text("use the base's own text encoder"))
     different = sizes(text, HOST, FIXED)
     # below 40 layers the host leaves the final norm out, transformers does not
     last = text.get("final_norm", True)
@@ -70,7 +71,7 @@ def host_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def note(config: dict[str, Any]) -> str:
     """What of the folder goes unused."""
-    return "the vision tower, its projector and lm_head are not part of FLUX.2's conditioning and were left out"
+    return Text("the vision tower, its projector and lm_head are not part of FLUX.2's conditioning and were left out")
 
 
 def tokenizer(source: Source) -> dict[str, Tensor]:
@@ -85,19 +86,21 @@ def tokenizer(source: Source) -> dict[str, Tensor]:
     folder = Path(source.folder)
     file = next((folder / name for name in ("tokenizer.json", "tekken.json") if (folder / name).is_file()), None)
     if file is None:
-        raise CheckpointError("there is no tokenizer.json or tekken.json", folder, "finish the download of this folder")
+        raise CheckpointError(Text("there is no tokenizer.json or tekken.json"), folder,
+                              Text("finish the download of this folder"))
     content = read_json(str(file))
     try:
         tekken = to_tekken(content if "model" in content else from_tekken(content))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"the tokenizer cannot be read: {error!r}", file, "download this folder again") from error
+        raise CheckpointError(Text("the tokenizer cannot be read: {error!r}", error=error), file,
+                              Text("download this folder again")) from error
     special = {entry["token_str"]: entry["rank"] for entry in tekken["special_tokens"]}
     other = [token for token, number in CONTROL.items() if token not in special or number not in (None, special[token])]
     if other:
-        raise CheckpointError("the tokenizer lacks tokens of FLUX.2's prompt, or numbers them otherwise: "
-                              f"{', '.join(other)}", file, "use the base's own tokenizer")
+        raise CheckpointError(Text("the tokenizer lacks tokens of FLUX.2's prompt, or numbers them otherwise: {tokens}",
+                                   tokens=", ".join(other)), file, Text("use the base's own tokenizer"))
     return {"tekken_model": torch.frombuffer(bytearray(json.dumps(tekken).encode()), dtype=torch.uint8)}
 
 
@@ -111,8 +114,8 @@ def to_tekken(content: dict[str, Any]) -> dict[str, Any]:
     pieces = sorted((number, piece) for piece, number in vocab.items() if piece not in special)
     if content["model"].get("type") != "BPE" or sorted(special.values()) != list(range(len(special))) \
             or [number for number, _ in pieces] != list(range(len(special), len(special) + len(pieces))):
-        raise CheckpointError("this is no Mistral tokenizer: its special tokens are not numbered before its pieces",
-                              "tokenizer.json", "use the base's own tokenizer")
+        raise CheckpointError(Text("this is no Mistral tokenizer: its special tokens are not numbered before its "
+                                   "pieces"), "tokenizer.json", Text("use the base's own tokenizer"))
     to_byte = {character: byte for byte, character in _alphabet().items()}
     rest = {**content, "model": {key: value for key, value in content["model"].items() if key != "vocab"}}
     return {"config": {"pattern": _pattern(content), "num_vocab_tokens": len(pieces), "version": "v7",
@@ -131,8 +134,8 @@ def from_tekken(tekken: dict[str, Any]) -> dict[str, Any]:
     """
     config, given = tekken["config"], tekken.get("special_tokens")
     if not given:
-        raise CheckpointError("this tekken.json is of the old kind, without special_tokens", "tekken.json",
-                              "use the base's own tokenizer")
+        raise CheckpointError(Text("this tekken.json is of the old kind, without special_tokens"), "tekken.json",
+                              Text("use the base's own tokenizer"))
     special = [entry["token_str"] for entry in sorted(given, key=lambda entry: entry["rank"])]
     count = config.get("default_num_special_tokens") or len(special)
     special += [f"<SPECIAL_{number}>" for number in range(len(special), count)]

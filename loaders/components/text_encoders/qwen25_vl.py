@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ....host.texts import Text
 from ...architectures.base import Module
 from ...errors import CheckpointError
 from .base import Encoder, Family, exchanging, host_sizes, linear, plain
@@ -87,18 +88,20 @@ def host_config(config: dict[str, Any]) -> dict[str, Any]:
     text, vision = text_part(config), dict(config.get("vision_config") or {})
     lacking = [name for name in NAMED if name not in vision]
     if lacking:
-        raise CheckpointError(f"the vision_config does not say {', '.join(lacking)}", ORIGIN, "download it again")
+        raise CheckpointError(Text("the vision_config does not say {lacking}", lacking=", ".join(lacking)),
+                              ORIGIN, Text("download it again"))
     vision |= vision.get("rope_parameters") or {}
     for name in ("patch_size", "temporal_patch_size"):  # transformers allows a list: height, width
         if isinstance(vision.get(name), list) and len(set(vision[name])) == 1:
             vision[name] = vision[name][0]
     if "fullatt_block_indexes" in vision:
         vision["fullatt_block_indexes"] = list(vision["fullatt_block_indexes"])
-    vision["architectures"] = [f"{(config.get('architectures') or [''])[0]} (its vision_config)"]
+    vision["architectures"] = [Text("{name} (its vision_config)", name=(config.get("architectures") or [""])[0])]
     host_sizes(vision, {}, {**VISION, "out_hidden_size": text["hidden_size"]})
     if config.get("image_token_id", IMAGE_TOKEN) != IMAGE_TOKEN:
-        raise CheckpointError(f"image_token_id is {config['image_token_id']}, ComfyUI's is {IMAGE_TOKEN}", ORIGIN,
-                              "use the base's own text encoder")
+        raise CheckpointError(Text("image_token_id is {value}, ComfyUI's is {fixed}", value=config["image_token_id"],
+                                   fixed=IMAGE_TOKEN), ORIGIN,
+                              Text("use the base's own text encoder"))
     text["head_dim"] = None  # Qwen2.5-VL always divides its width by its heads
     return sizes(text, HOST, FIXED)
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from ....host.texts import Text
 from ...architectures.base import Module
 from ...errors import CheckpointError
 from .base import Encoder, Family, exchanging, linear
@@ -67,8 +68,8 @@ def host_config(config: dict[str, Any], host: dict[str, Any], width: int, layers
     text = text_part(config)
     text["head_dim"] = text.get("head_dim") or 128  # transformers' default for Qwen3, whatever the width
     if text["num_hidden_layers"] < layers:
-        raise CheckpointError(f"ComfyUI's {whose} text encoder needs {layers} layers or more", ORIGIN,
-                              "use the base's own text encoder")
+        raise CheckpointError(Text("ComfyUI's {model} text encoder needs {layers} layers or more", model=whose,
+                                   layers=layers), ORIGIN, Text("use the base's own text encoder"))
     return sizes(text, host, {"hidden_size": width, "attention_bias": False})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ....host.texts import Text
 from ...errors import CheckpointError
 from ...files.source import Source, read_json
 from .vocabulary import refuse_another
@@ -28,8 +29,8 @@ def same_as_bundled(source: Source) -> dict[str, Tensor]:
     refuse_another(source, "text_encoders", "qwen25_tokenizer")
     file = Path(source.folder) / "tokenizer.json"
     if file.is_file() and not splits_alike(read_json(str(file))):
-        raise CheckpointError("the base's tokenizer splits text in another way than ComfyUI's text encoder", file,
-                              "use the base's own tokenizer; one of a finetune cannot be put into ComfyUI")
+        raise CheckpointError(Text("the base's tokenizer splits text in another way than ComfyUI's text encoder"), file,
+                              Text("use the base's own tokenizer; one of a finetune cannot be put into ComfyUI"))
     return {}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .... import host
+from ....host.texts import Text, joined
 from ...errors import CheckpointError
 from ...files.source import Source, read_json
 from ...words import first_ten
@@ -32,19 +33,21 @@ def refuse_another(source: Source, *bundled: str) -> None:
         return
     own, theirs = read(Path(source.folder)), read(Path(host.bundled_tokenizer(*bundled)))
     if own is None or theirs is None:
-        raise CheckpointError("there is no tokenizer.json, vocab.json or spiece.model", source.folder,
-                              "finish the download of this folder")
+        raise CheckpointError(Text("there is no tokenizer.json, vocab.json or spiece.model"), source.folder,
+                              Text("finish the download of this folder"))
     (pieces, added, merges), (host_pieces, host_added, host_merges) = own, theirs
     everything, host_everything = {**pieces, **added}, {**host_pieces, **host_added}
     other = [piece for piece, number in everything.items() if host_everything.get(piece) != number]
     lost = [piece for piece in host_pieces if piece not in everything and piece not in host_added]
     reordered = [" ".join(a) for a, b in zip(merges, host_merges, strict=False) if a != b]
     if other or lost or reordered or merges and host_merges and len(merges) != len(host_merges):
-        differences = [f"{len(names)} {what} ({first_ten(repr(name) for name in names)})" for names, what in
-                       ((other, "other pieces"), (lost, "missing pieces"), (reordered, "other merges")) if names]
-        raise CheckpointError("the base has another tokenizer than ComfyUI's text encoder: "
-                              f"{', '.join(differences) or 'another number of merges'}", source.folder,
-                              "use the base's own tokenizer; one of a finetune cannot be put into ComfyUI")
+        kinds = ((other, Text("other pieces")), (lost, Text("missing pieces")), (reordered, Text("other merges")))
+        differences = [Text("{count} {kind} ({names})", count=len(names), kind=kind, names=first_ten(map(repr, names)))
+                       for names, kind in kinds if names]
+        raise CheckpointError(Text("the base has another tokenizer than ComfyUI's text encoder: {differences}",
+                                   differences=joined(", ", differences) or Text("another number of merges")),
+                              source.folder,
+                              Text("use the base's own tokenizer; one of a finetune cannot be put into ComfyUI"))
     _SAME.add(asked)
 
 
@@ -67,8 +70,9 @@ def sentencepiece(source: Source, name: str) -> dict[str, Tensor]:
 
     path = Path(source.folder, name)
     if not path.is_file():
-        raise CheckpointError(f"the tokenizer has no {name}, from which ComfyUI makes its own", source.folder,
-                              "finish the download of this folder; tokenizer.json alone is not enough")
+        raise CheckpointError(Text("the tokenizer has no {name}, from which ComfyUI makes its own", name=name),
+                              source.folder,
+                              Text("finish the download of this folder; tokenizer.json alone is not enough"))
     return {"spiece_model": torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)}
 
 
@@ -85,8 +89,8 @@ def read(folder: Path) -> tuple[dict[str, int], dict[str, int], Merges] | None:
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"the tokenizer cannot be read: {error!r}", folder,
-                              "download this folder again") from error
+        raise CheckpointError(Text("the tokenizer cannot be read: {error!r}", error=error), folder,
+                              Text("download this folder again")) from error
     return None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .... import host
+from ....host.texts import Text
 from .base import CHANNELS, GROUPS, Plan, VAEClass, kl_sizes, levels, scaled, whole
 
 DEFAULT_SCALE = 0.18215  # diffusers' class; Stable Diffusion 1 and 2
@@ -25,15 +26,15 @@ FIXED_2D = {
 def _plan(config: Mapping[str, Any]) -> Plan:
     widths, latent = levels(config, "block_out_channels", CHANNELS), whole(config, "latent_channels", 4)
     if latent not in LATENTS:
-        raise ValueError(f"config.json: latent_channels is {latent}; ComfyUI's models have 4 or 16")
+        raise ValueError(Text("config.json: latent_channels is {value}; ComfyUI's models have 4 or 16", value=latent))
     usual = config.get("scaling_factor") in (None, DEFAULT_SCALE)
     family, latent_format = (OF_DEFAULT_SCALE if usual and latent in OF_DEFAULT_SCALE else LATENTS)[latent]
     before, after = (config.get(key) is not False for key in ("use_quant_conv", "use_post_quant_conv"))
     if before != after:
-        raise ValueError("config.json: use_quant_conv and use_post_quant_conv differ; ComfyUI has both or none")
+        raise ValueError(Text("config.json: use_quant_conv and use_post_quant_conv differ; ComfyUI has both or none"))
     return Plan(family, "kl", kl_sizes(latent, widths, widths, after), kl_sizes(latent, CHANNELS, CHANNELS, after),
                 widths == CHANNELS, latent_format, latent, scaled(config, DEFAULT_SCALE), host.diffusers_vae_names,
-                f"widths {widths}")
+                Text("widths {widths}", widths=widths))
 
 
 AUTOENCODER_KL = VAEClass(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ....host.texts import Text
 from ...architectures.base import check_fixed
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class VAEClass:
         other = {key: value for key, value in config.items()
                  if key not in known and not key.startswith("_") and value is not None and value is not False}
         if other:
-            raise ValueError(f"config.json has settings that this version does not know: "
-                             f"{', '.join(f'{key} {value}' for key, value in other.items())}")
+            raise ValueError(Text("config.json has settings that this version does not know: {settings}",
+                                  settings=", ".join(f"{key} {value}" for key, value in other.items())))
         return self.make_plan(config)
 
 
@@ -82,7 +83,8 @@ def scaled(config: Mapping[str, Any], scale: float, shift: float = 0.0) -> Laten
     factor, offset = (config.get(key) for key in ("scaling_factor", "shift_factor"))
     factor, offset = scale if factor is None else factor, shift if offset is None else offset
     if not isinstance(factor, int | float) or not isinstance(offset, int | float) or factor == 0:
-        raise ValueError(f"config.json: scaling_factor {factor!r} and shift_factor {offset!r} are no usable numbers")
+        raise ValueError(Text("config.json: scaling_factor {factor!r} and shift_factor {offset!r} are no usable "
+                              "numbers", factor=factor, offset=offset))
     return Latents((1 / factor,), (float(offset),))
 
 
@@ -93,7 +95,7 @@ def normalised(config: Mapping[str, Any], channels: int) -> Latents | None:
         return None
     for key, value in (("latents_mean", mean), ("latents_std", std)):
         if not isinstance(value, list) or len(value) != channels or not all(isinstance(v, int | float) for v in value):
-            raise ValueError(f"config.json: {key} is no list of {channels} numbers")
+            raise ValueError(Text("config.json: {key} is no list of {channels} numbers", key=key, channels=channels))
     return Latents(tuple(std or ()), tuple(mean or ()))
 
 
@@ -101,9 +103,11 @@ def levels(config: Mapping[str, Any], key: str, default: list[int]) -> list[int]
     """The widths of the four levels of an AutoencoderKL. Raises ValueError for what its network cannot have."""
     value = default if config.get(key) is None else config[key]
     if not isinstance(value, list) or len(value) != 4 or not all(isinstance(n, int) and n > 0 for n in value):
-        raise ValueError(f"config.json: {key} is {value!r}; ComfyUI's network has four levels")
+        raise ValueError(Text("config.json: {key} is {value!r}; ComfyUI's network has four levels", key=key,
+                              value=value))
     if any(n % value[0] or n % GROUPS for n in value):
-        raise ValueError(f"config.json: {key} is {value}; ComfyUI has multiples of the first, and of {GROUPS}")
+        raise ValueError(Text("config.json: {key} is {value}; ComfyUI has multiples of the first, and of {number}",
+                              key=key, value=value, number=GROUPS))
     return value
 
 
@@ -121,5 +125,5 @@ def whole(config: Mapping[str, Any], key: str, default: int) -> int:
     """A positive whole number of config.json. Raises ValueError for anything else."""
     value = default if config.get(key) is None else config[key]
     if not isinstance(value, int) or value < 1:
-        raise ValueError(f"config.json: {key} is {value!r}, expected a positive number")
+        raise ValueError(Text("config.json: {key} is {value!r}, expected a positive number", key=key, value=value))
     return value

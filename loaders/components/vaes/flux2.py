@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .... import host
+from ....host.texts import Text
 from .autoencoder_kl import FIXED_2D
 from .base import CHANNELS, Latents, Plan, VAEClass, kl_sizes, levels
 
@@ -23,7 +24,7 @@ def _plan(config: Mapping[str, Any]) -> Plan:
     return Plan("FLUX.2", "kl", kl_sizes(LATENT, encoder, decoder, batch_norm_latent=True),
                 kl_sizes(LATENT, CHANNELS, CHANNELS, batch_norm_latent=True), inferred, "Flux2",
                 LATENT * PATCH * PATCH, Latents((1.0,), (0.0,)), host.diffusers_vae_names,
-                f"widths {encoder}, decoder {decoder}")
+                Text("widths {encoder}, decoder {decoder}", encoder=encoder, decoder=decoder))
 
 
 FLUX2 = VAEClass(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .... import host
+from ....host.texts import Text
 from .base import CHANNELS, GROUPS, Plan, VAEClass, kl_sizes, levels, scaled
 
 if TYPE_CHECKING:
@@ -66,9 +67,9 @@ def _plan(config: Mapping[str, Any]) -> Plan:
     video: dict[str, Any] = {"conv3d": True, "time_compress": TEMPORAL}
     return Plan("HunyuanVideo", "kl", kl_sizes(LATENT, widths, widths, **video),
                 kl_sizes(LATENT, CHANNELS, CHANNELS, **video), widths == CHANNELS, "HunyuanVideo", LATENT,
-                scaled(config, 0.476986), host.diffusers_vae_names, f"widths {widths}",
-                ("videos are taken whole, as diffusers does, where the memory is there; else in pieces, as ComfyUI "
-                 "does, with slightly other values (the log says so)",), _finish)
+                scaled(config, 0.476986), host.diffusers_vae_names, Text("widths {widths}", widths=widths),
+                (Text("videos are taken whole, as diffusers does, where the memory is there; else in pieces, as "
+                      "ComfyUI does, with slightly other values (the log says so)"),), _finish)
 
 
 HUNYUAN_VIDEO = VAEClass(

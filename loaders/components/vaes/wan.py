@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ....host.texts import Text
 from ...architectures.base import check_fixed
 from .base import Native, Plan, VAEClass, normalised, whole
 
@@ -69,27 +70,29 @@ def plain(config: Mapping[str, Any], family: str, channels_in: str, channels_out
     """The non-residual network, whose width ComfyUI reads from the tensors."""
     width, decoder = whole(config, "base_dim", WIDTH), config.get("decoder_base_dim")
     if decoder not in (None, width):
-        raise ValueError(f"config.json: decoder_base_dim is {decoder}, base_dim {width}; ComfyUI has one for both")
+        raise ValueError(Text("config.json: decoder_base_dim is {decoder}, base_dim {width}; ComfyUI has one for both",
+                              decoder=decoder, width=width))
     sizes = {"dim": width, "z_dim": LATENT, "image_channels": whole(config, channels_in, 3),
              "conv_out_channels": whole(config, channels_out, 3), **SHAPE}
     return Plan(family, "wan21", sizes, sizes, True, "Wan21", LATENT, normalised(config, LATENT), native_names(False),
-                f"width {width}")
+                Text("width {width}", width=width))
 
 
 def _plan(config: Mapping[str, Any]) -> Plan:
     residual = bool(config.get("is_residual"))
     only = {"z_dim": RESIDUAL["z_dim"], "in_channels": 12, "out_channels": 12, "patch_size": 2,
             "scale_factor_spatial": 16} if residual else {"z_dim": LATENT, "patch_size": 1, "scale_factor_spatial": 8}
-    check_fixed(config, only, f"AutoencoderKLWan with is_residual {residual}")
+    check_fixed(config, only, Text("AutoencoderKLWan with is_residual {residual}", residual=residual))
     if not residual:
         return plain(config, "Wan 2.1, Wan 2.2 A14B", "in_channels", "out_channels")
     latents = normalised(config, RESIDUAL["z_dim"])
     if latents is None:  # diffusers' default is Wan 2.1's sixteen
-        raise ValueError("config.json has no latents_mean and latents_std")
+        raise ValueError(Text("config.json has no latents_mean and latents_std"))
     width = whole(config, "base_dim", WIDTH)
     own = {**RESIDUAL, "dim": width, "dec_dim": whole(config, "decoder_base_dim", width)}
     return Plan("Wan 2.2 TI2V", "wan22", {**own, **SHAPE}, {**RESIDUAL, **SHAPE}, own == RESIDUAL, "Wan22",
-                RESIDUAL["z_dim"], latents, native_names(True), f"width {width}, decoder {own['dec_dim']}")
+                RESIDUAL["z_dim"], latents, native_names(True),
+                Text("width {width}, decoder {decoder}", width=width, decoder=own["dec_dim"]))
 
 
 WAN = VAEClass(

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ....host.texts import Text
 from ...errors import CheckpointError
 from ...files.selection import Folder, Selection
 from ..base import Family
@@ -67,9 +68,9 @@ class ModelSlim(Family):
         from .description import description_path
 
         if description_path(checkpoint.source) is None:
-            raise CheckpointError("there is no quant_model_description*.json, so this is no ModelSlim checkpoint",
+            raise CheckpointError(Text("there is no quant_model_description*.json, so this is no ModelSlim checkpoint"),
                                   checkpoint.source.folder,
-                                  "give the folder of an export; Load Base Model loads other checkpoints")
+                                  Text("give the folder of an export; Load Base Model loads other checkpoints"))
 
     def read(self, checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) -> LoadPlan:
         from .layers import read_plan

@@ -10,6 +10,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from ....host.texts import Text
 from ...errors import CheckpointError
 from ...files.source import Source, read_json
 from ...words import first_ten
@@ -46,9 +47,10 @@ def read_claims(path: str) -> Claims:
     types |= {name: value for name, value in entries.items()
               if isinstance(value, str) and "." not in name and name not in facts}
     if not types:
-        raise CheckpointError("this description names no tensors", path, "copy it from the export again")
+        raise CheckpointError(Text("this description names no tensors"), path, Text("copy it from the export again"))
     version = entries.get("version")
-    writer = f"msmodelslim, AscendV1 writer {version}" if version else "msmodelslim, MindIE writer"
+    writer = Text("msmodelslim, AscendV1 writer {version}", version=version) if version else \
+        Text("msmodelslim, MindIE writer")
     return Claims(os.path.basename(path), types, writer, len(attention))
 
 
@@ -56,7 +58,7 @@ def check_names(claims: Claims, stored: Collection[str], path: str) -> None:
     """Raise CheckpointError when the description names tensors that the files do not hold."""
     absent = [name for name in claims.types if name not in stored]
     if absent:
-        raise CheckpointError(f"the description names {len(absent)} tensors that are not in the weights: "
-                              f"{first_ten(absent)}", path,
-                              "description and weights belong to different exports, or a shard is missing; copy both "
-                              "from one export")
+        raise CheckpointError(Text("the description names {count} tensors that are not in the weights: {names}",
+                                   count=len(absent), names=first_ten(absent)), path,
+                              Text("description and weights belong to different exports, or a shard is missing; copy "
+                                   "both from one export"))

@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
+from ....host.texts import Text
 from ...errors import CheckpointError, MissingFiles
 from ...files.scan import Root, of_roots
 from ...files.selection import PIPELINE, Folder, Selection, select_component
@@ -54,8 +55,9 @@ def select(folder: Folder, component: str, weights_name: str = "") -> Selection 
     where = f"{folder.place}/{name}" if name else folder.place
     if not descriptions:
         if any(map(is_weights, inside)):
-            raise MissingFiles("there are ModelSlim weights but no quant_model_description*.json, without which the "
-                               "numbers in them mean nothing", where, "copy it from the export, or finish the download")
+            raise MissingFiles(Text("there are ModelSlim weights but no quant_model_description*.json, without which "
+                                    "the numbers in them mean nothing"), where,
+                               Text("copy it from the export, or finish the download"))
         return None
     assert name is not None
     chosen = select_component(folder, name, weights_name)
@@ -76,15 +78,18 @@ def _subfolder(folder: Folder, component: str) -> str | None:
         return None
     if ours & set(EXPERTS.values()):
         if EXPERTS[component] not in ours:
-            raise MissingFiles(f"this export has no {EXPERTS[component]} ({component})", folder.place,
-                               f"it has {first_ten(sorted(ours))}; give that folder, or complete the export")
+            raise MissingFiles(Text("this export has no {folder} ({component})", folder=EXPERTS[component],
+                                    component=component), folder.place,
+                               Text("it has {folders}; give that folder, or complete the export",
+                                    folders=first_ten(sorted(ours))))
         return EXPERTS[component]
     if PIPELINE in inside or component in ours:
         return component
     if "" in ours:
         if component != "transformer":
-            raise CheckpointError(f"this is a single model, it has no {component}", folder.place,
-                                  "set component to transformer, or give the folder above both experts")
+            raise CheckpointError(Text("this is a single model, it has no {component}", component=component),
+                                  folder.place,
+                                  Text("set component to transformer, or give the folder above both experts"))
         return ""
     return None
 
@@ -97,8 +102,9 @@ def _description_of(weights: str, descriptions: list[str], where: str) -> str:
         if name in descriptions:
             return name
     if len(descriptions) > 1:
-        raise CheckpointError(f"there are {len(descriptions)} descriptions, and none is called as {weights}: "
-                              f"{first_ten(descriptions)}", where, "keep the one that belongs to the weights")
+        raise CheckpointError(Text("there are {count} descriptions, and none is called as {weights}: {names}",
+                                   count=len(descriptions), weights=weights, names=first_ten(descriptions)), where,
+                              Text("keep the one that belongs to the weights"))
     return descriptions[0]
 
 

@@ -12,6 +12,7 @@ from copy import copy
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+from ....host.texts import Text
 from ....quant.ascend.kinds import KINDS
 from ....quant.ascend.schemes import REFUSED, SCHEMES, Scheme
 from ....quant.stored import PLAIN_DTYPES
@@ -68,7 +69,7 @@ def read_plan(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) ->
     check_sizes(description, checkpoint, architecture, base)
     _compare_vendor_config(description, checkpoint)
     plan = LoadPlan(description, architecture, stored=lambda name: stored_names.get(name, name), ignored=ignored,
-                    hint="copy the export again, or report it to its publisher")
+                    hint=Text("copy the export again, or report it to its publisher"))
     plans.make(plan, tensors, partial(_read_layer, description.notes, types))
     description.notes += _notes(claims, ignored)
     return plan
@@ -91,10 +92,11 @@ def _compare_vendor_config(description: CheckpointDescription, checkpoint: Check
         return
     config = read_json(path)
     compare_dims(description, {size: config[key] for key, size in _VENDOR_SIZES.items() if key in config},
-                 "config.json says")
+                 Text("config.json says"))
     for key, value in _VENDOR_FIXED.items():
         if config.get(key, value) != value:
-            description.problems.append(f"ComfyUI runs Wan with {key} {value} only, config.json says {config[key]}")
+            description.problems.append(Text("ComfyUI runs Wan with {key} {value} only, config.json says {said}",
+                                             key=key, value=value, said=config[key]))
 
 
 def _never_quantized(module: Module) -> str:
@@ -108,8 +110,8 @@ def _never_quantized(module: Module) -> str:
     adapters of other architectures, whose embedders are refused by the same rule.
     """
     if module.native.partition(".")[0] in _EMBEDDERS:
-        return "an embedding, and quantized embeddings are not supported"
-    return "" if module.linear else "no Linear layer, and only those can be quantized"
+        return Text("an embedding, and quantized embeddings are not supported")
+    return "" if module.linear else Text("no Linear layer, and only those can be quantized")
 
 
 def _read_layer(notes: list[str], types: Mapping[str, str], module: Module, name: str, rows: int, group: Group,
@@ -123,8 +125,8 @@ def _read_layer(notes: list[str], types: Mapping[str, str], module: Module, name
     never = _never_quantized(module)
     plain = weight.dtype in PLAIN_DTYPES and not group.keys() - {"bias"}  # the tensors are right, whatever is claimed
     if never and claimed != FLOAT and not (module.linear and plain):
-        problems.append(f"{name} is described as {claimed}, but it is {never}; export the model again with this "
-                        "layer excluded, so that it stays FLOAT")
+        problems.append(Text("{name} is described as {claimed}, but it is {what}; export the model again with this "
+                             "layer excluded, so that it stays FLOAT", name=name, claimed=claimed, what=never))
         group.clear()
         return None
     if not module.linear:
@@ -133,21 +135,23 @@ def _read_layer(notes: list[str], types: Mapping[str, str], module: Module, name
     leaves = {"weight": weight, **group}
     group.clear()
     if claimed not in SCHEMES:
-        why = f" ({REFUSED[claimed]})" if claimed in REFUSED else ""
-        problems.append(f"{name} is described as {claimed}, which this version does not load{why}")
+        problems.append(Text("{name} is described as {claimed}, which this version does not load ({why})", name=name,
+                             claimed=claimed, why=REFUSED[claimed]) if claimed in REFUSED else
+                        Text("{name} is described as {claimed}, which this version does not load", name=name,
+                             claimed=claimed))
         return None
     if claimed != FLOAT and weight.dtype in PLAIN_DTYPES and not leaves.keys() - {"weight", "bias"}:
-        notes.append(f"{name} is described as {claimed} but stored as {weight.dtype} without scales; "
-                     "the tensors are right")
+        notes.append(Text("{name} is described as {claimed} but stored as {dtype} without scales; the tensors are "
+                          "right", name=name, claimed=claimed, dtype=weight.dtype))
         claimed = FLOAT
     scheme = SCHEMES[claimed]
     problem = _contradiction(name, claimed, leaves, types) or _unexpected(claimed, scheme, leaves) \
         or scheme.problem(leaves, rows, module.inner[0])
     if problem:
-        how = f"described as {claimed}" if stored in types else "not in the description"
-        problems.append(f"{name} ({how}): {problem}")
+        how = Text("described as {claimed}", claimed=claimed) if stored in types else Text("not in the description")
+        problems.append(Text("{name} ({how}): {problem}", name=name, how=how, problem=problem))
     if module.bias and "bias" not in leaves and "quant_bias" not in leaves:
-        problems.append(f"missing tensor {name}.bias")
+        problems.append(Text("missing tensor {name}", name=f"{name}.bias"))
     named = plans.leaves(module.stored_leaf, *sorted(leaves.keys() - {"weight"}))
     if claimed == FLOAT and "mul_scale" not in leaves and module.bias == ("bias" in leaves):
         return Layer(name, weight.dtype, named)
@@ -181,16 +185,17 @@ def check_quant_bias(name: str, part: dict[str, Tensor]) -> tuple[str, ...]:
     wrong = ((part["quant_bias"].double() + sums) * deq - bias).abs() > 2 ** -6 * bias.abs() + 4 * deq
     overflow = bias.abs() > 65000 * deq
     if bool((wrong & ~overflow).any()):
-        raise ValueError(f"{name}: bias and quant_bias are of two different layers")
+        raise ValueError(Text("{name}: bias and quant_bias are of two different layers", name=name))
     if not bool(wrong.any()):
         return ()
     del part["quant_bias"]
-    return (f"{name}: quant_bias overflowed when it was exported (F16), made again from bias",)
+    return (Text("{name}: quant_bias overflowed when it was exported (F16), made again from bias", name=name),)
 
 
 def _unexpected(claimed: str, scheme: Scheme, leaves: Mapping[str, Any]) -> str:
     unknown = sorted(leaves.keys() - {"weight", "bias"} - scheme.leaves)
-    return f"tensors that {claimed} does not have: {', '.join(unknown)}" if unknown else ""
+    return Text("tensors that {claimed} does not have: {names}", claimed=claimed,
+                names=", ".join(unknown)) if unknown else ""
 
 
 def _contradiction(stored: str, claimed: str, leaves: Mapping[str, Any], types: Mapping[str, str]) -> str:
@@ -198,14 +203,15 @@ def _contradiction(stored: str, claimed: str, leaves: Mapping[str, Any], types: 
     other = {leaf: types[f"{stored}.{leaf}"] for leaf in sorted(leaves) if f"{stored}.{leaf}" in types}
     wrong = [f"{leaf} {kind}" for leaf, kind in other.items() if kind not in (claimed, FLOAT)
              and SCHEMES.get(kind) is not SCHEMES[claimed] and claimed != FLOAT]
-    return f"the description contradicts itself: {', '.join(wrong)}" if wrong else ""
+    return Text("the description contradicts itself: {wrong}", wrong=", ".join(wrong)) if wrong else ""
 
 
 def _notes(claims: Claims, ignored: list[str]) -> list[str]:
-    notes = []
+    notes: list[str] = []
     if ignored:
-        notes.append(f"{len(ignored)} tensors that only quantized attention reads are left out: {first_ten(ignored)}")
+        notes.append(Text("{count} tensors that only quantized attention reads are left out: {names}",
+                          count=len(ignored), names=first_ten(ignored)))
     if claims.quantized_attention:
-        notes.append(f"attention is quantized in {claims.quantized_attention} layers on an NPU that can; here it is "
-                     "not")
+        notes.append(Text("attention is quantized in {count} layers on an NPU that can; here it is not",
+                          count=claims.quantized_attention))
     return notes

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
+from ....host.texts import Text
 from ...errors import CheckpointError
 from ...words import first_ten
 
@@ -44,6 +45,6 @@ def plain_names(tensors: Mapping[str, T], where: str) -> tuple[dict[str, T], dic
             twice += [stored[plain], name]
         named[plain], stored[plain] = tensor, name
     if twice:
-        raise CheckpointError(f"two stored tensors mean the same one: {first_ten(twice)}", where,
-                              "the folder mixes two exports; copy it again")
+        raise CheckpointError(Text("two stored tensors mean the same one: {names}", names=first_ten(twice)), where,
+                              Text("the folder mixes two exports; copy it again"))
     return named, stored, ignored

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ....host.texts import Text
 from ...files.selection import Folder, Selection, component_folder
 from ..base import Family
 from .files import KNOWN, PRECISIONS, Choice, choose_file, download_pattern, named_file
@@ -99,9 +100,10 @@ class Nunchaku(Family):
         pieces = [[piece.layer.name for piece in planned.pieces if piece.layer.read] for planned in plan.modules]
         made = [names for names in pieces if names]
         several = [len(set(names)) for names in made if len(set(names)) > 1]
-        parts = "two" if set(several) <= {2} else "several"
-        return [f"{len({name for names in made for name in names})} quantized layers of the file are {len(made)} "
-                f"modules in ComfyUI, {len(several)} of them in {parts} parts"]
+        parts = Text("two") if set(several) <= {2} else Text("several")
+        return [Text("{count} quantized layers of the file are {modules} modules in ComfyUI, {split} of them in "
+                     "{parts} parts", count=len({name for names in made for name in names}), modules=len(made),
+                     split=len(several), parts=parts)]
 
 
 def _choice(choices: Any) -> Choice:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ....host.texts import Text
 from ....quant.blocks import ceil_to
 from ....quant.svdquant.parts import CODEC
 from ...architectures.base import tensor_name
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from ....quant.tile import Coded
 
-_AGAIN = "download it again, or report it to its publisher"
+_AGAIN = Text("download it again, or report it to its publisher")
 _ASKED = 16  # layers whose values are asked for an order, spread over the file
 
 
@@ -92,7 +93,7 @@ def _read(found: Found, layer: StoredLayer, _: Layer, leaves: dict[str, torch.Te
             unsigned = layer.entry.unsigned and found.precision == "int4"
             part, bias = w4a4_part(leaves, layer.rows, layer.columns, unsigned, found.order)
     except ValueError as error:
-        raise ValueError(f"{layer.name}: {error}") from error
+        raise ValueError(Text("{layer}: {error}", layer=layer.name, error=error)) from error
     if len(layer.counts) == 1:
         return [Coded((tile_of(part),), bias)]
     return [Coded((tile_of(one),), own) for one, own in
@@ -119,13 +120,14 @@ def settle_order(checkpoint: Checkpoint, plan: FilePlan) -> None:
         vectors = [leaf(name, vector) for name in layers for vector in ("smooth_factor", "wcscales", "bias")
                    if f"{name}.{vector}" in found.stored]
         if any(len(vector) % 128 or not vector.equal(packing.unpack_vector(vector)) for vector in vectors):
-            raise CheckpointError("nothing tells whether the vectors of this row-major file are in channel order or "
-                                  "still in Nunchaku's: vLLM-Omni's converter has written both, and the values do not "
-                                  "say", where, OFFICIAL)
+            raise CheckpointError(Text("nothing tells whether the vectors of this row-major file are in channel order "
+                                       "or still in Nunchaku's: vLLM-Omni's converter has written both, and the values "
+                                       "do not say"), where, OFFICIAL)
         packed = False  # the same in both orders
     found.order = row_major.RowMajor(packed)
-    plan.description.notes.append("the vectors beside the row-major weights are in "
-                                  + ("Nunchaku's" if packed else "channel") + " order, by their values")
+    plan.description.notes.append(
+        Text("the vectors beside the row-major weights are in Nunchaku's order, by their values") if packed else
+        Text("the vectors beside the row-major weights are in channel order, by their values"))
 
 
 class FileTensors(Tensors):
@@ -188,6 +190,6 @@ class _Reader:
             at += room[name]
             file.seek(data + info.start)
             if file.readinto(raw.data) != len(raw):
-                raise CheckpointError(f"{name} ends before its last byte", self.where, _AGAIN)
+                raise CheckpointError(Text("{name} ends before its last byte", name=name), self.where, _AGAIN)
             out[leaf] = torch.from_numpy(raw).view(getattr(torch, TORCH_DTYPES[info.dtype])).view(info.shape)
         return out

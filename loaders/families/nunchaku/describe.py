@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from ....host.texts import Text
 from ...architectures import Architecture, Dims, Naming
 from ...containers.checkpoint import Checkpoint
 from ...description import CheckpointDescription
@@ -35,25 +36,28 @@ def read_svdquant(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None
         dims = architecture.dims_from_tensors(found.tensors, Naming("diffusers"))
     except ValueError as error:
         half = [header.path for header in checkpoint.headers if os.path.basename(header.path) in LEGACY]
-        do = f"give the folder, which holds {LEGACY[1]} as well" if len(half) == 1 else "download it again"
-        raise CheckpointError(str(error), checkpoint.source.reference, do) from error
+        do = Text("give the folder, which holds {file} as well", file=LEGACY[1]) if len(half) == 1 else \
+            Text("download it again")
+        raise CheckpointError(Text("{error}", error=error), checkpoint.source.reference, do) from error
     told = config_only(checkpoint, found) if base is None else {}
     untold = [key for key in sorted(architecture.config_only) if key not in dims]
     dims |= {key: told[key] for key in untold if key in told}
-    style = f"Nunchaku's {found.style}" if writer == NUNCHAKU else "vLLM-Omni's"
+    style = Text("Nunchaku's {style}", style=found.style) if writer == NUNCHAKU else Text("vLLM-Omni's")
     description = CheckpointDescription(
         checkpoint.source.reference, [os.path.basename(header.path) for header in checkpoint.headers],
         checkpoint.bytes_on_disk, architecture.name, Naming(style, found.prefix), dims,
         f"svdquant-{found.precision}", ranks=list(found.ranks), producer="" if writer == NUNCHAKU else writer)
     if writer == VLLM:
-        description.notes.append(f"written by {writer}: weights in row-major order, not in Nunchaku's; how the vectors "
-                                 "beside them lie, their values are asked when it is loaded")
+        description.notes.append(Text("written by {writer}: weights in row-major order, not in Nunchaku's; how the "
+                                      "vectors beside them lie, their values are asked when it is loaded",
+                                      writer=writer))
     if checkpoint.source.choice:
         description.notes.append(checkpoint.source.choice)
     if base is not None:
         check_dims(description, *base)
-    description.notes += [f"{key} is told by neither the tensors nor a config; taken as off. If this is a model that "
-                          "has it, use the file as weights on its base" for key in untold if key not in dims]
+    description.notes += [Text("{key} is told by neither the tensors nor a config; taken as off. If this is a model "
+                               "that has it, use the file as weights on its base", key=key)
+                          for key in untold if key not in dims]
     plan = make_plan(found, description.dims)
     description.problems += plan.problems
     description.notes += claim_notes(checkpoint, found, plan, description.dims)

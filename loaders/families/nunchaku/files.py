@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .... import host
+from ....host.texts import Text
 from ...errors import CheckpointError, MissingFiles
 from ...words import first_ten
 
@@ -47,8 +48,9 @@ def choose_file(inside: Sequence[str], where: str, precision: str = "auto", rank
     legacy = [name for name in LEGACY if name in inside]
     if LEGACY[0] in legacy:
         if len(legacy) < len(LEGACY):
-            raise MissingFiles(f"this legacy folder lacks {LEGACY[1]}", where, "finish its download")
-        return LEGACY, "a legacy folder of two files, read as one"
+            raise MissingFiles(Text("this legacy folder lacks {file}", file=LEGACY[1]), where,
+                               Text("finish its download"))
+        return LEGACY, Text("a legacy folder of two files, read as one")
     named = sorted(name for name in inside if re.search(NAME, name) and name.endswith(".safetensors"))
     if not named:
         return None
@@ -58,13 +60,19 @@ def choose_file(inside: Sequence[str], where: str, precision: str = "auto", rank
         fits = [name for name in left if key(name) == (auto if wanted == "auto" else wanted)]
         left = fits if fits or wanted != "auto" else left
     if len(left) == 1:
-        return (left[0],), f"{left[0]} taken of {len(named)} svdq files" if len(named) > 1 else ""
-    wanted = f" of {precision}" * (precision != "auto") + f" of rank {rank}" * (rank > 0)
+        return (left[0],), Text("{name} taken of {count} svdq files", name=left[0],
+                                count=len(named)) if len(named) > 1 else ""
+    what = Text("svdq files") if left else Text("svdq file")
+    if precision != "auto":
+        what = Text("{files} of {precision}", files=what, precision=precision)
+    if rank > 0:
+        what = Text("{files} of rank {rank}", files=what, rank=rank)
     if not left:  # another place, or a download, may have it
-        raise MissingFiles(f"there is no svdq file{wanted} among {first_ten(named)}", where,
-                           "change precision or rank, or download that file")
-    raise CheckpointError(f"there are {len(left)} svdq files{wanted}: {first_ten(left)}", where,
-                          "name the one to use in weights_name")
+        raise MissingFiles(Text("there is no {file} among {names}", file=what, names=first_ten(named)), where,
+                           Text("change precision or rank, or download that file"))
+    raise CheckpointError(Text("there are {count} {files}: {names}", count=len(left), files=what,
+                               names=first_ten(left)), where,
+                          Text("name the one to use in weights_name"))
 
 
 def download_pattern(precision: str = "auto", rank: int = 0) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from ....host.texts import Text, both
 from ... import plan as plans
 from ...architectures import ARCHITECTURES, Architecture, Dims, Module, Naming, by_class_name, supported
 from ...containers.checkpoint import Checkpoint
@@ -49,7 +50,7 @@ def read_lite(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None) ->
     w4a4 = [name.removesuffix("qweight") for name, info in tensors.items()
             if name.endswith("qweight") and info.dtype != "I32"]
     scales = {tensors[f"{name}wscales"].dtype for name in w4a4 if f"{name}wscales" in tensors}
-    kind = precision(f"a file of {LITE}", scales, where) if w4a4 else "int4"
+    kind = precision(Text("a file of {writer}", writer=LITE), scales, where) if w4a4 else "int4"
     architecture, dims = _architecture(checkpoint, tensors)
     downs = [tensors[f"{name}proj_down"].shape for name in w4a4 if f"{name}proj_down" in tensors]
     ranks = sorted({shape[1] for shape in downs if len(shape) == 2})
@@ -75,13 +76,13 @@ def _refuse_unknown(checkpoint: Checkpoint) -> None:
     where, manifest = checkpoint.source.reference, runtime_manifest(checkpoint)
     unknown = sorted({patch for patch in patches(checkpoint) if patch not in SPLITS})
     if unknown:
-        raise CheckpointError(f"this checkpoint of {LITE} asks for changes of the model that this version does not "
-                              f"know: {', '.join(unknown)}", where, OFFICIAL)
+        raise CheckpointError(Text("this checkpoint of {writer} asks for changes of the model that this version does "
+                                   "not know: {names}", writer=LITE, names=", ".join(unknown)), where, OFFICIAL)
     other = sorted({str(target.get("nunchaku_op")) for target in listed(manifest.get("targets"))
                     if isinstance(target, dict) and target.get("nunchaku_op") not in OPERATIONS})
     if other:
-        raise CheckpointError(f"this checkpoint of {LITE} has layers that this version does not read: "
-                              f"{', '.join(other)}", where, OFFICIAL)
+        raise CheckpointError(Text("this checkpoint of {writer} has layers that this version does not read: {names}",
+                                   writer=LITE, names=", ".join(other)), where, OFFICIAL)
 
 
 def _architecture(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> tuple[Architecture, Dims]:
@@ -91,11 +92,14 @@ def _architecture(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> 
     found = next(((one, naming) for one in ARCHITECTURES if (naming := one.naming(whole))
                   and naming.style == "diffusers"), None)
     if found is None or claim and by_class_name(claim) is None:
-        raise CheckpointError(f"this is {claim or 'a model'} in the format of {LITE}, which this version does not load "
-                              f"({supported()})", where, "load it with diffusers, or take another checkpoint of it")
+        raise CheckpointError(Text("this is {model} in the format of {writer}, which this version does not load "
+                                   "({supported})", model=claim or Text("a model"), writer=LITE,
+                                   supported=supported()), where,
+                              Text("load it with diffusers, or take another checkpoint of it"))
     if claim and claim not in found[0].class_names:
-        raise CheckpointError(f"config.json says {claim}, but the tensors are {found[0].name}", where,
-                              "config.json and weights do not belong together; download both again")
+        raise CheckpointError(Text("config.json says {claim}, but the tensors are {architecture}", claim=claim,
+                                   architecture=found[0].name), where,
+                              Text("config.json and weights do not belong together; download both again"))
     return found[0], dims_of(found[0].dims_from_tensors, checkpoint, whole, found[1])
 
 
@@ -123,7 +127,7 @@ def _layer(names: Mapping[str, str], kind: str, module: Module, name: str, rows:
         plans.take_bias(module, name, rows, group, problems)
         return plans.plain(module, name, rows, weight, group, problems)
     if not module.linear:
-        problems.append(f"{name} is quantized, and is no Linear layer")
+        problems.append(Text("{name} is quantized, and is no Linear layer", name=name))
         group.clear()
         return None
     shapes, codecs, taken = [], [], []
@@ -138,14 +142,14 @@ def _layer(names: Mapping[str, str], kind: str, module: Module, name: str, rows:
         # leaves are called as the file does, missing ones as they would be
         shown = partial(_stored_name, names, own)
         problems += leaf_problems(leaves, wanted, module.bias and not part, shown, shown)
-        problems += [f"unexpected tensor {shown(leaf)}" for leaf in leaves if leaf not in wanted]
+        problems += [Text("unexpected tensor {name}", name=shown(leaf)) for leaf in leaves if leaf not in wanted]
         taken += [f"{part}:{leaf}" if part else leaf for leaf in LEAVES if leaf in leaves and leaf != UNNEEDED]
         shapes.append(shape)
         codecs.append("awq" if awq else _CODECS[kind])
     places = _places(shapes, (rows, module.inner[0]))
     if not places or parts not in ([""], [str(i) for i in range(len(parts))]) or parts == ["0"]:
-        problems.append(f"the parts of {name} are {', '.join(map(str, map(list, shapes)))}, expected them to make "
-                        f"{[rows, module.inner[0]]}")
+        problems.append(Text("the parts of {name} are {shapes}, expected them to make {shape}", name=name,
+                             shapes=", ".join(map(str, map(list, shapes))), shape=[rows, module.inner[0]]))
     word = AWQ if codecs[0] == "awq" else W4A4[kind]
     halves = module.swap_halves and len(parts) == 1
     return Layer(name, word, plans.leaves(*taken), _Reader(shapes, places, halves), codecs=tuple(dict.fromkeys(codecs)))
@@ -220,21 +224,23 @@ def _part(name: str, leaves: dict[str, torch.Tensor], shape: tuple[int, int]) ->
     try:
         return awq_part(leaves, *shape) if "wzeros" in leaves else w4a4_part(leaves, *shape)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(Text("{layer}: {error}", layer=name, error=error)) from error
 
 
 def _claims(checkpoint: Checkpoint, description: CheckpointDescription, kind: str) -> Iterator[str]:
     """Who wrote it, and what its config says that the tensors contradict."""
-    yield f"written for {LITE}: Nunchaku's packing under diffusers' names, every activation signed"
+    yield Text("written for {writer}: Nunchaku's packing under diffusers' names, every activation signed",
+               writer=LITE)
     config = quantization(checkpoint)
     w4a4, awq = ({**found} if isinstance(found := config.get(key), dict) else {} for key in OPERATIONS)
     if w4a4 and w4a4.get("precision") != kind:
-        yield f"the config says {w4a4.get('precision')}, but the tensors are {kind}; the tensors are right"
+        yield Text("the config says {precision}, but the tensors are {stored}; the tensors are right",
+                   precision=w4a4.get("precision"), stored=kind)
     if w4a4 and description.ranks and w4a4.get("rank") not in description.ranks:
-        yield f"the config says rank {w4a4.get('rank')}, but the tensors have " \
-              f"{' and '.join(map(str, description.ranks))}; the tensors are right"
+        yield Text("the config says rank {rank}, but the tensors have {ranks}; the tensors are right",
+                   rank=w4a4.get("rank"), ranks=both(map(str, description.ranks)))
     targets = {str(name).partition(_PART)[0] for found in (w4a4, awq) for name in listed(found.get("targets"))}
     stored = {name for name, fmt in description.layers.items() if fmt in (AWQ, *W4A4.values())}
     if config and targets != stored:
-        yield f"{len(targets ^ stored)} layers are quantized as the config does not say, or not as it says; the " \
-              f"tensors are right: {first_ten(sorted(targets ^ stored))}"
+        yield Text("{count} layers are quantized as the config does not say, or not as it says; the tensors are right: "
+                   "{names}", count=len(targets ^ stored), names=first_ten(sorted(targets ^ stored)))

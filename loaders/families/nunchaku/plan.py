@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ....host.texts import Text, either
 from ...architectures import Dims, Module, Naming
 from ...architectures.base import tensor_name
 from ...containers.safetensors import TensorInfo
@@ -103,7 +104,7 @@ def make_plan(found: Found, dims: Dims) -> Plan:
     marks = set(found.family.architecture.marks(dims))
     extra = [found.stored[name] for name in found.tensors if name not in used and name not in marks]
     if extra:
-        plan.problems.append(f"{len(extra)} unexpected tensors: {first_ten(extra)}")
+        plan.problems.append(Text("{count} unexpected tensors: {names}", count=len(extra), names=first_ten(extra)))
     _check_counts(plan, optional)
     plan.problems = list(dict.fromkeys(plan.problems))  # native modules share stored layers
     return plan
@@ -122,13 +123,13 @@ def _planned(plan: Plan, found: Found, module: Module, pieces: tuple[Piece, ...]
     if pieces and not missing:
         return Planned(module, pieces)
     if len(missing) < len(pieces):
-        plan.problems += [f"missing tensor {found.prefix}{name}.qweight" for name in missing]
+        plan.problems += [Text("missing tensor {name}", name=f"{found.prefix}{name}.qweight") for name in missing]
         return Planned(module)
     rows = tuple(_plain_rows(found, module, pieces))
     if not rows:
         names = missing or [found.family.stored_plain(name) for name in module.stored]
         leaf = "qweight" if missing else module.stored_leaf
-        plan.problems += [f"missing tensor {found.prefix}{tensor_name(name, leaf)}" for name in names]
+        plan.problems += [Text("missing tensor {name}", name=found.prefix + tensor_name(name, leaf)) for name in names]
         return Planned(module)
     plan.kept += [name for name in missing if name not in plan.kept]
     for part in rows:
@@ -154,11 +155,13 @@ def _plain_problems(found: Found, name: str, shape: tuple[int, ...], used: set[s
     used.add(name)
     info = found.tensors.get(name)
     if info is None:
-        yield f"missing tensor {found.prefix}{name}"
+        yield Text("missing tensor {name}", name=found.prefix + name)
     elif tuple(info.shape) != shape:
-        yield f"{found.stored[name]} is {list(info.shape)}, expected {list(shape)}"
+        yield Text("{name} is {shape}, expected {expected}", name=found.stored[name], shape=list(info.shape),
+                   expected=list(shape))
     elif info.dtype not in _FLOATS:
-        yield f"{found.stored[name]} is stored as {info.dtype}, expected BF16, F16 or F32"
+        yield Text("{name} is stored as {dtype}, expected BF16, F16 or F32", name=found.stored[name],
+                   dtype=info.dtype)
 
 
 def _up(size: int, step: int) -> int:
@@ -188,11 +191,13 @@ def leaf_problems(leaves: Mapping[str, TensorInfo], wanted: Leaves, biased: bool
         info = leaves.get(leaf)
         if info is None:
             if leaf not in optional:
-                yield f"missing tensor {name(leaf)}"
+                yield Text("missing tensor {name}", name=name(leaf))
         elif tuple(info.shape) != shape and (leaf, tuple(info.shape)) != ("wtscale", ()):
-            yield f"{shown(leaf)} is {list(info.shape)}, expected {list(shape)}"
+            yield Text("{name} is {shape}, expected {expected}", name=shown(leaf), shape=list(info.shape),
+                       expected=list(shape))
         elif info.dtype not in dtypes:
-            yield f"{shown(leaf)} is stored as {info.dtype}, expected {' or '.join(dtypes)}"
+            yield Text("{name} is stored as {dtype}, expected {dtypes}", name=shown(leaf), dtype=info.dtype,
+                       dtypes=either(dtypes))
 
 
 def awq_leaves(rows: int, columns: int, padded: bool = True) -> Leaves:
@@ -222,8 +227,10 @@ def _check_counts(plan: Plan, optional: dict[str, bool]) -> None:
     """Every layer that Nunchaku quantizes is quantized; refiners are all quantized, or none of them."""
     kept = [name for name in plan.kept if not optional[name]]
     if kept:
-        plan.problems.append(f"{len(kept)} layers that Nunchaku quantizes are not quantized: {first_ten(kept)}")
+        plan.problems.append(Text("{count} layers that Nunchaku quantizes are not quantized: {names}", count=len(kept),
+                                  names=first_ten(kept)))
     refiners = [name for name, may_be_plain in optional.items() if may_be_plain]
     quantized = [name for name in refiners if name in plan.layers]
     if quantized and len(quantized) < len(refiners):
-        plan.problems.append(f"{len(quantized)} of {len(refiners)} refiner layers are quantized, expected all or none")
+        plan.problems.append(Text("{count} of {all} refiner layers are quantized, expected all or none",
+                                  count=len(quantized), all=len(refiners)))

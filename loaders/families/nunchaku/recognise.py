@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from ....host.texts import Text, joined
 from ...errors import CheckpointError
 from ...words import first_ten
 from .table import Family
@@ -25,8 +26,8 @@ _V2 = {"lora_down": "proj_down", "lora_up": "proj_up", "smooth_orig": "smooth_fa
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 HALF = ("BF16", "F16")
 PRECISIONS = {"F8_E4M3": "nvfp4", "BF16": "int4", "F16": "int4"}  # by the dtype of wscales
-SUPPORTED = "supported: Nunchaku's FLUX.1, FLUX.2 [klein], Qwen-Image, SDXL and Z-Image files"
-_OTHER = "load it with a pack made for it"
+SUPPORTED = Text("supported: Nunchaku's FLUX.1, FLUX.2 [klein], Qwen-Image, SDXL and Z-Image files")
+_OTHER = Text("load it with a pack made for it")
 
 _QWEIGHT = re.compile(r"\.qweight$", re.MULTILINE)
 _LEAVES = (".qweight", ".proj_down", ".weight_proj_down")
@@ -35,8 +36,8 @@ _TEXT_ENCODER = re.compile(r"^(text_model\.|text_encoders?\.)?(encoder\.block|sh
 # What is recognised and refused, by its names. The first that fits counts.
 _REFUSED = tuple((re.compile(pattern, re.MULTILINE), what) for pattern, what in (
     (r"^transformer_blocks\.\d+\..*(conv_inverted|inverted_conv)|^caption_norm\.|^caption_projection\.",
-     "Sana in Nunchaku's format"),
-    (r"distilled_guidance_layer", "Chroma in Nunchaku's format"),
+     Text("Sana in Nunchaku's format")),
+    (r"distilled_guidance_layer", Text("Chroma in Nunchaku's format")),
 ))
 
 
@@ -86,31 +87,33 @@ def recognise(checkpoint: Checkpoint, writer: str = NUNCHAKU) -> Found:
         module, _, leaf = name.removeprefix(prefix).rpartition(".")
         today = f"{module}.{_V2.get(leaf, leaf)}" if module else leaf
         if today in stored:
-            raise CheckpointError(f"two tensors are the same one by an old and a new name: {stored[today]}, {name}",
-                                  where, "download it again, or report it to its publisher")
+            raise CheckpointError(Text("two tensors are the same one by an old and a new name: {old}, {new}",
+                                       old=stored[today], new=name), where,
+                                  Text("download it again, or report it to its publisher"))
         stored[today] = name
     tensors = {today: checkpoint.tensors[name] for today, name in stored.items()}
     text = "\n".join(tensors)
     for pattern, what in _REFUSED:
         if pattern.search(text):
-            raise CheckpointError(f"this is {what}, which this version does not load", where,
-                                  f"{SUPPORTED}; {_OTHER}")
+            raise CheckpointError(Text("this is {what}, which this version does not load", what=what), where,
+                                  joined("; ", (SUPPORTED, _OTHER)))
     family = next((family for family in families(writer) if family.beside in text and family.mark.search(text)), None)
     if family is None and writer == VLLM:
-        raise CheckpointError("this is SVDQuant in row-major order by vLLM-Omni's converter, of another model than "
-                              "Z-Image, which this version does not load", where, OFFICIAL)
+        raise CheckpointError(Text("this is SVDQuant in row-major order by vLLM-Omni's converter, of another model "
+                                   "than Z-Image, which this version does not load"), where, OFFICIAL)
     if family is None:
         classes = _claimed_classes(checkpoint)
-        raise CheckpointError("this is a file of 4-bit weights (qweight) of no model that this version knows"
-                              + (f"; its metadata says {', '.join(classes)}" if classes else ""), where,
-                              f"{SUPPORTED}; {_OTHER}")
+        unknown = Text("this is a file of 4-bit weights (qweight) of no model that this version knows")
+        if classes:
+            unknown = Text("{what}; its metadata says {classes}", what=unknown, classes=", ".join(classes))
+        raise CheckpointError(unknown, where, joined("; ", (SUPPORTED, _OTHER)))
     w4a4 = [name.removesuffix(".qweight") for name, info in tensors.items()
             if name.endswith(".qweight") and info.dtype in ("I8", *("U8",) * (writer == VLLM))]
     scales = {tensors[f"{name}.wscales"].dtype for name in w4a4 if f"{name}.wscales" in tensors}
-    found = precision(f"a Nunchaku file of {family.name}", scales, where)
+    found = precision(Text("a Nunchaku file of {family}", family=family.name), scales, where)
     if writer == VLLM and found != "nvfp4":
-        raise CheckpointError("this is SVDQuant INT4 by vLLM-Omni's converter, whose order of bytes is right for NVFP4 "
-                              "alone", where, OFFICIAL)
+        raise CheckpointError(Text("this is SVDQuant INT4 by vLLM-Omni's converter, whose order of bytes is right for "
+                                   "NVFP4 alone"), where, OFFICIAL)
     return Found(family, found, _ranks(w4a4, tensors, where), style, prefix, tensors, stored, writer)
 
 
@@ -118,9 +121,10 @@ def precision(what: str, dtypes: Collection[str], where: str) -> str:
     """"int4" or "nvfp4", by the dtypes of the scales of W4A4 layers. Raises CheckpointError for a mixture."""
     kinds = {PRECISIONS.get(dtype, dtype) for dtype in dtypes}
     if len(kinds) != 1 or not kinds <= set(PRECISIONS.values()):
-        raise CheckpointError(f"this is {what}, but the scales (wscales) of its int8 layers "
-                              f"are {', '.join(sorted(dtypes)) or 'missing'}, and neither all int4 (BF16 or F16) nor "
-                              "all nvfp4 (F8_E4M3)", where, "download the file again")
+        raise CheckpointError(Text("this is {what}, but the scales (wscales) of its int8 layers are {dtypes}, and "
+                                   "neither all int4 (BF16 or F16) nor all nvfp4 (F8_E4M3)", what=what,
+                                   dtypes=", ".join(sorted(dtypes)) or Text("missing")), where,
+                              Text("download the file again"))
     return kinds.pop()
 
 
@@ -128,7 +132,8 @@ def _ranks(layers: list[str], tensors: Mapping[str, TensorInfo], where: str) -> 
     downs = [tensors[f"{name}.proj_down"] for name in layers if f"{name}.proj_down" in tensors]
     ranks = sorted({info.shape[1] for info in downs if len(info.shape) == 2})
     if not ranks:
-        raise CheckpointError("no layer has a low-rank part (proj_down or lora_down)", where, "download the file again")
+        raise CheckpointError(Text("no layer has a low-rank part (proj_down or lora_down)"), where,
+                              Text("download the file again"))
     return tuple(ranks)
 
 
@@ -153,14 +158,15 @@ def refuse_other_layouts(checkpoint: Checkpoint) -> None:
     where, text = checkpoint.source.reference, "\n".join(checkpoint.tensors)
     file = ", ".join(sorted(header.path.replace("\\", "/").rpartition("/")[2] for header in checkpoint.headers))
     if _TEXT_ENCODER.search(text) or ".scaled_zeros" in text:
-        raise CheckpointError(f'"{file}" is a text-encoder file (awq T5): this is a text encoder', where,
-                              "use a CLIP loader")
+        raise CheckpointError(Text('"{file}" is a text-encoder file (awq T5): this is a text encoder', file=file),
+                              where, Text("use a CLIP loader"))
     if not _QWEIGHT.search(text):
-        what = "kitchen's own state dict" if ".weight_proj_down" in text else "comfy-quants or ComfyUI's PR #13580"
-        raise CheckpointError(f"this is SVDQuant in the layout of {what} (weight_scale + proj_down), which this "
-                              "version does not read", where, OFFICIAL)
+        what = Text("kitchen's own state dict") if ".weight_proj_down" in text else \
+            Text("comfy-quants or ComfyUI's PR #13580")
+        raise CheckpointError(Text("this is SVDQuant in the layout of {what} (weight_scale + proj_down), which this "
+                                   "version does not read", what=what), where, OFFICIAL)
     loose = [name for name in checkpoint.tensors if name.endswith(".qweight")
              and f"{name.removesuffix('.qweight')}.wscales" not in checkpoint.tensors]
     if len(loose) == text.count(".qweight"):
-        raise CheckpointError(f"these are GPTQ or AWQ packed integers, not Nunchaku's: {first_ten(loose[:3])}", where,
-                              "use Nunchaku's own svdq-* file of the model")
+        raise CheckpointError(Text("these are GPTQ or AWQ packed integers, not Nunchaku's: {names}",
+                                   names=first_ten(loose[:3])), where, OFFICIAL)

@@ -11,13 +11,14 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ....host.texts import Text
 from ...containers.checkpoint import Checkpoint
 from ...errors import CheckpointError
 from ...words import first_ten
 
-NUNCHAKU, LITE, VLLM = "Nunchaku", "diffusers' nunchaku_lite", "vLLM-Omni's converter"
+NUNCHAKU, LITE, VLLM = "Nunchaku", Text("diffusers' nunchaku_lite"), Text("vLLM-Omni's converter")
 ROW_MAJOR = "row_major"
-OFFICIAL = "use Nunchaku's own svdq-* file of the model"
+OFFICIAL = Text("use Nunchaku's own svdq-* file of the model")
 _JOINED = ".feed_forward.w13.qweight"  # the gate and the values as one, which vLLM-Omni alone calls so
 _APART = (".to_k.qweight", ".to_v.qweight", ".add_k_proj.qweight")  # Nunchaku has q, k and v in one layer
 
@@ -30,10 +31,11 @@ def writer_of(checkpoint: Checkpoint) -> str:
         return LITE
     conversion = _json(checkpoint.metadata.get("conversion"))
     if conversion:
-        tool, layout = str(conversion.get("tool") or "no tool"), str(conversion.get("layout") or "no layout")
+        tool, layout = str(conversion.get("tool") or ""), str(conversion.get("layout") or "")
         if not tool.startswith("vllm_omni.") or layout != ROW_MAJOR:
-            raise CheckpointError(f"the header says that {tool} has converted this file to {layout}, an order of its "
-                                  "bytes that this version does not know", where, OFFICIAL)
+            raise CheckpointError(Text("the header says that {tool} has converted this file to {layout}, an order of "
+                                       "its bytes that this version does not know", tool=tool or Text("no tool"),
+                                       layout=layout or Text("no layout")), where, OFFICIAL)
         return VLLM
     if spec.get("quant_method") == "svdquant" and "precision" in spec and \
             "quantization_config" not in checkpoint.metadata:
@@ -41,14 +43,17 @@ def writer_of(checkpoint: Checkpoint) -> str:
     rows = [name for name, info in checkpoint.tensors.items() if name.endswith(_JOINED)
             or name.endswith(".qweight") and info.dtype == "U8"]
     if rows:
-        raise CheckpointError("this is SVDQuant in row-major order, as vLLM-Omni's converter writes it, but neither "
-                              f"header nor config.json says who wrote it: {first_ten(rows[:3])}", where,
-                              f"keep the file as it was written, in its folder with config.json, or {OFFICIAL}")
+        raise CheckpointError(Text("this is SVDQuant in row-major order, as vLLM-Omni's converter writes it, but "
+                                   "neither header nor config.json says who wrote it: {names}",
+                                   names=first_ten(rows[:3])), where,
+                              Text("keep the file as it was written, in its folder with config.json, or {otherwise}",
+                                   otherwise=OFFICIAL))
     apart = [name for name in checkpoint.tensors if name.endswith(_APART)]
     if apart:
-        raise CheckpointError("q, k and v are quantized apart, as diffusers' nunchaku_lite has them, but neither "
-                              f"header nor config.json says who wrote the file: {first_ten(apart[:3])}", where,
-                              f"give its folder with config.json, or {OFFICIAL}")
+        raise CheckpointError(Text("q, k and v are quantized apart, as diffusers' nunchaku_lite has them, but neither "
+                                   "header nor config.json says who wrote the file: {names}",
+                                   names=first_ten(apart[:3])), where,
+                              Text("give its folder with config.json, or {otherwise}", otherwise=OFFICIAL))
     return NUNCHAKU
 
 

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, cast
 
+from ....host.texts import Text
 from ...errors import CheckpointError
 from ..selection import WEIGHTS
 from .known import HUBS
@@ -38,7 +39,8 @@ def preferred() -> str:
     """The key that QT_HUB gives. Raises CheckpointError for one that is no hub's."""
     key = os.environ.get(PREFERRED, "").strip().lower() or MODULES[0]
     if key not in MODULES:
-        raise CheckpointError(f"{PREFERRED} is none of {', '.join(MODULES)}", repr(key[:80]), "correct or unset it")
+        raise CheckpointError(Text("{variable} is none of {hubs}", variable=PREFERRED, hubs=", ".join(MODULES)),
+                              repr(key[:80]), Text("correct or unset it"))
     return key
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from ....host.texts import Text
 from ...errors import CheckpointError
 from ...words import first_ten
 from ..hub_file import HashedFile, RemoteFile
@@ -72,7 +73,7 @@ def listing(repo: str, revision: str | None) -> Listing:
     info = HfApi().model_info(repo, revision=revision, files_metadata=True)
     commit = info.sha or ""
     if not _COMMIT.fullmatch(commit):
-        raise CheckpointError(f"the Hub names no commit for {repo}", commit, "try again later")
+        raise CheckpointError(Text("the Hub names no commit for {repo}", repo=repo), commit, Text("try again later"))
     files, unsafe = {}, []
     for item in info.siblings or []:
         digest = (item.lfs.sha256 if item.lfs else item.blob_id) or ""
@@ -80,8 +81,9 @@ def listing(repo: str, revision: str | None) -> Listing:
             unsafe.append(item.rfilename)
         files[item.rfilename] = RemoteFile(item.size or 0, digest)
     if unsafe:
-        raise CheckpointError(f"the Hub lists files with unsafe names or hashes: {first_ten(map(repr, unsafe))}", repo,
-                              "do not use this repo; nothing of it was written")
+        raise CheckpointError(Text("the Hub lists files with unsafe names or hashes: {files}",
+                                   files=first_ten(map(repr, unsafe))), repo,
+                              Text("do not use this repo; nothing of it was written"))
     return Listing(commit, files, bool(info.gated))
 
 
@@ -106,28 +108,32 @@ def refuses_licence(error: Exception) -> bool:
 
 
 def gated(repo: str, command: str) -> CheckpointError:
-    return CheckpointError(f"{repo} is gated: its licence must be accepted once", page(repo),
-                           "accept it there, log in (hf auth login, or set HF_TOKEN), then try again or run: "
-                           f"{command}")
+    return CheckpointError(Text("{repo} is gated: its licence must be accepted once", repo=repo), page(repo),
+                           Text("accept it there, log in (hf auth login, or set HF_TOKEN), then try again or run: "
+                                "{command}", command=command))
 
 
 def explained(error: Exception, repo: str, revision: str, store: Store, command: str) -> CheckpointError:
     """Gated comes first: it is a kind of not found."""
     from huggingface_hub import constants, errors
 
-    at = f"{repo} at {constants.ENDPOINT}"
+    at = Text("{repo} at {site}", repo=repo, site=constants.ENDPOINT)
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return CheckpointError("download_missing is on, but HF_HUB_OFFLINE forbids downloads", at,
-                               f"unset HF_HUB_OFFLINE, or on another machine run: {command}")
+        return CheckpointError(Text("download_missing is on, but HF_HUB_OFFLINE forbids downloads"), at,
+                               Text("unset HF_HUB_OFFLINE, or on another machine run: {command}", command=command))
     if isinstance(error, errors.GatedRepoError):
         return gated(repo, command)
     if isinstance(error, errors.RevisionNotFoundError):
-        return CheckpointError(f"{repo} has no revision {revision or 'main'} (any more)", at,
-                               f"correct or clear the revision, or run: {command}")
+        return CheckpointError(Text("{repo} has no revision {revision} (any more)", repo=repo,
+                                    revision=revision or MAIN), at,
+                               Text("correct or clear the revision, or run: {command}", command=command))
     if isinstance(error, errors.RepositoryNotFoundError):
-        return CheckpointError(f"there is no repo {repo}, or it is private", at,
-                               f"correct the id, or log in (hf auth login, or set HF_TOKEN) and run: {command}")
+        return CheckpointError(Text("there is no repo {repo}, or it is private", repo=repo), at,
+                               Text("correct the id, or log in (hf auth login, or set HF_TOKEN) and run: {command}",
+                                    command=command))
     if isinstance(error, errors.HfHubHTTPError):
-        return CheckpointError(f"the Hub refused: {error}", at, f"try again later, or run: {command}")
-    return CheckpointError(f"the download broke off ({type(error).__name__}: {error})", at,
-                           f"check the network and try again, it goes on where it stopped; or run: {command}")
+        return CheckpointError(Text("the Hub refused: {error}", error=error), at,
+                               Text("try again later, or run: {command}", command=command))
+    return CheckpointError(Text("the download broke off ({kind}: {error})", kind=type(error).__name__, error=error), at,
+                           Text("check the network and try again, it goes on where it stopped; or run: {command}",
+                                command=command))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qs, unquote
 
+from ....host.texts import Text
 from ...errors import CheckpointError
 from ...words import first_ten
 from ..hub_file import HashedFile, RemoteFile
@@ -84,18 +85,20 @@ def listing(repo: str, revision: str | None) -> Listing:
     data = http.data(f"{repo}/repo/files", {"Revision": asked, "Recursive": "True"})
     every = data.get("Files") or []
     if len(every) >= _LISTED:
-        raise CheckpointError(f"ModelScope lists no more than {_LISTED} files of a repo, and this one may have more",
-                              repo, f"download it by hand: {command(repo, revision or '', ())}")
+        raise CheckpointError(Text("ModelScope lists no more than {most} files of a repo, and this one may have more",
+                                   most=_LISTED), repo,
+                              Text("download it by hand: {command}", command=command(repo, revision or "", ())))
     items = [item for item in every if item.get("Type") == "blob"]
     files = {str(item.get("Path") or "/"): RemoteFile(int(item.get("Size") or 0), str(item.get("Sha256") or "").lower())
              for item in items}
     unsafe = [name for name, file in files.items() if leaves_folder(name) or not _SHA256.fullmatch(file.digest)]
     if unsafe:
-        raise CheckpointError(f"ModelScope lists files with unsafe names or hashes: {first_ten(map(repr, unsafe))}",
-                              repo, "do not use this repo; nothing of it was written")
+        raise CheckpointError(Text("ModelScope lists files with unsafe names or hashes: {files}",
+                                   files=first_ten(map(repr, unsafe))), repo,
+                              Text("do not use this repo; nothing of it was written"))
     commit = asked if _COMMIT.fullmatch(asked) else _newest(repo, asked, data.get("LatestCommitter") or {}, items)
     if not _COMMIT.fullmatch(commit):
-        raise CheckpointError(f"ModelScope names no commit for {repo}", commit, "try again later")
+        raise CheckpointError(Text("ModelScope names no commit for {repo}", repo=repo), commit, Text("try again later"))
     return Listing(commit, files, False)
 
 
@@ -120,7 +123,8 @@ def _newest(repo: str, branch: str, last: Mapping[str, Any], items: Sequence[Map
 def transfer(repo: str, name: str, commit: str, file: RemoteFile, target: HashedFile) -> None:
     tries = _TRIES
     while (start := target.tell()) < file.size:
-        problem: Exception = ConnectionError(f"it ended after {start:,} of {file.size:,} bytes of {name}")
+        problem: Exception = ConnectionError(Text("it ended after {arrived:,} of {all:,} bytes of {name}",
+                                                  arrived=start, all=file.size, name=name))
         try:
             with http.ask(f"{repo}/repo", {"Revision": commit, "FilePath": name}, start) as answer:
                 if not http.continues(answer, start):
@@ -145,24 +149,30 @@ def refuses_licence(error: Exception) -> bool:
 
 
 def gated(repo: str, command: str) -> CheckpointError:
-    return CheckpointError(f"ModelScope gives no access to {repo}: it is private, or must be applied for once",
-                           page(repo), f"apply there, set MODELSCOPE_API_TOKEN, then try again or run: {command}")
+    return CheckpointError(Text("ModelScope gives no access to {repo}: it is private, or must be applied for once",
+                                repo=repo), page(repo),
+                           Text("apply there, set MODELSCOPE_API_TOKEN, then try again or run: {command}",
+                                command=command))
 
 
 def explained(error: Exception, repo: str, revision: str, store: Store, command: str) -> CheckpointError:
-    at = f"{repo} at {', '.join(http.sites())}"
+    at = Text("{repo} at {site}", repo=repo, site=", ".join(http.sites()))
     if isinstance(error, http.OfflineError):
-        return CheckpointError("download_missing is on, but HF_HUB_OFFLINE forbids downloads", at,
-                               f"unset HF_HUB_OFFLINE, or on another machine run: {command}")
+        return CheckpointError(Text("download_missing is on, but HF_HUB_OFFLINE forbids downloads"), at,
+                               Text("unset HF_HUB_OFFLINE, or on another machine run: {command}", command=command))
     if not isinstance(error, http.RefusedError):
-        return CheckpointError(f"the download broke off ({type(error).__name__}: {error})", at,
-                               f"check the network and try again, it goes on where it stopped; or run: {command}")
+        return CheckpointError(Text("the download broke off ({kind}: {error})", kind=type(error).__name__, error=error),
+                               at,
+                               Text("check the network and try again, it goes on where it stopped; or run: {command}",
+                                    command=command))
     if error.no_access:
         return gated(repo, command)
     if error.no_revision:
-        return CheckpointError(f"{repo} has no revision {revision or MAIN} (any more)", at,
-                               f"correct or clear the revision, or run: {command}")
+        return CheckpointError(Text("{repo} has no revision {revision} (any more)", repo=repo,
+                                    revision=revision or MAIN), at,
+                               Text("correct or clear the revision, or run: {command}", command=command))
     if error.no_repo:
-        return CheckpointError(f"there is no repo {repo}, or it is private", at,
-                               f"correct the id, or set MODELSCOPE_API_TOKEN and run: {command}")
-    return CheckpointError(f"ModelScope refused: {error}", at, f"try again later, or run: {command}")
+        return CheckpointError(Text("there is no repo {repo}, or it is private", repo=repo), at,
+                               Text("correct the id, or set MODELSCOPE_API_TOKEN and run: {command}", command=command))
+    return CheckpointError(Text("ModelScope refused: {error}", error=error), at,
+                           Text("try again later, or run: {command}", command=command))

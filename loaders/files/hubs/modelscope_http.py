@@ -14,6 +14,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlencode
 from urllib.request import Request, urlopen
 
+from ....host.texts import Text
+
 SITES = ("https://modelscope.cn", "https://www.modelscope.ai")  # one API, and other repos
 # What may be over in a second. Failures of the disk are none of these.
 BROKEN = (URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException)
@@ -52,7 +54,7 @@ def data(path: str, query: Mapping[str, str]) -> dict[str, Any]:
             body = json.load(answer)
             code, found = int(body["Code"]), body.get("Data")
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise RefusedError(0, "the answer is not that of its API") from error
+            raise RefusedError(0, Text("the answer is not that of its API")) from error
     if code != 200 or not isinstance(found, dict):
         raise RefusedError(code, str(body.get("Message")))
     return found
@@ -68,7 +70,7 @@ def ask(path: str, query: Mapping[str, str], start: int = 0) -> HTTPResponse:
 
     if constants.HF_HUB_OFFLINE:
         raise OfflineError
-    token, refused = os.environ.get("MODELSCOPE_API_TOKEN"), RefusedError(404, "there is no site to ask")
+    token, refused = os.environ.get("MODELSCOPE_API_TOKEN"), RefusedError(404, Text("there is no site to ask"))
     for number, site in enumerate(sites()):
         request = Request(f"{site}/api/v1/models/{quote(path)}?{urlencode(query)}",
                           headers={"User-Agent": "quantized_transformers"})
