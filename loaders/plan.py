@@ -85,7 +85,6 @@ class LoadPlan:
     ignored: Collection[str] = ()
     hint: str = Text("download the checkpoint again, or report it to its publisher")
 
-
     @property
     def codecs(self) -> set[str]:
         """The codecs of all layers."""

@@ -407,7 +407,7 @@ def test_vue_nodes_in_chinese(another):
     node.locator(".qt-badge[data-mark=mismatch]").wait_for()
     assert re.search("[\u4e00-\u9fff]{4}", node.locator(".qt-wrong").inner_text())
     another.screenshot(OUT / "vue_nodes.png")
-    another.run("() => app.extensionManager.command.execute('QuantizedTransformers.Doctor')")
+    another.run("() => void app.extensionManager.command.execute('QuantizedTransformers.Doctor')")
     doctor = another.page.locator(".qt-dialog")
     doctor.get_by_text("设备类型").wait_for()
     assert "未量化：按 ComfyUI 自身的方式运行" in doctor.inner_text()

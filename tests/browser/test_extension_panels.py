@@ -127,21 +127,28 @@ def test_the_sidebar_searches_and_filters(classic, server):
     assert shown(browser) == everything and classic.run("() => window.hit") is None
 
 
-def test_dragging_from_the_sidebar(classic):
-    ids = build(classic, ("base", "QT_LoadBaseModel", {"base_model": "tiny-flux"}))
-    sidebar(classic)
-    classic.run("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", ids["base"])
-    classic.page.drag_and_drop('.qt-item[data-reference="tiny-mixed"]', "#graph-canvas", target_position={"x": 1200, "y": 600})
-    made = classic.run("""(base) => { const node = app.graph.nodes.find((n) => n.type === 'QT_ApplyTransformerOverride')
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "Vue nodes"])
+def test_dragging_from_the_sidebar(another, vue):
+    another.open(IMAGES | {"Comfy.VueNodes.Enabled": vue})
+    ids = build(another, ("base", "QT_LoadBaseModel", {"base_model": "tiny-flux"}))
+    sidebar(another)
+    another.run("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", ids["base"])
+    another.page.drag_and_drop('.qt-item[data-reference="tiny-mixed"]', "#graph-canvas", target_position={"x": 1200, "y": 600})
+    made = another.run("""(base) => { const node = app.graph.nodes.find((n) => n.type === 'QT_ApplyTransformerOverride')
       return { id: node.id, at: app.canvasPosToClientPos(node.pos), from: node.getInputNode(0)?.id, value: node.widgets[0].value } }""")
     assert made["from"] == ids["base"] and made["value"] == "tiny-mixed"
     assert made["at"] == pytest.approx([1200, 600], abs=12)
-    assert badge(classic, made["id"])["mark"] == ""
-    classic.screenshot(OUT / "sidebar_drag.png")
+    assert badge(another, made["id"])["mark"] == ""
+    another.screenshot(OUT / f"sidebar_drag_{'vue' if vue else 'canvas'}.png")
     # Enter does the same, beside what is selected
-    classic.page.locator('.qt-item[data-reference="tiny-flux"] .qt-add').press("Enter")
-    nodes = classic.run("() => app.graph.nodes.map((n) => [n.type, n.widgets[0].value])")
+    another.page.locator('.qt-item[data-reference="tiny-flux"] .qt-add').press("Enter")
+    nodes = another.run("() => app.graph.nodes.map((n) => [n.type, n.widgets[0].value])")
     assert nodes[-1] == ["QT_LoadBaseModel", "tiny-flux"] and len(nodes) == 3
+    # and its details are those of what lies there
+    another.page.locator('.qt-item[data-reference="tiny-mixed"] .qt-look').click()
+    another.page.locator(".qt-map table").wait_for()
+    another.page.keyboard.press("Escape")
+    assert not another.problems
 
 
 def test_the_layer_map(classic, tiny):

@@ -112,8 +112,9 @@ def test_one_progress_with_cancel_and_hide(empty, hub):
     assert not empty.problems
 
 
-def test_from_a_badge_a_row_and_the_details(empty):
-    dialog = offering(empty, **{"QuantizedTransformers.OfferDownloads": False})
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "Vue nodes"])
+def test_from_a_badge_a_row_and_the_details(empty, vue):
+    dialog = offering(empty, **{"QuantizedTransformers.OfferDownloads": False, "Comfy.VueNodes.Enabled": vue})
     ids = build(empty, ("base", "QT_LoadBaseModel", {"reference": BASE, "weights": "defer to override"}),
                 ("q", "QT_ApplyTransformerOverride", {"reference": "owner/hub-fp8"}),
                 ("none", "QT_LoadBaseModel", {"reference": "owner/nothing"}), q_model="base")
@@ -143,9 +144,11 @@ def test_from_a_badge_a_row_and_the_details(empty):
     assert not empty.problems
 
 
-def test_from_modelscope(empty, server, scope):
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "Vue nodes"])
+def test_from_modelscope(empty, server, scope, vue):
     """By a pasted address, and a plain repo id by the hub that the dialog is set to."""
-    dialog = offering(empty)
+    shutil.rmtree(server.base / "modelscope", ignore_errors=True)
+    dialog = offering(empty, **{"Comfy.VueNodes.Enabled": vue})
     prompt = {"1": apply_override(["3", 0], "https://modelscope.cn/models/owner/only-there"), "3": load_base("tiny-flux"),
               "4": apply_override(["1", 0], "owner/another"), **text_to_image(["4", 0], "a")}
     empty.run(OPEN, prompt)
@@ -155,7 +158,7 @@ def test_from_modelscope(empty, server, scope):
     assert "no repo owner/another" in row.filter(has_text="owner/another").inner_text()
     dialog.locator(".qt-hub select").select_option("modelscope")
     dialog.get_by_text("no repo owner/another").wait_for(state="detached")
-    empty.screenshot(OUT / "missing_modelscope.png")
+    empty.screenshot(OUT / f"missing_modelscope_{'vue' if vue else 'canvas'}.png")
     dialog.locator(".qt-main").click()
     empty.page.get_by_role("alert").filter(has_text="press Run").wait_for(timeout=30_000)
     found = [str(path) for path in (server.base / "modelscope").rglob("*.safetensors")]

@@ -25,13 +25,18 @@ def said(words: str, title: str, name: str) -> bool:
     return any(all(word in text.lower() for word in words.split()) for text in (title, name))
 
 
-@pytest.fixture(scope="module")
-def box(frontend):
+@pytest.fixture(scope="module", params=[True, False], ids=["Vue nodes", "canvas"])
+def box(frontend, request):
+    frontend.open({"Comfy.VueNodes.Enabled": request.param})
     frontend.run("() => app.graph.clear()")
-    frontend.page.locator("#graph-canvas").dblclick(position={"x": 900, "y": 500})
     box = frontend.page.get_by_role("combobox", name="Add a node...")
-    box.wait_for()
-    return box
+    for _ in range(10):  # a page that has just opened may not listen yet
+        frontend.page.locator("#graph-canvas").dblclick(position={"x": 900, "y": 500})
+        for _ in range(30):
+            if box.is_visible():
+                return box
+            frontend.page.wait_for_timeout(100)
+    raise TimeoutError("the search box does not open")
 
 
 @pytest.mark.parametrize("words", WORDS)

@@ -4,7 +4,7 @@ import { app } from '../../../scripts/app.js'
 import { dialog, facts, list } from './dialog.js'
 import { el } from './dom.js'
 import { t } from './i18n.js'
-import { downloadMissing, offerMissing } from './missing.js'
+import { before, downloadMissing, offerMissing } from './missing.js'
 import { call } from './server.js'
 
 /** The commands as ComfyUI wants them; locales/<language>/commands.json translates them. */
@@ -56,15 +56,17 @@ function tree(value) {
 export async function convertWorkflow() {
   await guarded(t('convert'), async () => {
     const answer = await call('migrate', { method: 'POST', body: app.rootGraph.serialize() })
-    if (answer.changes.length) {
-      const name = app.extensionManager.workflow.activeWorkflow?.filename ?? 'workflow'
-      await app.loadGraphData(answer.workflow, true, true, `${name} (Quantized Transformers)`)
-    }
-    await dialog(t('convert'), [
-      el('p', {}, t(answer.changes.length ? 'converted' : 'nothingToConvert')), list(answer.changes),
-      answer.left.length > 0 && el('p', {}, t('left')), list(answer.left)
-    ])
-    if (answer.changes.length) await offerMissing() // it waited for this dialog
+    await before(async () => {
+      if (answer.changes.length) {
+        const name = app.extensionManager.workflow.activeWorkflow?.filename ?? 'workflow'
+        await app.loadGraphData(answer.workflow, true, true, `${name} (Quantized Transformers)`)
+      }
+      await dialog(t('convert'), [
+        el('p', {}, t(answer.changes.length ? 'converted' : 'nothingToConvert')), list(answer.changes),
+        answer.left.length > 0 && el('p', {}, t('left')), list(answer.left)
+      ])
+    })
+    if (answer.changes.length) await offerMissing()
   })
 }
 

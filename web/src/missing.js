@@ -9,9 +9,21 @@ import { t } from './i18n.js'
 export const OFFER = 'QuantizedTransformers.OfferDownloads'
 const KEPT = 'quantizedtransformers.offered' // references that this tab has offered already
 
+let held = false
+
+/** Run something that opens a workflow and talks of it first: nothing is offered before it has ended. */
+export async function before(action) {
+  held = true
+  try {
+    return await action()
+  } finally {
+    held = false
+  }
+}
+
 /** Where a workflow that opens lacks what was not offered before, offer it, unless the user has switched that off. */
 export async function offerMissing() {
-  if (!app.extensionManager.setting.get(OFFER)) return
+  if (held || !app.extensionManager.setting.get(OFFER)) return
   const asked = await lacking()
   const offered = new Set(JSON.parse(sessionStorage.getItem(KEPT) ?? '[]'))
   if (asked.every(({ reference }) => offered.has(reference)) || document.querySelector('dialog[open]')) return
