@@ -14,6 +14,7 @@
     python3 dev.py gpu-kit OUT   all that a GPU machine without a network needs for that
     python3 dev.py gpu-report    what was measured, as docs/performance.md and the README's column
     python3 dev.py train-miniature OUT    train the model that the demo draws with (tests/data/miniature)
+    python3 dev.py tables [NAME ...]      write loaders/architectures/tables anew from diffusers' converters
 
 The environment (several GB) is built once in a cache folder, keyed by the files that define it, so every clone on
 the machine shares it. Deleting the cache only costs time. COMFYUI_PATH uses your own ComfyUI checkout instead of the
@@ -218,7 +219,7 @@ def host(python: Path, comfyui: Path, arguments: list[str]) -> int:
 
 def main() -> int:
     commands = ("demo", "test", "drift", "lint", "host", "bench", "gpu-table", "gpu-kit", "gpu-report",
-                "train-miniature")
+                "train-miniature", "tables")
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         print(__doc__)
         return 2

@@ -270,5 +270,6 @@ def _put(native: NativeStateDict, module: Module, name: str, parts: list[Tensor]
     fp8 = torch.float8_e4m3fn, torch.float8_e5m2
     parts = [part.to(torch.bfloat16) if part.dtype in fp8 else part for part in parts]
     whole = parts[0] if len(parts) == 1 else cat(parts)
+    whole = whole.reshape(module.shape) if module.shape else whole
     # diffusers' scale|shift against the vendor's shift|scale
     native.tensors[name] = torch.cat(tuple(reversed(whole.chunk(2)))) if module.swap_halves else whole

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from ..host.texts import Text
 from . import attention
-from .architectures import Architecture, Dims, by_class_name, supported
+from .architectures import Architecture, Dims, by_class_name, diffusers_classes, supported
+from .architectures.passthrough import sizes
 from .containers.checkpoint import Checkpoint
 from .description import CheckpointDescription
 from .errors import OtherKind
@@ -36,14 +37,32 @@ def read(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = None) 
     return family, plan
 
 
+def is_derived(checkpoint: Checkpoint) -> bool:
+    """Whether config.json's class is one that a derived table is of: its sizes are told by its weights."""
+    return bool(diffusers_classes.of_class(_claim(checkpoint)))
+
+
+def config_title(checkpoint: Checkpoint) -> str:
+    """What config.json alone says a model is. Raises CheckpointError as `describe_config` does."""
+    if is_derived(checkpoint):
+        return diffusers_classes.of_class(_claim(checkpoint))[0].title
+    return describe_config(checkpoint)[0].name
+
+
+def _claim(checkpoint: Checkpoint) -> str:
+    return str((checkpoint.config or {}).get("_class_name") or "")
+
+
 def describe_config(checkpoint: Checkpoint) -> tuple[Architecture, Dims]:
     """Architecture and sizes from config.json alone, for a model whose weights come from an override.
 
     Raises CheckpointError for classes this version does not load.
     """
-    config = checkpoint.config or {}
-    claim = str(config.get("_class_name") or "")
+    config, claim = checkpoint.config or {}, _claim(checkpoint)
     architecture = by_class_name(claim)
+    if architecture is None and diffusers_classes.of_class(claim):
+        model = dims_of(diffusers_classes.of_config, checkpoint, config, claim)
+        return model, sizes(model.network.identity)
     if architecture is None:
         raise OtherKind(Text("config.json says {claim}, not a transformer this version loads ({supported})",
                              claim=claim or Text("no _class_name"), supported=supported()),

@@ -104,7 +104,7 @@ def _of_folder(root: Root, path: str, folder: Folder, alone: Fits) -> Iterator[L
 
 def _of_pipeline(index: Mapping[str, Any], inner: Mapping[str, Folder]) -> Fits:
     """By the classes that model_index.json names and the folders that are there."""
-    from .architectures import by_class_name as transformer
+    from .architectures import is_known
     from .components.text_encoders import family_of
     from .components.vaes import by_class_name as vae
 
@@ -118,7 +118,7 @@ def _of_pipeline(index: Mapping[str, Any], inner: Mapping[str, Folder]) -> Fits:
     fits: Fits = {}
     for part in COMPONENTS:
         if is_there(part) or named(part):
-            known = is_there(part) and (not named(part) or transformer(named(part)) is not None)
+            known = is_there(part) and (not named(part) or is_known(named(part)))
             fits[TRANSFORMER] = min(SURE if known else MAYBE, fits.get(TRANSFORMER, MAYBE))
     if (is_there("vae") or named("vae")) and (not named("vae") or vae(named("vae"))):
         fits[VAE] = SURE if is_there("vae") else MAYBE
@@ -138,9 +138,9 @@ def _of_component(config: Mapping[str, Any], alone: Fits) -> Fits:
     if "Autoencoder" in kind:
         return {VAE: SURE}
     if kind:
-        from .architectures import by_class_name
+        from .architectures import is_known
 
-        return {} if re.search("ControlNet|Adapter", kind) else {TRANSFORMER: SURE if by_class_name(kind) else MAYBE}
+        return {} if re.search("ControlNet|Adapter", kind) else {TRANSFORMER: SURE if is_known(kind) else MAYBE}
     if isinstance(classes, list) and classes:
         from .components.text_encoders import families
 

@@ -17,6 +17,7 @@ from ..quant.stored import PLAIN_DTYPES
 from . import attention
 from .architectures import ARCHITECTURES, Architecture, Dims, Naming, by_name
 from .architectures.base import tensor_name
+from .architectures.derived import Translated
 from .architectures.passthrough import BY_HEADER, HostModel, sizes
 from .containers.checkpoint import Checkpoint
 from .describe import describe_config, read
@@ -284,6 +285,9 @@ def _empty_tensors(architecture: Architecture, dims: Dims) -> dict[str, torch.Te
     import torch
 
     tensors: dict[str, torch.Tensor] = {}
+    if isinstance(architecture, Translated):
+        return {name: torch.empty(shape, dtype=torch.bfloat16, device="meta")
+                for name, shape in architecture.native.items()}
     for module in architecture.modules(dims, Naming("native")):
         rows = sum(module.rows)
         tensors[tensor_name(module.native, module.leaf)] = torch.empty(rows, *module.inner, dtype=torch.bfloat16,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..loaders.architectures import Dims, by_name
 from ..loaders.architectures.base import tensor_name
 from ..loaders.components import overrides
 from ..loaders.containers.checkpoint import Checkpoint
-from ..loaders.describe import describe, describe_config
+from ..loaders.describe import config_title, describe, describe_config, is_derived
 from ..loaders.description import CheckpointDescription
 from ..loaders.errors import CheckpointError, MissingFiles
 from ..loaders.families import choices_of, families, named
@@ -241,9 +242,8 @@ def _absent(query: Query, error: MissingFiles) -> dict[str, Any]:
 
 
 def _deferred(query: Query, checkpoint: Checkpoint) -> dict[str, Any]:
-    architecture, _ = describe_config(checkpoint)
     return _blank(query) | {
-        "on_disk": True, "architecture": architecture.name, "family": DEFERRED,
+        "on_disk": True, "architecture": config_title(checkpoint), "family": DEFERRED,
         "size": os.path.getsize(checkpoint.source.config or "")}
 
 
@@ -309,8 +309,12 @@ def base_dims(query: Query) -> tuple[str, Dims]:
     except CheckpointError:  # no folder with a config.json
         source, = locate_parts(replace(asked, weights="load"))
     else:
-        architecture, dims = describe_config(Checkpoint(source))
-        return architecture.name, dims
+        config = Checkpoint(source)
+        with suppress(CheckpointError):  # sizes that only diffusers tells of a configuration are quicker from weights
+            source, = locate_parts(replace(asked, weights="load")) if is_derived(config) else (source,)
+        if not source.files:
+            architecture, dims = describe_config(config)
+            return architecture.name, dims
     check_headers(source.files)
     description = describe(Checkpoint(source))
     return description.architecture, description.dims

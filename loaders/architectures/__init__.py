@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import cast
 
+from . import diffusers_classes
 from .base import Architecture, Dims, Module, Naming
+from .diffusers_classes import DERIVED
 from .flux1 import FLUX1
 from .flux2 import FLUX2
 from .hunyuan_video import HUNYUAN_VIDEO
@@ -17,7 +19,8 @@ from .z_image import Z_IMAGE
 
 ARCHITECTURES: tuple[Architecture, ...] = (FLUX1, FLUX2, HUNYUAN_VIDEO, QWEN_IMAGE, SDXL, WAN, Z_IMAGE)
 
-__all__ = ["ARCHITECTURES", "Architecture", "Dims", "Module", "Naming", "by_class_name", "by_name", "name_other",
+__all__ = ["ARCHITECTURES", "Architecture", "Dims", "Module", "Naming", "by_class_name", "by_name", "diffusers_classes",
+           "is_known", "name_other",
            "supported"]
 
 
@@ -31,6 +34,11 @@ def by_name(name: str) -> Architecture:
     return next((a for a in ARCHITECTURES if a.name == name), cast(Architecture, Named(name)))
 
 
+def is_known(class_name: str) -> bool:
+    """Whether a diffusers `_class_name` is that of a transformer that loads by a table, written or derived."""
+    return by_class_name(class_name) is not None or bool(diffusers_classes.of_class(class_name))
+
+
 def supported() -> str:
     """The names of all architectures that load unquantized, too, for messages."""
-    return ", ".join(a.name for a in ARCHITECTURES if a.class_names)
+    return ", ".join([*(a.name for a in ARCHITECTURES if a.class_names), *(one.title for one in DERIVED)])

@@ -117,10 +117,16 @@ def recognise(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) ->
 
     Raises ValueError with what the host tripped over, or for what is no diffusion model.
     """
-    if not host.is_there() or host.lacking("native passthrough"):
-        return None
     prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), "")
     shapes = {name.removeprefix(prefix): shape for name, shape in logical_shapes(tensors).items()}
+    network = network_of(shapes, metadata)
+    return None if network is None else HostModel(network, prefix)
+
+
+def network_of(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> host.Network | None:
+    """The host's model of tensors in its own names; None where it knows none, or is not there. Raises ValueError."""
+    if not host.is_there() or host.lacking("native passthrough"):
+        return None
     network = host.network(shapes, metadata)
     if network is None:
         return None
@@ -129,7 +135,7 @@ def recognise(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) ->
     said = network.identity
     if network.name.startswith("Flux") and not said.get("vec_in_dim") and said.get("yak_mlp") is False:
         raise ValueError(Text("FLUX.1 without vector_in"))  # Ovis has none, and is known by another MLP
-    return HostModel(network, prefix)
+    return network
 
 
 def by_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> HostModel | None:

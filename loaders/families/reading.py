@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from ... import host
 from ...host.texts import Text
-from ..architectures import ARCHITECTURES, Architecture, Dims, Naming, by_class_name, name_other, passthrough, supported
+from ..architectures import (
+    ARCHITECTURES,
+    Architecture,
+    Dims,
+    Naming,
+    by_class_name,
+    diffusers_classes,
+    name_other,
+    passthrough,
+    supported,
+)
 from ..architectures.component import Component
+from ..architectures.derived import Translated
 from ..architectures.passthrough import PREFIXES as WHOLES
 from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import TensorInfo
@@ -16,6 +28,7 @@ from ..description import CheckpointDescription
 from ..errors import CheckpointError, OtherKind
 from .names import PREFIXES
 
+Read = TypeVar("Read")
 # Ends of names that only one writer has, with the line's end -> what its layers are stored as.
 _PACKED = {".svd_down\n": Text("SDNQ's tensors (without the config.json that says of which types they are)"),
            ".W_q\n": Text("HQQ's integers"), ".nbits\n": Text("HQQ's integers"),
@@ -42,6 +55,8 @@ def architecture_of(checkpoint: Checkpoint,
     """
     where, stored = checkpoint.source.reference, checkpoint.tensors if tensors is None else tensors
     claim = str((checkpoint.config or {}).get("_class_name") or "")
+    if claim and diffusers_classes.of_class(claim):
+        return _derived(checkpoint, stored, claim)
     for architecture in ARCHITECTURES:
         naming = architecture.naming(checkpoint.tensors)
         if naming:
@@ -56,6 +71,8 @@ def architecture_of(checkpoint: Checkpoint,
             model = passthrough.by_header(stored, checkpoint.metadata) if naming.style == "native" else None
             return (model, Naming("native", model.prefix)) if model else (architecture, naming)
     refuse_packed(checkpoint)
+    if not claim and (found := _translated(checkpoint, stored, "")):
+        return found, Naming("diffusers")
     what, do = name_other(checkpoint.stored_tensors)
     try:
         model = passthrough.recognise(stored, checkpoint.metadata)
@@ -69,6 +86,39 @@ def architecture_of(checkpoint: Checkpoint,
         what = Text("{what} (config.json says {claim})", what=what, claim=claim)
     raise OtherKind(Text("this is {what}, not a transformer this version loads ({supported})", what=what,
                          supported=supported()), where, do)
+
+
+def _derived(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], claim: str) -> tuple[Architecture, Naming]:
+    """The architecture of a class that has a derived table, by its tensors in diffusers' names, or the host's."""
+    model = _translated(checkpoint, tensors, claim)
+    if model is None:
+        refuse_packed(checkpoint)
+        if not host.is_there():
+            raise CheckpointError(Text("what a {claim} is made of is asked of ComfyUI, which is not there", claim=claim),
+                                  checkpoint.source.reference,
+                                  Text("put this pack into ComfyUI's custom_nodes folder, or set COMFYUI_PATH"))
+        try:
+            native = passthrough.recognise(tensors, checkpoint.metadata)
+        except ValueError:
+            native = None
+        if native is None or native.name not in {one.host for one in diffusers_classes.of_class(claim)}:
+            raise CheckpointError(Text("config.json says {claim}, but the tensors are none of it", claim=claim),
+                                  checkpoint.source.reference,
+                                  Text("config.json and weights do not belong together; download both again"))
+        return native, Naming("native", native.prefix)
+    return model, Naming("diffusers")
+
+
+def _translated(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], claim: str) -> Translated | None:
+    try:
+        model = diffusers_classes.recognise(tensors, checkpoint.metadata, claim)
+        if model is not None and claim:
+            model.derived.check(checkpoint.config or {})
+    except ValueError as error:
+        refuse_packed(checkpoint)
+        raise CheckpointError(Text("{error}", error=error), checkpoint.source.reference,
+                              Text("download it again; if it is complete, this model cannot run in ComfyUI")) from error
+    return model
 
 
 def refuse_packed(checkpoint: Checkpoint) -> None:
@@ -85,8 +135,9 @@ def refuse_packed(checkpoint: Checkpoint) -> None:
                               Text('take another checkpoint of this model (README, "Which node for which file")'))
 
 
-def dims_of(read: Callable[..., Dims], checkpoint: Checkpoint, *arguments: Any) -> Dims:
-    """Sizes by one of an architecture's readers; its ValueError as a CheckpointError that says where."""
+def dims_of(read: Callable[..., Read], checkpoint: Checkpoint, *arguments: Any) -> Read:
+    """Sizes, or what has them, by one of an architecture's readers; its ValueError as a CheckpointError that says
+    where."""
     try:
         return read(*arguments)
     except ValueError as error:

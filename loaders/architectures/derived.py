@@ -1,0 +1,198 @@
+"""Models of the host's in diffusers' names: tables say what makes each of the host's tensors, the host says the rest.
+
+A table (tables/<name>.json, written by tests/tables.py from diffusers' own converter) has, for every pattern of
+the host's names, those of the stored tensors whose rows make it, in order: {0}, {1} are numbers of blocks and {last} is
+that of the last; `.*` is any leaf of a module; NAME[1/2:1] the rows from one fraction to another; "!reshape" the same
+numbers in another shape. A name that no pattern has is the same on both sides.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from fractions import Fraction
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...host.texts import Text, joined
+from . import passthrough
+from .base import Dims, Module, Naming
+from .passthrough import HostModel
+
+FOLDER = Path(__file__).parent / "tables"
+_SPLIT = re.compile(r"(.+?)(?:\[([\d/]+):([\d/]+)\])?")
+
+
+class Derived(NamedTuple):
+    """A diffusers class that a table is of: `host` is ComfyUI's (comfy/supported_models.py), `table` the file's name.
+
+    `marks`: parts of stored names that tell the model where there is no config.json, with those of `never`, which it
+    does not have. `fixed`: what config.json may say of what the host has in its code; a key left out, or null, is fine.
+    `free`: its other keys, which sizes tell or nothing depends on. `refuses`: what else is wrong with a config.json, or
+    empty.
+    """
+
+    title: str
+    host: str
+    table: str
+    classes: frozenset[str]
+    marks: tuple[str, ...]
+    fixed: Mapping[str, tuple[Any, ...]]
+    free: frozenset[str]
+    refuses: Callable[[Mapping[str, Any]], str] = lambda config: ""
+    never: tuple[str, ...] = ()
+
+    def is_named(self, text: str) -> bool:
+        """Whether stored names, one a line, are those of this model."""
+        return all(mark in text for mark in self.marks) and not any(mark in text for mark in self.never)
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Raise ValueError where config.json says what the host cannot run, or what this version does not know."""
+        said = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()
+                if not key.startswith("_") and value is not None and key != "quantization_config"}
+        other = [Text("{key} {value} (ComfyUI: {fixed})", key=key, value=config[key], fixed=self.fixed[key][0])
+                 for key, value in said.items() if key in self.fixed and value not in self.fixed[key]]
+        if other:
+            raise ValueError(Text("ComfyUI does not run a {model} like this one; config.json says {differs}",
+                                  model=self.title, differs=joined(", ", other)))
+        if why := self.refuses(config):
+            raise ValueError(why)
+        strange = [key for key, value in said.items() if key not in self.fixed and key not in self.free and value]
+        if strange:
+            raise ValueError(Text("config.json of this {model} says {keys}, which this version does not know",
+                                  model=self.title, keys=", ".join(sorted(strange))))
+
+
+class Part(NamedTuple):
+    """Rows of a stored tensor, as fractions of them."""
+
+    name: str
+    first: Fraction
+    last: Fraction
+
+
+class Origin(NamedTuple):
+    """What one of the host's tensors is made of."""
+
+    parts: tuple[Part, ...]
+    reshaped: bool
+
+
+@cache
+def _table(name: str) -> dict[str, list[str]]:
+    rows: dict[str, list[str]] = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+    return rows
+
+
+def origins(table: Mapping[str, list[str]], stored: Collection[str]) -> dict[str, Origin]:
+    """The host's name -> what it is made of, for all stored names: those of one of its tensors of which some are
+    missing are named all the same."""
+    text = "\n".join(stored)
+    found: dict[str, Origin] = {}
+    used: set[str] = set()
+    for pattern, parts in sorted(table.items(), key=lambda row: "{last}" in row[0]):  # the last block's come last
+        split = [_SPLIT.fullmatch(part) for part in parts if part != "!reshape"]
+        names = [part[1] for part in split if part]
+        blocks: dict[tuple[str, ...], set[str]] = {}
+        for name in names:
+            for match in _matcher(name).finditer(text):
+                blocks.setdefault(tuple(match.groups()), set()).add(match[0])
+        if "{last}" in pattern and blocks:
+            end = max(int(numbers[0]) for numbers in blocks)
+            blocks = {numbers: there for numbers, there in blocks.items() if int(numbers[0]) == end}
+        for numbers, there in blocks.items():
+            made = tuple(Part(_filled(part[1], numbers), Fraction(part[2] or 0), Fraction(part[3] or 1))
+                         for part in split if part)
+            found[_filled(pattern, numbers)] = Origin(made, "!reshape" in parts)
+            used |= there
+    for name in stored:
+        if name not in used:
+            found[name] = Origin((Part(name, Fraction(0), Fraction(1)),), False)
+    return found
+
+
+@cache
+def _matcher(name: str) -> re.Pattern[str]:
+    """A pattern for a stored name of a table: groups are the numbers of blocks, then the leaf where it is any."""
+    text = re.escape(name)
+    for number in ("0", "1", "last"):
+        text = text.replace(rf"\{{{number}\}}", r"(\d+)")
+    return re.compile("^" + text.replace(r"\*", r"(weight|bias)") + "$", re.MULTILINE)
+
+
+def _filled(name: str, numbers: tuple[str, ...]) -> str:
+    for at, number in enumerate(numbers):
+        name = name.replace("*", number) if not number.isdigit() else \
+            name.replace("{last}", number).replace(f"{{{at}}}", number)
+    return name
+
+
+class Translated(HostModel):
+    """A model of the host's in diffusers' names. `native`: the shapes of its tensors in the host's.
+
+    Raises ValueError where the stored shapes are those of no model that the host knows.
+    """
+
+    def __init__(self, derived: Derived, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> None:
+        self.derived, self._shapes, self._made_of = derived, shapes, origins(_table(derived.table), shapes)
+        self.native = {name: shape for name, origin in self._made_of.items()
+                       if (shape := _joined(origin, shapes)) is not None}
+        try:
+            network = passthrough.network_of(self.native, metadata)
+        except ValueError as error:
+            raise ValueError(Text("ComfyUI makes no sense of this {model}: {error}", model=derived.title,
+                                  error=error)) from error
+        if network is None or network.name != derived.host:
+            raise ValueError(Text("ComfyUI knows no {model} of these tensors", model=derived.title))
+        super().__init__(network, "")
+        self.native = {name: network.parameters.get(network.becomes.get(name) or "", shape)
+                       for name, shape in self.native.items()}
+
+    def naming(self, names: Collection[str]) -> Naming | None:
+        return Naming("diffusers")
+
+    def dims_from_config(self, config: Mapping[str, Any]) -> Dims:
+        self.derived.check(config)
+        return {}
+
+    def modules(self, dims: Dims, naming: Naming) -> Iterator[Module]:
+        for module in super().modules(dims, Naming("native")):
+            name = f"{module.stored[0]}.{module.stored_leaf}" if module.stored[0] else module.stored_leaf
+            origin = self._made_of.get(name)
+            yield module if origin is None or naming.style == "native" else self._translated(module, origin)
+
+    def _translated(self, module: Module, origin: Origin) -> Module:
+        names = [part.name.rpartition(".") for part in origin.parts]
+        stored, leaf = tuple(name[0] for name in names), names[0][2]
+        shapes = [self._shapes.get(part.name, ()) for part in origin.parts]
+        if [(part.first, part.last) for part in origin.parts] == [(Fraction(1, 2), 1), (0, Fraction(1, 2))] \
+                and len(set(stored)) == 1:
+            return module._replace(stored=stored[:1], stored_leaf=leaf, swap_halves=True)
+        if origin.reshaped:
+            wanted = (*module.rows, *module.inner)
+            if shapes[0] and prod(shapes[0]) == prod(wanted):
+                return module._replace(stored=stored, rows=shapes[0][:1], inner=shapes[0][1:], stored_leaf=leaf,
+                                       shape=wanted)
+            return module._replace(stored=stored, stored_leaf=leaf)
+        if len(stored) == 1:
+            return module._replace(stored=stored, stored_leaf=leaf)
+        rows = tuple(shape[0] if shape else 0 for shape in shapes)
+        # a part that is missing, or has other rows than the others leave for it, is told by its name
+        left = sum(module.rows) - sum(rows)
+        rows = tuple(count or left // rows.count(0) for count in rows) if 0 in rows else \
+            (rows[0] + left, *rows[1:])
+        return module._replace(stored=stored, rows=rows, stored_leaf=leaf)
+
+
+def _joined(origin: Origin, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The shape of what is made of the parts; None where one is missing."""
+    found = [shapes.get(part.name) for part in origin.parts]
+    if any(shape is None for shape in found):
+        return None
+    if not found[0]:
+        return ()
+    rows = [shape[0] * (part.last - part.first) for shape, part in zip(found, origin.parts, strict=True) if shape]
+    return (int(sum(rows)), *found[0][1:])

@@ -1,0 +1,173 @@
+"""Models in diffusers' names by derived tables: each table is what diffusers' own converter does, and what loads has the
+weights that stock ComfyUI has of the same numbers in its own names, brought there by that converter."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tables
+import torch
+
+from quantized_transformers.host import model_identity, passthrough
+from quantized_transformers.loaders.architectures import derived
+from quantized_transformers.loaders.architectures.diffusers_classes import DERIVED
+from quantized_transformers.loaders.containers.checkpoint import Checkpoint
+from quantized_transformers.loaders.describe import describe
+from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.loaders.locate import locate
+from support import common, host_models
+from support.passthrough import FORMS, load, stock, weights
+
+pytestmark = pytest.mark.parity
+
+CASES = [(one, model) for one in DERIVED for model in tables.SOURCES[one.table].models]
+IDS = [f"{one.title}, {model}" for one, model in CASES]
+
+
+class Tiny:
+    """A model of the host's, and what diffusers' converter makes of it; `back` brings numbers in diffusers' names home."""
+
+    def __init__(self, one, model):
+        self.one, self.model, source = one, model, tables.SOURCES[one.table]
+        self.native = tables.published(source, host_models.make(model))
+        self.tags = tables.converted(source, tables.tagged(self.native))
+        self.stored = {name: tensor.contiguous() for name, tensor in tables.converted(source, self.native).items()}
+
+    def back(self, numbers):
+        flat = torch.zeros(sum(tensor.numel() for tensor in self.native.values()))
+        for name, ids in self.tags.items():
+            flat[ids.reshape(-1)] = numbers[name].float().reshape(-1)
+        parts = flat.split([tensor.numel() for tensor in self.native.values()])
+        return {name: part.reshape(tensor.shape) for (name, tensor), part in zip(self.native.items(), parts, strict=True)}
+
+    def linears(self):
+        """Names of the stored weights of Linear layers."""
+        with host_models.detected(self.model):
+            net = passthrough.network({name: tuple(t.shape) for name, t in self.native.items()}, {})
+        linear = {name for name, target in net.becomes.items() if target and target.removesuffix(".weight") in net.linears}
+        owner = torch.tensor([t.numel() for t in self.native.values()]).cumsum(0)
+        names = list(self.native)
+        return [name for name, ids in self.tags.items() if name.endswith(".weight") and ids.ndim == 2
+                and names[int(torch.bucketize(ids.reshape(-1)[0], owner, right=True))] in linear]
+
+    def write(self, folder, form="BF16", **config):
+        """A folder in diffusers' names; returns the truth in the host's."""
+        stored = {name: tensor.to(torch.bfloat16) for name, tensor in self.stored.items()}
+        truth = {name: tensor.float() for name, tensor in stored.items()}
+        self.quantized = 0
+        for name in self.linears() if FORMS[form] else ():
+            made = FORMS[form](self.stored[name])
+            if made:
+                self.quantized += 1
+                del stored[name]
+                stored |= {f"{name.removesuffix('weight')}{leaf}": tensor for leaf, tensor in made[0].items()}
+                truth[name] = made[1]
+        common.save(folder, stored, {"_class_name": next(iter(self.one.classes)), **config})
+        return self.back(truth)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=IDS)
+def tiny(request):
+    return Tiny(*request.param)
+
+
+@pytest.mark.parametrize("table", tables.SOURCES)
+def test_tables_are_what_diffusers_does(table):
+    file = derived.FOLDER / f"{table}.json"
+    assert file.read_text(encoding="utf-8") == tables.text(tables.table(table))
+
+
+def test_every_table_is_of_a_class():
+    assert {one.table for one in DERIVED} == set(tables.SOURCES) == {path.stem for path in derived.FOLDER.iterdir()}
+
+
+@pytest.mark.parametrize("one", DERIVED, ids=lambda one: one.title)
+def test_all_keys_of_a_configuration_are_known(one):
+    """What is new in diffusers' class is looked at by someone before it is let through."""
+    import inspect
+
+    import diffusers
+
+    for name in one.classes:
+        keys = inspect.signature(getattr(diffusers, name).__init__).parameters.keys() - {"self"}
+        assert keys <= one.fixed.keys() | one.free and not one.fixed.keys() & one.free, keys ^ (one.fixed.keys() | one.free)
+
+
+@pytest.mark.parametrize("form", ["BF16", "FP8", "NVFP4, ModelOpt"])
+def test_a_folder_has_stocks_weights(tiny, form, tmp_path):
+    truth = tiny.write(tmp_path / "model", form)
+    with host_models.detected(tiny.model):
+        loaded = load(tmp_path / "model", byte_order="modelopt" if form.startswith("NVFP4") else "auto")
+    reference = stock(truth, tiny.model)
+    expected, found = weights(reference), weights(loaded.patcher.model)
+    assert found.keys() == expected.keys()
+    worst = max(expected, key=lambda key: float((found[key] - expected[key]).abs().max()) if expected[key].numel() else 0.0)
+    assert torch.allclose(found[worst], expected[worst], rtol=2e-6, atol=1e-7), worst
+    assert model_identity(loaded.patcher.model) == model_identity(reference)
+    assert loaded.description.naming.style == "diffusers" and not loaded.description.problems
+    count = sum(number for kind, number in loaded.description.formats.items() if kind not in ("BF16", "F32"))
+    assert count == tiny.quantized and (count > 5 or form != "FP8"), (count, tiny.quantized)
+
+
+def test_weights_alone_are_known_by_their_names(tiny, tmp_path):
+    tiny.write(tmp_path / "model")
+    (tmp_path / "model" / "config.json").unlink()
+    with host_models.detected(tiny.model):
+        description = describe(Checkpoint(locate(str(tmp_path / "model"))))
+    assert description.naming.style == "diffusers" and not description.problems
+
+
+DAMAGE = {
+    "missing": (lambda stored, names: stored.pop(names[len(names) // 2]), ""),
+    "another shape": (lambda stored, names: stored.update({names[-2]: stored[names[-2]][:, :-1].contiguous()}), ""),
+    "more": (lambda stored, names: stored.update({"something.else.weight": torch.ones(3, 3)}), "unexpected"),
+    "half": (lambda stored, names: [stored.pop(name) for name in names[len(names) // 2:]], "")}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_refused(tiny, damage, tmp_path):
+    change, words = DAMAGE[damage]
+    names = tiny.linears()
+    whole, tiny.stored = tiny.stored, dict(tiny.stored)
+    try:
+        change(tiny.stored, names)
+        common.save(tmp_path / "model", {name: t.to(torch.bfloat16) for name, t in tiny.stored.items()},
+                    {"_class_name": next(iter(tiny.one.classes))})
+    finally:
+        tiny.stored = whole
+    with host_models.detected(tiny.model), pytest.raises(CheckpointError) as caught:
+        load(tmp_path / "model")
+    assert words in str(caught.value)
+
+
+def test_a_configuration_that_comfyui_does_not_run(tiny, tmp_path):
+    key, (value, *_) = next(item for item in tiny.one.fixed.items() if isinstance(item[1][0], int))
+    tiny.write(tmp_path / "other", **{key: value + 1})
+    tiny.write(tmp_path / "new", a_new_option=3)
+    tiny.write(tmp_path / "fine", **{key: value}, a_new_option=None, quantization_config={"a": 1})
+    with host_models.detected(tiny.model):
+        for name, words in (("other", f"{key} {value + 1} (ComfyUI: {value})"), ("new", "a_new_option")):
+            with pytest.raises(CheckpointError) as caught:
+                load(tmp_path / name)
+            assert words in str(caught.value)
+        describe(Checkpoint(locate(str(tmp_path / "fine"))))
+
+
+def test_another_class_is_refused(tmp_path):
+    tiny = Tiny(*next(case for case in CASES if case[0].title == "LTX-Video"))
+    tiny.write(tmp_path / "model")
+    other = next(one for one in DERIVED if one.title != tiny.one.title)
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"_class_name": next(iter(other.classes))}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="do not belong together"):
+        load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("layers, fine", [([0, 2], True), ([0, 1], False), ([1, 3], False), ([0, 1, 2, 3], True)])
+def test_vace_blocks_stand_evenly(layers, fine):
+    one = next(one for one in DERIVED if one.title == "Wan VACE")
+    if fine:
+        one.check({"num_layers": 4, "vace_layers": layers})
+    else:
+        with pytest.raises(ValueError, match="beside"):
+            one.check({"num_layers": 4, "vace_layers": layers})

@@ -1,0 +1,202 @@
+#!/usr/bin/env python3
+"""Writes loaders/architectures/tables/*.json: which of diffusers' tensors make each tensor of a model that the host runs.
+
+Every number of a tiny model in the host's own names gets a number of its own, diffusers' own converter is run on them,
+and where each went says what it did, whatever that was: renamed, cut, joined, halves exchanged, another shape. What is
+in the converters' sources of a model's real sizes is replaced while they run here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+FOLDER = Path(__file__).resolve().parent.parent / "loaders" / "architectures" / "tables"
+
+
+class Source(NamedTuple):
+    """`models` of support/host_models.py that together have every tensor of the class, `converter` of diffusers, numbers
+    in its source that are a real size -> those of the tiny model, what it expects before every name, and (pattern,
+    name) of what publishers call otherwise than the host's modules, as the host knows."""
+
+    models: tuple[str, ...]
+    converter: str
+    sizes: dict[str, str] = {}
+    prefix: str = ""
+    published: tuple[str, str] = ("^$", "")
+
+
+SOURCES = {
+    "auraflow": Source(("AuraFlow",), "convert_auraflow_transformer_checkpoint_to_diffusers"),
+    "chroma": Source(("Chroma",), "convert_chroma_transformer_checkpoint_to_diffusers", {"3072": "128"}, "",
+                     (r"(norms\.\d+|_norm)\.weight$", r"\1.scale")),
+    "krea2": Source(("Krea-2",), "convert_krea2_transformer_checkpoint_to_diffusers"),
+    "ltxv": Source(("LTX-Video",), "convert_ltx_transformer_checkpoint_to_diffusers"),
+    "lumina2": Source(("Lumina 2",), "convert_lumina2_to_diffusers", {"2304": "96", "768": "48"}),
+    "sd3": Source(("SD3.5 M", "SD3 M"), "convert_sd3_transformer_checkpoint_to_diffusers"),
+    "wan_vace": Source(("Wan VACE",), "convert_wan_transformer_to_diffusers"),
+}
+
+
+class Part(NamedTuple):
+    """A range of rows of one of diffusers' tensors, as fractions of them."""
+
+    name: str
+    first: Fraction = Fraction(0)
+    last: Fraction = Fraction(1)
+
+    def __str__(self) -> str:
+        return self.name + (f"[{self.first}:{self.last}]" if (self.first, self.last) != (0, 1) else "")
+
+
+class Made(NamedTuple):
+    """What one of the host's tensors is made of, and whether it then gets another shape."""
+
+    parts: tuple[Part, ...]
+    reshaped: bool
+
+
+def converted(source: Source, native: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors in diffusers' names, by diffusers' own converter."""
+    from diffusers.loaders import single_file_utils
+
+    text = inspect.getsource(getattr(single_file_utils, source.converter))
+    for number, ours in source.sizes.items():
+        text, count = re.subn(rf"(?<![\w.]){number}(?![\w.])", ours, text)
+        assert count, number
+    made: dict[str, Any] = {}
+    exec(text, vars(single_file_utils), made)  # noqa: S102  # diffusers' own source
+    return made[source.converter]({source.prefix + name: tensor.clone() for name, tensor in native.items()})
+
+
+def published(source: Source, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors as publishers call them."""
+    return {re.sub(*source.published, name): tensor for name, tensor in tensors.items()}
+
+
+def tagged(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every number another one."""
+    at, made = 0, {}
+    for name, tensor in tensors.items():
+        made[name] = torch.arange(at, at + tensor.numel()).reshape(tensor.shape)
+        at += tensor.numel()
+    return made
+
+
+def origins(native: dict[str, torch.Tensor], diffusers: dict[str, torch.Tensor]) -> dict[str, Made]:
+    """The host's tensor -> what it is made of. Raises ValueError where numbers went their ways one by one."""
+    names, ends = list(native), torch.tensor([tensor.numel() for tensor in native.values()]).cumsum(0)
+    found: dict[str, list[tuple[int, int, Part, torch.Size]]] = defaultdict(list)
+    for name, tensor in diffusers.items():
+        ids, size = tensor.reshape(-1), tensor.numel()
+        owner = torch.bucketize(ids, ends, right=True)
+        cuts = ((ids[1:] - ids[:-1] != 1) | (owner[1:] != owner[:-1])).nonzero().flatten() + 1
+        bounds = [0, *cuts.tolist(), size]
+        if len(bounds) > 9:
+            raise ValueError(f"{name} is scattered")
+        for first, last in zip(bounds, bounds[1:], strict=False):
+            of = int(owner[first])
+            found[names[of]].append((int(ids[first]), last - first,
+                                     Part(name, Fraction(first, size), Fraction(last, size)), tensor.shape))
+    made = {}
+    for name, pieces in found.items():
+        pieces.sort(key=lambda piece: piece[0])
+        assert sum(count for _, count, _, _ in pieces) == native[name].numel(), name
+        # one piece of a tensor that is whole here and whole there was cut where rows of it were exchanged back
+        parts = tuple(part for _, _, part, _ in pieces)
+        rows = sum(shape[0] * (part.last - part.first) for _, _, part, shape in pieces if shape)
+        shape = (int(rows), *pieces[0][3][1:]) if pieces[0][3] else ()
+        made[name] = Made(parts, tuple(native[name].shape) != shape)
+    return made
+
+
+def stacks(model: str) -> frozenset[str]:
+    """The names of the host's lists of blocks: a number behind one is that of a block."""
+    import comfy.ops
+
+    from support import host_models
+
+    place, kwargs = host_models.MODELS[model][:2]
+    with host_models.detected(model), torch.device("meta"):
+        net = getattr(*host_models.found(place))(**kwargs, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    return frozenset(re.sub(r"\d+", "#", name) for name, module in net.named_modules()
+                     if isinstance(module, torch.nn.ModuleList))
+
+
+def folded(made: dict[str, Made], lists: frozenset[str]) -> dict[str, list[str]]:
+    """Patterns: {0}, {1} are numbers of blocks, `.*` any leaf of a module. Only what is called otherwise on the two
+    sides, or made of more than one tensor."""
+    rows: dict[str, dict[tuple[str, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
+    for name, (parts, reshaped) in made.items():
+        if not reshaped and [str(part) for part in parts] == [name]:
+            continue
+        pattern, numbers = name, []
+        for found in re.finditer(r"\.(\d+)(?=\.)", name):
+            if re.sub(r"\d+", "#", name[:found.start()]) in lists:
+                numbers.append(int(found[1]))
+        for at, number in enumerate(numbers):
+            pattern = re.sub(rf"\.{number}(?=\.)", f".{{{at}}}", pattern, count=1)
+        others = []
+        for part in parts:
+            text = str(part)
+            for at, number in enumerate(numbers):
+                text = re.sub(rf"\.{number}(?=\.)", f".{{{at}}}", text, count=1)
+            others.append(text)
+        leaf = name.rpartition(".")[2]
+        if leaf in ("weight", "bias") and all(part.name.endswith(f".{leaf}") for part in parts) and not reshaped:
+            pattern = pattern.removesuffix(leaf) + "*"
+            others = [re.sub(rf"\.{leaf}(?=$|\[)", ".*", text) for text in others]
+        if reshaped:
+            others.append("!reshape")
+        rows[pattern][tuple(others)] += numbers[:1]
+    table = {}
+    for pattern, ways in rows.items():
+        common = max(ways, key=lambda way: -max(ways[way], default=0))
+        table[pattern] = list(common)
+        for way in ways:
+            if way != common:  # of the last block
+                assert len(ways) == 2 and min(ways[way]) > max(ways[common]), (pattern, ways)
+                table[pattern.replace("{0}", "{last}")] = [part.replace("{0}", "{last}") for part in way]
+    return table
+
+
+def table(name: str) -> dict[str, list[str]]:
+    """A table, derived."""
+    from support import host_models
+
+    source, rows = SOURCES[name], {}
+    for model in source.models:
+        native = tagged(published(source, host_models.make(model)))
+        for pattern, parts in folded(origins(native, converted(source, native)), stacks(model)).items():
+            assert rows.setdefault(pattern, parts) == parts, (pattern, parts, rows[pattern])
+    return rows
+
+
+def text(rows: dict[str, list[str]]) -> str:
+    """A table as its file has it."""
+    lines = [f"{json.dumps(pattern)}: {json.dumps(parts)}" for pattern, parts in rows.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def main(names: Iterator[str] | list[str]) -> None:
+    """Write the tables of these names, or all."""
+    FOLDER.mkdir(exist_ok=True)
+    for name in names or SOURCES:
+        (FOLDER / f"{name}.json").write_text(text(table(name)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from support.pack import start_comfy
+
+    start_comfy()
+    main(sys.argv[1:])
