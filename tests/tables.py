@@ -78,6 +78,13 @@ def converted(source: Source, native: dict[str, torch.Tensor]) -> dict[str, torc
     return made[source.converter]({source.prefix + name: tensor.clone() for name, tensor in native.items()})
 
 
+def is_there(name: str) -> bool:
+    """Whether this diffusers has the converter: older ones know fewer classes."""
+    from diffusers.loaders import single_file_utils
+
+    return hasattr(single_file_utils, SOURCES[name].converter)
+
+
 def published(source: Source, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors as publishers call them."""
     return {re.sub(*source.published, name): tensor for name, tensor in tensors.items()}

@@ -111,12 +111,17 @@ def of_config(config: Mapping[str, Any], claim: str) -> Translated:
     derived = of_class(claim)[0]
     derived.check(config)
     try:
-        import diffusers
         import torch
+        from diffusers import __version__, models
     except ImportError as error:
         raise ValueError(Text("what a {model} without weights is made of is asked of the package diffusers, which does "
                               "not import ({error}): set weights to 'load', or install it", model=derived.title,
                               error=error)) from error
+    kind = getattr(models, claim, None)
+    if kind is None:
+        raise ValueError(Text("what a {model} without weights is made of is asked of the package diffusers, whose "
+                              "version {version} does not have it: set weights to 'load', or update it",
+                              model=derived.title, version=__version__))
     with torch.device("meta"):
-        net = getattr(diffusers, claim).from_config(dict(config))
+        net = kind.from_config(dict(config))
     return Translated(derived, {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}, {})

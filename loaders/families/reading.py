@@ -94,8 +94,8 @@ def _derived(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], claim: s
     if model is None:
         refuse_packed(checkpoint)
         if not host.is_there():
-            raise CheckpointError(Text("what a {claim} is made of is asked of ComfyUI, which is not there", claim=claim),
-                                  checkpoint.source.reference,
+            raise CheckpointError(Text("what a {claim} is made of is asked of ComfyUI, which is not there",
+                                       claim=claim), checkpoint.source.reference,
                                   Text("put this pack into ComfyUI's custom_nodes folder, or set COMFYUI_PATH"))
         try:
             native = passthrough.recognise(tensors, checkpoint.metadata)

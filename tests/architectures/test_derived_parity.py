@@ -112,6 +112,8 @@ def made(title, **others):
     import diffusers
 
     one = next(one for one in DERIVED if one.title == title)
+    if not hasattr(diffusers, next(iter(one.classes))):
+        pytest.skip("this diffusers has no such class")
     kind, config = getattr(diffusers, next(iter(one.classes))), CASES[title][0] | others
     torch.manual_seed(0)
     stored, net = common.randomise(kind(**config)), kind(**config).eval()
