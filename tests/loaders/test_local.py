@@ -104,7 +104,7 @@ def test_a_folder_of_several_kinds_holds_what_either_holds(models, monkeypatch):
     (FLUX, (), {TRANSFORMER: SURE, TEXTS: SURE, ENCODER: LIKELY, VAE: SURE}),
     (FLUX, ("vae", "tokenizer_2"), {TRANSFORMER: SURE, TEXTS: MAYBE, ENCODER: LIKELY, VAE: MAYBE}),
     (FLUX, ("transformer",), {TRANSFORMER: MAYBE, TEXTS: SURE, ENCODER: LIKELY, VAE: SURE}),
-    (SD3, (), {TRANSFORMER: MAYBE, ENCODER: LIKELY, VAE: SURE}), (SDXL, (), {TEXTS: SURE, ENCODER: LIKELY, VAE: SURE}),
+    (SD3, (), {TRANSFORMER: SURE, ENCODER: LIKELY, VAE: SURE}), (SDXL, (), {TEXTS: SURE, ENCODER: LIKELY, VAE: SURE}),
     ({"_class_name": "FluxPipeline", "transformer": None, "vae": ["diffusers", "VQModel"]}, ("transformer",), {})])
 def test_pipelines_are_what_they_name_and_have(models, index, without, expected):
     pipeline(models, "diffusers/owner/name", index, *without)
