@@ -18,7 +18,9 @@ class CheckpointError(ValueError):
     def __init_subclass__(cls) -> None:
         cls.__module__ = CheckpointError.__module__
 
-    def __init__(self, what: str, where: object = "", do: str = "") -> None:
+    def __init__(self, what: str | Exception, where: object = "", do: str = "") -> None:
+        """`what` may be an exception, for what that says."""
+        what = Text("{error}", error=what) if isinstance(what, Exception) else what
         text: str = what
         if where:
             text = Text("{text}\n  where: {where}", text=text, where=where)

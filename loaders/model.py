@@ -254,7 +254,7 @@ def _to_host(tensors: dict[str, torch.Tensor], dtype: str, operations: Any, disa
         patcher = to_model(tensors, options=options, disable_dynamic=disable_dynamic,
                            **({"metadata": metadata} if metadata else {}))
     except ValueError as error:  # our Linears check what they are given
-        raise CheckpointError(Text("{error}", error=error), "",
+        raise CheckpointError(error, "",
                               Text("download the checkpoint again, or report it")) from error
     if patcher is None:
         raise CheckpointError(Text("ComfyUI did not recognise the converted model"), "",

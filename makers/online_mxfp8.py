@@ -195,7 +195,7 @@ def _layer(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         shape = (weight.shape[0], weight.shape[1])
         layer = join([Tile(Place(KIND, *shape), {"codes": codes, "scale": scale})], [name], shape)
     except ValueError as error:
-        raise CheckpointError(Text("{error}", error=error), name,
+        raise CheckpointError(error, name,
                               Text("get the model again; its weights are damaged")) from error
     return {f"{name}.{leaf}": tensor.to("cpu") for leaf, tensor in layer.tensors.items()}
 

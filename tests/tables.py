@@ -8,7 +8,6 @@ in the converters' sources of a model's real sizes is replaced while they run he
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import sys
@@ -16,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -30,18 +29,18 @@ class Source(NamedTuple):
 
     models: tuple[str, ...]
     converter: str
-    sizes: dict[str, str] = {}
+    sizes: dict[int, int] = {}
     prefix: str = ""
     published: tuple[str, str] = ("^$", "")
 
 
 SOURCES = {
     "auraflow": Source(("AuraFlow",), "convert_auraflow_transformer_checkpoint_to_diffusers"),
-    "chroma": Source(("Chroma",), "convert_chroma_transformer_checkpoint_to_diffusers", {"3072": "128"}, "",
+    "chroma": Source(("Chroma",), "convert_chroma_transformer_checkpoint_to_diffusers", {3072: 128}, "",
                      (r"(norms\.\d+|_norm)\.weight$", r"\1.scale")),
     "krea2": Source(("Krea-2",), "convert_krea2_transformer_checkpoint_to_diffusers"),
     "ltxv": Source(("LTX-Video",), "convert_ltx_transformer_checkpoint_to_diffusers"),
-    "lumina2": Source(("Lumina 2",), "convert_lumina2_to_diffusers", {"2304": "96", "768": "48"}),
+    "lumina2": Source(("Lumina 2",), "convert_lumina2_to_diffusers", {2304: 96, 768: 48}),
     "sd3": Source(("SD3.5 M", "SD3 M"), "convert_sd3_transformer_checkpoint_to_diffusers"),
     "wan_vace": Source(("Wan VACE",), "convert_wan_transformer_to_diffusers"),
 }
@@ -69,13 +68,10 @@ def converted(source: Source, native: dict[str, torch.Tensor]) -> dict[str, torc
     """The tensors in diffusers' names, by diffusers' own converter."""
     from diffusers.loaders import single_file_utils
 
-    text = inspect.getsource(getattr(single_file_utils, source.converter))
-    for number, ours in source.sizes.items():
-        text, count = re.subn(rf"(?<![\w.]){number}(?![\w.])", ours, text)
-        assert count, number
-    made: dict[str, Any] = {}
-    exec(text, vars(single_file_utils), made)  # noqa: S102  # diffusers' own source
-    return made[source.converter]({source.prefix + name: tensor.clone() for name, tensor in native.items()})
+    from support import host_models
+
+    convert = host_models.resized(getattr(single_file_utils, source.converter), source.sizes)
+    return convert({source.prefix + name: tensor.clone() for name, tensor in native.items()})
 
 
 def is_there(name: str) -> bool:

@@ -154,10 +154,6 @@ class Translated(HostModel):
     def naming(self, names: Collection[str]) -> Naming | None:
         return Naming("diffusers")
 
-    def dims_from_config(self, config: Mapping[str, Any]) -> Dims:
-        self.derived.check(config)
-        return {}
-
     def modules(self, dims: Dims, naming: Naming) -> Iterator[Module]:
         for module in super().modules(dims, Naming("native")):
             name = f"{module.stored[0]}.{module.stored_leaf}" if module.stored[0] else module.stored_leaf

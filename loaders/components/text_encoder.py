@@ -250,7 +250,7 @@ def _to_host(pipeline: Pipeline, family: Family, parts: list[Part], given: list[
                 during.enter_context(part.encoder.during())
             clip = host.load_text_encoders(given, family.clip_type, configs, chosen, disable_dynamic, operations)
     except ValueError as error:  # our layers check what they are given
-        raise CheckpointError(Text("{error}", error=error), pipeline.folder,
+        raise CheckpointError(error, pipeline.folder,
                               Text("download the text encoder again, or report it")) from error
     except RuntimeError as error:
         if "size mismatch" not in str(error):

@@ -142,7 +142,7 @@ def _component(checkpoint: Checkpoint, config: dict[str, Any], stored: dict[str,
     try:
         plan = known.plan(config)
     except ValueError as error:
-        raise CheckpointError(Text("{error}", error=error), where, Text("use a VAE of the published kind")) from error
+        raise CheckpointError(error, where, Text("use a VAE of the published kind")) from error
     _check_latents(plan, where)
     tensors = _native(plan, stored, checkpoint.source.folder)
     dtype = DTYPES[request.dtype]

@@ -135,7 +135,7 @@ def _by_values(checkpoint: Checkpoint, order: ByteOrder, where: str) -> ByteOrde
     try:
         tiles, score = values.decide(values.score(tensors[f"{layer}.weight_scale"]) for layer in layers[::step])
     except ValueError as error:
-        raise CheckpointError(Text("{error}", error=error), where, Text("report it to its publisher")) from error
+        raise CheckpointError(error, where, Text("report it to its publisher")) from error
     told = Text("the scales' values say so: {score:.0f} where {margin:.0f} decide", score=abs(score),
                 margin=values.MARGIN)
     if tiles is None and order.certain == LIKELY:

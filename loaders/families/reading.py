@@ -116,7 +116,7 @@ def _translated(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], claim
             model.derived.check(checkpoint.config or {})
     except ValueError as error:
         refuse_packed(checkpoint)
-        raise CheckpointError(Text("{error}", error=error), checkpoint.source.reference,
+        raise CheckpointError(error, checkpoint.source.reference,
                               Text("download it again; if it is complete, this model cannot run in ComfyUI")) from error
     return model
 
@@ -142,7 +142,7 @@ def dims_of(read: Callable[..., Read], checkpoint: Checkpoint, *arguments: Any) 
         return read(*arguments)
     except ValueError as error:
         refuse_packed(checkpoint)
-        raise CheckpointError(Text("{error}", error=error), checkpoint.source.reference,
+        raise CheckpointError(error, checkpoint.source.reference,
                               Text("download it again; if it is complete, this model cannot run in ComfyUI")) from error
 
 

@@ -117,7 +117,7 @@ def random_latent(patcher: Any, width: int, height: int, frames: int = 1) -> dic
     try:
         return host.empty_latent(patcher, width, height, frames)
     except ValueError as error:
-        raise CheckpointError(Text("{error}", error=error), Text("{frames} frames", frames=frames),
+        raise CheckpointError(error, Text("{frames} frames", frames=frames),
                               Text("ask for one frame")) from error
 
 

@@ -104,10 +104,7 @@ def check_base(base: Component, export: Component) -> None:
             wrong.append(Text("{name} is {base_shape} in the base, {export_shape} in the export", name=name,
                               base_shape=list(there.shape), export_shape=list(shape)))
     if wrong:
-        shown = joined(", ", wrong[:10])
-        if len(wrong) > 10:
-            shown = Text("{shown}, and {count} more", shown=shown, count=len(wrong) - 10)
-        raise CheckpointError(Text("the base is another model than the export: {problems}", problems=shown),
+        raise CheckpointError(Text("the base is another model than the export: {problems}", problems=first_ten(wrong)),
                               base.folder, Text("give the base that the export was made from, with diffusers' names"))
 
 

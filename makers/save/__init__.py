@@ -63,7 +63,7 @@ def save(model: Any, filename: str, form: str = "exact", overwrite: bool = False
         write(target, planned.layers, planned.metadata, overwrite=overwrite, check=check,
               step=step or host.progress(planned.bytes))
     except NotImplementedError as error:  # a layout of the host's that nothing can be quantized to
-        raise CheckpointError(Text("{error}", error=error), "",
+        raise CheckpointError(error, "",
                               Text("set format to 'exact', or take the patches off the MODEL")) from error
     return target, joined("\n", _report(model, target, planned, described))
 

@@ -4,10 +4,12 @@ weights that stock ComfyUI has of the same numbers in its own names, brought the
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 
 import pytest
 import tables
 import torch
+from packaging.version import Version
 
 from quantized_transformers.host import model_identity, passthrough
 from quantized_transformers.loaders.architectures import derived
@@ -80,6 +82,8 @@ def test_tables_are_what_diffusers_does(table):
 
 
 def test_every_table_is_of_a_class():
+    if Version(version("diffusers")) >= Version("0.42"):  # with fewer classes, older ones have fewer cases here
+        assert list(DERIVED) == KNOWN
     assert {one.table for one in DERIVED} == set(tables.SOURCES) == {path.stem for path in derived.FOLDER.iterdir()}
 
 

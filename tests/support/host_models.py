@@ -82,9 +82,14 @@ def detected(name: str) -> Iterator[None]:
 @cache
 def smaller(name: str, place: str) -> Any:
     """A class of the host's with other numbers in its source."""
-    stock, numbers, made = getattr(*found(place)), SMALLER[name][place], {}
+    return resized(getattr(*found(place)), SMALLER[name][place])
+
+
+def resized(stock: Any, numbers: dict[int, int]) -> Any:
+    """A class or function with other numbers in its source."""
+    made: dict[str, Any] = {}
     source = re.sub(r"\b\d+\b", lambda number: str(numbers.get(int(number[0]), number[0])), inspect.getsource(stock))
-    exec(source, vars(sys.modules[stock.__module__]), made)  # noqa: S102  # the host's own source
+    exec(source, vars(sys.modules[stock.__module__]), made)  # noqa: S102  # the host's own source, or diffusers'
     return made[stock.__name__]
 
 

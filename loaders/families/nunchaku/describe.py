@@ -38,7 +38,7 @@ def read_svdquant(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None
         half = [header.path for header in checkpoint.headers if os.path.basename(header.path) in LEGACY]
         do = Text("give the folder, which holds {file} as well", file=LEGACY[1]) if len(half) == 1 else \
             Text("download it again")
-        raise CheckpointError(Text("{error}", error=error), checkpoint.source.reference, do) from error
+        raise CheckpointError(error, checkpoint.source.reference, do) from error
     told = config_only(checkpoint, found) if base is None else {}
     untold = [key for key in sorted(architecture.config_only) if key not in dims]
     dims |= {key: told[key] for key in untold if key in told}
