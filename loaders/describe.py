@@ -39,18 +39,14 @@ def read(checkpoint: Checkpoint, base: tuple[Architecture, Dims] | None = None) 
 
 def is_derived(checkpoint: Checkpoint) -> bool:
     """Whether config.json's class is one that a derived table is of: its sizes are told by its weights."""
-    return bool(diffusers_classes.of_class(_claim(checkpoint)))
+    return bool(diffusers_classes.of_class(diffusers_classes.class_of(checkpoint.config)))
 
 
 def config_title(checkpoint: Checkpoint) -> str:
     """What config.json alone says a model is. Raises CheckpointError as `describe_config` does."""
     if is_derived(checkpoint):
-        return diffusers_classes.of_class(_claim(checkpoint))[0].title
+        return dims_of(diffusers_classes.told, checkpoint, checkpoint.config).title
     return describe_config(checkpoint)[0].name
-
-
-def _claim(checkpoint: Checkpoint) -> str:
-    return str((checkpoint.config or {}).get("_class_name") or "")
 
 
 def describe_config(checkpoint: Checkpoint) -> tuple[Architecture, Dims]:
@@ -58,10 +54,10 @@ def describe_config(checkpoint: Checkpoint) -> tuple[Architecture, Dims]:
 
     Raises CheckpointError for classes this version does not load.
     """
-    config, claim = checkpoint.config or {}, _claim(checkpoint)
+    config, claim = checkpoint.config or {}, diffusers_classes.class_of(checkpoint.config)
     architecture = by_class_name(claim)
     if architecture is None and diffusers_classes.of_class(claim):
-        model = dims_of(diffusers_classes.of_config, checkpoint, config, claim)
+        model = dims_of(diffusers_classes.of_config, checkpoint, config)
         return model, sizes(model.network.identity)
     if architecture is None:
         raise OtherKind(Text("config.json says {claim}, not a transformer this version loads ({supported})",

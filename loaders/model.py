@@ -104,7 +104,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
     native.tensors.update(preferences)
     by_host = plan.architecture if isinstance(plan.architecture, HostModel) else None
     patcher = _to_host(native.tensors, request.dtype, operations, disable_dynamic,
-                       metadata=checkpoint.metadata if by_host else None,
+                       metadata=by_host.metadata if by_host else None,
                        beside=by_host.network.beside if by_host else ())
     if by_host:
         description.dims.update(by_host.confirm(patcher))
@@ -132,7 +132,8 @@ def defer(request: Request, disable_dynamic: bool = False) -> Loaded:
     checkpoint = Checkpoint(locate(request.reference, component=request.component, revision=request.revision,
                                    need_weights=False, download=request.download))
     architecture, dims = describe_config(checkpoint)
-    patcher = _to_host(_empty_tensors(architecture, dims), request.dtype, None, disable_dynamic, deferred=True)
+    patcher = _to_host(_empty_tensors(architecture, dims), request.dtype, None, disable_dynamic, deferred=True,
+                       metadata=architecture.metadata if isinstance(architecture, HostModel) else None)
     host.refuse_to_run(patcher, lambda: CheckpointError(
         Text("this {architecture} model has no weights yet (weights: defer to override)",
              architecture=architecture.name), checkpoint.source.reference,

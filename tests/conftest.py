@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         module = item.getparent(pytest.Module)
         return next((at for at, mark in enumerate(MARKS) if module and module.get_closest_marker(mark)), len(MARKS))
     items.sort(key=place)
+
+
+_setting_up: list[pytest.FixtureDef] = []
+_mktemp = pytest.TempPathFactory.mktemp
+
+
+def _mktemp_of_fixture(factory: pytest.TempPathFactory, basename: str, numbered: bool = True) -> Path:
+    folder = _mktemp(factory, basename, numbered)
+    if _setting_up and _setting_up[-1].argname != "tmp_path":  # pytest clears that one itself, kept where the test failed
+        _setting_up[-1].addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))
+    return folder
+
+
+pytest.TempPathFactory.mktemp = _mktemp_of_fixture  # type: ignore[method-assign]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef):
+    """A fixture's folders go with it: pytest keeps them to the end, when a run's models are more than many disks have."""
+    _setting_up.append(fixturedef)
+    try:
+        return (yield)
+    finally:
+        _setting_up.pop()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 
 Every number of a tiny model in the host's own names gets a number of its own, diffusers' own converter is run on them,
 and where each went says what it did, whatever that was: renamed, cut, joined, halves exchanged, another shape. What is
-in the converters' sources of a model's real sizes is replaced while they run here.
+in the converters' sources of a model's real sizes is replaced while they run here. Where diffusers has no converter the
+table is written by hand, and its forward (tests/architectures/test_derived_parity.py) is the proof.
 """
 
 from __future__ import annotations
@@ -12,38 +13,19 @@ import json
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from support.derived import CASES, SOURCES
+from support.derived_case import Source
+
 FOLDER = Path(__file__).resolve().parent.parent / "loaders" / "architectures" / "tables"
-
-
-class Source(NamedTuple):
-    """`models` of support/host_models.py that together have every tensor of the class, `converter` of diffusers, numbers
-    in its source that are a real size -> those of the tiny model, what it expects before every name, and (pattern,
-    name) of what publishers call otherwise than the host's modules, as the host knows."""
-
-    models: tuple[str, ...]
-    converter: str
-    sizes: dict[int, int] = {}
-    prefix: str = ""
-    published: tuple[str, str] = ("^$", "")
-
-
-SOURCES = {
-    "auraflow": Source(("AuraFlow",), "convert_auraflow_transformer_checkpoint_to_diffusers"),
-    "chroma": Source(("Chroma",), "convert_chroma_transformer_checkpoint_to_diffusers", {3072: 128}, "",
-                     (r"(norms\.\d+|_norm)\.weight$", r"\1.scale")),
-    "krea2": Source(("Krea-2",), "convert_krea2_transformer_checkpoint_to_diffusers"),
-    "ltxv": Source(("LTX-Video",), "convert_ltx_transformer_checkpoint_to_diffusers"),
-    "lumina2": Source(("Lumina 2",), "convert_lumina2_to_diffusers", {2304: 96, 768: 48}),
-    "sd3": Source(("SD3.5 M", "SD3 M"), "convert_sd3_transformer_checkpoint_to_diffusers"),
-    "wan_vace": Source(("Wan VACE",), "convert_wan_transformer_to_diffusers"),
-}
 
 
 class Part(NamedTuple):
@@ -64,21 +46,79 @@ class Made(NamedTuple):
     reshaped: bool
 
 
-def converted(source: Source, native: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors in diffusers' names, by diffusers' own converter."""
+def converted(name: str, native: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors in diffusers' names, by diffusers' own converter, or where it has none by the table."""
     from diffusers.loaders import single_file_utils
 
     from support import host_models
 
+    source = SOURCES[name]
+    if not source.converter:
+        return by_table(name, native)
     convert = host_models.resized(getattr(single_file_utils, source.converter), source.sizes)
     return convert({source.prefix + name: tensor.clone() for name, tensor in native.items()})
+
+
+def by_table(name: str, native: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors in diffusers' names, by a table read backwards, of the shapes that diffusers' class has."""
+    shapes = of_diffusers(name, native)
+    rows = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    patterns = [(re.compile(re.sub(r"\\{(\d|last)\\}", r"(\\d+)", re.escape(row)).replace(r"\*", "(weight|bias)") + "$"), row)
+                for row in sorted(rows, key=lambda row: "{last}" not in row)]
+    last = {stem: max(int(number) for number in numbers) for stem, numbers in _numbers(native).items()}
+    found: dict[str, list[tuple[Fraction, torch.Tensor]]] = defaultdict(list)
+    for key, tensor in native.items():
+        parts = [key]
+        for pattern, row in patterns:
+            match = pattern.match(key)
+            if match and ("{last}" not in row or int(match[1]) == last[key[:match.start(1)]]):
+                at = {str(index): number for index, number in enumerate(match.groups())} | {"last": match[1] if match.groups() else ""}
+                parts = [re.sub(r"\{(\d|last)\}", lambda found, at=at: at[found[1]], part).replace(".*", "." + match.groups()[-1]
+                         if match.groups() else "") for part in rows[row]]
+                break
+        split = [re.fullmatch(r"(.+?)(?:\[([\d/]+):([\d/]+)\])?", part) for part in parts if part != "!reshape"]
+        ranges = [(one[1], Fraction(one[2] or 0), Fraction(one[3] or 1)) for one in split if one]
+        if "!reshape" in parts:
+            found[ranges[0][0]].append((Fraction(0), tensor.reshape(shapes[ranges[0][0]])))
+            continue
+        sizes = [int(shapes[part][0] * (end - start)) for part, start, end in ranges] if tensor.ndim else []
+        for (part, start, _), piece in zip(ranges, tensor.split(sizes) if sizes else [tensor], strict=True):
+            found[part].append((start, piece))
+    made = {part: torch.cat([piece for _, piece in sorted(pieces, key=lambda one: one[0])]) if len(pieces) > 1 else pieces[0][1]
+            for part, pieces in found.items()}
+    assert {part: tensor.shape for part, tensor in made.items()} == shapes
+    return made
+
+
+def of_diffusers(name: str, native: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    """What diffusers' class stores of the tiny model that has as many numbers as these tensors."""
+    import diffusers
+
+    from quantized_transformers.loaders.architectures.diffusers_classes import DERIVED
+
+    one = next(one for one in DERIVED if one.table == name)
+    for case in CASES[name]:
+        with torch.device("meta"):
+            net = getattr(diffusers, one.classes[0])(**case.config)
+        shapes = {key: tensor.shape for key, tensor in net.state_dict().items()}
+        if sum(shape.numel() for shape in shapes.values()) == sum(tensor.numel() for tensor in native.values()):
+            return shapes
+    raise ValueError(f"no case of {name} has as many numbers")
+
+
+def _numbers(names: Iterable[str]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        for number in re.finditer(r"\d+(?=\.)", name):
+            found[name[:number.start()]].add(number[0])
+    return found
 
 
 def is_there(name: str) -> bool:
     """Whether this diffusers has the converter: older ones know fewer classes."""
     from diffusers.loaders import single_file_utils
 
-    return hasattr(single_file_utils, SOURCES[name].converter)
+    return not SOURCES[name].converter or hasattr(single_file_utils, SOURCES[name].converter)
 
 
 def published(source: Source, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -179,7 +219,7 @@ def table(name: str) -> dict[str, list[str]]:
     source, rows = SOURCES[name], {}
     for model in source.models:
         native = tagged(published(source, host_models.make(model)))
-        for pattern, parts in folded(origins(native, converted(source, native)), stacks(model)).items():
+        for pattern, parts in folded(origins(native, converted(name, native)), stacks(model)).items():
             assert rows.setdefault(pattern, parts) == parts, (pattern, parts, rows[pattern])
     return rows
 
@@ -193,12 +233,11 @@ def text(rows: dict[str, list[str]]) -> str:
 def main(names: Iterator[str] | list[str]) -> None:
     """Write the tables of these names, or all."""
     FOLDER.mkdir(exist_ok=True)
-    for name in names or SOURCES:
+    for name in names or [name for name, source in SOURCES.items() if source.converter]:
         (FOLDER / f"{name}.json").write_text(text(table(name)), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
     from support.pack import start_comfy
 
     start_comfy()

@@ -27,23 +27,24 @@ _SPLIT = re.compile(r"(.+?)(?:\[([\d/]+):([\d/]+)\])?")
 
 
 class Derived(NamedTuple):
-    """A diffusers class that a table is of: `host` is ComfyUI's (comfy/supported_models.py), `table` the file's name.
+    """A diffusers class that a table is of: `hosts` are ComfyUI's (comfy/supported_models.py), `table` the file's name.
 
     `marks`: parts of stored names that tell the model where there is no config.json, with those of `never`, which it
     does not have. `fixed`: what config.json may say of what the host has in its code; a key left out, or null, is fine.
     `free`: its other keys, which sizes tell or nothing depends on. `refuses`: what else is wrong with a config.json, or
-    empty.
+    empty. `header`: what the host reads of such a model in the header of a native file, by config.json.
     """
 
     title: str
-    host: str
+    hosts: tuple[str, ...]
     table: str
-    classes: frozenset[str]
+    classes: tuple[str, ...]
     marks: tuple[str, ...]
     fixed: Mapping[str, tuple[Any, ...]]
     free: frozenset[str]
     refuses: Callable[[Mapping[str, Any]], str] = lambda config: ""
     never: tuple[str, ...] = ()
+    header: Callable[[Mapping[str, Any]], dict[str, str]] = lambda config: {}
 
     def is_named(self, text: str) -> bool:
         """Whether stored names, one a line, are those of this model."""
@@ -136,7 +137,9 @@ class Translated(HostModel):
     Raises ValueError where the stored shapes are those of no model that the host knows.
     """
 
-    def __init__(self, derived: Derived, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> None:
+    def __init__(self, derived: Derived, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str],
+                 config: Mapping[str, Any]) -> None:
+        metadata = {**metadata, **derived.header(config)}
         self.derived, self._shapes, self._made_of = derived, shapes, origins(_table(derived.table), shapes)
         self.native = {name: shape for name, origin in self._made_of.items()
                        if (shape := _joined(origin, shapes)) is not None}
@@ -145,9 +148,9 @@ class Translated(HostModel):
         except ValueError as error:
             raise ValueError(Text("ComfyUI makes no sense of this {model}: {error}", model=derived.title,
                                   error=error)) from error
-        if network is None or network.name != derived.host:
+        if network is None or network.name not in derived.hosts:
             raise ValueError(Text("ComfyUI knows no {model} of these tensors", model=derived.title))
-        super().__init__(network, "")
+        super().__init__(network, "", metadata)
         self.native = {name: network.parameters.get(network.becomes.get(name) or "", shape)
                        for name, shape in self.native.items()}
 

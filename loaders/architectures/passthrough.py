@@ -26,13 +26,13 @@ PREFIXES = ("model.diffusion_model.", "model.model.", "net.")  # the host's, of 
 
 class HostModel:
     """A model of the host's, as an Architecture. Dims: everything that the host's configuration says of it, numbers as
-    they are and anything else in words."""
+    they are and anything else in words. `metadata`: what its detection saw of a file's header."""
 
     class_names: frozenset[str] = frozenset()
     config_only: frozenset[str] = frozenset()
 
-    def __init__(self, network: host.Network, prefix: str) -> None:
-        self.network, self.name, self.prefix = network, network.name, prefix
+    def __init__(self, network: host.Network, prefix: str, metadata: Mapping[str, str]) -> None:
+        self.network, self.name, self.prefix, self.metadata = network, network.name, prefix, dict(metadata)
 
     def naming(self, names: Collection[str]) -> Naming | None:
         return Naming("native", self.prefix)
@@ -120,7 +120,7 @@ def recognise(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) ->
     prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), "")
     shapes = {name.removeprefix(prefix): shape for name, shape in logical_shapes(tensors).items()}
     network = network_of(shapes, metadata)
-    return None if network is None else HostModel(network, prefix)
+    return None if network is None else HostModel(network, prefix, metadata)
 
 
 def network_of(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> host.Network | None:

@@ -54,7 +54,7 @@ def architecture_of(checkpoint: Checkpoint,
     Raises CheckpointError that says what the file is instead when it is none of the supported ones.
     """
     where, stored = checkpoint.source.reference, checkpoint.tensors if tensors is None else tensors
-    claim = str((checkpoint.config or {}).get("_class_name") or "")
+    claim = diffusers_classes.class_of(checkpoint.config)
     if claim and diffusers_classes.of_class(claim):
         return _derived(checkpoint, stored, claim)
     for architecture in ARCHITECTURES:
@@ -71,7 +71,7 @@ def architecture_of(checkpoint: Checkpoint,
             model = passthrough.by_header(stored, checkpoint.metadata) if naming.style == "native" else None
             return (model, Naming("native", model.prefix)) if model else (architecture, naming)
     refuse_packed(checkpoint)
-    if not claim and (found := _translated(checkpoint, stored, "")):
+    if not claim and (found := _translated(checkpoint, stored)):
         return found, Naming("diffusers")
     what, do = name_other(checkpoint.stored_tensors)
     try:
@@ -90,7 +90,7 @@ def architecture_of(checkpoint: Checkpoint,
 
 def _derived(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], claim: str) -> tuple[Architecture, Naming]:
     """The architecture of a class that has a derived table, by its tensors in diffusers' names, or the host's."""
-    model = _translated(checkpoint, tensors, claim)
+    model = _translated(checkpoint, tensors)
     if model is None:
         refuse_packed(checkpoint)
         if not host.is_there():
@@ -101,7 +101,8 @@ def _derived(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], claim: s
             native = passthrough.recognise(tensors, checkpoint.metadata)
         except ValueError:
             native = None
-        if native is None or native.name not in {one.host for one in diffusers_classes.of_class(claim)}:
+        hosts = {name for one in diffusers_classes.of_class(claim) for name in one.hosts}
+        if native is None or native.name not in hosts:
             raise CheckpointError(Text("config.json says {claim}, but the tensors are none of it", claim=claim),
                                   checkpoint.source.reference,
                                   Text("config.json and weights do not belong together; download both again"))
@@ -109,16 +110,13 @@ def _derived(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], claim: s
     return model, Naming("diffusers")
 
 
-def _translated(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], claim: str) -> Translated | None:
+def _translated(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> Translated | None:
     try:
-        model = diffusers_classes.recognise(tensors, checkpoint.metadata, claim)
-        if model is not None and claim:
-            model.derived.check(checkpoint.config or {})
+        return diffusers_classes.recognise(tensors, checkpoint.metadata, checkpoint.config or {})
     except ValueError as error:
         refuse_packed(checkpoint)
         raise CheckpointError(error, checkpoint.source.reference,
                               Text("download it again; if it is complete, this model cannot run in ComfyUI")) from error
-    return model
 
 
 def refuse_packed(checkpoint: Checkpoint) -> None:

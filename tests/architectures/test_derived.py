@@ -34,8 +34,8 @@ class Tiny:
     def __init__(self, one, model):
         self.one, self.model, source = one, model, tables.SOURCES[one.table]
         self.native = tables.published(source, host_models.make(model))
-        self.tags = tables.converted(source, tables.tagged(self.native))
-        self.stored = {name: tensor.contiguous() for name, tensor in tables.converted(source, self.native).items()}
+        self.tags = tables.converted(one.table, tables.tagged(self.native))
+        self.stored = {name: tensor.contiguous() for name, tensor in tables.converted(one.table, self.native).items()}
 
     def back(self, numbers):
         flat = torch.zeros(sum(tensor.numel() for tensor in self.native.values()))
@@ -66,7 +66,7 @@ class Tiny:
                 del stored[name]
                 stored |= {f"{name.removesuffix('weight')}{leaf}": tensor for leaf, tensor in made[0].items()}
                 truth[name] = made[1]
-        common.save(folder, stored, {"_class_name": next(iter(self.one.classes)), **config})
+        common.save(folder, stored, {"_class_name": self.one.classes[0], **config})
         return self.back(truth)
 
 
@@ -75,7 +75,7 @@ def tiny(request):
     return Tiny(*request.param)
 
 
-@pytest.mark.parametrize("table", [one.table for one in KNOWN])
+@pytest.mark.parametrize("table", [one.table for one in KNOWN if tables.SOURCES[one.table].converter])
 def test_tables_are_what_diffusers_does(table):
     file = derived.FOLDER / f"{table}.json"
     assert file.read_text(encoding="utf-8") == tables.text(tables.table(table))
@@ -138,7 +138,7 @@ def test_damage_is_refused(tiny, damage, tmp_path):
     try:
         change(tiny.stored, names)
         common.save(tmp_path / "model", {name: t.to(torch.bfloat16) for name, t in tiny.stored.items()},
-                    {"_class_name": next(iter(tiny.one.classes))})
+                    {"_class_name": tiny.one.classes[0]})
     finally:
         tiny.stored = whole
     with host_models.detected(tiny.model), pytest.raises(CheckpointError) as caught:
@@ -163,7 +163,7 @@ def test_another_class_is_refused(tmp_path):
     tiny = Tiny(*next(case for case in CASES if case[0].title == "LTX-Video"))
     tiny.write(tmp_path / "model")
     other = next(one for one in DERIVED if one.title != tiny.one.title)
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"_class_name": next(iter(other.classes))}), encoding="utf-8")
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"_class_name": other.classes[0]}), encoding="utf-8")
     with pytest.raises(CheckpointError, match="do not belong together"):
         load(tmp_path / "model")
 
