@@ -77,7 +77,7 @@ def native_names(model: Any, tensors: dict[str, torch.Tensor]) -> set[str]:
 
 @needs("deferred transformers")
 def load_without_memory(tensors: dict[str, torch.Tensor], *, options: dict[str, Any],
-                        disable_dynamic: bool = False) -> Any:
+                        disable_dynamic: bool = False, metadata: dict[str, str] | None = None) -> Any:
     """As load_state_dict, for meta tensors: a model whose weights have shapes and dtypes but no memory."""
     import comfy.model_base
     import torch
@@ -85,7 +85,7 @@ def load_without_memory(tensors: dict[str, torch.Tensor], *, options: dict[str, 
     options = {**options, "offload_device": torch.device("cpu")}  # meta tensors cannot move to another
     tensors = {name: tensor for name, tensor in tensors.items() if not (tensor.is_meta and name.endswith(READ_AT_LOAD))}
     with torch.device("meta"):
-        patcher = load_state_dict(tensors, options=options, disable_dynamic=disable_dynamic)
+        patcher = load_state_dict(tensors, options=options, disable_dynamic=disable_dynamic, metadata=metadata)
     if patcher is not None:  # the noise schedule is real: nodes read sigmas from a MODEL before it runs
         model = patcher.model
         model.model_sampling = comfy.model_base.model_sampling(model.model_config, model.model_type)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..host.texts import Text
+from .architectures import diffusers_classes
+from .architectures.diffusers_classes import DERIVED
 from .errors import CheckpointError
 from .families import families
 from .files import hubs
@@ -22,7 +24,7 @@ from .files.selection import (
     select_component,
     weight_file,
 )
-from .files.source import Source
+from .files.source import Source, read_json
 
 # The bases of the support matrix.
 KNOWN_BASES = (
@@ -69,11 +71,17 @@ def locate(reference: str, *, component: str = "transformer", weights_name: str 
         if path.is_file():
             return _from_file(reference, path, weights_name, need_weights)
         folder = LocalFolder(path)
-        return folder.source(reference, select(folder))
+        source = folder.source(reference, select(folder))
+        return source._replace(companions=companions_of(source, source.folder, need_weights))
 
     def chosen(folder: Folder) -> list[Selection]:
-        pipeline = [Selection("", texts=(PIPELINE,))] if PIPELINE in folder.names() else []
-        return [*pipeline, select(folder)]
+        names = folder.names()
+        if PIPELINE not in names:
+            return [select(folder)]
+        beside = sorted({part for one in DERIVED for part in one.companions
+                         if any(name.startswith(f"{part}/") for name in names)})
+        return [Selection("", texts=(PIPELINE,)), select(folder),
+                *(select_component(folder, part, need_weights=need_weights) for part in beside)]
 
     _, repo = hubs.split(reference)
     pipeline = repo in KNOWN_BASES and not base_of_quantized(reference)
@@ -83,6 +91,17 @@ def locate(reference: str, *, component: str = "transformer", weights_name: str 
     else:
         patterns = tuple(filter(None, (family.pattern(repo, weights_name, choices) for family in families())))
     return resolve(reference, revision, use, chosen, patterns, download)
+
+
+def companions_of(source: Source, folder: str, need_weights: bool = True) -> tuple[Source, ...]:
+    """The components that belong to a transformer by its config.json, as they lie beside the transformer of `folder`.
+
+    Raises MissingFiles where the pipeline has one that is not there, or incomplete."""
+    names = diffusers_classes.companions(read_json(source.config)) if source.config else []
+    pipeline = LocalFolder(Path(folder).parent)
+    listed = read_json(str(pipeline.path / PIPELINE)) if names and (pipeline.path / PIPELINE).is_file() else {}
+    return tuple(pipeline.source(source.reference, select_component(pipeline, name, need_weights=need_weights))
+                 for name in names if (pipeline.path / name).is_dir() or name in listed)
 
 
 def base_of_quantized(reference: str) -> str:

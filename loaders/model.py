@@ -15,7 +15,7 @@ from .. import host
 from ..host.texts import Text, joined
 from ..quant.stored import PLAIN_DTYPES
 from . import attention
-from .architectures import ARCHITECTURES, Architecture, Dims, Naming, by_name
+from .architectures import ARCHITECTURES, Architecture, Dims, Naming, by_name, diffusers_classes
 from .architectures.base import tensor_name
 from .architectures.derived import Translated
 from .architectures.passthrough import BY_HEADER, HostModel, sizes
@@ -24,8 +24,8 @@ from .describe import describe_config, read
 from .description import CheckpointDescription
 from .errors import CheckpointError
 from .families import named
-from .files.source import Source
-from .locate import locate
+from .files.source import Source, read_json
+from .locate import companions_of, locate
 from .prepare import prepare
 from .report import load_report
 from .words import first_ten
@@ -43,6 +43,7 @@ class Request:
 
     `base` is (architecture name, sizes) that the checkpoint must fit, for weights that go into another's configuration.
     `family` is set where only its files will do; `choices` is what only that family knows of, handed on unread.
+    `pipeline` is the transformer's folder of the base, beside which components may lie that belong to the checkpoint.
     """
 
     reference: str
@@ -58,6 +59,7 @@ class Request:
     choices: Any = None
     backend: str = ""
     byte_order: str = "auto"
+    pipeline: str = ""
 
     @property
     def wanted(self) -> Any:
@@ -163,13 +165,15 @@ def override(model: Any, request: Request, kind: str = "auto") -> Loaded:
                               "", Text("connect Apply Transformer Override directly behind the base model"))
     name, dims = base_of(model)
     source = _locate(request)
+    config = read_json(source.config) if source.config else None
     if kind == "component" and source.config is None:
         raise CheckpointError(Text("there is no config.json, so this is no component"), source.folder,
                               Text("set kind to 'weights', or give the component's folder"))
     as_weights = kind == "weights" or kind == "auto" and source.config is None
     made_by = model.get_attachment(host.ATTACHMENT)
     request = replace(request, base=(name, tuple(dims.items())) if as_weights else None,
-                      dtype=made_by.dtype if made_by else request.dtype)
+                      dtype=made_by.dtype if made_by else request.dtype,
+                      pipeline=_pipeline(made_by) if made_by and diffusers_classes.companions(config) else "")
     loaded = load(request, must_be=None if as_weights else (name, dims))
     if loaded.by_host:
         refuse_other_model(loaded.description, host.config_name(model.model), sizes(host.model_identity(model.model)))
@@ -224,9 +228,17 @@ def dtype_of(word: str) -> Any:
     return getattr(torch, DTYPES[word] or "", None)
 
 
+def _pipeline(base: Request) -> str:
+    """The folder of a base's transformer, whose weights need not be there."""
+    return locate(base.reference, component=base.component, revision=base.revision, need_weights=False).folder
+
+
 def _locate(request: Request) -> Source:
-    return locate(request.reference, component=request.component, weights_name=request.weights_name,
-                  revision=request.revision, download=request.download, choices=request.choices)
+    source = locate(request.reference, component=request.component, weights_name=request.weights_name,
+                    revision=request.revision, download=request.download, choices=request.choices)
+    if request.pipeline and not source.companions:
+        source = source._replace(companions=companions_of(source, request.pipeline))
+    return source
 
 
 def attach_lora(patcher: Any) -> None:

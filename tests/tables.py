@@ -56,7 +56,21 @@ def converted(name: str, native: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     if not source.converter:
         return by_table(name, native)
     convert = host_models.resized(getattr(single_file_utils, source.converter), source.sizes)
-    return convert({source.prefix + name: tensor.clone() for name, tensor in native.items()})
+    made = convert({source.prefix + name: tensor.clone() for name, tensor in native.items()})
+    if source.by_hand:
+        made |= {by_hand: native[name] for name in native if (by_hand := _by_hand(source, name)) != name}
+        made = {name: tensor for name, tensor in made.items() if name not in native or _by_hand(source, name) == name}
+    return made
+
+
+def _by_hand(source: Source, name: str) -> str:
+    for at, (pattern, other) in enumerate(source.by_hand):
+        made = re.sub(pattern, other, name)
+        if made != name:
+            for pattern, other in source.by_hand[at + 1:]:
+                made = re.sub(pattern, other, made)
+            return made
+    return name
 
 
 def by_table(name: str, native: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

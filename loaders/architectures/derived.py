@@ -33,6 +33,9 @@ class Derived(NamedTuple):
     does not have. `fixed`: what config.json may say of what the host has in its code; a key left out, or null, is fine.
     `free`: its other keys, which sizes tell or nothing depends on. `refuses`: what else is wrong with a config.json, or
     empty. `header`: what the host reads of such a model in the header of a native file, by config.json.
+    `companions`: other components of the pipeline that are part of the host's model -> where diffusers has their
+    classes; their configurations are in config.json's under "_" and their names. `leaves`: the beginnings of stored
+    names that are not for the host's model.
     """
 
     title: str
@@ -45,6 +48,8 @@ class Derived(NamedTuple):
     refuses: Callable[[Mapping[str, Any]], str] = lambda config: ""
     never: tuple[str, ...] = ()
     header: Callable[[Mapping[str, Any]], dict[str, str]] = lambda config: {}
+    companions: Mapping[str, str] = {}
+    leaves: tuple[str, ...] = ()
 
     def is_named(self, text: str) -> bool:
         """Whether stored names, one a line, are those of this model."""
@@ -140,6 +145,8 @@ class Translated(HostModel):
     def __init__(self, derived: Derived, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str],
                  config: Mapping[str, Any]) -> None:
         metadata = {**metadata, **derived.header(config)}
+        self._left = [name for name in shapes if name.startswith(derived.leaves)] if derived.leaves else []
+        shapes = {name: shape for name, shape in shapes.items() if name not in self._left}
         self.derived, self._shapes, self._made_of = derived, shapes, origins(_table(derived.table), shapes)
         self.native = {name: shape for name, origin in self._made_of.items()
                        if (shape := _joined(origin, shapes)) is not None}
@@ -162,6 +169,8 @@ class Translated(HostModel):
             name = f"{module.stored[0]}.{module.stored_leaf}" if module.stored[0] else module.stored_leaf
             origin = self._made_of.get(name)
             yield module if origin is None or naming.style == "native" else self._translated(module, origin)
+        for name in {name.rpartition(".")[0] for name in self._left} if naming.style != "native" else ():
+            yield Module(name, (name,), (0,), bias=False, kind="dropped")
 
     def _translated(self, module: Module, origin: Origin) -> Module:
         names = [part.name.rpartition(".") for part in origin.parts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from ... import host
@@ -12,6 +13,7 @@ from .classes import (
     auraflow,
     chroma,
     krea2,
+    ltx2,
     ltxv,
     lumina2,
     sd3,
@@ -24,6 +26,7 @@ DERIVED: tuple[Derived, ...] = (
     auraflow.CLASS,
     chroma.CLASS,
     krea2.CLASS,
+    ltx2.CLASS,
     ltxv.CLASS,
     lumina2.CLASS,
     sd3.CLASS,
@@ -47,6 +50,11 @@ def told(config: Mapping[str, Any]) -> Derived:
         else:
             return one
     raise refused[0]
+
+
+def companions(config: Mapping[str, Any] | None) -> list[str]:
+    """The components of its pipeline that the host's model of this config.json has in it."""
+    return sorted({name for one in of_class(class_of(config)) for name in one.companions})
 
 
 def class_of(config: Mapping[str, Any] | None) -> str:
@@ -91,5 +99,8 @@ def of_config(config: Mapping[str, Any]) -> Translated:
                               "version {version} does not have it: set weights to 'load', or update it",
                               model=derived.title, version=__version__))
     with torch.device("meta"):
-        net = kind.from_config(dict(config))
-    return Translated(derived, {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}, {}, config)
+        parts = [kind.from_config(dict(config))]
+        for name, place in derived.companions.items():
+            parts.append(getattr(import_module(place), class_of(config[f"_{name}"])).from_config(config[f"_{name}"]))
+    shapes = {name: tuple(tensor.shape) for net in parts for name, tensor in net.state_dict().items()}
+    return Translated(derived, shapes, {}, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,8 @@ class Checkpoint:
     """The files of one transformer, opened as far as their headers.
 
     Attributes: `source`, `headers` (one a file), `tensors` (name -> TensorInfo, all files), `preferences` (those of
-    attention.py, which are no weights and not among `tensors`), `config` (config.json of the component, or None).
+    attention.py, which are no weights and not among `tensors`), `config` (config.json of the component, or None; in it
+    those of its companions, under "_" and their folder's name).
     `stored_tensors` are the tensors under the names of the files, `tensors` those that count, as `call` names them.
     `settled`: `know_as` has said what the files' names mean, and no family looks for prefixes in them.
     """
@@ -45,8 +47,11 @@ class Checkpoint:
     def __init__(self, source: Source) -> None:
         """Read the headers. Raises CheckpointError for a damaged file or shards that contradict each other."""
         self.source = source
-        self.headers = [read_header(path) for path in source.files]
-        self.config: dict[str, Any] | None = read_json(source.config) if source.config else None
+        self.headers = [read_header(path) for one in (source, *source.companions) for path in one.files]
+        self.config: dict[str, Any] | None = None
+        if source.config:
+            self.config = read_json(source.config) | {
+                f"_{os.path.basename(one.folder)}": read_json(one.config) for one in source.companions if one.config}
         self.tensors: dict[str, TensorInfo] = self.headers[0].tensors if len(self.headers) == 1 else {}
         if len(self.headers) > 1:
             self._merge_shards()

@@ -21,11 +21,13 @@ class Source(NamedTuple):
     choice: str = ""  # why these files, where the folder held more
     beside: str | None = None  # config.json beside a single file: read for its quantization declaration only
     texts: tuple[str, ...] = ()  # as Selection's
+    companions: tuple[Source, ...] = ()  # other components of its pipeline that are of one model with it in ComfyUI
 
     @property
     def paths(self) -> list[str]:
         """Every file this source depends on, for fingerprints."""
-        return [path for path in (*self.files, self.config, self.index_file, self.beside, *self.texts) if path]
+        own = (*self.files, self.config, self.index_file, self.beside, *self.texts)
+        return [path for path in (*own, *(path for one in self.companions for path in one.paths)) if path]
 
 
 def read_json(path: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from importlib.metadata import version
 
 import pytest
@@ -23,7 +24,8 @@ DETECTED = [name for name, (_, case) in ALL.items() if case.model not in host_mo
 
 
 def made(one, config):
-    """(a seeded model of diffusers in BF16, the same numbers in F32, whose buffers never were anything else)."""
+    """(a seeded model of diffusers in BF16, the same numbers in F32, whose buffers never were anything else). With
+    companions their numbers are in the first, too: `saved` takes it apart."""
     import diffusers
 
     if not hasattr(diffusers, one.classes[0]):
@@ -36,13 +38,30 @@ def made(one, config):
     return stored, net
 
 
+def companions(one, case):
+    """The seeded models of a case's companions, BF16."""
+    made = {}
+    for name, config in case.companions.items():
+        torch.manual_seed(1)
+        kind = getattr(importlib.import_module(one.companions[name]), config["_class_name"])
+        made[name] = common.randomise(kind(**{key: value for key, value in config.items() if key != "_class_name"}))
+    return made
+
+
+def saved(one, case, stored, folder, whole=True):
+    """A pipeline's folder with a transformer, and the companions of it where it is `whole`."""
+    stored.save_pretrained(folder / "transformer")
+    for name, net in companions(one, case).items() if whole else ():
+        net.save_pretrained(folder / name)
+    return folder
+
+
 @pytest.fixture(scope="module", params=ALL)
 def tiny(request, tmp_path_factory):
     """(case, folder, diffusers' model in F32)."""
     one, case = ALL[request.param]
     stored, net = made(one, case.config)
-    folder = tmp_path_factory.mktemp("derived") / "model"
-    stored.save_pretrained(folder)
+    folder = saved(one, case, stored, tmp_path_factory.mktemp("derived") / "pipeline") / "transformer"
     if case.model in host_models.FIXED:  # where only one size of it is known, which the configuration would have to say
         (folder / "config.json").write_text(f'{{"_class_name": "{type(net).__name__}"}}', encoding="utf-8")
     return case, folder, net
@@ -95,19 +114,19 @@ def test_a_lora_does_what_it_does_in_diffusers(tiny, names, tmp_path):
 def test_a_deferred_base_takes_its_weights(name, tmp_path):
     one, case = ALL[name]
     stored, net = made(one, case.config)
-    stored.save_pretrained(tmp_path / "base")
-    stored.save_pretrained(tmp_path / "override")
-    next((tmp_path / "base").glob("*.safetensors")).unlink()
-    base = model.defer(model.Request(str(tmp_path / "base"), dtype="fp32"))
+    saved(one, case, stored, tmp_path / "base")
+    saved(one, case, stored, tmp_path / "override", whole=False)  # a companion is the base's
+    next((tmp_path / "base" / "transformer").glob("*.safetensors")).unlink()
+    base = model.defer(model.Request(str(tmp_path / "base" / "transformer"), dtype="fp32"))
     given = case.inputs()
     with pytest.raises(CheckpointError, match="no weights yet"):
         common.apply_model(base.patcher, given[0], SIGMA, **case.conds(*given))
-    loaded = model.override(base.patcher, model.Request(str(tmp_path / "override")))
+    loaded = model.override(base.patcher, model.Request(str(tmp_path / "override" / "transformer")))
     with torch.no_grad():
         expected = case.forward(net, *given)
     found = common.apply_model(loaded.patcher, given[0], SIGMA, **case.conds(*given))
     assert (found - expected).abs().max() / expected.abs().max() < 1e-5
     other, _ = made(one, case.config | {"num_layers": case.config["num_layers"] + 2})
-    other.save_pretrained(tmp_path / "other")
+    saved(one, case, other, tmp_path / "other")
     with pytest.raises(CheckpointError, match="is another|beside every so many|as many heads"):
-        model.override(base.patcher, model.Request(str(tmp_path / "other")))
+        model.override(base.patcher, model.Request(str(tmp_path / "other" / "transformer")))

@@ -16,20 +16,23 @@ class Source(NamedTuple):
     in its source that are a real size -> those of the tiny model, what it expects before every name, and (pattern,
     name) of what publishers call otherwise than the host's modules, as the host knows.
 
-    Without a converter the table is written by hand, and the forwards alone say that it is right."""
+    Without a converter the table is written by hand, and the forwards alone say that it is right; `by_hand` are names that
+    the converter leaves out or as they are (patterns, each with what it becomes, one after the other)."""
 
     models: tuple[str, ...]
     converter: str = ""
     sizes: dict[int, int] = {}
     prefix: str = ""
     published: tuple[str, str] = ("^$", "")
+    by_hand: tuple[tuple[str, str], ...] = ()
 
 
 class Case(NamedTuple):
     """A tiny model: diffusers' `config`, the host's `model` of its sizes (support/host_models.py), `forward` of diffusers'
     (what the host's gives, of what the host takes), the `inputs`, latents first, and `conds`: what the host is given
     beside the latents, of the inputs. `lora`: a Linear in diffusers' names and in the host's, of a LoRA; `maps`: whether
-    the host takes LoRAs in diffusers' names (comfy/lora.py)."""
+    the host takes LoRAs in diffusers' names (comfy/lora.py). `companions`: the configurations of the components beside it
+    that are part of the host's model."""
 
     config: dict[str, Any]
     model: str
@@ -38,6 +41,7 @@ class Case(NamedTuple):
     conds: Callable[..., dict[str, Any]]
     lora: tuple[str, str]
     maps: bool = True
+    companions: dict[str, dict[str, Any]] = {}
 
 
 def noise(*shape: int, seed: int = 3) -> torch.Tensor:

@@ -119,6 +119,7 @@ MODELS: dict[str, tuple[Any, ...]] = {
 }
 MODELS["LTX-2.3"] = (MODELS["LTX-2"][0], {
     **MODELS["LTX-2"][1], "apply_gated_attention": True, "cross_attention_adaln": True,
-    "caption_proj_before_connector": True, "caption_projection_first_linear": False})
+    "caption_proj_before_connector": True, "caption_projection_first_linear": False,
+    "connector_apply_gated_attention": True})
 FIXED = frozenset({"Chroma", "AuraFlow", "Lumina 2", "Cosmos 1", "Cosmos Predict 2", "ERNIE-Image", "HiDream-I1",
                    "PixArt-Sigma", "Hunyuan-DiT", "Ideogram 4", "Qwen-Image-Layered"})
