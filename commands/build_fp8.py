@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "export carries no scales")
     parser.add_argument("--base-transformer-dir", default="", help="the BF16 transformer, or its pipeline")
     parser.add_argument("--model-type", choices=MODEL_TYPES, default="auto", help="which layers stay in BF16; auto: by "
-                        "_class_name in config.json")
+                        "_class_name in config.json; none: all but the Linear layers of blocks, by their names")
     parser.add_argument("--keep-bf16-pattern", action="append", default=[], metavar="REGEX", help="more layers that "
                         "stay in BF16: searched in module names; repeatable")
     parser.add_argument("--maxbound", type=float, default=448.0, help="what an amax is divided by (448)")

@@ -85,7 +85,7 @@ def build_fp8(*, output_dir: str, base_transformer_dir: str = "", modelopt_hf_di
     if export:
         plan, quantization, statistics = _from_export(export, base, backbone, preset, user, maxbound)
     else:
-        plan, quantization, statistics = _from_base(source, preset, user, maxbound, model_type)
+        plan, quantization, statistics = _from_base(source, preset, user, maxbound)
     statistics["bf16_fallback_weights"] = len(plan.fallback)
     written, lines = publish(plan, target, source, quantization, inputs, ["fp8", maxbound], shard_bytes, overwrite,
                              progress)
@@ -245,14 +245,9 @@ def _scalar(export: Component, name: str) -> Tensor:
     return scale.reshape(1)
 
 
-def _from_base(base: Component, preset: Preset, user: list[re.Pattern[str]], maxbound: float,
-               model_type: str) -> tuple[Plan, dict[str, Any], dict[str, int]]:
+def _from_base(base: Component, preset: Preset, user: list[re.Pattern[str]],
+               maxbound: float) -> tuple[Plan, dict[str, Any], dict[str, int]]:
     """Quantize what ModelOpt's examples would, except for the preset's fallback set."""
-    if model_type == "auto" and not preset.class_name:
-        what = Text("there is no preset for {class_name}", class_name=base.class_name) if base.class_name else \
-            Text("there is no preset for a config.json without _class_name")
-        raise CheckpointError(what, base.folder,
-                              Text("choose model type none to quantize every weight of two dimensions"))
     weights = linear_weights(base)
     names = {name: variants(module_of(name), base.class_name) for name in base.names if name.endswith(".weight")}
     keep = [*compiled(preset.keep), *user]

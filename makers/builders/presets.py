@@ -4,7 +4,8 @@
 A preset has two lists. `keep` is the fallback set that SGLang-Diffusion validated: these layers are taken from the base
 even where ModelOpt quantized them. `leave` is what nvidia-modelopt's own examples leave alone when they calibrate such
 a model; it is used where there is no export, so that quantizing straight from BF16 ends with the same layers
-(docs/sources/modelopt.md, "Calibration filters").
+(docs/sources/modelopt.md, "Calibration filters"). Every other architecture is quantized by what its names tell: Linear
+layers of its stacks of blocks, without their modulation; embedders, refiners and heads stay high.
 """
 
 from __future__ import annotations
@@ -105,9 +106,27 @@ def compiled(patterns: Iterable[str]) -> list[re.Pattern[str]]:
 
 
 def left_alone(preset: Preset, names: Iterable[str]) -> list[re.Pattern[str]]:
-    """What ModelOpt's examples leave alone in a model with these weights."""
+    """What ModelOpt's examples leave alone in a model with these weights; without a preset, all but the inner layers of
+    its blocks."""
+    if not preset.class_name:
+        high = sorted(high_by_name({name.rpartition(".")[0] for name in names}))
+        return compiled([f"^({'|'.join(map(re.escape, high))})$"]) if high else []
     deep = any(re.search(r"^blocks\.29\.", name) for name in names)
     return compiled((*preset.leave, *(preset.deep if deep else ())))
+
+
+def high_by_name(modules: Collection[str]) -> set[str]:
+    """The modules that lose most by few bits and hold little of a model: those outside of its stacks of blocks, and of
+    blocks the norms, modulation and embedders. A stack with fewer than a sixth of the longest one's blocks is a
+    refiner, an approximator or a connector, none of which is run once a layer (Chroma 5 of 38, LTX-2 2 of 48); VACE's
+    blocks (8 of 40) are."""
+    found = {module: re.match(r"(.*?)\.(\d+)(?=\.|$)", module) for module in modules}
+    stacks: dict[str, set[str]] = {}
+    for match in filter(None, found.values()):
+        stacks.setdefault(match[1], set()).add(match[2])
+    longest = max(map(len, stacks.values()), default=0)
+    return {module for module, match in found.items()
+            if match is None or 6 * len(stacks[match[1]]) < longest or re.search(_HIGH, module[match.end():])}
 
 
 def globs(patterns: Sequence[str]) -> re.Pattern[str] | None:
@@ -127,6 +146,7 @@ def unmatched(patterns: Mapping[str, Callable[[str], object]], names: Collection
 
 
 # Patterns are compiled when they are first used: nodes import this module.
+_HIGH = r"(?i)(^|\.)(norm|ada|time|mod$|mod\.|mod_|\w+_mod(\.|$)|\w*(modulation|scale_shift|embed))"
 _SPELLINGS = ((r"(\.(?:audio_)?ff)\.net\.0\.proj$", r"\1.proj_in"),
               (r"(\.(?:audio_)?ff)\.net\.2$", r"\1.proj_out"), (r"\.(img_mod|txt_mod)\.1$", r".\1"))
 # HunyuanVideo: diffusers' names -> those of SGLang-Diffusion's own model, which its ignore list is compared with.

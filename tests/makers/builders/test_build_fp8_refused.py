@@ -81,8 +81,11 @@ def test_refuses_weights_of_a_base(models):
         assert "diffusion_pytorch_model.safetensors" in message
     models.base = {f"blocks.{i}.proj.weight": torch.randn(16, 16).bfloat16() for i in range(2)}
     models.base_config = {"_class_name": "SomeTransformer"}
-    models.refused("there is no preset for SomeTransformer", export=False)
-    assert numbers(models.build(export=False, model_type="none")) == (2, 0, 0)
+    for model_type in ("auto", "none"):  # no preset: what its names tell
+        assert numbers(models.build(export=False, model_type=model_type, overwrite=True)) == (2, 0, 0)
+    models.base = {f"blocks.0.{name}.weight": torch.randn(16, 16).bfloat16() for name in ("norm1.linear", "img_mod.1")}
+    with pytest.raises(CheckpointError, match="there is nothing to quantize"):
+        models.build(export=False, overwrite=True)
 
 
 def test_refuses_options(models, tmp_path):
