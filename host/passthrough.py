@@ -16,6 +16,21 @@ from .models import model_identity
 from .texts import Text
 
 NO_DIFFUSION = frozenset({"RT_DETR_v4", "SAM3", "SAM31", "DepthAnything3"})  # in the host's list all the same
+# Every class that this version was tried with (tests/architectures/test_passthrough.py), of ComfyUI 0.30.0.
+TRIED = frozenset({
+    "ACEStep", "ACEStep15", "Anima", "AuraFlow", "Boogu", "Chroma", "ChromaRadiance", "CogVideoX_I2V",
+    "CogVideoX_Inpaint", "CogVideoX_T2V", "CosmosI2V", "CosmosI2VPredict2", "CosmosT2IPredict2", "CosmosT2V",
+    "ErnieImage", "Flux", "Flux2", "FluxInpaint", "FluxSchnell", "GenmoMochi", "HiDream", "HiDreamO1",
+    "Hunyuan3Dv2", "Hunyuan3Dv2_1", "Hunyuan3Dv2mini", "HunyuanDiT", "HunyuanDiT1", "HunyuanImage21",
+    "HunyuanImage21Refiner", "HunyuanVideo", "HunyuanVideo15", "HunyuanVideo15_SR_Distilled", "HunyuanVideoI2V",
+    "HunyuanVideoSkyreelsI2V", "Ideogram4", "JoyImage", "KOALA_1B", "KOALA_700M", "Kandinsky5", "Kandinsky5Image",
+    "Krea2", "LTXAV", "LTXV", "Lens", "LongCatImage", "LotusD", "Lumina2", "MageFlow", "MiniMaxH3", "Omnigen2",
+    "PiD", "PixArtAlpha", "PixArtSigma", "PixelDiTT2I", "QwenImage", "SD15", "SD15_instructpix2pix", "SD20",
+    "SD21UnclipH", "SD21UnclipL", "SD3", "SDXL", "SDXLRefiner", "SDXL_instructpix2pix", "SD_X4Upscaler", "SSD1B",
+    "SV3D_p", "SV3D_u", "SVD_img2vid", "SeedVR2", "Segmind_Vega", "StableAudio", "StableAudio3", "Stable_Cascade_B",
+    "Stable_Cascade_C", "Stable_Zero123", "TripoSplat", "WAN21_Camera", "WAN21_CausalAR_T2V", "WAN21_FlowRVS",
+    "WAN21_FunControl2V", "WAN21_HuMo", "WAN21_I2V", "WAN21_SCAIL", "WAN21_SCAIL2", "WAN21_T2V", "WAN21_Vace",
+    "WAN22_Animate", "WAN22_Camera", "WAN22_S2V", "WAN22_T2V", "WAN22_WanDancer", "ZImage", "ZImagePixelSpace"})
 VELOCITY = ("v_pred", "ztsnr")  # names in a saved MODEL that predicts velocity, which the host looks for in few classes
 
 

@@ -159,6 +159,10 @@ def described(checkpoint: Checkpoint, family: str, base: tuple[Architecture, Dim
     description = CheckpointDescription(
         checkpoint.source.reference, [os.path.basename(header.path) for header in checkpoint.headers],
         checkpoint.bytes_on_disk, architecture.name, naming, dims, family, **known)
+    if isinstance(architecture, passthrough.HostModel) and architecture.name not in host.TRIED:
+        description.notes.append(Text("{architecture} is known to this ComfyUI only: it is loaded by what ComfyUI "
+                                      "{version} says of it, and was never tried with this version of the pack",
+                                      architecture=architecture.name, version=host.version()))
     check_sizes(description, checkpoint, architecture, base)
     return architecture, description
 

@@ -54,6 +54,7 @@ def test_every_class_of_the_host_has_a_model():
         with host_models.detected(name):
             found.add(type(comfy.model_detection.model_config_from_unet(host_models.make(name), "", metadata=host_models.metadata_of(name))))
     assert {kind for kind in comfy.supported_models.models if kind.__name__ not in passthrough.NO_DIFFUSION} == found
+    assert {kind.__name__ for kind in found} == passthrough.TRIED
 
 
 # One class of forms: a weight of all its columns in one tensor, however coded. The other: two columns a byte, so that sizes

@@ -208,3 +208,17 @@ def test_a_prediction_that_values_tell(scale, prediction, tmp_path, output):
         save(loaded.patcher, f"prediction-{prediction}", "exact", True)
         saved = max(output.rglob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
     assert agrees(saved, truth, name).model_type.name == prediction
+
+
+def test_a_class_of_a_newer_host(tmp_path, monkeypatch):
+    import comfy.supported_models
+
+    class Tomorrow(comfy.supported_models.LTXV):
+        pass
+
+    path, truth = file_of("LTX-Video", "FP8", tmp_path)
+    assert "this ComfyUI only" not in load(path).report
+    monkeypatch.setattr(comfy.supported_models, "models", [Tomorrow, *comfy.supported_models.models])
+    loaded = load(path)
+    assert loaded.description.architecture == "Tomorrow" and "Tomorrow is known to this ComfyUI only" in loaded.report
+    same_model(loaded.patcher.model, stock(truth, "LTX-Video"))
