@@ -5,12 +5,13 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
-from architectures.test_derived_parity import ALL, made
 
 from quantized_transformers.loaders import model
 from quantized_transformers.makers.builders.fp8 import build_fp8
 from quantized_transformers.makers.builders.nvfp4 import build_nvfp4
 from quantized_transformers.makers.builders.presets import high_by_name
+from support.derived_models import ALL, made
+
 pytestmark = pytest.mark.parity
 
 

@@ -1,0 +1,48 @@
+"""diffusers' models of the cases in support/derived, seeded, and their folders."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+
+import pytest
+import torch
+from packaging.version import Version
+
+from quantized_transformers.loaders.architectures.diffusers_classes import DERIVED
+from support import common
+from support.derived import CASES
+
+ALL = {f"{one.title}, {case.model}": (one, case) for one in DERIVED for case in CASES[one.table]}
+
+
+def made(one, config):
+    """(a seeded model of diffusers in BF16, the same numbers in F32, whose buffers never were anything else)."""
+    import diffusers
+
+    if not hasattr(diffusers, one.classes[0]):
+        assert Version(version("diffusers")) < Version("0.42"), "only older ones know fewer classes"
+        pytest.skip("this diffusers has no such class")
+    kind = getattr(diffusers, one.classes[0])
+    torch.manual_seed(0)
+    stored, net = common.randomise(kind(**config)), kind(**config).eval()
+    net.load_state_dict(stored.state_dict())
+    return stored, net
+
+
+def companions(one, case):
+    """The seeded models of a case's companions, BF16."""
+    made = {}
+    for name, config in case.companions.items():
+        torch.manual_seed(1)
+        kind = getattr(importlib.import_module(one.companions[name]), config["_class_name"])
+        made[name] = common.randomise(kind(**{key: value for key, value in config.items() if key != "_class_name"}))
+    return made
+
+
+def saved(one, case, stored, folder, whole=True):
+    """A pipeline's folder with a transformer, and the companions of it where it is `whole`."""
+    stored.save_pretrained(folder / "transformer")
+    for name, net in companions(one, case).items() if whole else ():
+        net.save_pretrained(folder / name)
+    return folder
