@@ -11,6 +11,8 @@ from ..containers.safetensors import TensorInfo
 from .classes import (
     auraflow,
     chroma,
+    hunyuan_image,
+    hunyuan_video15,
     krea2,
     ltxv,
     lumina2,
@@ -23,6 +25,8 @@ from .passthrough import logical_shapes
 DERIVED: tuple[Derived, ...] = (
     auraflow.CLASS,
     chroma.CLASS,
+    hunyuan_image.CLASS,
+    hunyuan_video15.CLASS,
     krea2.CLASS,
     ltxv.CLASS,
     lumina2.CLASS,
