@@ -1,4 +1,4 @@
-"""LongCat-Image and its editing model: FLUX.1's blocks, Qwen 2.5 VL's text and no pooled one (comfy/ldm/flux/model.py)."""
+"""LongCat-Image and its editing model: FLUX.1's blocks, text and no pooled one (comfy/ldm/flux/model.py)."""
 
 from __future__ import annotations
 
