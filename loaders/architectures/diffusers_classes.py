@@ -18,6 +18,7 @@ from .classes import (
     longcat,
     ltxv,
     lumina2,
+    ovis,
     sd3,
     wan_vace,
 )
@@ -34,6 +35,7 @@ DERIVED: tuple[Derived, ...] = (
     longcat.CLASS,
     ltxv.CLASS,
     lumina2.CLASS,
+    ovis.CLASS,
     sd3.CLASS,
     wan_vace.CLASS,
 )
