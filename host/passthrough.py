@@ -103,7 +103,7 @@ def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
     marks = VELOCITY if identity.get("prediction", "V_PREDICTION") == "V_PREDICTION" else ()
     beside = {name: shapes[name] for name in given.read.union(given.found, marks, detection.read) & shapes.keys()
               if (place := becomes[name]) and place not in parameters and place not in buffers}
-    return Network(type(config).__name__, identity,
+    return Network(_name(config), identity,
                    {name: shape for name, shape in parameters.items() if name not in new}, buffers, linears, becomes,
                    by_columns, beside)
 
@@ -144,7 +144,13 @@ def stand_ins(shapes: Mapping[str, tuple[int, ...]], seen: set[str] | None = Non
 
 def config_name(model: Any) -> str:
     """The host's class of a model, as `Network.name`."""
-    return type(model.model_config).__name__
+    return _name(model.model_config)
+
+
+def _name(config: Any) -> str:
+    """The host's class of a model; Ovis-Image, for which it has that of FLUX.1 schnell, is called as it is."""
+    name = type(config).__name__
+    return "OvisImage" if name == "FluxSchnell" and config.unet_config.get("yak_mlp") else name
 
 
 class _Given(dict[str, Any]):

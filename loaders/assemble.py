@@ -17,7 +17,7 @@ from ..quant.stored import read_scale
 from .architectures import Module
 from .architectures.base import tensor_name
 from .errors import CheckpointError
-from .plan import Layer, LoadPlan, Planned
+from .plan import Layer, LoadPlan, Piece, Planned
 from .words import first_ten, grouped
 
 if TYPE_CHECKING:
@@ -79,6 +79,15 @@ class Layers:
     def __init__(self, tensors: Tensors) -> None:
         self.tensors = tensors
         self._open: dict[str, list[Coded | None]] = {}
+        self._kept: dict[str, dict[str, Tensor]] = {}
+
+    def plain(self, piece: Piece) -> dict[str, Tensor]:
+        """The rows of a piece of a layer that is not quantized."""
+        layer = piece.layer
+        part = self._kept.pop(layer.name, None) or self.tensors.take(layer)
+        if layer.kept:
+            self._kept[layer.name] = dict(part)
+        return _rows(part, layer, piece.rows)
 
     def take(self, layer: Layer, split: int = 0) -> Coded:
         """One piece of a quantized layer; each can be taken once."""
@@ -134,7 +143,7 @@ def add(native: NativeStateDict, planned: Planned, layers: Layers, dequantize: b
     """Add one native module. Raises ValueError or KeyError for tensors that do not fit."""
     module, pieces = planned
     if all(piece.layer.read is None for piece in pieces):
-        parts = [_rows(layers.tensors.take(piece.layer), piece.layer, piece.rows) for piece in pieces]
+        parts = [layers.plain(piece) for piece in pieces]
         _put(native, module, tensor_name(module.native, module.leaf), [part["weight"] for part in parts])
         if module.bias:
             _put(native, module, f"{module.native}.bias", [part["bias"] for part in parts])
@@ -145,7 +154,7 @@ def add(native: NativeStateDict, planned: Planned, layers: Layers, dequantize: b
     found = []
     for piece in pieces:
         if piece.layer.read is None:
-            part = _rows(layers.tensors.take(piece.layer), piece.layer, piece.rows)
+            part = layers.plain(piece)
             found.append(Coded((plain_tile(part["weight"]),), part.get("bias")))
         else:
             found.append(layers.take(piece.layer, piece.split))

@@ -29,13 +29,13 @@ Problems = list[str]
 
 
 class Layer(NamedTuple):
-    """A stored layer.
+    """A stored layer, or what one native module has of it.
 
     `format` is its name in reports, `codecs` are those of its tiles, or of the host's formats. `leaves` are its tensors
     in the plan's names, the weight first. `read` makes of the tensors ("weight" and the other leaves) one Coded for
     each native module that has rows of it (one, but for layers that are stored joined); None: it is not quantized,
-    weight and bias are taken as they are, from row `first` on where it has more rows than are wanted. `static`: whether
-    its activation scales are stored (None: it has none).
+    weight and bias are taken as they are, from row `first` on where it has more rows than are wanted, and are `kept`
+    where another module has rows of them, too. `static`: whether its activation scales are stored (None: it has none).
     """
 
     name: str
@@ -45,6 +45,7 @@ class Layer(NamedTuple):
     static: bool | None = None
     codecs: tuple[str, ...] = ()
     first: int = 0
+    kept: bool = False
 
 
 class ReadTensors(Protocol):
@@ -61,6 +62,20 @@ class Piece(NamedTuple):
     split: int = 0
     row: int = 0
     column: int = 0
+
+
+class Ranges(NamedTuple):
+    """A ReadTensors for a layer that is stored as one and is several native modules: `ranges` of its rows (first row,
+    rows), in the order of these modules."""
+
+    read: ReadTensors
+    ranges: tuple[tuple[int, int], ...]
+
+    def __call__(self, layer: Layer, part: dict[str, Tensor], /) -> list[Coded]:
+        from ..quant.codecs import cut
+
+        whole, = self.read(layer, part)
+        return [cut(whole, first, rows) for first, rows in self.ranges]
 
 
 class Planned(NamedTuple):
@@ -107,15 +122,23 @@ def make(plan: LoadPlan, tensors: Mapping[str, TensorInfo], read: ReadLayer) -> 
     description, dims, naming = plan.description, plan.description.dims, plan.description.naming
     groups = by_layer(tensors)
     dropped: list[str] = []
-    for module in plan.architecture.modules(dims, naming):
+    modules = list(plan.architecture.modules(dims, naming))
+    ranges = _ranges(modules)
+    shared: dict[str, Layer | None] = {}  # stored layers that have ranges, each read once
+    for module in modules:
         if module.kind == "dropped":
             dropped += [plan.stored(tensor_name(name, leaf)) for name in module.stored for leaf in groups.pop(name)]
             continue
         pieces, row = [], 0
-        for name, rows in zip(module.stored, module.rows, strict=True):
-            layer = read(module, name, rows, groups.setdefault(name, {}), description.problems)
+        for i, (name, rows) in enumerate(zip(module.stored, module.rows, strict=True)):
+            first, whole = module.ranges[i] if module.ranges else (0, rows)
+            layer = shared[name] if name in shared else \
+                read(module, name, whole, groups.setdefault(name, {}), description.problems)
+            split = 0
+            if module.ranges:
+                shared[name], split = layer, ranges[name].index((first, rows))
             if layer is not None:
-                pieces.append(Piece(layer, rows, 0, row))
+                pieces.append(Piece(_range(layer, ranges[name], split) if module.ranges else layer, rows, split, row))
             row += rows
         plan.modules.append(Planned(module, tuple(pieces)))
     marks = {naming.prefix + mark for mark in plan.architecture.marks(dims)}
@@ -127,6 +150,22 @@ def make(plan: LoadPlan, tensors: Mapping[str, TensorInfo], read: ReadLayer) -> 
         description.notes.append(Text("left out, as ComfyUI has no use for them: {count} tensors ({names})",
                                       count=len(dropped), names=first_ten(dropped)))
     return count(plan)
+
+
+def _ranges(modules: Collection[Module]) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Stored layers of which several native modules have rows -> (first row, rows) of each, in the order of these."""
+    found: dict[str, tuple[tuple[int, int], ...]] = {}
+    for module in modules:
+        for name, rows, (first, _) in zip(module.stored, module.rows, module.ranges, strict=False):
+            found[name] = (*found.get(name, ()), (first, rows))
+    return found
+
+
+def _range(layer: Layer, ranges: tuple[tuple[int, int], ...], split: int) -> Layer:
+    """What the module of this range has of a stored layer."""
+    if layer.read is None:
+        return layer._replace(first=ranges[split][0], kept=split + 1 < len(ranges))
+    return layer._replace(read=Ranges(layer.read, ranges))
 
 
 def check_extra(problems: Problems, names: Collection[str]) -> None:

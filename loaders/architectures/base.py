@@ -33,7 +33,8 @@ class Module(NamedTuple):
     of any shape, which the host makes others of; "dropped" is a whole module that it leaves out, however it is stored;
     "embedding" is a table of rows that is only looked up, which may be quantized as a Linear is.
     `detected`: the host's detection reads the weight's columns. `shape`: the native shape, where the stored one is
-    another.
+    another. `ranges`, where other modules have the other rows of the stored ones: the first row that this one has of
+    each, and how many each stores.
     """
 
     native: str
@@ -47,6 +48,7 @@ class Module(NamedTuple):
     kind: str = ""
     detected: bool = False
     shape: tuple[int, ...] = ()
+    ranges: tuple[tuple[int, int], ...] = ()
 
     @property
     def linear(self) -> bool:

@@ -27,7 +27,7 @@ _SPLIT = re.compile(r"(.+?)(?:\[([\d/]+):([\d/]+)\])?")
 
 
 class Derived(NamedTuple):
-    """A diffusers class that a table is of: `hosts` are ComfyUI's (comfy/supported_models.py), `table` the file's name.
+    """A diffusers class that a table is of: `hosts` are ComfyUI's (host.Network.name), `table` the file's name.
 
     `marks`: parts of stored names that tell the model where there is no config.json, with those of `never`, which it
     does not have. `fixed`: what config.json may say of what the host has in its code; a key left out, or null, is fine.
@@ -186,7 +186,10 @@ class Translated(HostModel):
                                        shape=wanted)
             return module._replace(stored=stored, stored_leaf=leaf)
         if len(stored) == 1:
-            return module._replace(stored=stored, stored_leaf=leaf)
+            part = origin.parts[0]
+            whole = sum(module.rows) / (part.last - part.first)
+            ranges = () if whole == sum(module.rows) else ((int(whole * part.first), int(whole)),)
+            return module._replace(stored=stored, stored_leaf=leaf, ranges=ranges)
         rows = tuple(shape[0] if shape else 0 for shape in shapes)
         # a part that is missing, or has other rows than the others leave for it, is told by its name
         left = sum(module.rows) - sum(rows)

@@ -12,10 +12,15 @@ from ..containers.safetensors import TensorInfo
 from .classes import (
     auraflow,
     chroma,
+    hunyuan_image,
+    hunyuan_video15,
+    ideogram4,
     krea2,
+    longcat,
     ltx2,
     ltxv,
     lumina2,
+    ovis,
     sd3,
     wan_vace,
 )
@@ -25,10 +30,15 @@ from .passthrough import logical_shapes
 DERIVED: tuple[Derived, ...] = (
     auraflow.CLASS,
     chroma.CLASS,
+    hunyuan_image.CLASS,
+    hunyuan_video15.CLASS,
+    ideogram4.CLASS,
     krea2.CLASS,
+    longcat.CLASS,
     ltx2.CLASS,
     ltxv.CLASS,
     lumina2.CLASS,
+    ovis.CLASS,
     sd3.CLASS,
     wan_vace.CLASS,
 )

@@ -62,7 +62,8 @@ LAST = {
 _DIFFUSERS_BLOCK = re.compile(r"^single_transformer_blocks\.\d+\.proj_mlp\.", re.MULTILINE)
 _NATIVE_BLOCK = re.compile(r"^(?P<prefix>model\.diffusion_model\.|)double_blocks\.\d+\.img_mod\.lin\.", re.MULTILINE)
 _NOT_FLUX1 = ("distilled_guidance_layer", "token_refiner", "individual_token_refiner", "double_stream_modulation_img",
-              "controlnet_", "qkv_proj.")
+              "controlnet_", "qkv_proj.",
+              "time_embed.timestep_embedder.", "context_embedder_norm.")  # LongCat; Ovis
 
 
 class Flux1:

@@ -1,4 +1,4 @@
-"""Z-Image (Turbo, base): diffusers ZImageTransformer2DModel <-> ComfyUI's Lumina2 / NextDiT.
+"""Z-Image (Turbo, base, Omni): diffusers ZImageTransformer2DModel <-> ComfyUI's Lumina2 / NextDiT.
 
 The map is that of diffusers' own converter (diffusers/loaders/single_file_utils.py,
 convert_z_image_transformer_checkpoint_to_diffusers), read backwards. The host fuses q, k and v into one Linear.
@@ -29,7 +29,7 @@ from .base import (
 
 # Fixed in ComfyUI (comfy/model_detection.py and ldm/lumina/model.py), by the names of diffusers' config.
 FIXED = {"all_patch_size": [2], "all_f_patch_size": [1], "in_channels": 16, "n_refiner_layers": 2,
-         "qk_norm": True, "rope_theta": 256.0, "t_scale": 1000.0, "axes_dims": [32, 48, 48], "siglip_feat_dim": None}
+         "norm_eps": 1e-5, "qk_norm": True, "rope_theta": 256.0, "t_scale": 1000.0, "axes_dims": [32, 48, 48]}
 PATCH, REFINERS, HEAD = 2, 2, 128
 MODULATION, TIMESTEP = 256, 1024  # widths of the timestep's embedding and of its MLP
 
@@ -55,17 +55,20 @@ LAST = {
     "final_layer.adaLN_modulation.1": linear("all_final_layer.2-1.adaLN_modulation.1", "h", MODULATION),
 }
 PADS = ("x_pad_token", "cap_pad_token")  # bare parameters, in no module
+SIGLIP = {  # of Omni: what sees the pictures that it is given, with a refiner and a pad token of its own
+    "siglip_embedder.0": norm("siglip_embedder.0", "siglip"),
+    "siglip_embedder.1": linear("siglip_embedder.1", "h", "siglip"),
+}
 
 _DIFFUSERS_BLOCK = re.compile(r"^noise_refiner\.\d+\.attention\.to_q\.weight$", re.MULTILINE)
 _NATIVE_BLOCK = re.compile(r"^(?P<prefix>model\.diffusion_model\.|)noise_refiner\.\d+\.attention\.qkv\.weight$",
                            re.MULTILINE)
-# Omni, pixel space, NewBie, ControlNets, Nunchaku's SVDQuant. Lumina 2 and others of its family have no pad tokens.
-_NOT_Z_IMAGE = ("siglip_", "dec_net.", "clip_text_pooled_proj.", "control", "to_qkv.", "qkv_proj.", ".qweight",
-                ".wscales")
+# Pixel space, NewBie, ControlNets, Nunchaku's SVDQuant. Lumina 2 and others of its family have no pad tokens.
+_NOT_Z_IMAGE = ("dec_net.", "clip_text_pooled_proj.", "control", "to_qkv.", "qkv_proj.", ".qweight", ".wscales")
 
 
 class ZImage:
-    """Z-Image. Dims: layers, hidden, in (which is also out), text."""
+    """Z-Image. Dims: layers, hidden, in (which is also out), text, siglip (0 in all but Omni)."""
 
     name = "Z-Image"
     class_names = frozenset({"ZImageTransformer2DModel"})
@@ -84,8 +87,10 @@ class ZImage:
         x_embedder = "all_x_embedder.2-1" if naming.style == "diffusers" else "x_embedder"
         hidden, channels = shape_of(tensors, f"{naming.prefix}{x_embedder}.weight")
         text, = shape_of(tensors, f"{naming.prefix}cap_embedder.0.weight", 1)
+        siglip = f"{naming.prefix}siglip_embedder.0.weight"
+        omni = any(name.startswith(f"{naming.prefix}siglip_") for name in tensors)
         return {"layers": count_blocks(tensors, f"{naming.prefix}layers"), "hidden": hidden, "in": channels,
-                "text": text}
+                "text": text, "siglip": shape_of(tensors, siglip, 1)[0] if omni else 0}
 
     def dims_from_config(self, config: Mapping[str, Any]) -> Dims:
         # diffusers' defaults (ZImageTransformer2DModel.__init__) for keys that a config leaves out
@@ -101,26 +106,29 @@ class ZImage:
                                   differs=joined(", ", differs)))
         return {"layers": config_int(config, "n_layers", 30), "hidden": hidden,
                 "in": PATCH ** 2 * config_int(config, "in_channels", 16),
-                "text": config_int(config, "cap_feat_dim", 2560)}
+                "text": config_int(config, "cap_feat_dim", 2560), "siglip": config_int(config, "siglip_feat_dim", 0)}
 
     def dims_from_model(self, unet_config: Mapping[str, Any]) -> Dims | None:
-        # its relatives share the host's class: Lumina 2 is modulated otherwise, Omni has SigLIP features
+        # its relatives share the host's class: Lumina 2 is modulated otherwise
         ours = unet_config.get("image_model") == "lumina2" and unet_config.get("z_image_modulation")
-        if not ours or not unet_config.get("pad_tokens_multiple") or unet_config.get("siglip_feat_dim"):
+        if not ours or not unet_config.get("pad_tokens_multiple"):
             return None
         return {"layers": unet_config["n_layers"], "hidden": unet_config["dim"],
-                "in": unet_config["in_channels"] * unet_config["patch_size"] ** 2, "text": unet_config["cap_feat_dim"]}
+                "in": unet_config["in_channels"] * unet_config["patch_size"] ** 2, "text": unet_config["cap_feat_dim"],
+                "siglip": unet_config.get("siglip_feat_dim") or 0}
 
     def modules(self, dims: Dims, naming: Naming) -> Iterator[Module]:
         hidden = dims["hidden"]
         sizes = {**dims, "h": hidden, "4h": 4 * hidden, "ffn": hidden * 8 // 3}
         yield from expand(EMBEDDERS, sizes, naming)
+        omni = bool(dims.get("siglip"))
         for stack, count, block in (("noise_refiner", REFINERS, MODULATED), ("context_refiner", REFINERS, BLOCK),
-                                    ("layers", dims["layers"], MODULATED)):
+                                    ("layers", dims["layers"], MODULATED), ("siglip_refiner", omni * REFINERS, BLOCK)):
             for i in range(count):
                 yield from expand(block, sizes, naming, f"{stack}.{i}.", f"{stack}.{i}.")
+        yield from expand(SIGLIP if omni else {}, sizes, naming)
         yield from expand(LAST, sizes, naming)
-        for pad in PADS:
+        for pad in (*PADS, "siglip_pad_token") if omni else PADS:
             yield from expand({"": parameter(pad, pad, 1, "h")}, sizes, naming)
 
     def marks(self, dims: Dims) -> tuple[str, ...]:

@@ -218,7 +218,8 @@ def _layer(stored: StoredLayers, conf: dict[str, Any], module: Module, name: str
     if word == FORMAT or old.is_old(word):
         return _tiles(conf, module, name, rows, weight, group, problems)
     leaves = {"weight": weight, **{leaf: group.pop(leaf) for leaf in sorted(LEAVES & group.keys())}}
-    handed, apart = HOST_FORMATS.get(word), len(module.stored) > 1 or module.swap_halves
+    handed = HOST_FORMATS.get(word)
+    apart = len(module.stored) > 1 or module.swap_halves or bool(module.ranges)
     problem = handed.problem(leaves, rows, module.inner[0]) if handed else \
         host_blocks.problem(word, conf, leaves, rows, module.inner[0])
     if apart and not handed and host_blocks.convrot(conf) not in (0, *GROUPS):

@@ -67,7 +67,8 @@ RULES = {rules.name: rules for rules in (
     Rules("qwen_image", ("img_in.", "txt_in.", "time_text_embed.", "norm_out.", "proj_out.")))}
 
 # This pack's architectures and the host's classes -> general.architecture, by how their names begin.
-_CALLED = {"FLUX.1": "flux", "FLUX.2": "flux", "Flux": "flux", "Chroma": "flux", "HunyuanVideo": "hyvid",
+_CALLED = {"FLUX.1": "flux", "FLUX.2": "flux", "Flux": "flux", "OvisImage": "flux", "Chroma": "flux",
+           "HunyuanVideo": "hyvid",
            "Qwen-Image": "qwen_image", "QwenImage": "qwen_image", "Wan": "wan", "WAN2": "wan", "Z-Image": "lumina2",
            "ZImage": "lumina2", "Lumina2": "lumina2", "SDXL": "sdxl", "SSD1B": "sdxl", "Segmind_Vega": "sdxl",
            "KOALA_": "sdxl", "SD15": "sd1", "SD3": "sd3", "AuraFlow": "aura", "LTX": "ltxv", "HiDream": "hidream",

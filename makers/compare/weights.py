@@ -125,6 +125,9 @@ def _compare_module(key: str, module: Module, first: _Opened, second: _Opened, d
     a, b = first.weights(key, decode), second.weights(key, decode)
     names = [tensor_name(name, "" if module.leaf == "weight" else module.stored_leaf).rstrip(".")
              for name in module.stored]
+    if module.ranges:  # rows of a layer that is stored as one
+        names = [f"{name}[{first}:{first + rows}]" for name, rows, (first, _) in
+                 zip(names, module.rows, module.ranges, strict=True)]
     into = result.layers if module.linear else result.others
     formats = [opened.formats(key, len(names)) for opened in (first, second)]
     at = 0

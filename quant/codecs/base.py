@@ -120,10 +120,17 @@ class Codec:
         """Tiles of this codec one below the other as one tile, or None where they differ in what a tile has once."""
         return None
 
+    def cut(self, tile: Tile, first: int, rows: int) -> Tile:
+        """`rows` rows of a tile from `first` on, as views where the bytes allow it. Raises ValueError where a tile has
+        no such rows alone."""
+        parts = {name: tensor if self.fields[name].axis is None else
+                 tensor.narrow(self.fields[name].axis or 0, first, rows) for name, tensor in tile.fields.items()}
+        return Tile(tile.place._replace(rows=rows, row=tile.place.row + first), parts)
+
     def swapped(self, tile: Tile) -> Tile:
         """A tile whose upper and lower half of the rows are exchanged."""
         half = tile.place.rows // 2
-        parts = [cut(tile, half, half, self.fields), cut(tile, 0, half, self.fields)]
+        parts = [self.cut(tile, half, half), self.cut(tile, 0, half)]
         return Tile(tile.place, stack(parts, self.fields).fields)
 
 
@@ -148,13 +155,6 @@ def stack(tiles: Sequence[Tile], fields: Mapping[str, Field]) -> Tile:
 def stacked(tiles: Sequence[Tile], fields: Mapping[str, Field]) -> Tile | None:
     """Tiles that are alike as one, or None; a low-rank branch has columns of its own and keeps them apart."""
     return stack(tiles, fields) if alike(tiles, fields) and "down" not in tiles[0].fields else None
-
-
-def cut(tile: Tile, first: int, rows: int, fields: Mapping[str, Field]) -> Tile:
-    """`rows` rows of a tile from `first` on, as views."""
-    parts = {name: tensor if fields[name].axis is None else tensor.narrow(fields[name].axis or 0, first, rows)
-             for name, tensor in tile.fields.items()}
-    return Tile(tile.place._replace(rows=rows, row=tile.place.row + first), parts)
 
 
 def alike(tiles: Sequence[Tile], fields: Mapping[str, Field]) -> bool:

@@ -98,6 +98,10 @@ class NVFP4(Codec):
         return Tile(Place(self.name, rows, columns), {"codes": weight._qdata[:rows]}).having(
             block=weight._params.block_scale, scale=scalar(weight._params.scale), input_scale=scalar(input_scale))
 
+    def cut(self, tile: Tile, first: int, rows: int) -> Tile:
+        block = linear_blocks(tile["block"], *tile["codes"].shape)[first:first + rows]
+        return super().cut(tile.having(block=None), first, rows).having(block=swizzle(block))
+
     def swapped(self, tile: Tile) -> Tile:
         import torch
 

@@ -71,6 +71,9 @@ class SVDQuant(Codec):
 
         return natural(tile)
 
+    def cut(self, tile: Tile, first: int, rows: int) -> Tile:
+        raise ValueError(Text("rows of a layer in {format} cannot be taken alone", format=self.title))
+
     def swapped(self, tile: Tile) -> Tile:
         raise ValueError(Text("halves of a layer in {format} cannot be exchanged", format=self.title))
 

@@ -122,6 +122,15 @@ class Words(Groups):
         beside = {name: cat([tile[name] for tile in tiles], 1) for name in ("scale", "zero") if name in tiles[0].fields}
         return Tile(tiles[0].place._replace(rows=rows), {**tiles[0].fields, "codes": _codes(words, rows), **beside})
 
+    def cut(self, tile: Tile, first: int, rows: int) -> Tile:
+        words = self.words(tile)
+        each = tile.place.rows // words.shape[1]  # rows in a word
+        if first % each or rows % each:
+            raise ValueError(Text("{rows} rows from {first} on of a layer in AWQ's words cannot be taken alone",
+                                  rows=rows, first=first))
+        alone = super().cut(tile.having(codes=None), first, rows)
+        return alone.having(codes=_codes(words.narrow(1, first // each, rows // each).contiguous(), rows))
+
     def swapped(self, tile: Tile) -> Tile:
         words = self.words(tile)
         if words.shape[1] % 2:

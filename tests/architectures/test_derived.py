@@ -19,6 +19,7 @@ from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.locate import locate
 from support import common, host_models
+from support.derived import REFUSED
 from support.passthrough import FORMS, load, stock, weights
 
 pytestmark = pytest.mark.parity
@@ -183,6 +184,16 @@ def test_another_class_is_refused(tmp_path):
     (tmp_path / "model" / "config.json").write_text(json.dumps({"_class_name": other.classes[0]}), encoding="utf-8")
     with pytest.raises(CheckpointError, match="do not belong together"):
         load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("one, config, words", [(one, *row) for one in DERIVED for row in REFUSED[one.table]],
+                         ids=lambda value: getattr(value, "title", None))
+def test_combinations_that_comfyui_does_not_run(one, config, words):
+    if not words:
+        one.check(config)
+        return
+    with pytest.raises(ValueError, match=words):
+        one.check(config)
 
 
 @pytest.mark.parametrize("layers, fine", [([0, 2], True), ([0, 1], False), ([1, 3], False), ([0, 1, 2, 3], True)])

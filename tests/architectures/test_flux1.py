@@ -31,6 +31,56 @@ def test_bf16_folder_equals_diffusers(heads, guidance, tmp_path):
     assert flux.rel_l2(flux.comfy_velocity(loaded.patcher, **flux.inputs()), expected) < FORWARD
 
 
+def tokens(x):
+    """[B, C, H, W] -> tokens of 2 x 2, and (0, y, x) of each."""
+    b, c, h, w = x.shape
+    ids = torch.cartesian_prod(torch.arange(1.), torch.arange(h // 2.), torch.arange(w // 2.))
+    return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4), ids
+
+
+# What a variant is given: beside the latents of every token, or as tokens of their own; channels of one; ComfyUI's class.
+VARIANTS = {"Fill": (80, False, 384, "FluxInpaint"), "Canny and Depth": (16, False, 128, "Flux"), "Kontext": (16, True, 64, "Flux")}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_that_are_given_pictures(variant, tmp_path):
+    beside, apart, channels, kind = VARIANTS[variant]
+    reference = flux.make(heads=1, channels=channels)
+    reference.save_pretrained(tmp_path)
+    given = flux.inputs(batch=1)
+    height, width = (6, 4) if apart else (8, 10)
+    image = torch.randn(1, beside, height, width, generator=torch.Generator().manual_seed(5))
+    x, ids = tokens(given["x"] if apart else torch.cat([given["x"], image], 1))
+    if apart:
+        more, places = tokens(image)
+        x, ids = torch.cat([x, more], 1), torch.cat([ids, places + torch.tensor([1., 0, 0])])
+    with torch.no_grad():
+        out = reference.float()(hidden_states=x, timestep=given["sigma"], img_ids=ids, guidance=given["guidance"],
+                                pooled_projections=given["pooled"], encoder_hidden_states=given["text"],
+                                txt_ids=torch.zeros(7, 3), return_dict=False)[0][:, :20]
+    expected = out.view(1, 4, 5, 16, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(1, 16, 8, 10)
+    loaded = load(tmp_path)
+    assert type(loaded.patcher.model.model_config).__name__ == kind
+    conds = {"ref_latents": [image]} if apart else {"c_concat": image}
+    found = flux.apply_model(loaded.patcher, given["x"], given["sigma"], c_crossattn=given["text"], y=given["pooled"],
+                             guidance=given["guidance"], **conds)
+    assert flux.rel_l2(found, expected) < FORWARD
+
+
+REAL = {"dev, Krea, Kontext": ({"guidance_embeds": True}, "Flux"), "schnell": ({}, "FluxSchnell"),
+        "Fill": ({"guidance_embeds": True, "in_channels": 384, "out_channels": 64}, "FluxInpaint"),
+        "Canny, Depth": ({"guidance_embeds": True, "in_channels": 128, "out_channels": 64}, "Flux")}
+
+
+@pytest.mark.parametrize("variant", REAL)
+def test_real_sizes_have_the_names_and_shapes_of_both_sides(variant, tmp_path):
+    """As published, without memory: diffusers, the host and our table agree on it all."""
+    from diffusers import FluxTransformer2DModel
+
+    options, kind = REAL[variant]
+    flux.same_at_real_size(FluxTransformer2DModel, FLUX1, options, kind, tmp_path)
+
+
 def test_odd_token_counts(tiny):
     inputs = flux.inputs(height=10, width=14, text=5)
     expected = flux.diffusers_velocity(flux.make().float(), **inputs)

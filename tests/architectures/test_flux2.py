@@ -13,7 +13,7 @@ from quantized_transformers.loaders import model
 from quantized_transformers.loaders.architectures.base import Naming
 from quantized_transformers.loaders.architectures.flux2 import FLUX2
 from quantized_transformers.loaders.errors import CheckpointError
-from support import common, flux2
+from support import common, flux, flux2
 from support import lora as lora_tools
 from support.common import assembled
 
@@ -73,6 +73,42 @@ def load(folder, **request):
 
 def run(patcher):
     return flux2.comfy_velocity(patcher, **flux2.inputs())
+
+
+REAL = {"dev": {}, "klein 4B": {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680,
+                                "guidance_embeds": False},
+        "klein 9B": {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288,
+                     "guidance_embeds": False}}
+
+
+@pytest.mark.parametrize("variant", REAL)
+def test_real_sizes_have_the_names_and_shapes_of_both_sides(variant, tmp_path):
+    """As published, without memory: diffusers, the host and our table agree on it all."""
+    from diffusers import Flux2Transformer2DModel
+
+    flux.same_at_real_size(Flux2Transformer2DModel, FLUX2, REAL[variant], "Flux2", tmp_path)
+
+
+@pytest.mark.parametrize("guidance", [True, False])  # dev and klein
+def test_pictures_to_edit(guidance, tmp_path):
+    """Each further picture is ten later in time, as Flux2Pipeline has it."""
+    reference = flux2.make(heads=1, guidance=guidance)
+    reference.save_pretrained(tmp_path)
+    given, pictures = flux2.inputs(batch=1), [torch.randn(1, 128, 3, 4, generator=torch.Generator().manual_seed(s)) for s in (5, 6)]
+    texts = given["text"].shape[1]
+    ids = [torch.cartesian_prod(torch.tensor([10 * at]), *map(torch.arange, one.shape[2:]), torch.arange(1)).float()
+           for at, one in enumerate((given["x"], *pictures))]
+    places = torch.zeros(texts, 4)
+    places[:, 3] = torch.arange(texts)
+    with torch.no_grad():
+        out = reference.float()(
+            hidden_states=torch.cat([one.flatten(2).transpose(1, 2) for one in (given["x"], *pictures)], 1),
+            timestep=given["sigma"], img_ids=torch.cat(ids), guidance=given["guidance"] if guidance else None,
+            encoder_hidden_states=given["text"], txt_ids=places, return_dict=False)[0]
+    expected = out[:, :len(ids[0])].transpose(1, 2).reshape(given["x"].shape)
+    found = common.apply_model(load(tmp_path).patcher, given["x"], given["sigma"], c_crossattn=given["text"],
+                               guidance=given["guidance"], ref_latents=pictures)
+    assert common.rel_l2(found, expected) < FORWARD
 
 
 @pytest.mark.parametrize(("heads", "guidance"), [(1, True), (2, True), (2, False)])

@@ -120,7 +120,7 @@ def test_name_map_is_the_inverse_of_diffusers_converter():
     """Every row of a full-width native model carries a tag; diffusers' unmodified converter, then ours, is identity."""
     from diffusers.loaders.single_file_utils import convert_z_image_transformer_checkpoint_to_diffusers
 
-    dims = {"layers": 3, "hidden": 3840, "in": 64, "text": 2560}
+    dims = {"layers": 3, "hidden": 3840, "in": 64, "text": 2560, "siglip": 0}
     native = tagged(dims)
     diffusers = convert_z_image_transformer_checkpoint_to_diffusers(dict(native))
     assert sum(".to_k." in name for name in diffusers) == 3 + 4 and "all_x_embedder.2-1.weight" in diffusers
@@ -129,14 +129,15 @@ def test_name_map_is_the_inverse_of_diffusers_converter():
     assert all(torch.equal(back[name], native[name]) for name in native)
 
 
-def test_real_size_has_the_names_and_shapes_of_both_sides(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"siglip_feat_dim": 1152}], ids=["Z-Image", "Omni"])
+def test_real_size_has_the_names_and_shapes_of_both_sides(options, tmp_path):
     """Z-Image as published, without memory and without the shim: diffusers, host and our table agree on it all."""
     from diffusers import ZImageTransformer2DModel
 
     with torch.device("meta"):
-        published = ZImageTransformer2DModel()
+        published = ZImageTransformer2DModel(**options)
     assert sum(p.numel() for p in published.parameters()) > 6e9
-    config = {"_class_name": "ZImageTransformer2DModel"}  # all sizes by default
+    config = {"_class_name": "ZImageTransformer2DModel", **options}  # other sizes by default
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     patcher = model.defer(model.Request(str(tmp_path))).patcher
     dims = Z_IMAGE.dims_from_config(config)
@@ -264,12 +265,11 @@ def test_lora_is_the_definition(bf16, fp8, tmp_path):
 
 
 def native_names() -> list[str]:
-    return list(tagged({"layers": 1, "hidden": 3840, "in": 64, "text": 2560}))
+    return list(tagged({"layers": 1, "hidden": 3840, "in": 64, "text": 2560, "siglip": 0}))
 
 
 NOT_Z_IMAGE = {
     "Lumina 2": lambda n: [name for name in n if "pad_token" not in name],
-    "Omni": lambda n: [*n, "siglip_embedder.0.weight", "siglip_pad_token"],
     "pixel space": lambda n: [*n, "dec_net.cond_embed.weight"],
     "ControlNet": lambda n: [*n, "control_layers.0.after_proj.weight"],
     "Nunchaku": lambda n: [name.replace("attention.qkv.weight", "attention.to_qkv.qweight") for name in n],
@@ -286,7 +286,7 @@ def test_others_are_not_claimed(what):
 
 
 @pytest.mark.parametrize("entries", [{"n_heads": 18}, {"n_kv_heads": 3}, {"axes_dims": [16, 56, 56]}, {"qk_norm": False},
-                                     {"n_refiner_layers": 1}, {"siglip_feat_dim": 1152}, {"rope_theta": 10000.0},
+                                     {"n_refiner_layers": 1}, {"norm_eps": 1e-06}, {"rope_theta": 10000.0},
                                      {"all_patch_size": [2, 4]}, {"in_channels": 4}])
 def test_what_the_host_cannot_run_is_refused(entries, bf16, tmp_path):
     config = {**common.config_of(bf16), **entries}
@@ -300,5 +300,79 @@ def test_a_z_image_of_the_hosts_own_loader_is_a_base(bf16, fp8):
     import comfy.sd
 
     base = comfy.sd.load_diffusion_model(str(next(bf16.glob("*.safetensors"))))
-    assert model.base_of(base) == ("Z-Image", {"layers": 1, "hidden": z_image.DIM, "in": 64, "text": z_image.TEXT})
+    assert model.base_of(base) == ("Z-Image", {"layers": 1, "hidden": z_image.DIM, "in": 64, "text": z_image.TEXT, "siglip": 0})
     assert torch.equal(full(model.override(base, model.Request(str(fp8))).patcher), full(load(fp8).patcher))
+
+
+@pytest.fixture(scope="module")
+def omni(tmp_path_factory):
+    """(a folder of Omni, which sees pictures, and diffusers' model of it in F32)."""
+    made, folder = z_image.make(siglip=48), tmp_path_factory.mktemp("omni")
+    made.save_pretrained(folder)
+    return folder, made.float()
+
+
+def test_omni_equals_diffusers(omni):
+    folder, made = omni
+    loaded = load(folder)
+    assert loaded.description.dims["siglip"] == 48 and not loaded.description.problems
+    expected = z_image.diffusers_velocity(made, **z_image.inputs())
+    assert common.rel_l2(full(loaded.patcher), expected) < FORWARD
+
+
+def test_omni_with_pictures_equals_diffusers(omni):
+    """Two pictures, the second without features, and a text before each and before what is made.
+
+    The first texts are multiples of 32 long, as diffusers loses count of positions behind others (_pad_with_ids gives a
+    text more than it has). A feature is of 8 x 8 latents, which is what the host takes it for (embed_all).
+    """
+    folder, made = omni
+    g = torch.Generator().manual_seed(2)
+    x, sigma = torch.randn(1, 16, 8, 12, generator=g), torch.tensor([0.5])
+    pictures = [torch.randn(1, 16, 16, 24, generator=g), torch.randn(1, 16, 8, 8, generator=g)]
+    texts = [torch.randn(1, count, z_image.TEXT, generator=g) for count in (32, 64, 40)]
+    seen = torch.randn(1, 2, 3, 48, generator=g)
+    embed = made.patchify_and_embed_omni
+
+    def as_the_host(*given):
+        # the host takes the pad tokens that stand for features of the picture to be made for clean ones
+        # (comfy/ldm/lumina/model.py, timestep_zero_index), diffusers for noisy ones
+        *found, marks = embed(*given)
+        return *found, [[0] * len(one) for one in marks]
+
+    made.patchify_and_embed_omni = as_the_host
+    try:
+        with torch.no_grad():
+            out = made([[*(one[0, :, None] for one in pictures), x[0, :, None]]], 1 - sigma, [[one[0] for one in texts]],
+                       siglip_feats=[[seen[0], None, None]], image_noise_mask=[[0, 0, 1]], return_dict=False)[0]
+    finally:
+        made.patchify_and_embed_omni = embed
+    expected = -torch.stack(out)[:, :, 0]
+    patcher = load(folder).patcher
+    given = {"c_crossattn": texts[-1], "num_tokens": 40, "ref_latents": pictures, "ref_contexts": texts[:-1], "siglip_feats": [seen]}
+    found = common.apply_model(patcher, x, sigma, **given)
+    assert common.rel_l2(found, expected) < FORWARD
+    other = common.apply_model(patcher, x, sigma, **given | {"siglip_feats": [seen.flip(-1)]})
+    assert common.rel_l2(other, expected) > 1e-3
+
+
+def test_omni_has_stocks_weights_and_is_another_model(omni, bf16, tmp_path):
+    folder, made = omni
+    loaded = load(folder)
+    weights = {name: p.float() for name, p in loaded.patcher.model.diffusion_model.named_parameters()}
+    stored = {name: t.float() for name, t in common.stored(folder).items()}
+    for i in range(2):
+        names = [f"siglip_refiner.{i}.attention.to_{part}.weight" for part in "qkv"]
+        assert torch.equal(weights[f"siglip_refiner.{i}.attention.qkv.weight"], torch.cat([stored[name] for name in names]))
+    assert torch.equal(weights["siglip_pad_token"], stored["siglip_pad_token"])
+    base = model.defer(model.Request(str(folder))).patcher
+    assert model.base_of(base)[1]["siglip"] == 48
+    assert torch.equal(full(model.override(base, model.Request(str(folder))).patcher), full(loaded.patcher))
+    for one, another in ((folder, bf16), (bf16, folder)):
+        with pytest.raises(CheckpointError, match="siglip"):
+            model.override(model.defer(model.Request(str(one))).patcher, model.Request(str(another)))
+    (tmp_path / "half").mkdir()
+    del stored["siglip_refiner.1.ffn_norm1.weight"]
+    common.save(tmp_path / "half", stored, common.config_of(folder))
+    with pytest.raises(CheckpointError, match="siglip_refiner.1.ffn_norm1"):
+        load(tmp_path / "half")

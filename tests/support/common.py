@@ -33,8 +33,8 @@ def apply_model(patcher: Any, x: torch.Tensor, sigma: torch.Tensor, load: bool =
     if load:
         comfy.model_management.load_models_gpu([patcher])
     with torch.inference_mode():
-        denoised = patcher.model.apply_model(x, sigma, transformer_options=patcher.model_options["transformer_options"],
-                                             **conds)
+        options = patcher.model_options["transformer_options"] | conds.pop("transformer_options", {})
+        denoised = patcher.model.apply_model(x, sigma, transformer_options=options, **conds)
     return ((x - denoised) / sigma.view(-1, *[1] * (x.ndim - 1))).clone()
 
 

@@ -28,7 +28,8 @@ class Source(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A tiny model: diffusers' `config`, the host's `model` of its sizes (support/host_models.py), `forward` of diffusers'
+    """A tiny model: diffusers' `config`, the host's `model` of its sizes (support/host_models.py; any
+    name where it is not among SOURCE's models and the host detects it by its shapes), `forward` of diffusers'
     (what the host's gives, of what the host takes), the `inputs`, latents first, and `conds`: what the host is given
     beside the latents, of the inputs. `lora`: a Linear in diffusers' names and in the host's, of a LoRA; `maps`: whether
     the host takes LoRAs in diffusers' names (comfy/lora.py). `companions`: the configurations of the components beside it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,42 @@ FALLBACK = [r"transformer_blocks\.\d+\.norm1(_context)?\.linear", r"transformer_
             r"single_transformer_blocks\.\d+\.norm\.linear", r"x_embedder|context_embedder|proj_out|norm_out.*"]
 
 
-def make(heads: int = 2, double: int = 2, single: int = 2, guidance: bool = True, seed: int = 0) -> Any:
-    """A seeded diffusers FluxTransformer2DModel in BF16, every norm and bias randomised too."""
+def make(heads: int = 2, double: int = 2, single: int = 2, guidance: bool = True, seed: int = 0,
+         channels: int = CHANNELS) -> Any:
+    """A seeded diffusers FluxTransformer2DModel in BF16, every norm and bias randomised too; `channels` of a token."""
     from diffusers import FluxTransformer2DModel
 
     torch.manual_seed(seed)
     model = FluxTransformer2DModel(
-        patch_size=1, in_channels=CHANNELS, num_layers=double, num_single_layers=single, attention_head_dim=HEAD,
+        patch_size=1, in_channels=channels, out_channels=CHANNELS, num_layers=double, num_single_layers=single, attention_head_dim=HEAD,
         num_attention_heads=heads, joint_attention_dim=TEXT, pooled_projection_dim=POOLED, guidance_embeds=guidance,
         axes_dims_rope=(16, 56, 56))
     return randomise(model)
+
+
+def same_at_real_size(kind: Any, architecture: Any, options: dict[str, Any], host_class: str, folder: Path) -> None:
+    """Diffusers' class with these options, the host's model of its config and our table have the same names and shapes."""
+    from quantized_transformers.loaders import model
+    from quantized_transformers.loaders.architectures.base import Naming
+
+    with torch.device("meta"):
+        published = kind(**options)
+    config = {"_class_name": kind.__name__, **options}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    patcher = model.defer(model.Request(str(folder))).patcher
+    dims = architecture.dims_from_config(config)
+    assert model.base_of(patcher) == (architecture.name, dims)
+    assert type(patcher.model.model_config).__name__ == host_class
+    ours: dict[str, dict[str, tuple[int, ...]]] = {"host": {}, "diffusers": {}}
+    for module in architecture.modules(dims, Naming("diffusers")):
+        leaf = module.leaf.replace("scale", "weight")  # which the host renames
+        for stored, rows in zip(module.stored, module.rows, strict=True):
+            ours["diffusers"][f"{stored}.{module.stored_leaf}"] = (rows, *module.inner)
+            ours["diffusers"] |= {f"{stored}.bias": (rows,)} if module.bias else {}
+        ours["host"][f"{module.native}.{leaf}"] = (sum(module.rows), *module.inner)
+        ours["host"] |= {f"{module.native}.bias": (sum(module.rows),)} if module.bias else {}
+    assert ours["diffusers"] == {name: tuple(p.shape) for name, p in published.named_parameters()}
+    assert ours["host"] == {name: tuple(p.shape) for name, p in patcher.model.diffusion_model.named_parameters()}
 
 
 def inputs(batch: int = 2, height: int = 8, width: int = 10, text: int = 7, seed: int = 1) -> dict[str, torch.Tensor]:

@@ -34,6 +34,8 @@ def small_widths() -> Iterator[None]:
             config |= {"n_heads": HEADS, "n_kv_heads": HEADS, "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512],
                        "rope_theta": 256.0, "ffn_dim_multiplier": 8.0 / 3.0, "z_image_modulation": True,
                        "time_scale": 1000.0, "pad_tokens_multiple": 32}
+            omni = tensors.get(f"{prefix}siglip_embedder.0.weight")
+            config |= {} if omni is None else {"siglip_feat_dim": omni.shape[0]}
             comfy.supported_models.ZImage.unet_config = {**wanted, "dim": DIM}
         return config
 
@@ -45,16 +47,18 @@ def small_widths() -> Iterator[None]:
         comfy.supported_models.ZImage.unet_config = wanted
 
 
-def make(layers: int = 1, seed: int = 0) -> Any:
+def make(layers: int = 1, seed: int = 0, siglip: int | None = None) -> Any:
     """A seeded diffusers ZImageTransformer2DModel in BF16; every norm, bias and pad token randomised too."""
     from diffusers import ZImageTransformer2DModel
 
     torch.manual_seed(seed)
     model = common.randomise(ZImageTransformer2DModel(dim=DIM, n_layers=layers, n_heads=HEADS, n_kv_heads=HEADS,
-                                                      cap_feat_dim=TEXT))
+                                                      cap_feat_dim=TEXT, siglip_feat_dim=siglip))
+    omni = siglip is not None
     with torch.no_grad():
-        model.cap_embedder[0].weight += 1  # a norm by another name
-        for pad in (model.x_pad_token, model.cap_pad_token):
+        for embedder in (model.cap_embedder, model.siglip_embedder) if omni else (model.cap_embedder,):
+            embedder[0].weight += 1  # a norm by another name
+        for pad in (model.x_pad_token, model.cap_pad_token, *([model.siglip_pad_token] if omni else [])):
             pad.normal_()  # one row, of unit size as the tokens it stands beside
     return model
 

@@ -35,11 +35,6 @@ MODELS: dict[str, tuple[Any, ...]] = {
         32, 32, 32], "theta": 2000, "patch_size": 1, "qkv_bias": False, "guidance_embed": True, "txt_ids_dims": [3],
         "global_modulation": True, "mlp_silu_act": True, "ops_bias": False, "default_ref_method": "index",
         "ref_index_scale": 10.0}),
-    "Z-Image Omni": ("lumina.model.NextDiT", {
-        "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 96, "cap_feat_dim": 64, "n_layers": 2,
-        "qk_norm": True, "n_heads": 2, "n_kv_heads": 2, "axes_dims": [16, 16, 16], "axes_lens": [1536, 512, 512],
-        "rope_theta": 256.0, "ffn_dim_multiplier": 8.0 / 3.0, "z_image_modulation": True, "time_scale": 1000.0,
-        "pad_tokens_multiple": 32, "siglip_feat_dim": 64}, "ZImage"),
     "Z-Image in pixels": ("lumina.model.NextDiTPixelSpace", {
         "image_model": "zimage_pixel", "patch_size": 4, "in_channels": 3, "dim": 96, "cap_feat_dim": 64, "n_layers":
         2, "qk_norm": True, "n_heads": 2, "n_kv_heads": 2, "axes_dims": [16, 16, 16], "axes_lens": [1536, 512, 512],
@@ -147,4 +142,4 @@ PUBLISHED = {"PixArt-Alpha": with_positions, "PiD": joined, "PiD 1.5": joined, "
              "Chroma Radiance": with_scales, "HiDream-O1": with_mergers}
 FIXED = frozenset({"SD3 with a context processor", "PixArt-Alpha", "Hunyuan-DiT 1.1", "Z-Image in pixels", "PiD",
                    "PiD 1.5", "PixelDiT", "Chroma Radiance", "OmniGen2", "Mage-Flow", "Anima", "HiDream-O1",
-                   "Qwen-Image", "Z-Image Omni", "Kandinsky 5 Image"})
+                   "Qwen-Image", "Kandinsky 5 Image"})
