@@ -33,6 +33,7 @@ class Derived(NamedTuple):
     does not have. `fixed`: what config.json may say of what the host has in its code; a key left out, or null, is fine.
     `free`: its other keys, which sizes tell or nothing depends on. `refuses`: what else is wrong with a config.json, or
     empty. `header`: what the host reads of such a model in the header of a native file, by config.json.
+    `other_beside`: folders of components beside the transformer's that say that it is another model's, and whose.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Derived(NamedTuple):
     refuses: Callable[[Mapping[str, Any]], str] = lambda config: ""
     never: tuple[str, ...] = ()
     header: Callable[[Mapping[str, Any]], dict[str, str]] = lambda config: {}
+    other_beside: Mapping[str, str] = {}
 
     def is_named(self, text: str) -> bool:
         """Whether stored names, one a line, are those of this model."""

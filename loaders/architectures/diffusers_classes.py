@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ... import host
-from ...host.texts import Text
+from ...host.texts import Text, joined
 from ..containers.safetensors import TensorInfo
 from .classes import (
     auraflow,
     chroma,
+    cosmos1,
+    cosmos2,
     krea2,
     ltxv,
     lumina2,
@@ -23,6 +25,8 @@ from .passthrough import logical_shapes
 DERIVED: tuple[Derived, ...] = (
     auraflow.CLASS,
     chroma.CLASS,
+    cosmos1.CLASS,
+    cosmos2.CLASS,
     krea2.CLASS,
     ltxv.CLASS,
     lumina2.CLASS,
@@ -37,7 +41,8 @@ def of_class(name: str) -> list[Derived]:
 
 
 def told(config: Mapping[str, Any]) -> Derived:
-    """The one of its class that a config.json describes. Raises ValueError where the host runs none like it."""
+    """The one of its class that a config.json describes. Raises ValueError where the host runs none like it, with what
+    each of them says."""
     refused: list[ValueError] = []
     for one in of_class(class_of(config)):
         try:
@@ -46,7 +51,7 @@ def told(config: Mapping[str, Any]) -> Derived:
             refused.append(error)
         else:
             return one
-    raise refused[0]
+    raise refused[0] if len(refused) == 1 else ValueError(joined("; ", (error.args[0] for error in refused)))
 
 
 def class_of(config: Mapping[str, Any] | None) -> str:

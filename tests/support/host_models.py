@@ -85,10 +85,13 @@ def smaller(name: str, place: str) -> Any:
     return resized(getattr(*found(place)), SMALLER[name][place])
 
 
-def resized(stock: Any, numbers: dict[int, int]) -> Any:
-    """A class or function with other numbers in its source."""
+def resized(stock: Any, numbers: dict[int, int], words: dict[str, str] | None = None) -> Any:
+    """A class or function with other numbers in its source, and other words."""
     made: dict[str, Any] = {}
     source = re.sub(r"\b\d+\b", lambda number: str(numbers.get(int(number[0]), number[0])), inspect.getsource(stock))
+    for old, new in (words or {}).items():
+        assert old in source, old
+        source = source.replace(old, new)
     exec(source, vars(sys.modules[stock.__module__]), made)  # noqa: S102  # the host's own source, or diffusers'
     return made[stock.__name__]
 
