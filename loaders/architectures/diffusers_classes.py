@@ -17,6 +17,7 @@ from .classes import (
     ltxv,
     lumina2,
     sd3,
+    wan_animate,
     wan_vace,
 )
 from .derived import Derived, Translated
@@ -31,6 +32,7 @@ DERIVED: tuple[Derived, ...] = (
     ltxv.CLASS,
     lumina2.CLASS,
     sd3.CLASS,
+    wan_animate.CLASS,
     wan_vace.CLASS,
 )
 

@@ -19,7 +19,7 @@ from support.passthrough import load
 pytestmark = pytest.mark.parity
 
 ALL = {f"{one.title}, {case.model}": (one, case) for one in DERIVED for case in CASES[one.table]}
-DETECTED = [name for name, (_, case) in ALL.items() if case.model not in host_models.FIXED]
+DETECTED = [name for name, (_, case) in ALL.items() if case.model not in host_models.OF_ONE_SIZE]
 
 
 def made(one, config):
@@ -43,7 +43,7 @@ def tiny(request, tmp_path_factory):
     stored, net = made(one, case.config)
     folder = tmp_path_factory.mktemp("derived") / "model"
     stored.save_pretrained(folder)
-    if case.model in host_models.FIXED:  # where only one size of it is known, which the configuration would have to say
+    if case.model in host_models.OF_ONE_SIZE:
         (folder / "config.json").write_text(f'{{"_class_name": "{type(net).__name__}"}}', encoding="utf-8")
     return case, folder, net
 

@@ -17,6 +17,8 @@ import torch
 
 from support.host_sizes import BESIDE, CLASSED, FIXED, HEADERS, MODELS, NARROWER, PUBLISHED, SMALLER
 
+OF_ONE_SIZE = FIXED | SMALLER.keys()  # a config.json would have to say the sizes in the host's code
+
 
 def make(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
     """The tensors of a model's file, F32, of numbers that BF16 has: matrices of unit gain, norms around one."""
