@@ -56,7 +56,7 @@ def converted(name: str, native: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     if not source.converter:
         return by_table(name, native)
     convert = host_models.resized(getattr(single_file_utils, source.converter), source.sizes, source.mended)
-    return convert({source.prefix + name: tensor.clone() for name, tensor in native.items()})
+    return convert({source.prefix + name: tensor.clone() for name, tensor in native.items()}, config={})
 
 
 def by_table(name: str, native: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

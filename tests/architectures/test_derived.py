@@ -42,7 +42,8 @@ class Tiny:
         for name, ids in self.tags.items():
             flat[ids.reshape(-1)] = numbers[name].float().reshape(-1)
         parts = flat.split([tensor.numel() for tensor in self.native.values()])
-        return {name: part.reshape(tensor.shape) for (name, tensor), part in zip(self.native.items(), parts, strict=True)}
+        home = {name: part.reshape(tensor.shape) for (name, tensor), part in zip(self.native.items(), parts, strict=True)}
+        return home | self.one.made()
 
     def linears(self):
         """Names of the stored weights of Linear layers."""
