@@ -6,7 +6,7 @@ Asked of the host at load time, so that a newer host brings new models. The mode
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -42,7 +42,7 @@ class Network:
     of prediction where the host reads that from values. `parameters` and `buffers`: name -> shape; `linears` are the
     modules that the host's mixed-precision operations quantize as Linear. `becomes`: stored name -> the name it has in
     the model; "" for what is cut or computed, None for what is dropped. `by_columns` are the stored weights whose width
-    the host's detection reads. `beside`: stored names -> shapes of what has no place in the network and the host reads
+    the host's detection reads, `by_rows` those whose height. `beside`: stored names -> shapes of what has no place in the network and the host reads
     all the same: for its model around it (Stable Audio), or to tell what it is (PixArt's `pos_embed`, marks).
     """
 
@@ -53,6 +53,7 @@ class Network:
     linears: frozenset[str]
     becomes: Mapping[str, str | None]
     by_columns: frozenset[str]
+    by_rows: frozenset[str]
     beside: Mapping[str, tuple[int, ...]]
 
 
@@ -65,8 +66,9 @@ def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
     import comfy.model_detection
     import torch
 
-    seen: set[str] = set()
-    tensors = stand_ins(shapes, seen)
+    columns: set[str] = set()
+    rows: set[str] = set()
+    tensors = stand_ins(shapes, columns, rows)
     detection = _Given(tensors.items())
     try:
         config = comfy.model_detection.model_config_from_unet(detection, "", metadata=dict(metadata))
@@ -74,7 +76,7 @@ def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
             return None
         operations = config.custom_operations = _operations()
         config.set_inference_dtype(torch.bfloat16, None)
-        by_columns = frozenset(seen)
+        by_columns, by_rows = frozenset(columns), frozenset(rows)
         # no meta tensors: around its network the host makes modules with memory, and copies their weights
         given = _Given((name, _ones(shape)) for name, shape in shapes.items())
         model = config.get_model(given, "")
@@ -105,7 +107,7 @@ def network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
               if (place := becomes[name]) and place not in parameters and place not in buffers}
     return Network(_name(config), identity,
                    {name: shape for name, shape in parameters.items() if name not in new}, buffers, linears, becomes,
-                   by_columns, beside)
+                   by_columns, by_rows, beside)
 
 
 def header_of(model: Any) -> dict[str, str]:
@@ -135,10 +137,11 @@ def header_of(model: Any) -> dict[str, str]:
     return header if told is not None and is_it(told) else {}
 
 
-def stand_ins(shapes: Mapping[str, tuple[int, ...]], seen: set[str] | None = None) -> dict[str, Any]:
-    """Tensors without memory in the place of stored ones, for the host's detection; into `seen` go the names of those
-    whose columns it reads."""
-    looked: set[str] = set() if seen is None else seen
+def stand_ins(shapes: Mapping[str, tuple[int, ...]], columns: set[str] | None = None,
+              rows: set[str] | None = None) -> dict[str, Any]:
+    """Tensors without memory in the place of stored ones, for the host's detection; into `columns` and `rows` go the
+    names of those whose columns and rows it reads."""
+    looked = set() if rows is None else rows, set() if columns is None else columns
     return {name: _stand_in(name, shape, looked) for name, shape in shapes.items()}
 
 
@@ -186,28 +189,27 @@ def _ones(shape: tuple[int, ...]) -> Any:
 
 
 class _Shape(tuple[int, ...]):
-    """A shape that says when its columns are looked at."""
+    """A shape that says when its rows (dimension 0) or columns are looked at."""
 
-    looked: Any
+    looked: Callable[..., None]
 
     def __getitem__(self, index: Any) -> Any:
-        if index not in (0, -len(self)):
-            self.looked()
+        self.looked(*((0,) if index in (0, -len(self)) else (1,) if isinstance(index, int) else (0, 1)))
         return super().__getitem__(index)
 
     def __iter__(self) -> Iterator[int]:
-        self.looked()
+        self.looked(0, 1)
         return super().__iter__()
 
     def __eq__(self, other: object) -> bool:
-        self.looked()
+        self.looked(0, 1)
         return super().__eq__(other)
 
     __hash__ = tuple.__hash__
 
 
-def _stand_in(name: str, shape: tuple[int, ...], seen: set[str]) -> Any:
-    """A tensor without memory in the place of a stored one; what is read of its columns goes into `seen`."""
+def _stand_in(name: str, shape: tuple[int, ...], looked: tuple[set[str], set[str]]) -> Any:
+    """A tensor without memory in the place of a stored one; what is read of its rows and columns goes into `looked`."""
     import torch
 
     if len(shape) < 2:  # has values: detection looks at some
@@ -215,7 +217,7 @@ def _stand_in(name: str, shape: tuple[int, ...], seen: set[str]) -> Any:
     if len(shape) > 2:
         return torch.empty(shape, dtype=torch.bfloat16, device="meta")
     made = torch.empty(shape, dtype=torch.bfloat16, device="meta").as_subclass(_stand_in_class())
-    made.stands_for = shape, lambda: seen.add(name)
+    made.stands_for = shape, lambda *dimensions: [looked[dimension].add(name) for dimension in dimensions]
     return made
 
 
@@ -235,7 +237,7 @@ def _stand_in_class() -> Any:
             return found
 
         def size(self, *args: Any) -> Any:
-            self.stands_for[1]()
+            self.stands_for[1](0, 1)
             return torch.Size(self.stands_for[0]) if not args else self.stands_for[0][args[0]]
 
     return StandIn

@@ -16,6 +16,7 @@ from ..host.texts import Text
 from ..quant.stored import read_scale
 from .architectures import Module
 from .architectures.base import tensor_name
+from .architectures.passthrough import HostModel
 from .errors import CheckpointError
 from .plan import Layer, LoadPlan, Piece, Planned
 from .words import first_ten, grouped
@@ -129,6 +130,8 @@ def assemble(plan: LoadPlan, tensors: Tensors, *, dequantize: bool = False, own:
     for mark in plan.architecture.marks(plan.description.dims):
         tensors.mapped.pop(plan.description.naming.prefix + mark, None)
         native.tensors[mark] = torch.zeros(0)
+    if isinstance(plan.architecture, HostModel):
+        native.tensors.update(plan.architecture.made)
     left = sorted(set(tensors.left()) - set(plan.ignored))
     if left:
         raise CheckpointError(Text("{count} stored tensors were not used: {names}", count=len(left),
@@ -184,10 +187,13 @@ def _quantized(native: NativeStateDict, planned: Planned, found: list[Coded], de
                 raise ValueError(Text("{layer} is padded to {rows} rows, expected {expected} in a layer that ComfyUI "
                                       "fuses", layer=piece.layer.name, rows=rows, expected=piece.rows))
     packed = any(tile["codes"].shape[1] != tile.place.columns for tile in tiles)  # GPTQ's and AWQ's words among them
-    if packed and (module.detected or module.native in DETECTED):
+    wide = packed and (module.detected or module.native in DETECTED)
+    if wide or len(tiles) > 1 and module.by_rows:  # of several tiles the host sees the first
         kinds = ", ".join(dict.fromkeys(codec(tile.place.codec).title for tile in tiles))
         native.notes.append(Text("{module}: {formats} dequantized, because ComfyUI detects the model by its width",
-                                 module=module.native, formats=kinds))
+                                 module=module.native, formats=kinds) if wide else
+                            Text("{module}: {formats} dequantized, because ComfyUI detects the model by its height, "
+                                 "and its parts have scales of their own", module=module.native, formats=kinds))
         tiles = [plain_tile(codec(tile.place.codec).dequantize(tile, torch.float32)).at(tile.place.row)
                  for tile in tiles]
     delta = next((one.delta for one in found if one.delta is not None), None)

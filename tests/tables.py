@@ -55,8 +55,8 @@ def converted(name: str, native: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     source = SOURCES[name]
     if not source.converter:
         return by_table(name, native)
-    convert = host_models.resized(getattr(single_file_utils, source.converter), source.sizes)
-    made = convert({source.prefix + name: tensor.clone() for name, tensor in native.items()})
+    convert = host_models.resized(getattr(single_file_utils, source.converter), source.sizes, source.mended)
+    made = convert({source.prefix + name: tensor.clone() for name, tensor in native.items()}, config={})
     if source.by_hand:
         made |= {by_hand: native[name] for name in native if (by_hand := _by_hand(source, name)) != name}
         made = {name: tensor for name, tensor in made.items() if name not in native or _by_hand(source, name) == name}
@@ -177,7 +177,7 @@ def origins(native: dict[str, torch.Tensor], diffusers: dict[str, torch.Tensor])
 
 
 def stacks(model: str) -> frozenset[str]:
-    """The names of the host's lists of blocks: a number behind one is that of a block."""
+    """The names of the host's lists of blocks: a number behind one is that of a block. Some are dictionaries of "block0"."""
     import comfy.ops
 
     from support import host_models
@@ -186,22 +186,34 @@ def stacks(model: str) -> frozenset[str]:
     with host_models.detected(model), torch.device("meta"):
         net = getattr(*host_models.found(place))(**kwargs, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
     return frozenset(re.sub(r"\d+", "#", name) for name, module in net.named_modules()
-                     if isinstance(module, torch.nn.ModuleList))
+                     if isinstance(module, torch.nn.ModuleList | torch.nn.ModuleDict))
+
+
+def _blocks(name: str, lists: frozenset[str] | set[str]) -> list[tuple[str, str, str]]:
+    """(list, what a number follows directly, number) of a name."""
+    return [(place, found[1], found[2]) for found in re.finditer(r"\.([a-z]*)(\d+)(?=\.)", name)
+            if (place := re.sub(r"\d+", "#", name[:found.start()])) in lists]
 
 
 def folded(made: dict[str, Made], lists: frozenset[str]) -> dict[str, list[str]]:
     """Patterns: {0}, {1} are numbers of blocks, `.*` any leaf of a module. Only what is called otherwise on the two
     sides, or made of more than one tensor."""
+    blocks = set(lists)
+    for name, (parts, _) in made.items():  # a number that diffusers' name does not have is a part's
+        numbers = []
+        for place, _, number in _blocks(name, blocks):
+            numbers.append(number)
+            if any(len(re.findall(rf"\.{number}(?=\.)", part.name)) < numbers.count(number) for part in parts):
+                blocks.discard(place)
+                numbers.pop()
     rows: dict[str, dict[tuple[str, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
     for name, (parts, reshaped) in made.items():
         if not reshaped and [str(part) for part in parts] == [name]:
             continue
         pattern, numbers = name, []
-        for found in re.finditer(r"\.(\d+)(?=\.)", name):
-            if re.sub(r"\d+", "#", name[:found.start()]) in lists:
-                numbers.append(int(found[1]))
-        for at, number in enumerate(numbers):
-            pattern = re.sub(rf"\.{number}(?=\.)", f".{{{at}}}", pattern, count=1)
+        for _, word, number in _blocks(name, blocks):
+            pattern = pattern.replace(f".{word}{number}.", f".{word}{{{len(numbers)}}}.", 1)
+            numbers.append(int(number))
         others = []
         for part in parts:
             text = str(part)

@@ -32,9 +32,9 @@ class Module(NamedTuple):
     and "plain" say it, "any" is a buffer, or what the host alone makes sense of: any dtype and shape; "cut" are floats
     of any shape, which the host makes others of; "dropped" is a whole module that it leaves out, however it is stored;
     "embedding" is a table of rows that is only looked up, which may be quantized as a Linear is.
-    `detected`: the host's detection reads the weight's columns. `shape`: the native shape, where the stored one is
-    another. `ranges`, where other modules have the other rows of the stored ones: the first row that this one has of
-    each, and how many each stores.
+    `detected`: the host's detection reads the weight's columns, `by_rows`: its rows. `shape`: the native shape, where
+    the stored one is another. `ranges`, where other modules have the other rows of the stored ones: the first row that
+    this one has of each, and how many each stores.
     """
 
     native: str
@@ -47,6 +47,7 @@ class Module(NamedTuple):
     swap_halves: bool = False
     kind: str = ""
     detected: bool = False
+    by_rows: bool = False
     shape: tuple[int, ...] = ()
     ranges: tuple[tuple[int, int], ...] = ()
 

@@ -15,12 +15,15 @@ from fractions import Fraction
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...host.texts import Text, joined
 from . import passthrough
 from .base import Dims, Module, Naming
 from .passthrough import HostModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER = Path(__file__).parent / "tables"
 _SPLIT = re.compile(r"(.+?)(?:\[([\d/]+):([\d/]+)\])?")
@@ -36,6 +39,8 @@ class Derived(NamedTuple):
     `companions`: other components of the pipeline that are part of the host's model -> where diffusers has their
     classes; their configurations are in config.json's under "_" and their names. `leaves`: the beginnings of stored
     names that are not for the host's model.
+    `other_beside`: folders of components beside the transformer's that say that it is another model's, and whose.
+    `made`: tensors in the host's names that it reads of a file, and diffusers computes.
     """
 
     title: str
@@ -50,6 +55,8 @@ class Derived(NamedTuple):
     header: Callable[[Mapping[str, Any]], dict[str, str]] = lambda config: {}
     companions: Mapping[str, str] = {}
     leaves: tuple[str, ...] = ()
+    other_beside: Mapping[str, str] = {}
+    made: Callable[[], dict[str, Tensor]] = dict
 
     def is_named(self, text: str) -> bool:
         """Whether stored names, one a line, are those of this model."""
@@ -150,6 +157,8 @@ class Translated(HostModel):
         self.derived, self._shapes, self._made_of = derived, shapes, origins(_table(derived.table), shapes)
         self.native = {name: shape for name, origin in self._made_of.items()
                        if (shape := _joined(origin, shapes)) is not None}
+        made = {name: tensor for name, tensor in derived.made().items() if name not in self.native}
+        self.native |= {name: tuple(tensor.shape) for name, tensor in made.items()}
         try:
             network = passthrough.network_of(self.native, metadata)
         except ValueError as error:
@@ -158,6 +167,7 @@ class Translated(HostModel):
         if network is None or network.name not in derived.hosts:
             raise ValueError(Text("ComfyUI knows no {model} of these tensors", model=derived.title))
         super().__init__(network, "", metadata)
+        self.made = made
         self.native = {name: network.parameters.get(network.becomes.get(name) or "", shape)
                        for name, shape in self.native.items()}
 
@@ -168,7 +178,8 @@ class Translated(HostModel):
         for module in super().modules(dims, Naming("native")):
             name = f"{module.stored[0]}.{module.stored_leaf}" if module.stored[0] else module.stored_leaf
             origin = self._made_of.get(name)
-            yield module if origin is None or naming.style == "native" else self._translated(module, origin)
+            if name not in self.made:
+                yield module if origin is None or naming.style == "native" else self._translated(module, origin)
         for name in {name.rpartition(".")[0] for name in self._left} if naming.style != "native" else ():
             yield Module(name, (name,), (0,), bias=False, kind="dropped")
 

@@ -7,11 +7,13 @@ from importlib import import_module
 from typing import Any
 
 from ... import host
-from ...host.texts import Text
+from ...host.texts import Text, joined
 from ..containers.safetensors import TensorInfo
 from .classes import (
     auraflow,
     chroma,
+    cosmos1,
+    cosmos2,
     hunyuan_image,
     hunyuan_video15,
     ideogram4,
@@ -20,8 +22,10 @@ from .classes import (
     ltx2,
     ltxv,
     lumina2,
+    minimax_h3,
     ovis,
     sd3,
+    wan_animate,
     wan_vace,
 )
 from .derived import Derived, Translated
@@ -30,6 +34,8 @@ from .passthrough import logical_shapes
 DERIVED: tuple[Derived, ...] = (
     auraflow.CLASS,
     chroma.CLASS,
+    cosmos1.CLASS,
+    cosmos2.CLASS,
     hunyuan_image.CLASS,
     hunyuan_video15.CLASS,
     ideogram4.CLASS,
@@ -38,8 +44,10 @@ DERIVED: tuple[Derived, ...] = (
     ltx2.CLASS,
     ltxv.CLASS,
     lumina2.CLASS,
+    minimax_h3.CLASS,
     ovis.CLASS,
     sd3.CLASS,
+    wan_animate.CLASS,
     wan_vace.CLASS,
 )
 
@@ -50,7 +58,8 @@ def of_class(name: str) -> list[Derived]:
 
 
 def told(config: Mapping[str, Any]) -> Derived:
-    """The one of its class that a config.json describes. Raises ValueError where the host runs none like it."""
+    """The one of its class that a config.json describes. Raises ValueError where the host runs none like it, with what
+    each of them says."""
     refused: list[ValueError] = []
     for one in of_class(class_of(config)):
         try:
@@ -59,7 +68,7 @@ def told(config: Mapping[str, Any]) -> Derived:
             refused.append(error)
         else:
             return one
-    raise refused[0]
+    raise refused[0] if len(refused) == 1 else ValueError(joined("; ", (error.args[0] for error in refused)))
 
 
 def companions(config: Mapping[str, Any] | None) -> list[str]:

@@ -8,7 +8,7 @@ tensor used, which the host only logs.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ... import host
 from ...host.texts import Text, joined
@@ -19,6 +19,9 @@ from ..containers.safetensors import TensorInfo
 from ..errors import CheckpointError
 from .base import Dims, Inputs, Module, Naming
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 # The host's classes of a table's very names and sizes, which only the header of a file tells.
 BY_HEADER = frozenset({"WAN21_CausalAR_T2V", "WAN21_FlowRVS"})
 PREFIXES = ("model.diffusion_model.", "model.model.", "net.")  # the host's, of a transformer in a whole checkpoint
@@ -26,13 +29,15 @@ PREFIXES = ("model.diffusion_model.", "model.model.", "net.")  # the host's, of 
 
 class HostModel:
     """A model of the host's, as an Architecture. Dims: everything that the host's configuration says of it, numbers as
-    they are and anything else in words. `metadata`: what its detection saw of a file's header."""
+    they are and anything else in words. `metadata`: what its detection saw of a file's header; `made`: tensors that it
+    is given and no file has."""
 
     class_names: frozenset[str] = frozenset()
     config_only: frozenset[str] = frozenset()
 
     def __init__(self, network: host.Network, prefix: str, metadata: Mapping[str, str]) -> None:
         self.network, self.name, self.prefix, self.metadata = network, network.name, prefix, dict(metadata)
+        self.made: Mapping[str, Tensor] = {}
 
     def naming(self, names: Collection[str]) -> Naming | None:
         return Naming("native", self.prefix)
@@ -59,7 +64,7 @@ class HostModel:
                 module = stored.removesuffix(".weight")
                 rows, columns = net.parameters[linears[stored]]
                 yield Module(module, (self.prefix + module,), (rows,), (columns,), f"{module}.bias" in biases,
-                             kind="linear", detected=stored in net.by_columns)
+                             kind="linear", detected=stored in net.by_columns, by_rows=stored in net.by_rows)
             elif name and name in net.parameters and stored not in biases:
                 yield self._plain(stored, net.parameters[name])
             elif stored in net.beside:

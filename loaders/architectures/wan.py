@@ -1,11 +1,13 @@
-"""Wan2.1 and Wan2.2 (T2V, I2V, FLF2V, TI2V): diffusers WanTransformer3DModel <-> ComfyUI's WanModel.
+"""Wan2.1 and Wan2.2 (T2V, I2V, FLF2V, TI2V): diffusers WanTransformer3DModel <-> ComfyUI's WanModel. SkyReels-V2 and
+ChronoEdit are the same network under other classes.
 
 The map is that of diffusers' own converter (diffusers/loaders/single_file_utils.py,
 convert_wan_transformer_to_diffusers), read backwards; the position embedding of FLF2V, which that converter leaves out,
 is by the two forwards (WanImageEmbedding.pos_embed, MLPProj.emb_pos). Both sides have the same layers one to one, so
 nothing is fused and every stored byte stays where it is.
 
-The two experts of Wan2.2 A14B are two models of these same names and sizes.
+The two experts of Wan2.2 A14B are two models of these same names and sizes. Of two latent frames ChronoEdit places the
+second at `rope_temporal_skip_len` - 1 (ChronoEditRotaryPosEmbed), which the host leaves to its node ScaleROPE.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ from .base import (
 HEAD, PATCH, TEXT, FREQUENCIES, IMAGE, EPSILON, QK_NORM = 128, [1, 2, 2], 4096, 256, 1280, 1e-6, "rms_norm_across_heads"
 LATENTS = (16, 48)  # output channels: the latents of Wan2.1 and A14B, and of Wan2.2 5B
 WITH_IMAGE = (36, 48)  # input channels that it knows a model with an image embedder by: I2V and Fun Control
+# diffusers' defaults for keys that a config leaves out: heads, ffn_dim, layers
+DEFAULTS = {"WanTransformer3DModel": (40, 13824, 40), "ChronoEditTransformer3DModel": (40, 13824, 40),
+            "SkyReelsV2Transformer3DModel": (16, 8192, 32)}
 
 TOP = {
     "patch_embedding": conv("patch_embedding", "hidden", "in", *PATCH),
@@ -97,7 +102,7 @@ class Wan:
     """Wan. Dims: hidden, in, out, ffn, layers, image (0 or 1: an image embedder), positions (of FLF2V, else 0)."""
 
     name = "Wan"
-    class_names = frozenset({"WanTransformer3DModel"})
+    class_names = frozenset(DEFAULTS)
     config_only: frozenset[str] = frozenset()
 
     def naming(self, names: Collection[str]) -> Naming | None:
@@ -128,12 +133,14 @@ class Wan:
         })
 
     def dims_from_config(self, config: Mapping[str, Any]) -> Dims:
-        # diffusers' defaults (WanTransformer3DModel.__init__) for keys that a config leaves out
+        heads, ffn, layers = DEFAULTS[config.get("_class_name") or "WanTransformer3DModel"]
+        # the last two are SkyReels-V2's: rates of frames as an input, and frames that attend in blocks
         fixed = {"attention_head_dim": HEAD, "patch_size": PATCH, "text_dim": TEXT, "freq_dim": FREQUENCIES,
-                 "eps": EPSILON, "qk_norm": QK_NORM, "cross_attn_norm": True}
+                 "eps": EPSILON, "qk_norm": QK_NORM, "cross_attn_norm": True, "inject_sample_info": False,
+                 "num_frame_per_block": 1}
         differences = [Text("{key} {value} only, config.json says {said}", key=key, value=value, said=config[key])
                        for key, value in fixed.items() if config.get(key) not in (None, value)]
-        hidden = HEAD * config_int(config, "num_attention_heads", 40)
+        hidden = HEAD * config_int(config, "num_attention_heads", heads)
         # null means that there is no image embedder, and is the default
         image, added = config_int(config, "image_dim", 0), config_int(config, "added_kv_proj_dim", 0)
         if (image, added) not in ((0, 0), (IMAGE, hidden)):
@@ -146,7 +153,7 @@ class Wan:
         return _runnable({
             "hidden": hidden, "in": channels,
             "out": config_int(config, "out_channels", channels if "out_channels" in config else 16),
-            "ffn": config_int(config, "ffn_dim", 13824), "layers": config_int(config, "num_layers", 40),
+            "ffn": config_int(config, "ffn_dim", ffn), "layers": config_int(config, "num_layers", layers),
             "image": int(image > 0), "positions": config_int(config, "pos_embed_seq_len", 0) if image else 0,
         })
 

@@ -35,7 +35,7 @@ from .component import Component
 from .gguf_file import GGUFLayout, Stored, check, gguf_py, lay_out, target_file
 from .gguf_rules import FILE_TYPES, KINDS, LONGEST_NAME, QUANTIZED, Choice, choose, rules_of
 from .output import Built, statistics_line
-from .presets import NONE, Preset, compiled, left_alone, preset_of, unmatched, variants
+from .presets import NONE, PRESETS, Preset, compiled, left_alone, preset_of, unmatched, variants
 from .writer import states
 
 if TYPE_CHECKING:
@@ -128,8 +128,8 @@ def build_gguf(*, output: str, base: str, kind: str = "Q8_0", model_type: str = 
 
 def _kept(plan: LoadPlan, component: Component, model_type: str, user: list[re.Pattern[str]]) -> set[str]:
     """Native modules that a preset or the user keeps in 16 bits. Presets know diffusers' names."""
-    classes = plan.architecture.class_names
-    claim = component.class_name or next(iter(classes), plan.architecture.name)
+    own = (known.class_name for known in PRESETS.values() if known.class_name in plan.architecture.class_names)
+    claim = component.class_name or next(own, plan.architecture.name)
     preset: Preset = NONE if model_type == "auto" else preset_of(model_type, claim, component.folder.name)
     kept = {planned.module.native for planned in plan.modules
             if any(pattern.search(planned.module.native) for pattern in user)}

@@ -12,7 +12,7 @@ import torch
 from packaging.version import Version
 
 from quantized_transformers.host import model_identity, passthrough
-from quantized_transformers.loaders.architectures import derived
+from quantized_transformers.loaders.architectures import derived, diffusers_classes
 from quantized_transformers.loaders.architectures.diffusers_classes import DERIVED
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
@@ -44,7 +44,8 @@ class Tiny:
         for name, ids in self.tags.items():
             flat[ids.reshape(-1)] = numbers[name].float().reshape(-1)
         parts = flat.split([tensor.numel() for tensor in self.native.values()])
-        return {name: part.reshape(tensor.shape) for (name, tensor), part in zip(self.native.items(), parts, strict=True)}
+        home = {name: part.reshape(tensor.shape) for (name, tensor), part in zip(self.native.items(), parts, strict=True)}
+        return home | self.one.made()
 
     def linears(self):
         """Names of the stored weights of Linear layers."""
@@ -204,3 +205,32 @@ def test_vace_blocks_stand_evenly(layers, fine):
     else:
         with pytest.raises(ValueError, match="beside"):
             one.check({"num_layers": 4, "vace_layers": layers})
+
+
+COSMOS = {"_class_name": "CosmosTransformer3DModel", "num_attention_heads": 16, "num_layers": 28}
+V1 = {"extra_pos_embed_type": "learnable", "num_attention_heads": 32, "rope_scale": [2.0, 1.0, 1.0]}
+TOLD = {  # config.json -> what it is of its class, or words of why it is refused
+    "Cosmos 1": ({**COSMOS, **V1}, "Cosmos 1"),
+    "Cosmos 1, another depth": ({**COSMOS, **V1, "num_layers": 36}, "of this width with 28 layers"),
+    "Cosmos 2": ({**COSMOS, "extra_pos_embed_type": None, "rope_scale": [1.0, 4.0, 4.0]}, "Cosmos Predict 2"),
+    "Cosmos 2, video": ({**COSMOS, "extra_pos_embed_type": None, "in_channels": 17, "rope_scale": [1.0, 3.0, 3.0]},
+                        "Cosmos Predict 2"),
+    "Cosmos 2, other positions": ({**COSMOS, "extra_pos_embed_type": None, "rope_scale": [1.0, 3.0, 3.0]}, "[1.0, 3.0, 3.0]"),
+    "Cosmos Predict 2.5": ({**COSMOS, "extra_pos_embed_type": None, "use_crossattn_projection": True}, "use_crossattn_projection"),
+}
+
+
+@pytest.mark.parametrize("config, words", TOLD.values(), ids=TOLD)
+def test_a_configuration_tells_which_of_its_class_it_is(config, words):
+    try:
+        assert diffusers_classes.told(config).title == words
+    except ValueError as error:
+        assert words in str(error)
+
+
+def test_animas_transformer_is_not_taken_for_cosmos(tmp_path):
+    tiny = Tiny(*next(case for case in CASES if case[0].title == "Cosmos Predict 2"))
+    tiny.write(tmp_path / "transformer")
+    (tmp_path / "text_conditioner").mkdir()
+    with host_models.detected(tiny.model), pytest.raises(CheckpointError, match="that of Anima"):
+        load(tmp_path / "transformer")

@@ -16,7 +16,7 @@ from support.passthrough import load
 
 pytestmark = pytest.mark.parity
 
-DETECTED = [name for name, (_, case) in ALL.items() if case.model not in host_models.FIXED]
+DETECTED = [name for name, (_, case) in ALL.items() if case.model not in host_models.OF_ONE_SIZE]
 
 
 @pytest.fixture(scope="module", params=ALL)
@@ -25,7 +25,7 @@ def tiny(request, tmp_path_factory):
     one, case = ALL[request.param]
     stored, net = made(one, case.config)
     folder = saved(one, case, stored, tmp_path_factory.mktemp("derived") / "pipeline") / "transformer"
-    if case.model in host_models.FIXED:  # where only one size of it is known, which the configuration would have to say
+    if case.model in host_models.OF_ONE_SIZE:
         (folder / "config.json").write_text(f'{{"_class_name": "{type(net).__name__}"}}', encoding="utf-8")
     return case, folder, net
 

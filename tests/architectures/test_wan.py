@@ -163,11 +163,44 @@ def test_native_names(variant, tmp_path):
         assert rel_l2(wan.comfy_velocity(loaded.patcher, **wan.inputs(**inputs)), expected) < FORWARD
 
 
-@pytest.mark.parametrize("name", ["ChronoEditTransformer3DModel", "SkyReelsV2Transformer3DModel"])
-def test_models_with_wans_tensors_are_refused_by_their_config(name, tiny, tmp_path):
-    save(tmp_path, stored(tiny.bf16), {**config_of(tiny.bf16), "_class_name": name})
-    with pytest.raises(CheckpointError, match=name):
-        load(tmp_path)
+@pytest.mark.parametrize("variant", ["T2V", "Wan2.1 I2V"])
+@pytest.mark.parametrize("kind", ["ChronoEditTransformer3DModel", "SkyReelsV2Transformer3DModel"])
+def test_classes_of_wans_tensors(kind, variant, tmp_path):
+    """With weights, and as a deferred base; a config that leaves sizes out has those of its own class."""
+    sizes, inputs = wan.VARIANTS[variant]
+    reference = wan.make(kind=kind, **sizes)
+    reference.save_pretrained(tmp_path / "whole")
+    reference.save_pretrained(tmp_path / "base")
+    next((tmp_path / "base").glob("*.safetensors")).unlink()
+    patcher, expected = load(tmp_path / "whole").patcher, wan.diffusers_velocity(reference.float(), **wan.inputs(**inputs))
+    assert type(patcher.model.model_config).__name__ == HOST[variant][0]
+    assert rel_l2(wan.comfy_velocity(patcher, **wan.inputs(**inputs)), expected) < FORWARD
+    base = model.defer(model.Request(str(tmp_path / "base")))
+    override = model.override(base.patcher, model.Request(str(tmp_path / "whole")))
+    assert rel_l2(wan.comfy_velocity(override.patcher, **wan.inputs(**inputs)), expected) < FORWARD
+
+
+@pytest.mark.parametrize("skip", [8, 5])
+def test_chronoedits_two_frames_are_the_hosts_with_scale_rope(skip, tmp_path):
+    """diffusers places the second of two latent frames at `rope_temporal_skip_len` - 1; the host does with its node
+    ScaleROPE (comfy_extras/nodes_rope.py), scale_t as many."""
+    reference = wan.make(kind="ChronoEditTransformer3DModel")
+    reference.rope.temporal_skip_len = skip
+    reference.save_pretrained(tmp_path)
+    inputs, patcher = wan.inputs(frames=2), load(tmp_path).patcher
+    expected = wan.diffusers_velocity(reference.float(), **inputs)
+    assert rel_l2(wan.comfy_velocity(patcher, **inputs), expected) > 100 * FORWARD
+    scaled = patcher.clone()
+    scaled.set_model_rope_options(1.0, 0.0, 1.0, 0.0, skip - 1.0, 0.0)
+    assert rel_l2(wan.comfy_velocity(scaled, **inputs), expected) < FORWARD
+
+
+def test_skyreels_with_rates_or_blocks_of_frames_is_refused(tiny, tmp_path):
+    for number, said in enumerate(({"inject_sample_info": True}, {"num_frame_per_block": 5})):
+        save(tmp_path / str(number), stored(tiny.bf16),
+             {**config_of(tiny.bf16), "_class_name": "SkyReelsV2Transformer3DModel", **said})
+        with pytest.raises(CheckpointError, match=next(iter(said))):
+            load(tmp_path / str(number))
 
 
 def test_a_flux_is_not_wan_and_a_wan_not_flux(tiny):

@@ -57,14 +57,27 @@ def test_shapes_are_those_of_diffusers_model(variant):
     assert ours == shapes
 
 
-def test_configs_defaults_are_diffusers_defaults():
-    """A config.json that leaves everything out is Wan2.1 14B."""
-    from diffusers import WanTransformer3DModel
-
+@pytest.mark.parametrize("name", sorted(WAN.class_names))
+def test_configs_defaults_are_diffusers_defaults(name):
+    """A config.json that leaves everything out is Wan2.1 14B, or that of its class."""
     with torch.device("meta"):
-        reference = WanTransformer3DModel()
+        reference = wan.class_of(name)()
     tensors = {name: TensorInfo("BF16", tuple(t.shape), 0, 0) for name, t in reference.state_dict().items()}
-    assert WAN.dims_from_config({}) == WAN.dims_from_tensors(tensors, Naming("diffusers"))
+    said = {"_class_name": name} if name != "WanTransformer3DModel" else {}
+    assert WAN.dims_from_config(said) == WAN.dims_from_tensors(tensors, Naming("diffusers"))
+
+
+@pytest.mark.parametrize("name", sorted(WAN.class_names))
+def test_all_keys_of_a_configuration_are_known(name):
+    """What is new in diffusers' classes is looked at by someone before it is let through."""
+    import inspect
+
+    read = {"patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim", "freq_dim",
+            "ffn_dim", "num_layers", "cross_attn_norm", "qk_norm", "eps", "image_dim", "added_kv_proj_dim", "pos_embed_seq_len",
+            "inject_sample_info", "num_frame_per_block"}
+    # the length of a table that the host has no end of, and ChronoEdit's positions (ScaleROPE)
+    free = {"rope_max_seq_len", "rope_temporal_skip_len"}
+    assert inspect.signature(wan.class_of(name).__init__).parameters.keys() - {"self"} <= read | free
 
 
 @pytest.mark.parametrize("change", [

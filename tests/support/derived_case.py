@@ -13,8 +13,9 @@ SIGMA = torch.tensor([0.5])
 
 class Source(NamedTuple):
     """`models` of support/host_models.py that together have every tensor of the class, `converter` of diffusers, numbers
-    in its source that are a real size -> those of the tiny model, what it expects before every name, and (pattern,
-    name) of what publishers call otherwise than the host's modules, as the host knows.
+    in its source that are a real size -> those of the tiny model, what it expects before every name, (pattern, name) of
+    what publishers call otherwise than the host's modules, as the host knows, and what is wrong in the converter's source
+    -> what is right.
 
     Without a converter the table is written by hand, and the forwards alone say that it is right; `by_hand` are names that
     the converter leaves out or as they are (patterns, each with what it becomes, one after the other)."""
@@ -25,6 +26,7 @@ class Source(NamedTuple):
     prefix: str = ""
     published: tuple[str, str] = ("^$", "")
     by_hand: tuple[tuple[str, str], ...] = ()
+    mended: dict[str, str] = {}
 
 
 class Case(NamedTuple):

@@ -17,6 +17,8 @@ import torch
 
 from support.host_sizes import BESIDE, CLASSED, FIXED, HEADERS, MODELS, NARROWER, PUBLISHED, SMALLER
 
+OF_ONE_SIZE = FIXED | SMALLER.keys()  # a config.json would have to say the sizes in the host's code
+
 
 def make(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
     """The tensors of a model's file, F32, of numbers that BF16 has: matrices of unit gain, norms around one."""
@@ -85,10 +87,13 @@ def smaller(name: str, place: str) -> Any:
     return resized(getattr(*found(place)), SMALLER[name][place])
 
 
-def resized(stock: Any, numbers: dict[int, int]) -> Any:
-    """A class or function with other numbers in its source."""
+def resized(stock: Any, numbers: dict[int, int], words: dict[str, str] | None = None) -> Any:
+    """A class or function with other numbers in its source, and other words."""
     made: dict[str, Any] = {}
     source = re.sub(r"\b\d+\b", lambda number: str(numbers.get(int(number[0]), number[0])), inspect.getsource(stock))
+    for old, new in (words or {}).items():
+        assert old in source, old
+        source = source.replace(old, new)
     exec(source, vars(sys.modules[stock.__module__]), made)  # noqa: S102  # the host's own source, or diffusers'
     return made[stock.__name__]
 
