@@ -3,7 +3,8 @@
 A table (tables/<name>.json, written by tests/tables.py from diffusers' own converter) has, for every pattern of
 the host's names, those of the stored tensors whose rows make it, in order: {0}, {1} are numbers of blocks and {last} is
 that of the last; `.*` is any leaf of a module; NAME[1/2:1] the rows from one fraction to another; "!reshape" the same
-numbers in another shape. A name that no pattern has is the same on both sides.
+numbers in another shape. A name that no pattern has is the same on both sides: a table without any is of a class whose
+names are the host's.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .base import Dims, Module, Naming
 from .passthrough import HostModel
 
 FOLDER = Path(__file__).parent / "tables"
+WHOLE = passthrough.PREFIXES[0]
 _SPLIT = re.compile(r"(.+?)(?:\[([\d/]+):([\d/]+)\])?")
 
 
@@ -46,9 +48,14 @@ class Derived(NamedTuple):
     never: tuple[str, ...] = ()
     header: Callable[[Mapping[str, Any]], dict[str, str]] = lambda config: {}
 
+    @property
+    def renames(self) -> bool:
+        """Whether names tell diffusers' from the host's; where they do not, config.json does."""
+        return bool(_table(self.table))
+
     def is_named(self, text: str) -> bool:
-        """Whether stored names, one a line, are those of this model."""
-        return all(mark in text for mark in self.marks) and not any(mark in text for mark in self.never)
+        """Whether stored names, one a line, are those of this model, not below the prefix of a whole checkpoint."""
+        return all(mark in text for mark in self.marks) and not any(mark in text for mark in (*self.never, WHOLE))
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raise ValueError where config.json says what the host cannot run, or what this version does not know."""

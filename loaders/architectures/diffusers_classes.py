@@ -11,6 +11,10 @@ from ..containers.safetensors import TensorInfo
 from .classes import (
     auraflow,
     chroma,
+    ernie_image,
+    hidream,
+    joyimage,
+    kandinsky5,
     krea2,
     ltxv,
     lumina2,
@@ -23,6 +27,10 @@ from .passthrough import logical_shapes
 DERIVED: tuple[Derived, ...] = (
     auraflow.CLASS,
     chroma.CLASS,
+    ernie_image.CLASS,
+    hidream.CLASS,
+    joyimage.CLASS,
+    kandinsky5.CLASS,
     krea2.CLASS,
     ltxv.CLASS,
     lumina2.CLASS,
@@ -56,14 +64,15 @@ def class_of(config: Mapping[str, Any] | None) -> str:
 
 def recognise(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str],
               config: Mapping[str, Any]) -> Translated | None:
-    """The host's model of tensors in diffusers' names: by config.json's class and by marks. None for any other, and
-    where there is no host.
+    """The host's model of tensors in diffusers' names: by config.json's class and by marks. None for any other, for
+    names without a config.json that are the host's as well, and where there is no host.
 
     Raises ValueError for those of a class that has a table where they are not all of a model, or config.json says what
     the host does not run.
     """
     text, claim = "\n".join(tensors), class_of(config)
-    derived = next((one for one in (of_class(claim) if claim else DERIVED) if one.is_named(text)), None)
+    asked = of_class(claim) if claim else [one for one in DERIVED if one.renames]
+    derived = next((one for one in asked if one.is_named(text)), None)
     if derived is None or not host.is_there() or host.lacking("native passthrough"):
         return None
     model = Translated(derived, logical_shapes(tensors), metadata, config)

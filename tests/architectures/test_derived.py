@@ -120,7 +120,7 @@ def test_weights_alone_are_known_by_their_names(tiny, tmp_path):
     (tmp_path / "model" / "config.json").unlink()
     with host_models.detected(tiny.model):
         description = describe(Checkpoint(locate(str(tmp_path / "model"))))
-    assert description.naming.style == "diffusers" and not description.problems
+    assert description.naming.style == ("diffusers" if tiny.one.renames else "native") and not description.problems
 
 
 DAMAGE = {
@@ -168,11 +168,38 @@ def test_another_class_is_refused(tmp_path):
         load(tmp_path / "model")
 
 
-@pytest.mark.parametrize("layers, fine", [([0, 2], True), ([0, 1], False), ([1, 3], False), ([0, 1, 2, 3], True)])
-def test_vace_blocks_stand_evenly(layers, fine):
-    one = next(one for one in DERIVED if one.title == "Wan VACE")
-    if fine:
-        one.check({"num_layers": 4, "vace_layers": layers})
-    else:
-        with pytest.raises(ValueError, match="beside"):
-            one.check({"num_layers": 4, "vace_layers": layers})
+@pytest.mark.parametrize("layers, words", [([0, 2], ""), ([0, 1], "beside"), ([1, 3], "beside"), ([0, 1, 2, 3], "")])
+def test_vace_blocks_stand_evenly(layers, words):
+    refused("Wan VACE", {"num_layers": 4, "vace_layers": layers}, words)
+
+
+@pytest.mark.parametrize("config, words", [
+    ({"model_dim": 1792, "axes_dims": [16, 24, 24], "visual_cond": True}, ""),
+    ({"model_dim": 4096, "axes_dims": [32, 48, 48], "visual_cond": True}, ""),
+    ({"model_dim": 2560, "axes_dims": [32, 48, 48], "visual_cond": False}, ""),
+    ({"model_dim": 1792, "axes_dims": [32, 48, 48], "visual_cond": True}, "rotary axes"),
+    ({"model_dim": 2560, "axes_dims": [32, 48, 48], "visual_cond": True}, "from text alone"),
+    ({"model_dim": 4096, "axes_dims": [32, 48, 48], "visual_cond": False}, "beside the latents")])
+def test_kandinskys_are_told_by_their_width(config, words):
+    refused("Kandinsky 5", config, words)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_the_hosts_own_names_beside_a_configuration(prefix, tmp_path):
+    """Where they are diffusers', too: below the prefix of a whole checkpoint they are the host's."""
+    tiny = Tiny(*next(case for case in CASES if case[0].title == "JoyAI-Image-Edit"))
+    common.save(tmp_path, {prefix + name: tensor for name, tensor in tiny.native.items()}, {"_class_name": tiny.one.classes[0]})
+    loaded = load(tmp_path)
+    assert loaded.description.naming.style == ("native" if prefix else "diffusers")
+    found, expected = weights(loaded.patcher.model), weights(stock(tiny.native, tiny.model))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def refused(title, config, words):
+    """Whether a configuration is refused with these words, or let through where there are none."""
+    one = next(one for one in DERIVED if one.title == title)
+    if not words:
+        one.check(config)
+        return
+    with pytest.raises(ValueError, match=words):
+        one.check(config)

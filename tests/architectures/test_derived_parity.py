@@ -18,18 +18,19 @@ from support.passthrough import load
 
 pytestmark = pytest.mark.parity
 
-ALL = {f"{one.title}, {case.model}": (one, case) for one in DERIVED for case in CASES[one.table]}
+ALL = {", ".join(filter(None, (one.title, case.model, case.kind))): (one, case) for one in DERIVED for case in CASES[one.table]}
 DETECTED = [name for name, (_, case) in ALL.items() if case.model not in host_models.FIXED]
 
 
-def made(one, config):
+def made(one, case, **more):
     """(a seeded model of diffusers in BF16, the same numbers in F32, whose buffers never were anything else)."""
     import diffusers
 
-    if not hasattr(diffusers, one.classes[0]):
+    name = case.kind or one.classes[0]
+    if not hasattr(diffusers, name):
         assert Version(version("diffusers")) < Version("0.42"), "only older ones know fewer classes"
         pytest.skip("this diffusers has no such class")
-    kind = getattr(diffusers, one.classes[0])
+    kind, config = getattr(diffusers, name), case.config | more
     torch.manual_seed(0)
     stored, net = common.randomise(kind(**config)), kind(**config).eval()
     net.load_state_dict(stored.state_dict())
@@ -40,7 +41,7 @@ def made(one, config):
 def tiny(request, tmp_path_factory):
     """(case, folder, diffusers' model in F32)."""
     one, case = ALL[request.param]
-    stored, net = made(one, case.config)
+    stored, net = made(one, case)
     folder = tmp_path_factory.mktemp("derived") / "model"
     stored.save_pretrained(folder)
     if case.model in host_models.FIXED:  # where only one size of it is known, which the configuration would have to say
@@ -94,7 +95,7 @@ def test_a_lora_does_what_it_does_in_diffusers(tiny, names, tmp_path):
 @pytest.mark.parametrize("name", DETECTED)
 def test_a_deferred_base_takes_its_weights(name, tmp_path):
     one, case = ALL[name]
-    stored, net = made(one, case.config)
+    stored, net = made(one, case)
     stored.save_pretrained(tmp_path / "base")
     stored.save_pretrained(tmp_path / "override")
     next((tmp_path / "base").glob("*.safetensors")).unlink()
@@ -107,7 +108,8 @@ def test_a_deferred_base_takes_its_weights(name, tmp_path):
         expected = case.forward(net, *given)
     found = common.apply_model(loaded.patcher, given[0], SIGMA, **case.conds(*given))
     assert (found - expected).abs().max() / expected.abs().max() < 1e-5
-    other, _ = made(one, case.config | {"num_layers": case.config["num_layers"] + 2})
+    depth = next(key for key in case.config if key.startswith("num_") and key.endswith(("layers", "blocks")))
+    other, _ = made(one, case, **{depth: case.config[depth] + 2})
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(CheckpointError, match="is another|beside every so many|as many heads"):
         model.override(base.patcher, model.Request(str(tmp_path / "other")))

@@ -16,7 +16,8 @@ class Source(NamedTuple):
     in its source that are a real size -> those of the tiny model, what it expects before every name, and (pattern,
     name) of what publishers call otherwise than the host's modules, as the host knows.
 
-    Without a converter the table is written by hand, and the forwards alone say that it is right."""
+    Without a converter the table is written by hand, and the forwards alone say that it is right; one without rows says
+    that diffusers' class has the host's names and shapes (tables.by_table)."""
 
     models: tuple[str, ...]
     converter: str = ""
@@ -29,7 +30,7 @@ class Case(NamedTuple):
     """A tiny model: diffusers' `config`, the host's `model` of its sizes (support/host_models.py), `forward` of diffusers'
     (what the host's gives, of what the host takes), the `inputs`, latents first, and `conds`: what the host is given
     beside the latents, of the inputs. `lora`: a Linear in diffusers' names and in the host's, of a LoRA; `maps`: whether
-    the host takes LoRAs in diffusers' names (comfy/lora.py)."""
+    the host takes LoRAs in diffusers' names (comfy/lora.py). `kind`: diffusers' class, where it is not the first."""
 
     config: dict[str, Any]
     model: str
@@ -38,6 +39,7 @@ class Case(NamedTuple):
     conds: Callable[..., dict[str, Any]]
     lora: tuple[str, str]
     maps: bool = True
+    kind: str = ""
 
 
 def noise(*shape: int, seed: int = 3) -> torch.Tensor:

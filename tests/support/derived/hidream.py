@@ -1,0 +1,19 @@
+"""HiDream-I1: a tiny one in diffusers and in the host."""
+
+from __future__ import annotations
+
+from support.derived_case import SIGMA, Case, Source, noise
+from support.host_models import MODELS
+
+SOURCE = Source(("HiDream-I1",))
+
+
+def forward(net, x, text, llama, pooled):
+    return -net(x, SIGMA * 1000, text, llama.movedim(1, 0), pooled, return_dict=False)[0]  # the host's _forward negates
+
+
+CASES = (Case(
+    {key: value for key, value in MODELS["HiDream-I1"][1].items() if key != "image_model"},
+    "HiDream-I1", forward, lambda: (noise(1, 16, 8, 8), noise(1, 7, 64), noise(1, 2, 5, 64), noise(1, 32)),
+    lambda x, text, llama, pooled: {"c_crossattn": text, "encoder_hidden_states_llama3": llama, "y": pooled},
+    ("double_stream_blocks.0.block.attn1.to_out", "double_stream_blocks.0.block.attn1.to_out")),)
