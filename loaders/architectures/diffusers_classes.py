@@ -18,6 +18,7 @@ from .classes import (
     krea2,
     ltxv,
     lumina2,
+    pixart,
     sd3,
     wan_vace,
 )
@@ -34,6 +35,7 @@ DERIVED: tuple[Derived, ...] = (
     krea2.CLASS,
     ltxv.CLASS,
     lumina2.CLASS,
+    pixart.CLASS,
     sd3.CLASS,
     wan_vace.CLASS,
 )

@@ -12,7 +12,8 @@ import torch
 from packaging.version import Version
 
 from quantized_transformers.host import model_identity, passthrough
-from quantized_transformers.loaders.architectures import derived
+from quantized_transformers.loaders.architectures import derived, diffusers_classes
+from quantized_transformers.loaders.architectures.base import Naming, tensor_name
 from quantized_transformers.loaders.architectures.diffusers_classes import DERIVED
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
@@ -99,6 +100,27 @@ def test_all_keys_of_a_configuration_are_known(one):
         assert keys <= one.fixed.keys() | one.free and not one.fixed.keys() & one.free, keys ^ (one.fixed.keys() | one.free)
 
 
+REAL = [(one, config) for one in KNOWN for config in tables.SOURCES[one.table].real]
+
+
+@pytest.mark.parametrize("one, config", REAL, ids=[f"{one.title}, {at}" for at, (one, _) in enumerate(REAL)])
+def test_at_published_sizes_the_host_has_what_diffusers_has(one, config):
+    """Without memory: every tensor of diffusers' class is used, and makes all of the host's."""
+    import diffusers
+
+    config = {"_class_name": one.classes[0], **config}
+    with torch.device("meta"):
+        net = getattr(diffusers, config["_class_name"]).from_config(config)
+    stored, used = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}, {}
+    for module in diffusers_classes.of_config(config).modules({}, Naming("diffusers")):
+        for name, rows in zip(module.stored, module.rows, strict=True):
+            used[tensor_name(name, module.stored_leaf)] = (rows, *module.inner) if module.kind != "any" else None
+            if module.bias:
+                used[tensor_name(name, "bias")] = (rows,)
+    assert used.keys() == stored.keys()
+    assert {name: shape or stored[name] for name, shape in used.items()} == stored
+
+
 @pytest.mark.parametrize("form", ["BF16", "FP8", "NVFP4, ModelOpt"])
 def test_a_folder_has_stocks_weights(tiny, form, tmp_path):
     truth = tiny.write(tmp_path / "model", form)
@@ -107,6 +129,8 @@ def test_a_folder_has_stocks_weights(tiny, form, tmp_path):
     reference = stock(truth, tiny.model)
     expected, found = weights(reference), weights(loaded.patcher.model)
     assert found.keys() == expected.keys()
+    for name in tables.SOURCES[tiny.one.table].unread:  # which is anything, in both
+        expected.pop(f"diffusion_model.{name}", None)
     worst = max(expected, key=lambda key: float((found[key] - expected[key]).abs().max()) if expected[key].numel() else 0.0)
     assert torch.allclose(found[worst], expected[worst], rtol=2e-6, atol=1e-7), worst
     assert model_identity(loaded.patcher.model) == model_identity(reference)
@@ -182,6 +206,16 @@ def test_vace_blocks_stand_evenly(layers, words):
     ({"model_dim": 4096, "axes_dims": [32, 48, 48], "visual_cond": False}, "beside the latents")])
 def test_kandinskys_are_told_by_their_width(config, words):
     refused("Kandinsky 5", config, words)
+
+
+@pytest.mark.parametrize("config, words", [
+    ({"sample_size": 128, "interpolation_scale": 2, "use_additional_conditions": False}, ""),
+    ({"_class_name": "Transformer2DModel", "sample_size": 128, "norm_type": "ada_norm_single"}, ""),
+    ({"_class_name": "Transformer2DModel", "sample_size": 128, "norm_type": "ada_norm_zero"}, "norm_type"),
+    ({"sample_size": 256, "interpolation_scale": 4, "use_additional_conditions": False}, ""),
+    ({"sample_size": 32, "use_additional_conditions": False}, "512 pixels"), ({"sample_size": 64}, "PixArt-Alpha")])
+def test_pixarts_that_are_told_apart(config, words):
+    refused("PixArt", config, words)
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])

@@ -13,8 +13,9 @@ SIGMA = torch.tensor([0.5])
 
 class Source(NamedTuple):
     """`models` of support/host_models.py that together have every tensor of the class, `converter` of diffusers, numbers
-    in its source that are a real size -> those of the tiny model, what it expects before every name, and (pattern,
-    name) of what publishers call otherwise than the host's modules, as the host knows.
+    in its source that are a real size -> those of the tiny model, what it expects before every name, (pattern, name) of
+    what publishers call otherwise than the host's modules, as the host knows, and what only the host's files have, which
+    nothing it runs reads. `real`: what published configurations say, where it is not diffusers' default.
 
     Without a converter the table is written by hand, and the forwards alone say that it is right; one without rows says
     that diffusers' class has the host's names and shapes (tables.by_table)."""
@@ -24,6 +25,8 @@ class Source(NamedTuple):
     sizes: dict[int, int] = {}
     prefix: str = ""
     published: tuple[str, str] = ("^$", "")
+    unread: tuple[str, ...] = ()
+    real: tuple[dict[str, Any], ...] = ()
 
 
 class Case(NamedTuple):
@@ -40,6 +43,12 @@ class Case(NamedTuple):
     lora: tuple[str, str]
     maps: bool = True
     kind: str = ""
+
+
+def discrete(betas: torch.Tensor) -> torch.Tensor:
+    """The time step of SIGMA on a schedule in F64, as ModelSamplingDiscrete of comfy/model_sampling.py finds it."""
+    kept = (1 - betas).cumprod(0)
+    return ((1 - kept) / kept).log().div(2).sub(SIGMA.log()).abs().argmin()[None].float()
 
 
 def noise(*shape: int, seed: int = 3) -> torch.Tensor:

@@ -6,7 +6,8 @@ import torch
 
 from support.derived_case import SIGMA, Case, Source, picture
 
-SOURCE = Source(("ERNIE-Image",))
+SOURCE = Source(("ERNIE-Image",), real=({
+    "hidden_size": 4096, "num_attention_heads": 32, "num_layers": 36, "ffn_hidden_size": 12288, "text_in_dim": 3072},))
 
 
 def forward(net, x, text):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from support.derived_case import SIGMA, Case, Source, noise
 from support.host_models import MODELS
 
-SOURCE = Source(("HiDream-I1",))
+SOURCE = Source(("HiDream-I1",), real=({
+    "patch_size": 2, "in_channels": 16, "out_channels": 16, "caption_channels": [4096, 4096], "axes_dims_rope": [64, 32, 32],
+    "llama_layers": [*range(32), *[31] * 16]},))
 
 
 def forward(net, x, text, llama, pooled):

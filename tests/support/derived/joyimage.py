@@ -6,7 +6,7 @@ import torch
 
 from support.derived_case import SIGMA, Case, Source, noise
 
-SOURCE = Source(("JoyAI-Image",))
+SOURCE = Source(("JoyAI-Image",), real=({"hidden_size": 4096, "num_attention_heads": 32, "num_layers": 40, "theta": 10000},))
 
 
 def forward(net, x, text, reference):

@@ -9,7 +9,12 @@ import torch
 
 from support.derived_case import SIGMA, Case, Source, noise
 
-SOURCE = Source(("Kandinsky 5", "Kandinsky 5 Image"))
+CHANNELS = {"in_visual_dim": 16, "out_visual_dim": 16}
+SOURCE = Source(("Kandinsky 5", "Kandinsky 5 Image"), real=(
+    {**CHANNELS, "model_dim": 1792, "ff_dim": 7168, "visual_cond": True},
+    {**CHANNELS, "model_dim": 4096, "ff_dim": 16384, "time_dim": 1024, "num_text_blocks": 4, "num_visual_blocks": 60,
+     "axes_dims": [32, 48, 48], "visual_cond": True},
+    {**CHANNELS, "model_dim": 2560, "ff_dim": 10240, "num_visual_blocks": 50, "axes_dims": [32, 48, 48]}))
 BLOCK = "visual_transformer_blocks.0.self_attention.out_layer"
 
 
@@ -34,11 +39,11 @@ def image(net, x, text, pooled):
 
 
 CASES = (
-    Case({"in_visual_dim": 16, "out_visual_dim": 16, "time_dim": 64, "model_dim": 128, "ff_dim": 256, "num_text_blocks": 1,
+    Case({**CHANNELS, "time_dim": 64, "model_dim": 128, "ff_dim": 256, "num_text_blocks": 1,
           "num_visual_blocks": 2, "axes_dims": [16, 24, 24], "visual_cond": True},
          "Kandinsky 5", video, lambda: (noise(1, 16, 2, 8, 12), noise(1, 7, 3584), noise(1, 768), noise(1, 17, 2, 8, 12)),
          lambda x, text, pooled, given: {"c_crossattn": text, "y": pooled, "c_concat": given}, (BLOCK, BLOCK)),
-    Case({"in_visual_dim": 16, "out_visual_dim": 16, "time_dim": 64, "model_dim": 128, "ff_dim": 256, "num_text_blocks": 1,
+    Case({**CHANNELS, "time_dim": 64, "model_dim": 128, "ff_dim": 256, "num_text_blocks": 1,
           "num_visual_blocks": 2, "axes_dims": [32, 48, 48]},
          "Kandinsky 5 Image", image, lambda: (noise(1, 16, 8, 12), noise(1, 7, 3584), noise(1, 768)),
          lambda x, text, pooled: {"c_crossattn": text, "y": pooled}, (BLOCK, BLOCK)))
