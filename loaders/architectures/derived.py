@@ -34,7 +34,8 @@ class Derived(NamedTuple):
     `marks`: parts of stored names that tell the model where there is no config.json, with those of `never`, which it
     does not have. `fixed`: what config.json may say of what the host has in its code; a key left out, or null, is fine.
     `free`: its other keys, which sizes tell or nothing depends on. `refuses`: what else is wrong with a config.json, or
-    empty. `header`: what the host reads of such a model in the header of a native file, by config.json.
+    empty. `wrong`: what is, in what the host would make of the tensors (its sizes), or empty. `header`: what the host
+    reads of such a model in the header of a native file, by config.json.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Derived(NamedTuple):
     fixed: Mapping[str, tuple[Any, ...]]
     free: frozenset[str]
     refuses: Callable[[Mapping[str, Any]], str] = lambda config: ""
+    wrong: Callable[[Mapping[str, Any]], str] = lambda sizes: ""
     never: tuple[str, ...] = ()
     header: Callable[[Mapping[str, Any]], dict[str, str]] = lambda config: {}
 
@@ -157,6 +159,8 @@ class Translated(HostModel):
                                   error=error)) from error
         if network is None or network.name not in derived.hosts:
             raise ValueError(Text("ComfyUI knows no {model} of these tensors", model=derived.title))
+        if why := derived.wrong(network.identity):
+            raise ValueError(why)
         super().__init__(network, "", metadata)
         self.native = {name: network.parameters.get(network.becomes.get(name) or "", shape)
                        for name, shape in self.native.items()}

@@ -11,6 +11,7 @@ from ..containers.safetensors import TensorInfo
 from .classes import (
     auraflow,
     chroma,
+    cogvideox,
     ernie_image,
     hidream,
     joyimage,
@@ -28,6 +29,7 @@ from .passthrough import logical_shapes
 DERIVED: tuple[Derived, ...] = (
     auraflow.CLASS,
     chroma.CLASS,
+    cogvideox.CLASS,
     ernie_image.CLASS,
     hidream.CLASS,
     joyimage.CLASS,

@@ -218,6 +218,26 @@ def test_pixarts_that_are_told_apart(config, words):
     refused("PixArt", config, words)
 
 
+@pytest.mark.parametrize("config, words", [
+    ({}, "before 1.5"), ({"use_learned_positional_embeddings": True}, "before 1.5"),
+    ({"use_rotary_positional_embeddings": False}, "before 1.5"), ({"patch_size_t": 2, "in_channels": 33}, "48 channels")])
+def test_older_cogvideox_would_run_otherwise(config, words, tmp_path):
+    """With its configuration, and of tensors alone; where the host has other positions than diffusers' pipelines."""
+    from diffusers import CogVideoXTransformer3DModel
+
+    net = CogVideoXTransformer3DModel(**{
+        "num_attention_heads": 2, "time_embed_dim": 64, "text_embed_dim": 64, "num_layers": 2,
+        "use_rotary_positional_embeddings": True, **config})
+    net.to(torch.bfloat16).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{words}|positional_embeddings"):
+        diffusers_classes.of_config(common.config_of(tmp_path))
+    for told in (True, False):
+        if not told:
+            (tmp_path / "config.json").unlink()
+        with pytest.raises(CheckpointError, match=words):
+            load(tmp_path)
+
+
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_the_hosts_own_names_beside_a_configuration(prefix, tmp_path):
     """Where they are diffusers', too: below the prefix of a whole checkpoint they are the host's."""
