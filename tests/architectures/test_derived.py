@@ -226,7 +226,7 @@ def test_older_cogvideox_would_run_otherwise(config, words, tmp_path):
     from diffusers import CogVideoXTransformer3DModel
 
     net = CogVideoXTransformer3DModel(**{
-        "num_attention_heads": 2, "time_embed_dim": 64, "text_embed_dim": 64, "num_layers": 2,
+        "num_attention_heads": 3, "time_embed_dim": 64, "text_embed_dim": 64, "num_layers": 2,
         "use_rotary_positional_embeddings": True, **config})
     net.to(torch.bfloat16).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"{words}|positional_embeddings"):
