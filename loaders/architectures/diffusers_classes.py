@@ -10,6 +10,8 @@ from ...host.texts import Text
 from ..containers.safetensors import TensorInfo
 from .classes import (
     auraflow,
+    cascade_b,
+    cascade_c,
     chroma,
     cogvideox,
     ernie_image,
@@ -29,6 +31,8 @@ from .passthrough import logical_shapes
 
 DERIVED: tuple[Derived, ...] = (
     auraflow.CLASS,
+    cascade_b.CLASS,
+    cascade_c.CLASS,
     chroma.CLASS,
     cogvideox.CLASS,
     ernie_image.CLASS,

@@ -238,6 +238,15 @@ def test_older_cogvideox_would_run_otherwise(config, words, tmp_path):
             load(tmp_path)
 
 
+@pytest.mark.parametrize("title, config, words", [
+    ("Stable Cascade C", {"block_out_channels": [1536, 1536], "num_attention_heads": [24, 24]}, ""),
+    ("Stable Cascade C", {"block_out_channels": [1536, 1536], "num_attention_heads": [32, 32]}, "heads of 64"),
+    ("Stable Cascade B", {"block_out_channels": [320, 576, 1152, 1152], "num_attention_heads": [-1, 9, 16, 18],
+                          "block_types_per_layer": tables.SOURCES["cascade_b"].real[0]["block_types_per_layer"]}, "heads of 64")])
+def test_heads_of_stable_cascade_are_told_by_nothing_else(title, config, words):
+    refused(title, config, words)
+
+
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_the_hosts_own_names_beside_a_configuration(prefix, tmp_path):
     """Where they are diffusers', too: below the prefix of a whole checkpoint they are the host's."""
