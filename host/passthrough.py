@@ -42,8 +42,9 @@ class Network:
     of prediction where the host reads that from values. `parameters` and `buffers`: name -> shape; `linears` are the
     modules that the host's mixed-precision operations quantize as Linear. `becomes`: stored name -> the name it has in
     the model; "" for what is cut or computed, None for what is dropped. `by_columns` are the stored weights whose width
-    the host's detection reads, `by_rows` those whose height. `beside`: stored names -> shapes of what has no place in the network and the host reads
-    all the same: for its model around it (Stable Audio), or to tell what it is (PixArt's `pos_embed`, marks).
+    the host's detection reads, `by_rows` those whose height. `beside`: stored names -> shapes of what has no place in
+    the network and the host reads all the same: for its model around it (Stable Audio), or to tell what it is (PixArt's
+    `pos_embed`, marks).
     """
 
     name: str

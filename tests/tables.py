@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -24,6 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from support.derived import CASES, SOURCES
 from support.derived_case import Source
+
+if TYPE_CHECKING:
+    from quantized_transformers.loaders.architectures.derived import Derived
 
 FOLDER = Path(__file__).resolve().parent.parent / "loaders" / "architectures" / "tables"
 
@@ -108,12 +111,9 @@ def of_diffusers(name: str, native: dict[str, torch.Tensor]) -> dict[str, torch.
     """What diffusers' class stores of the tiny model that has as many numbers as these tensors."""
     import diffusers
 
-    from quantized_transformers.loaders.architectures.diffusers_classes import DERIVED
-
-    one = next(one for one in DERIVED if one.table == name)
     for case in CASES[name]:
         with torch.device("meta"):
-            net = getattr(diffusers, one.classes[0])(**case.config)
+            net = getattr(diffusers, case.kind or _derived(name).classes[0])(**case.config)
         shapes = {key: tensor.shape for key, tensor in net.state_dict().items()}
         if sum(shape.numel() for shape in shapes.values()) == sum(tensor.numel() for tensor in native.values()):
             return shapes
@@ -129,15 +129,23 @@ def _numbers(names: Iterable[str]) -> dict[str, set[str]]:
 
 
 def is_there(name: str) -> bool:
-    """Whether this diffusers has the converter: older ones know fewer classes."""
+    """Whether this diffusers has the classes and the converter: older ones know fewer."""
+    import diffusers
     from diffusers.loaders import single_file_utils
 
-    return not SOURCES[name].converter or hasattr(single_file_utils, SOURCES[name].converter)
+    has = all(hasattr(diffusers, kind) for kind in _derived(name).classes)
+    return has and (not SOURCES[name].converter or hasattr(single_file_utils, SOURCES[name].converter))
+
+
+def _derived(name: str) -> Derived:
+    from quantized_transformers.loaders.architectures.diffusers_classes import DERIVED
+
+    return next(one for one in DERIVED if one.table == name)
 
 
 def published(source: Source, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors as publishers call them."""
-    return {re.sub(*source.published, name): tensor for name, tensor in tensors.items()}
+    """The tensors as publishers call them, without what only the host's files have."""
+    return {re.sub(*source.published, name): tensor for name, tensor in tensors.items() if name not in source.unread}
 
 
 def tagged(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,7 +3,8 @@
 A table (tables/<name>.json, written by tests/tables.py from diffusers' own converter) has, for every pattern of
 the host's names, those of the stored tensors whose rows make it, in order: {0}, {1} are numbers of blocks and {last} is
 that of the last; `.*` is any leaf of a module; NAME[1/2:1] the rows from one fraction to another; "!reshape" the same
-numbers in another shape. A name that no pattern has is the same on both sides.
+numbers in another shape. A name that no pattern has is the same on both sides: a table without any is of a class whose
+names are the host's.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FOLDER = Path(__file__).parent / "tables"
+WHOLE = passthrough.PREFIXES[0]
 _SPLIT = re.compile(r"(.+?)(?:\[([\d/]+):([\d/]+)\])?")
 
 
@@ -35,12 +37,13 @@ class Derived(NamedTuple):
     `marks`: parts of stored names that tell the model where there is no config.json, with those of `never`, which it
     does not have. `fixed`: what config.json may say of what the host has in its code; a key left out, or null, is fine.
     `free`: its other keys, which sizes tell or nothing depends on. `refuses`: what else is wrong with a config.json, or
-    empty. `header`: what the host reads of such a model in the header of a native file, by config.json.
+    empty. `wrong`: what is, in what the host would make of the tensors (its sizes), or empty. `header`: what the host
+    reads of such a model in the header of a native file, by config.json.
     `companions`: other components of the pipeline that are part of the host's model -> where diffusers has their
     classes; their configurations are in config.json's under "_" and their names. `leaves`: the beginnings of stored
-    names that are not for the host's model.
-    `other_beside`: folders of components beside the transformer's that say that it is another model's, and whose.
-    `made`: tensors in the host's names that it reads of a file, and diffusers computes.
+    names that are not for the host's model. `other_beside`: folders of components beside the transformer's that say
+    that it is another model's, and whose. `made`: tensors in the host's names that it reads of a file, and diffusers
+    computes.
     """
 
     title: str
@@ -51,6 +54,7 @@ class Derived(NamedTuple):
     fixed: Mapping[str, tuple[Any, ...]]
     free: frozenset[str]
     refuses: Callable[[Mapping[str, Any]], str] = lambda config: ""
+    wrong: Callable[[Mapping[str, Any]], str] = lambda sizes: ""
     never: tuple[str, ...] = ()
     header: Callable[[Mapping[str, Any]], dict[str, str]] = lambda config: {}
     companions: Mapping[str, str] = {}
@@ -58,9 +62,14 @@ class Derived(NamedTuple):
     other_beside: Mapping[str, str] = {}
     made: Callable[[], dict[str, Tensor]] = dict
 
+    @property
+    def renames(self) -> bool:
+        """Whether names tell diffusers' from the host's; where they do not, config.json does."""
+        return bool(_table(self.table))
+
     def is_named(self, text: str) -> bool:
-        """Whether stored names, one a line, are those of this model."""
-        return all(mark in text for mark in self.marks) and not any(mark in text for mark in self.never)
+        """Whether stored names, one a line, are those of this model, not below the prefix of a whole checkpoint."""
+        return all(mark in text for mark in self.marks) and not any(mark in text for mark in (*self.never, WHOLE))
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raise ValueError where config.json says what the host cannot run, or what this version does not know."""
@@ -166,6 +175,8 @@ class Translated(HostModel):
                                   error=error)) from error
         if network is None or network.name not in derived.hosts:
             raise ValueError(Text("ComfyUI knows no {model} of these tensors", model=derived.title))
+        if why := derived.wrong(network.identity):
+            raise ValueError(why)
         super().__init__(network, "", metadata)
         self.made = made
         self.native = {name: network.parameters.get(network.becomes.get(name) or "", shape)

@@ -11,12 +11,20 @@ from ...host.texts import Text, joined
 from ..containers.safetensors import TensorInfo
 from .classes import (
     auraflow,
+    cascade_b,
+    cascade_c,
     chroma,
+    cogvideox,
     cosmos1,
     cosmos2,
+    ernie_image,
+    hidream,
     hunyuan_image,
     hunyuan_video15,
+    hunyuandit,
     ideogram4,
+    joyimage,
+    kandinsky5,
     krea2,
     longcat,
     ltx2,
@@ -24,6 +32,7 @@ from .classes import (
     lumina2,
     minimax_h3,
     ovis,
+    pixart,
     sd3,
     wan_animate,
     wan_vace,
@@ -33,12 +42,20 @@ from .passthrough import logical_shapes
 
 DERIVED: tuple[Derived, ...] = (
     auraflow.CLASS,
+    cascade_b.CLASS,
+    cascade_c.CLASS,
     chroma.CLASS,
+    cogvideox.CLASS,
     cosmos1.CLASS,
     cosmos2.CLASS,
+    ernie_image.CLASS,
+    hidream.CLASS,
     hunyuan_image.CLASS,
     hunyuan_video15.CLASS,
+    hunyuandit.CLASS,
     ideogram4.CLASS,
+    joyimage.CLASS,
+    kandinsky5.CLASS,
     krea2.CLASS,
     longcat.CLASS,
     ltx2.CLASS,
@@ -46,6 +63,7 @@ DERIVED: tuple[Derived, ...] = (
     lumina2.CLASS,
     minimax_h3.CLASS,
     ovis.CLASS,
+    pixart.CLASS,
     sd3.CLASS,
     wan_animate.CLASS,
     wan_vace.CLASS,
@@ -83,14 +101,15 @@ def class_of(config: Mapping[str, Any] | None) -> str:
 
 def recognise(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str],
               config: Mapping[str, Any]) -> Translated | None:
-    """The host's model of tensors in diffusers' names: by config.json's class and by marks. None for any other, and
-    where there is no host.
+    """The host's model of tensors in diffusers' names: by config.json's class and by marks. None for any other, for
+    names without a config.json that are the host's as well, and where there is no host.
 
     Raises ValueError for those of a class that has a table where they are not all of a model, or config.json says what
     the host does not run.
     """
     text, claim = "\n".join(tensors), class_of(config)
-    derived = next((one for one in (of_class(claim) if claim else DERIVED) if one.is_named(text)), None)
+    asked = of_class(claim) if claim else [one for one in DERIVED if one.renames]
+    derived = next((one for one in asked if one.is_named(text)), None)
     if derived is None or not host.is_there() or host.lacking("native passthrough"):
         return None
     model = Translated(derived, logical_shapes(tensors), metadata, config)

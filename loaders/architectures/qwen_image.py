@@ -1,8 +1,9 @@
-"""Qwen-Image and Qwen-Image-Edit (2509, 2511): diffusers QwenImageTransformer2DModel <-> ComfyUI's QwenImage.
+"""Qwen-Image, -Edit (2509, 2511) and -Layered: diffusers QwenImageTransformer2DModel <-> ComfyUI's QwenImage.
 
 Both use the same names (diffusers' converter for it, in loaders/single_file_utils.py, is an identity). Edit-2511
 differs by `zero_cond_t` in config.json alone. ComfyUI has no option for it and looks for an empty tensor instead
-(comfy/model_detection.py), which a diffusers folder does not hold.
+(comfy/model_detection.py), which a diffusers folder does not hold. Layered has a second embedding, by which ComfyUI
+knows that references stand before the layers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ AXES = [16, 56, 56]
 PATCH, CHANNELS_OUT = 2, 16
 TEXT = 3584  # as it is in ComfyUI's code; its detection leaves it out
 TIMESTEP_ZERO = "__index_timestep_zero__"  # what the host looks for: reference latents are conditioned on timestep 0
+LAYERED = "time_text_embed.addition_t_embedding"  # of two rows, the second of which nothing asks for
 
 
 def _same(sizes: Mapping[str, tuple[Size] | tuple[Size, Size]]) -> dict[str, Entry]:
@@ -58,8 +60,8 @@ BLOCK = _same({
 LAST = _same({"norm_out.linear": ("2h", "h"), "proj_out": ("out", "h")})
 
 _BLOCK = re.compile(r"^(?P<prefix>model\.diffusion_model\.|)transformer_blocks\.\d+\.txt_mod\.1\.weight$", re.MULTILINE)
-# Layered's second embedding, ControlNets, Nunchaku's SVDQuant, and Lens, whose MLP is gated.
-_NOT_QWEN = ("addition_t_embedding", "controlnet_", "qkv_proj.", "to_qkv.", ".qweight", ".wscales", "img_mlp.w1.")
+# ControlNets, Nunchaku's SVDQuant, and Lens, whose MLP is gated.
+_NOT_QWEN = ("controlnet_", "qkv_proj.", "to_qkv.", ".qweight", ".wscales", "img_mlp.w1.")
 
 
 def _is_mage_flow(tensors: Mapping[str, TensorInfo], prefix: str) -> bool:
@@ -69,7 +71,7 @@ def _is_mage_flow(tensors: Mapping[str, TensorInfo], prefix: str) -> bool:
 
 
 class QwenImage:
-    """Qwen-Image and Qwen-Image-Edit. Dims: layers, hidden, in, out, text, zero_cond_t (0 or 1).
+    """Qwen-Image, -Edit and -Layered. Dims: layers, hidden, in, out, text, layered and zero_cond_t (0 or 1).
 
     zero_cond_t is among the sizes from tensors only when the host's mark is stored; else a config or a base tells it.
     """
@@ -93,15 +95,17 @@ class QwenImage:
         text, = shape_of(tensors, f"{prefix}txt_norm.weight", 1)
         out = shape_of(tensors, f"{prefix}proj_out.weight")[0]
         dims = {"layers": count_blocks(tensors, f"{prefix}transformer_blocks"), "hidden": hidden, "in": channels,
-                "out": out, "text": text}
+                "out": out, "text": text, "layered": int(f"{prefix}{LAYERED}.weight" in tensors)}
+        if dims["layered"]:
+            return {**dims, "zero_cond_t": 0}
         return {**dims, "zero_cond_t": 1} if f"{prefix}{TIMESTEP_ZERO}" in tensors else dims
 
     def dims_from_config(self, config: Mapping[str, Any]) -> Dims:
         # diffusers' defaults (QwenImageTransformer2DModel.__init__) for keys that a config leaves out
-        variant = [key for key in ("use_additional_t_cond", "use_layer3d_rope") if config.get(key)]
-        if variant:
-            raise ValueError(Text("this is Qwen-Image-Layered (config.json: {variant}), which this version does not "
-                                  "load", variant=", ".join(variant)))
+        variant = [key for key in ("use_additional_t_cond", "use_layer3d_rope", "zero_cond_t") if config.get(key)]
+        if variant not in ([], ["zero_cond_t"], ["use_additional_t_cond", "use_layer3d_rope"]):
+            raise ValueError(Text("ComfyUI runs Qwen-Image-Layered with use_additional_t_cond and use_layer3d_rope, "
+                                  "and without zero_cond_t; config.json says {variant}", variant=", ".join(variant)))
         head, axes = config_int(config, "attention_head_dim", 128), list(config.get("axes_dims_rope") or AXES)
         patch, channels = config_int(config, "patch_size", 2), config_int(config, "in_channels", 64)
         out = channels if config.get("out_channels", 16) is None else config_int(config, "out_channels", 16)
@@ -115,20 +119,23 @@ class QwenImage:
             "layers": config_int(config, "num_layers", 60),
             "hidden": head * config_int(config, "num_attention_heads", 24), "in": channels, "out": patch ** 2 * out,
             "text": config_int(config, "joint_attention_dim", TEXT),
-            "zero_cond_t": int(bool(config.get("zero_cond_t", False))),
+            "layered": int(len(variant) == 2), "zero_cond_t": int("zero_cond_t" in variant),
         }
 
     def dims_from_model(self, unet_config: Mapping[str, Any]) -> Dims | None:
-        if unet_config.get("image_model") != "qwen_image" or unet_config.get("use_additional_t_cond"):
+        if unet_config.get("image_model") != "qwen_image":
             return None
         # the host keeps the other sizes in its code, not in unet_config
         return {"layers": unet_config["num_layers"], "in": unet_config["in_channels"],
                 "text": unet_config.get("joint_attention_dim", TEXT),
+                "layered": int(bool(unet_config.get("use_additional_t_cond"))),
                 "zero_cond_t": int(unet_config.get("default_ref_method") == "index_timestep_zero")}
 
     def modules(self, dims: Dims, naming: Naming) -> Iterator[Module]:
         sizes = {**dims, "h": dims["hidden"], **{f"{n}h": n * dims["hidden"] for n in (2, 4, 6)}}
         yield from expand(TOP, sizes, naming)
+        if dims.get("layered"):
+            yield Module(LAYERED, (naming.prefix + LAYERED,), (2,), (dims["hidden"],), False, kind="plain")
         for i in range(dims["layers"]):
             yield from expand(BLOCK, sizes, naming, f"transformer_blocks.{i}.", f"transformer_blocks.{i}.")
         yield from expand(LAST, sizes, naming)

@@ -13,6 +13,7 @@ from packaging.version import Version
 
 from quantized_transformers.host import model_identity, passthrough
 from quantized_transformers.loaders.architectures import derived, diffusers_classes
+from quantized_transformers.loaders.architectures.base import Naming, tensor_name
 from quantized_transformers.loaders.architectures.diffusers_classes import DERIVED
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
@@ -112,6 +113,27 @@ def test_all_keys_of_a_configuration_are_known(one):
         assert keys <= one.fixed.keys() | one.free and not one.fixed.keys() & one.free, keys ^ (one.fixed.keys() | one.free)
 
 
+REAL = [(one, config) for one in KNOWN for config in tables.SOURCES[one.table].real]
+
+
+@pytest.mark.parametrize("one, config", REAL, ids=[f"{one.title}, {at}" for at, (one, _) in enumerate(REAL)])
+def test_at_published_sizes_the_host_has_what_diffusers_has(one, config):
+    """Without memory: every tensor of diffusers' class is used, and makes all of the host's."""
+    import diffusers
+
+    config = {"_class_name": one.classes[0], **config}
+    with torch.device("meta"):
+        net = getattr(diffusers, config["_class_name"]).from_config(config)
+    stored, used = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}, {}
+    for module in diffusers_classes.of_config(config).modules({}, Naming("diffusers")):
+        for name, rows in zip(module.stored, module.rows, strict=True):
+            used[tensor_name(name, module.stored_leaf)] = (rows, *module.inner) if module.kind != "any" else None
+            if module.bias:
+                used[tensor_name(name, "bias")] = (rows,)
+    assert used.keys() == stored.keys()
+    assert {name: shape or stored[name] for name, shape in used.items()} == stored
+
+
 @pytest.mark.parametrize("form", ["BF16", "FP8", "NVFP4, ModelOpt"])
 def test_a_folder_has_stocks_weights(tiny, form, tmp_path):
     truth = tiny.write(tmp_path / "model", form)
@@ -120,6 +142,8 @@ def test_a_folder_has_stocks_weights(tiny, form, tmp_path):
     reference = stock(truth, tiny.model)
     expected, found = weights(reference), weights(loaded.patcher.model)
     assert found.keys() == expected.keys()
+    for name in tables.SOURCES[tiny.one.table].unread:  # which is anything, in both
+        expected.pop(f"diffusion_model.{name}", None)
     worst = max(expected, key=lambda key: float((found[key] - expected[key]).abs().max()) if expected[key].numel() else 0.0)
     assert torch.allclose(found[worst], expected[worst], rtol=2e-6, atol=1e-7), worst
     identity, wanted = model_identity(loaded.patcher.model), model_identity(reference)
@@ -140,7 +164,7 @@ def test_weights_alone_are_known_by_their_names(tiny, tmp_path):
         return
     with host_models.detected(tiny.model):
         description = describe(Checkpoint(locate(str(tmp_path / "model"))))
-    assert description.naming.style == "diffusers" and not description.problems
+    assert description.naming.style == ("diffusers" if tiny.one.renames else "native") and not description.problems
 
 
 DAMAGE = {
@@ -190,6 +214,77 @@ def test_another_class_is_refused(tmp_path):
 @pytest.mark.parametrize("one, config, words", [(one, *row) for one in DERIVED for row in REFUSED[one.table]],
                          ids=lambda value: getattr(value, "title", None))
 def test_combinations_that_comfyui_does_not_run(one, config, words):
+    if not words:
+        one.check(config)
+        return
+    with pytest.raises(ValueError, match=words):
+        one.check(config)
+
+
+@pytest.mark.parametrize("config, words", [
+    ({"model_dim": 1792, "axes_dims": [16, 24, 24], "visual_cond": True}, ""),
+    ({"model_dim": 4096, "axes_dims": [32, 48, 48], "visual_cond": True}, ""),
+    ({"model_dim": 2560, "axes_dims": [32, 48, 48], "visual_cond": False}, ""),
+    ({"model_dim": 1792, "axes_dims": [32, 48, 48], "visual_cond": True}, "rotary axes"),
+    ({"model_dim": 2560, "axes_dims": [32, 48, 48], "visual_cond": True}, "from text alone"),
+    ({"model_dim": 4096, "axes_dims": [32, 48, 48], "visual_cond": False}, "beside the latents")])
+def test_kandinskys_are_told_by_their_width(config, words):
+    refused("Kandinsky 5", config, words)
+
+
+@pytest.mark.parametrize("config, words", [
+    ({"sample_size": 128, "interpolation_scale": 2, "use_additional_conditions": False}, ""),
+    ({"_class_name": "Transformer2DModel", "sample_size": 128, "norm_type": "ada_norm_single"}, ""),
+    ({"_class_name": "Transformer2DModel", "sample_size": 128, "norm_type": "ada_norm_zero"}, "norm_type"),
+    ({"sample_size": 256, "interpolation_scale": 4, "use_additional_conditions": False}, ""),
+    ({"sample_size": 32, "use_additional_conditions": False}, "512 pixels"), ({"sample_size": 64}, "PixArt-Alpha")])
+def test_pixarts_that_are_told_apart(config, words):
+    refused("PixArt", config, words)
+
+
+@pytest.mark.parametrize("config, words", [
+    ({}, "before 1.5"), ({"use_learned_positional_embeddings": True}, "before 1.5"),
+    ({"use_rotary_positional_embeddings": False}, "before 1.5"), ({"patch_size_t": 2, "in_channels": 33}, "48 channels")])
+def test_older_cogvideox_would_run_otherwise(config, words, tmp_path):
+    """With its configuration, and of tensors alone; where the host has other positions than diffusers' pipelines."""
+    from diffusers import CogVideoXTransformer3DModel
+
+    net = CogVideoXTransformer3DModel(**{
+        "num_attention_heads": 3, "time_embed_dim": 64, "text_embed_dim": 64, "num_layers": 2,
+        "use_rotary_positional_embeddings": True, **config})
+    net.to(torch.bfloat16).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{words}|positional_embeddings"):
+        diffusers_classes.of_config(common.config_of(tmp_path))
+    for told in (True, False):
+        if not told:
+            (tmp_path / "config.json").unlink()
+        with pytest.raises(CheckpointError, match=words):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize("title, config, words", [
+    ("Stable Cascade C", {"block_out_channels": [1536, 1536], "num_attention_heads": [24, 24]}, ""),
+    ("Stable Cascade C", {"block_out_channels": [1536, 1536], "num_attention_heads": [32, 32]}, "heads of 64"),
+    ("Stable Cascade B", {"block_out_channels": [320, 576, 1152, 1152], "num_attention_heads": [-1, 9, 16, 18],
+                          "block_types_per_layer": tables.SOURCES["cascade_b"].real[0]["block_types_per_layer"]}, "heads of 64")])
+def test_heads_of_stable_cascade_are_told_by_nothing_else(title, config, words):
+    refused(title, config, words)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_the_hosts_own_names_beside_a_configuration(prefix, tmp_path):
+    """Where they are diffusers', too: below the prefix of a whole checkpoint they are the host's."""
+    tiny = Tiny(*next(case for case in CASES if case[0].title == "JoyAI-Image-Edit"))
+    common.save(tmp_path, {prefix + name: tensor for name, tensor in tiny.native.items()}, {"_class_name": tiny.one.classes[0]})
+    loaded = load(tmp_path)
+    assert loaded.description.naming.style == ("native" if prefix else "diffusers")
+    found, expected = weights(loaded.patcher.model), weights(stock(tiny.native, tiny.model))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def refused(title, config, words):
+    """Whether a configuration is refused with these words, or let through where there are none."""
+    one = next(one for one in DERIVED if one.title == title)
     if not words:
         one.check(config)
         return

@@ -23,7 +23,7 @@ DETECTED = [name for name, (_, case) in ALL.items() if case.model not in host_mo
 def tiny(request, tmp_path_factory):
     """(case, folder, diffusers' model in F32)."""
     one, case = ALL[request.param]
-    stored, net = made(one, case.config)
+    stored, net = made(one, case)
     folder = saved(one, case, stored, tmp_path_factory.mktemp("derived") / "pipeline") / "transformer"
     if case.model in host_models.OF_ONE_SIZE:
         (folder / "config.json").write_text(f'{{"_class_name": "{type(net).__name__}"}}', encoding="utf-8")
@@ -76,7 +76,7 @@ def test_a_lora_does_what_it_does_in_diffusers(tiny, names, tmp_path):
 @pytest.mark.parametrize("name", DETECTED)
 def test_a_deferred_base_takes_its_weights(name, tmp_path):
     one, case = ALL[name]
-    stored, net = made(one, case.config)
+    stored, net = made(one, case)
     saved(one, case, stored, tmp_path / "base")
     saved(one, case, stored, tmp_path / "override", whole=False)  # a companion is the base's
     next((tmp_path / "base" / "transformer").glob("*.safetensors")).unlink()
@@ -89,7 +89,8 @@ def test_a_deferred_base_takes_its_weights(name, tmp_path):
         expected = case.forward(net, *given)
     found = common.apply_model(loaded.patcher, given[0], SIGMA, **case.conds(*given))
     assert (found - expected).abs().max() / expected.abs().max() < 1e-5
-    other, _ = made(one, case.config | {"num_layers": case.config["num_layers"] + 2})
+    depth = next(key for key in case.config if key.startswith("num_") and key.endswith(("layers", "blocks")))
+    other, _ = made(one, case, **{depth: case.config[depth] + 2})
     saved(one, case, other, tmp_path / "other")
     with pytest.raises(CheckpointError, match="is another|beside every so many|as many heads"):
         model.override(base.patcher, model.Request(str(tmp_path / "other" / "transformer")))

@@ -15,6 +15,7 @@ from quantized_transformers.loaders.errors import CheckpointError
 from support import common
 from support import lora as lora_tools
 from support import qwen_image as qwen
+from support.passthrough import fp8 as fp8_layer
 
 pytestmark = pytest.mark.parity
 
@@ -92,6 +93,44 @@ def test_edit_2511_equals_diffusers(heads, references, tmp_path):
         config = {**common.config_of(tmp_path), "zero_cond_t": False}
         (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
         assert common.rel_l2(qwen.comfy_velocity(load(tmp_path).patcher, **inputs), expected) > 0.01
+
+
+@pytest.mark.parametrize("form", ["folder", "FP8", "file", "deferred"])
+def test_layered_equals_diffusers(form, tmp_path):
+    """Layers as frames, and the picture that they are of before them, by a second embedding that is not dropped."""
+    reference = qwen.make(layered=True)
+    reference.save_pretrained(tmp_path)
+    inputs, path = qwen.inputs(frames=3, references=1), tmp_path
+    if form == "FP8":  # by hand: ModelOpt's export runs the model without the second embedding's input
+        tensors = {name: t.detach() for name, t in reference.state_dict().items()}
+        for name in [name for name, t in tensors.items() if name.startswith("transformer_blocks.") and t.ndim == 2]:
+            layer, (made, truth) = name.removesuffix("weight"), fp8_layer(tensors.pop(name).float())
+            tensors |= {layer + leaf: tensor for leaf, tensor in made.items()}
+            reference.float().get_submodule(layer[:-1]).weight.data = truth
+        path = common.save(tmp_path / "fp8", tensors, common.config_of(tmp_path))
+    if form == "file":
+        path = next(tmp_path.glob("*.safetensors")).rename(tmp_path / "layered.safetensors")
+        (tmp_path / "config.json").unlink()
+    if form == "deferred":
+        (tmp_path / "base").mkdir()
+        shutil.copy(tmp_path / "config.json", tmp_path / "base")
+        loaded = model.override(defer(tmp_path / "base"), model.Request(str(path)))
+    else:
+        loaded = load(path, compute="dequantize")
+    assert ref_method(loaded.patcher) == "negative_index"
+    assert not any("zero_cond_t" in note for note in loaded.description.notes)  # which nothing leaves open
+    expected = qwen.diffusers_velocity(reference.float(), **inputs)
+    assert common.rel_l2(qwen.comfy_velocity(loaded.patcher, **inputs), expected) < FORWARD
+    reference.time_text_embed.addition_t_embedding.weight.zero_()
+    assert common.rel_l2(qwen.diffusers_velocity(reference, **inputs), expected) > 0.01
+
+
+def test_layered_is_no_base_of_another(tmp_path):
+    for layered in (False, True):
+        qwen.make(layered=layered).save_pretrained(tmp_path / str(layered))
+    for layered in (False, True):
+        with pytest.raises(CheckpointError, match="layered"):
+            model.override(load(tmp_path / str(layered)).patcher, model.Request(str(tmp_path / str(not layered))))
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
@@ -262,7 +301,6 @@ def names() -> list[str]:
 
 
 NOT_QWEN = {
-    "Layered": lambda n: [*n, "time_text_embed.addition_t_embedding.weight"],
     "ControlNet": lambda n: [*n, "controlnet_blocks.0.weight", "controlnet_x_embedder.weight"],
     "Nunchaku": lambda n: [name.replace("attn.to_q.weight", "attn.to_qkv.qweight") for name in n],
     "Nunchaku's modulation": lambda n: [name.replace("_mod.1.weight", "_mod.1.qweight") for name in n],
@@ -291,7 +329,8 @@ def test_mage_flow_is_no_qwen_image(tmp_path):
 
 
 @pytest.mark.parametrize("entries", [{"attention_head_dim": 64}, {"axes_dims_rope": [32, 48, 48]}, {"patch_size": 1},
-                                     {"out_channels": 32}, {"use_additional_t_cond": True}, {"use_layer3d_rope": True}])
+                                     {"out_channels": 32}, {"use_additional_t_cond": True}, {"use_layer3d_rope": True},
+                                     {"use_additional_t_cond": True, "use_layer3d_rope": True, "zero_cond_t": True}])
 def test_what_the_host_cannot_run_is_refused(entries, bf16, tmp_path):
     config = {**common.config_of(bf16), **entries}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -306,5 +345,5 @@ def test_a_qwen_image_of_the_hosts_own_loader_is_a_base(bf16, fp8):
     import comfy.sd
 
     base = comfy.sd.load_diffusion_model(str(next(bf16.glob("*.safetensors"))))
-    assert model.base_of(base) == ("Qwen-Image", {"layers": 2, "in": 64, "text": 64, "zero_cond_t": 0})
+    assert model.base_of(base) == ("Qwen-Image", {"layers": 2, "in": 64, "text": 64, "layered": 0, "zero_cond_t": 0})
     assert torch.equal(full(model.override(base, model.Request(str(fp8))).patcher), full(load(fp8).patcher))

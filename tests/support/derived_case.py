@@ -14,11 +14,13 @@ SIGMA = torch.tensor([0.5])
 class Source(NamedTuple):
     """`models` of support/host_models.py that together have every tensor of the class, `converter` of diffusers, numbers
     in its source that are a real size -> those of the tiny model, what it expects before every name, (pattern, name) of
-    what publishers call otherwise than the host's modules, as the host knows, and what is wrong in the converter's source
-    -> what is right.
+    what publishers call otherwise than the host's modules, as the host knows, what is wrong in the converter's source ->
+    what is right, and what only the host's files have, which nothing it runs reads. `real`: what published configurations
+    say, where it is not diffusers' default.
 
-    Without a converter the table is written by hand, and the forwards alone say that it is right; `by_hand` are names that
-    the converter leaves out or as they are (patterns, each with what it becomes, one after the other)."""
+    Without a converter the table is written by hand, and the forwards alone say that it is right; one without rows says
+    that diffusers' class has the host's names and shapes (tables.by_table). `by_hand` are names that the converter leaves
+    out or as they are (patterns, each with what it becomes, one after the other)."""
 
     models: tuple[str, ...]
     converter: str = ""
@@ -27,6 +29,8 @@ class Source(NamedTuple):
     published: tuple[str, str] = ("^$", "")
     by_hand: tuple[tuple[str, str], ...] = ()
     mended: dict[str, str] = {}
+    unread: tuple[str, ...] = ()
+    real: tuple[dict[str, Any], ...] = ()
 
 
 class Case(NamedTuple):
@@ -35,7 +39,7 @@ class Case(NamedTuple):
     (what the host's gives, of what the host takes), the `inputs`, latents first, and `conds`: what the host is given
     beside the latents, of the inputs. `lora`: a Linear in diffusers' names and in the host's, of a LoRA; `maps`: whether
     the host takes LoRAs in diffusers' names (comfy/lora.py). `companions`: the configurations of the components beside it
-    that are part of the host's model."""
+    that are part of the host's model. `kind`: diffusers' class, where it is not the first."""
 
     config: dict[str, Any]
     model: str
@@ -45,6 +49,13 @@ class Case(NamedTuple):
     lora: tuple[str, str]
     maps: bool = True
     companions: dict[str, dict[str, Any]] = {}
+    kind: str = ""
+
+
+def discrete(betas: torch.Tensor) -> torch.Tensor:
+    """The time step of SIGMA on a schedule in F64, as ModelSamplingDiscrete of comfy/model_sampling.py finds it."""
+    kept = (1 - betas).cumprod(0)
+    return ((1 - kept) / kept).log().div(2).sub(SIGMA.log()).abs().argmin()[None].float()
 
 
 def noise(*shape: int, seed: int = 3) -> torch.Tensor:

@@ -13,17 +13,18 @@ from quantized_transformers.loaders.architectures.diffusers_classes import DERIV
 from support import common
 from support.derived import CASES
 
-ALL = {f"{one.title}, {case.model}": (one, case) for one in DERIVED for case in CASES[one.table]}
+ALL = {", ".join(filter(None, (one.title, case.model, case.kind))): (one, case) for one in DERIVED for case in CASES[one.table]}
 
 
-def made(one, config):
+def made(one, case, **more):
     """(a seeded model of diffusers in BF16, the same numbers in F32, whose buffers never were anything else)."""
     import diffusers
 
-    if not hasattr(diffusers, one.classes[0]):
+    name = case.kind or one.classes[0]
+    if not hasattr(diffusers, name):
         assert Version(version("diffusers")) < Version("0.42"), "only older ones know fewer classes"
         pytest.skip("this diffusers has no such class")
-    kind = getattr(diffusers, one.classes[0])
+    kind, config = getattr(diffusers, name), case.config | more
     torch.manual_seed(0)
     stored, net = common.randomise(kind(**config)), kind(**config).eval()
     net.load_state_dict(stored.state_dict())

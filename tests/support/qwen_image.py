@@ -40,33 +40,33 @@ def small_widths() -> Iterator[None]:
         comfy.model_detection.detect_unet_config = detect
 
 
-def make(heads: int = 2, layers: int = 2, zero_cond_t: bool = False, seed: int = 0) -> Any:
+def make(heads: int = 2, layers: int = 2, zero_cond_t: bool = False, seed: int = 0, layered: bool = False) -> Any:
     """A seeded diffusers QwenImageTransformer2DModel in BF16, every norm and bias randomised too."""
     from diffusers import QwenImageTransformer2DModel
 
     torch.manual_seed(seed)
     return common.randomise(QwenImageTransformer2DModel(
         num_layers=layers, attention_head_dim=HEAD, num_attention_heads=heads, joint_attention_dim=TEXT,
-        zero_cond_t=zero_cond_t))
+        zero_cond_t=zero_cond_t, use_additional_t_cond=layered, use_layer3d_rope=layered))
 
 
 def inputs(batch: int = 2, height: int = 8, width: int = 12, text: int = 7, references: int = 0,
-           seed: int = 1) -> dict[str, Any]:
-    """Latents [B, 16, 1, H, W], sigma .5 and .25, text [B, T, 64] and reference latents; F32.
+           seed: int = 1, frames: int = 1) -> dict[str, Any]:
+    """Latents [B, 16, frames, H, W], sigma .5 and .25, text [B, T, 64] and reference latents; F32.
 
     Token counts are even (odd ones are centred differently: .008 to .014) and references no larger than
     the latents (diffusers' text positions start behind the largest of all, the host's behind the latents).
     """
     g = torch.Generator().manual_seed(seed)
-    return {"x": torch.randn(batch, 16, 1, height, width, generator=g), "sigma": torch.tensor([0.5, 0.25])[:batch],
+    return {"x": torch.randn(batch, 16, frames, height, width, generator=g), "sigma": torch.tensor([0.5, 0.25])[:batch],
             "text": torch.randn(batch, text, TEXT, generator=g),
             "references": [torch.randn(batch, 16, 1, height, 8 - 4 * i, generator=g) for i in range(references)]}
 
 
 def _pack(x: torch.Tensor) -> torch.Tensor:
-    """2x2 patches as tokens, as QwenImagePipeline packs them."""
-    b, c, _, h, w = x.shape
-    return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
+    """2x2 patches as tokens, as QwenImagePipeline and, of several frames, QwenImageLayeredPipeline pack them."""
+    b, c, f, h, w = x.shape
+    return x.view(b, c, f, h // 2, 2, w // 2, 2).permute(0, 2, 3, 5, 1, 4, 6).reshape(b, f * h * w // 4, c * 4)
 
 
 def diffusers_velocity(model: Any, x: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor,
@@ -74,12 +74,14 @@ def diffusers_velocity(model: Any, x: torch.Tensor, sigma: torch.Tensor, text: t
     """diffusers' own forward in the model's dtype; references follow the latents, as QwenImageEditPlusPipeline does."""
     images = [x, *references]
     tokens = torch.cat([_pack(image) for image in images], dim=1)
-    b, c, _, h, w = x.shape
+    b, c, f, h, w = x.shape
+    shapes = [(1, i.shape[-2] // 2, i.shape[-1] // 2) for i in images for _ in range(i.shape[2])]
+    more = {"additional_t_cond": torch.zeros(b, dtype=torch.long)} if model.config.use_additional_t_cond else {}
     with torch.no_grad():
         out = model(hidden_states=tokens.to(model.dtype), timestep=sigma, encoder_hidden_states=text.to(model.dtype),
-                    img_shapes=[[(1, i.shape[-2] // 2, i.shape[-1] // 2) for i in images]] * b, return_dict=False)[0]
-    out = out[:, :h * w // 4]
-    return out.view(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, 1, h, w)
+                    img_shapes=[shapes] * b, return_dict=False, **more)[0]
+    out = out[:, :f * h * w // 4]
+    return out.view(b, f, h // 2, w // 2, c, 2, 2).permute(0, 4, 1, 2, 5, 3, 6).reshape(x.shape)
 
 
 def comfy_velocity(patcher: Any, x: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor,

@@ -58,7 +58,7 @@ def test_embedders_modulation_and_heads_stay_high(kind):
 @pytest.mark.parametrize("name", ["Krea-2, Krea-2", "Stable Diffusion 3, SD3.5 M"])
 def test_what_is_built_loads(name, tmp_path):
     one, case = ALL[name]
-    stored, _ = made(one, case.config)
+    stored, _ = made(one, case)
     stored.save_pretrained(tmp_path / "base" / "transformer")
     expected = {module for module in linears(stored) if module not in high_by_name(linears(stored))}
     for build in (build_fp8, build_nvfp4):

@@ -52,6 +52,10 @@ MODELS: dict[str, tuple[Any, ...]] = {
         "use_t5": True, "t5_feat_dim": 128, "t5_token_length": 8, "rope_theta": 10000.0}),
     "CogVideoX-Fun Inpaint": ("cogvideo.model.CogVideoXTransformer3DModel", {
         **COGVIDEO, "in_channels": 48, "patch_size": 2, "use_rotary_positional_embeddings": True}),
+    "CogVideoX 1.5": ("cogvideo.model.CogVideoXTransformer3DModel", {
+        **COGVIDEO, "in_channels": 16, "patch_size": 2, "patch_size_t": 2, "use_rotary_positional_embeddings": True}),
+    "CogVideoX-Fun 1.5 Inpaint": ("cogvideo.model.CogVideoXTransformer3DModel", {
+        **COGVIDEO, "in_channels": 48, "patch_size": 2, "patch_size_t": 2, "use_rotary_positional_embeddings": True}),
     "CogVideoX 1.5 I2V": ("cogvideo.model.CogVideoXTransformer3DModel", {
         **COGVIDEO, "in_channels": 32, "patch_size": 2, "patch_size_t": 2, "ofs_embed_dim": 64,
         "use_rotary_positional_embeddings": True}),
