@@ -217,8 +217,13 @@ def _stand_in(name: str, shape: tuple[int, ...], looked: tuple[set[str], set[str
         return _ones(shape)
     if len(shape) > 2:
         return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+    def look(*dimensions: int) -> None:
+        for dimension in dimensions:
+            looked[dimension].add(name)
+
     made = torch.empty(shape, dtype=torch.bfloat16, device="meta").as_subclass(_stand_in_class())
-    made.stands_for = shape, lambda *dimensions: [looked[dimension].add(name) for dimension in dimensions]
+    made.stands_for = shape, look
     return made
 
 

@@ -181,7 +181,7 @@ def test_what_is_not_here(server, hub):
 
 
 def test_catalog(server, svdq):
-    deadline = time.time() + 20
+    deadline = time.time() + 90
     while True:
         status, catalog = ask(server, "GET", "catalog")
         if not catalog["pending"] or time.time() > deadline:
