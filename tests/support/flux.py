@@ -55,9 +55,9 @@ def same_at_real_size(kind: Any, architecture: Any, options: dict[str, Any], hos
     ours: dict[str, dict[str, tuple[int, ...]]] = {"host": {}, "diffusers": {}}
     for module in architecture.modules(dims, Naming("diffusers")):
         leaf = module.leaf.replace("scale", "weight")  # which the host renames
-        for stored, rows in zip(module.stored, module.rows, strict=True):
-            ours["diffusers"][f"{stored}.{module.stored_leaf}"] = (rows, *module.inner)
-            ours["diffusers"] |= {f"{stored}.bias": (rows,)} if module.bias else {}
+        for name, rows in zip(module.stored, module.rows, strict=True):
+            ours["diffusers"][f"{name}.{module.stored_leaf}"] = (rows, *module.inner)
+            ours["diffusers"] |= {f"{name}.bias": (rows,)} if module.bias else {}
         ours["host"][f"{module.native}.{leaf}"] = (sum(module.rows), *module.inner)
         ours["host"] |= {f"{module.native}.bias": (sum(module.rows),)} if module.bias else {}
     assert ours["diffusers"] == {name: tuple(p.shape) for name, p in published.named_parameters()}
