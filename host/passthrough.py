@@ -23,12 +23,13 @@ VELOCITY = ("v_pred", "ztsnr")  # names in a saved MODEL that predicts velocity,
 class Network:
     """A model of the host's as its names tell it.
 
-    `name` is the host's class, `identity` what tells two of its models apart (models.model_identity), without the kind
-    of prediction where the host reads that from values. `parameters` and `buffers`: name -> shape; `linears` are the
-    modules that the host's mixed-precision operations quantize as Linear. `becomes`: stored name -> the name it has in
-    the model; "" for what is cut or computed, None for what is dropped. `by_columns` are the stored weights whose width
-    the host's detection reads, `by_rows` those whose height. `beside`: stored names -> shapes of what has no place in the network and the host reads
-    all the same: for its model around it (Stable Audio), or to tell what it is (PixArt's `pos_embed`, marks).
+    `name` is the host's class, `identity` what tells two of its models apart (models.model_identity), without the
+    kind of prediction where the host reads that from values. `parameters` and `buffers`: name -> shape; `linears` are
+    the modules that the host's mixed-precision operations quantize as Linear. `becomes`: stored name -> the name it
+    has in the model; "" for what is cut or computed, None for what is dropped. `by_columns` are the stored weights
+    whose width the host's detection reads, `by_rows` those whose height. `beside`: stored names -> shapes of what has
+    no place in the network and the host reads all the same: for its model around it (Stable Audio), or to tell what
+    it is (PixArt's `pos_embed`, marks).
     """
 
     name: str
@@ -196,7 +197,12 @@ def _stand_in(name: str, shape: tuple[int, ...], looked: tuple[set[str], set[str
     if len(shape) > 2:
         return torch.empty(shape, dtype=torch.bfloat16, device="meta")
     made = torch.empty(shape, dtype=torch.bfloat16, device="meta").as_subclass(_stand_in_class())
-    made.stands_for = shape, lambda *dimensions: [looked[dimension].add(name) for dimension in dimensions]
+
+    def note(*dimensions: int) -> None:
+        for dimension in dimensions:
+            looked[dimension].add(name)
+
+    made.stands_for = shape, note
     return made
 
 
