@@ -156,6 +156,7 @@ def test_a_folder_has_stocks_weights(tiny, form, tmp_path):
 
 
 def test_weights_alone_are_known_by_their_names(tiny, tmp_path):
+    assert [one for one in DERIVED if one.is_named("\n".join(tiny.stored))] == [tiny.one]
     tiny.write(tmp_path / "model")
     (tmp_path / "model" / "config.json").unlink()
     if tiny.one.companions:
@@ -329,3 +330,17 @@ def test_animas_transformer_is_not_taken_for_cosmos(tmp_path):
     (tmp_path / "text_conditioner").mkdir()
     with host_models.detected(tiny.model), pytest.raises(CheckpointError, match="that of Anima"):
         load(tmp_path / "transformer")
+
+
+def test_of_parts_with_scales_of_their_own_only_what_is_detected_by_its_rows_is_dequantized(tmp_path):
+    """The host reads the number of heads from the rows of one qkv, and sees of several tiles the first."""
+    tiny = Tiny(*next(case for case in CASES if case[0].title == "MiniMax-H3"))
+    tiny.write(tmp_path / "model", "FP8")
+    with host_models.detected(tiny.model):
+        loaded = load(tmp_path / "model")
+    assert [line for line in loaded.report.splitlines() if "dequantized, because" in line and "height" in line] == [
+        line for line in loaded.report.splitlines() if "blocks.0.attn.qkv_proj: FP8 dequantized" in line and "refiner" not in line]
+    weights = {name: hasattr(layer.weight, "_layout_cls") for name, layer in loaded.patcher.model.diffusion_model.named_modules()
+               if name.endswith("qkv_proj")}
+    assert weights == {"token_refiner.blocks.0.attn.qkv_proj": True, "blocks.0.attn.qkv_proj": False,
+                       "blocks.1.attn.qkv_proj": True}

@@ -29,7 +29,7 @@ FORWARD = 1e-5
 EMULATED = 1e-3
 VARIANTS = list(wan.VARIANTS)
 # What the host makes of each: its class, channels in and out (comfy/supported_models.py).
-HOST = {"T2V": ("WAN21_T2V", 16, 16), "Wan2.2 I2V": ("WAN21_T2V", 36, 16), "TI2V-5B": ("WAN22_T2V", 48, 48),
+HOST = {"T2V": ("WAN21_T2V", 16, 16), "Wan2.2 I2V": ("WAN21_T2V", 36, 16), "TI2V-5B": ("WAN22_T2V", 48, 48), "Lucy-Edit": ("WAN22_T2V", 96, 48),
         "Wan2.1 I2V": ("WAN21_I2V", 36, 16), "Wan2.1 FLF2V": ("WAN21_I2V", 36, 16),
         "Fun Control": ("WAN21_FunControl2V", 48, 16)}
 

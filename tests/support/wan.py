@@ -22,6 +22,7 @@ IMAGE_TOKENS = 5  # the real CLIP gives 257
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "T2V": ({}, {}),
     "Wan2.2 I2V": ({"channels": 36}, {"concat": 20}),
+    "Lucy-Edit": ({"channels": 96, "out": 48}, {"channels": 48, "concat": 48}),
     "TI2V-5B": ({"channels": 48, "out": 48}, {"channels": 48}),
     "Wan2.1 I2V": ({"channels": 36, "image": True}, {"concat": 20, "image": IMAGE_TOKENS}),
     "Wan2.1 FLF2V": ({"channels": 36, "image": True, "positions": 2 * IMAGE_TOKENS},

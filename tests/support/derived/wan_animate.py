@@ -16,7 +16,7 @@ def forward(net, x, text, picture, image, pose, face):
 CASES = (Case(
     {"num_attention_heads": 1, "attention_head_dim": 128, "in_channels": 36, "ffn_dim": 256, "num_layers": 5,
      "image_dim": 1280, "added_kv_proj_dim": 128, "motion_encoder_channel_sizes":
-     {"4": 32, "8": 32, "16": 32, "32": 32, "64": 16, "128": 16, "256": 16, "512": 16}, "motion_style_dim": 32,
+     {"4": 32, "8": 32, "16": 32, "32": 32, "64": 16, "128": 8, "256": 8, "512": 8}, "motion_style_dim": 32,
      "motion_encoder_dim": 32, "face_encoder_hidden_dim": 32},
     # 512 tokens of text, after which diffusers looks for the picture's, and a picture of a face of 512 x 512
     "Wan Animate", forward, lambda: (noise(1, 16, 2, 4, 4), noise(1, 512, 4096), noise(1, 20, 2, 4, 4), noise(1, 5, 1280),

@@ -22,5 +22,5 @@ HEADERS: dict[str, dict[str, Any]] = wan_video.HEADERS
 NARROWER: dict[str, tuple[str, dict[str, Any]]] = wan_video.NARROWER | images.NARROWER
 CLASSED = {name: sizes[2] for name, sizes in MODELS.items() if len(sizes) > 2}
 BESIDE: dict[str, dict[str, tuple[int, ...]]] = audio_3d.BESIDE | unets.BESIDE
-SMALLER = audio_3d.SMALLER | images_videos.SMALLER
+SMALLER = audio_3d.SMALLER | images_videos.SMALLER | wan_video.SMALLER
 PUBLISHED = images.PUBLISHED

@@ -124,7 +124,7 @@ MODELS["LTX-2.3"] = (MODELS["LTX-2"][0], {
 FIXED = frozenset({"Chroma", "AuraFlow", "Lumina 2", "Cosmos 1", "Cosmos Predict 2", "ERNIE-Image", "HiDream-I1",
                    "PixArt-Sigma", "Hunyuan-DiT", "Ideogram 4", "Qwen-Image-Layered"})
 SMALLER = {"Wan Animate": {  # of whatever width the transformer is, it has 40 million numbers for faces
-    "wan.model_animate.EncoderApp": {512: 32, 256: 16, 128: 16, 64: 16, 32: 16},
+    "wan.model_animate.EncoderApp": {512: 32, 256: 16, 128: 8, 64: 8, 32: 8},
     "wan.model_animate.Direction": {512: 32}, "wan.model_animate.FaceEncoder": {1024: 32},
     "wan.model_animate.AnimateWanModel": {512: 32},
 }}

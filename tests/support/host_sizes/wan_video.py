@@ -45,8 +45,8 @@ MODELS: dict[str, tuple[Any, ...]] = {
     "HunyuanVideo I2V": ("hunyuan_video.model.HunyuanVideo", {**HUNYUAN, "in_channels": 33}),
     "HunyuanVideo": ("hunyuan_video.model.HunyuanVideo", {**HUNYUAN, "in_channels": 16}),
     "Mochi 1": ("genmo.joint_model.asymm_models_joint.AsymmDiTJoint", {
-        "image_model": "mochi_preview", "depth": 2, "patch_size": 2, "num_heads": 1, "hidden_size_x": 64,
-        "hidden_size_y": 64, "mlp_ratio_x": 192.0, "mlp_ratio_y": 4.0, "learn_sigma": False, "in_channels": 12,
+        "image_model": "mochi_preview", "depth": 2, "patch_size": 2, "num_heads": 2, "hidden_size_x": 96,
+        "hidden_size_y": 96, "mlp_ratio_x": 4.0, "mlp_ratio_y": 4.0, "learn_sigma": False, "in_channels": 12,
         "qk_norm": True, "qkv_bias": False, "out_bias": True, "attn_drop": 0.0, "patch_embed_bias": True,
         "posenc_preserve_area": True, "timestep_mlp_bias": True, "attend_to_padding": False, "timestep_scale": 1000.0,
         "use_t5": True, "t5_feat_dim": 128, "t5_token_length": 8, "rope_theta": 10000.0}),
@@ -83,3 +83,4 @@ if find_spec("comfy.ldm.wan.model_animate2"):  # ComfyUI 0.33 and later
 NARROWER = {"HuMo": ("wan.model.AudioProjModel", {"channels": 16, "intermediate_dim": 64}),
            "HunyuanVideo 1.5 SR": ("hunyuan_video.model.ByT5Mapper", {"out_dim": 64, "hidden_dim": 64})}
 FIXED = frozenset({"Mochi 1", "CogVideoX I2V, learned positions", "Cosmos 1 I2V", "Cosmos Predict 2 I2V"})
+SMALLER = {"Mochi 1": {"genmo.joint_model.asymm_models_joint.AsymmetricJointBlock": {1536: 48}}}  # of half the width
