@@ -258,6 +258,7 @@ FEATURES = {
         "comfy.sd:VAE.decode(self, latent)",
         "comfy.diffusers_convert:convert_vae_state_dict(sd)",
         "comfy.latent_formats:LatentFormat.process_out(self, latent)",
+        "comfy.ldm.lightricks.vae.causal_video_autoencoder:VideoVAE(config=)",
         "comfy.ldm.wan.vae:WanVAE",
         "comfy.ldm.wan.vae2_2:WanVAE",
         "comfy.ldm.models.autoencoder:AutoencoderKL(ddconfig=, decoder_ddconfig=, embed_dim=)",

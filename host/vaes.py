@@ -9,6 +9,9 @@ from .check import needs
 if TYPE_CHECKING:
     import torch
 
+NETWORKS = {"ltxv": ("lightricks.vae.causal_video_autoencoder", "VideoVAE"), "wan21": ("wan.vae", "WanVAE"),
+            "wan22": ("wan.vae2_2", "WanVAE")}
+
 
 @needs("VAEs")
 def diffusers_vae_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -34,17 +37,18 @@ def latent_map(name: str, channels: int) -> tuple[list[float], list[float]]:
 
 @needs("VAEs")
 def vae_module(kind: str, sizes: dict[str, Any]) -> Any:
-    """One of the host's VAE networks: "kl" (AutoencoderKL: images, HunyuanVideo), "wan21" or "wan22".
+    """One of the host's VAE networks: "kl" (AutoencoderKL: images, HunyuanVideo), "ltxv", "wan21" or "wan22".
 
-    `sizes` are the arguments of the Wan networks, or {"encoder", "decoder": arguments, "embed": channels of the quant
+    `sizes` are the arguments of the network's class, or of "kl" {"encoder", "decoder": arguments, "embed": channels of the quant
     convolutions or None}.
     """
+    from importlib import import_module
+
     import comfy.ldm.models.autoencoder as kl
-    import comfy.ldm.wan.vae
-    import comfy.ldm.wan.vae2_2
 
     if kind != "kl":
-        return {"wan21": comfy.ldm.wan.vae, "wan22": comfy.ldm.wan.vae2_2}[kind].WanVAE(**sizes)
+        module, name = NETWORKS[kind]
+        return getattr(import_module(f"comfy.ldm.{module}"), name)(**sizes)
     if sizes["embed"]:
         return kl.AutoencoderKL(ddconfig=sizes["encoder"], decoder_ddconfig=sizes["decoder"],
                                 embed_dim=sizes["embed"])

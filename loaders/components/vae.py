@@ -146,7 +146,7 @@ def _component(checkpoint: Checkpoint, config: dict[str, Any], stored: dict[str,
     _check_latents(plan, where)
     tensors = _native(plan, stored, checkpoint.source.folder)
     dtype = DTYPES[request.dtype]
-    vae = host.load_vae(tensors, dtype) if plan.inferred else \
+    vae = host.load_vae(tensors, dtype, plan.metadata) if plan.inferred else \
         host.load_vae_sized(tensors, plan.kind, plan.sizes, plan.published, dtype)
     _check_taken(vae, tensors, checkpoint.source.folder)
     plan.finish(vae)

@@ -6,10 +6,11 @@ from .autoencoder_kl import AUTOENCODER_KL
 from .base import Latents, Plan, VAEClass
 from .flux2 import FLUX2
 from .hunyuan_video import HUNYUAN_VIDEO
+from .ltx import LTX2_VIDEO, LTX_VIDEO
 from .qwen_image import QWEN_IMAGE
 from .wan import WAN
 
-VAES: tuple[VAEClass, ...] = (AUTOENCODER_KL, FLUX2, HUNYUAN_VIDEO, QWEN_IMAGE, WAN)
+VAES: tuple[VAEClass, ...] = (AUTOENCODER_KL, FLUX2, HUNYUAN_VIDEO, LTX_VIDEO, LTX2_VIDEO, QWEN_IMAGE, WAN)
 
 __all__ = ["VAES", "Latents", "Plan", "VAEClass", "by_class_name"]
 
