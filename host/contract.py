@@ -233,6 +233,8 @@ FEATURES = {
         "comfy.sd:CLIP->patcher",
         "comfy.sd1_clip:SDTokenizer->tokenizer",
         "comfy.sd1_clip:SDTokenizer->pad_token",
+        *(f"comfy.sd1_clip:SDClipModel->{name}" for name in ("layer", "layer_idx", "options_default",
+                                                            "return_projected_pooled")),
         "folder_paths:get_folder_paths(key)",
     )),
     "quantized text encoders": Feature(Text("quantized text encoders cannot be loaded; plain ones can"), (

@@ -39,8 +39,8 @@ def latent_map(name: str, channels: int) -> tuple[list[float], list[float]]:
 def vae_module(kind: str, sizes: dict[str, Any]) -> Any:
     """One of the host's VAE networks: "kl" (AutoencoderKL: images, HunyuanVideo), "ltxv", "wan21" or "wan22".
 
-    `sizes` are the arguments of the network's class, or of "kl" {"encoder", "decoder": arguments, "embed": channels of the quant
-    convolutions or None}.
+    `sizes` are the arguments of the network's class, or of "kl" {"encoder", "decoder": arguments, "embed": channels of
+    the quant convolutions or None}.
     """
     from importlib import import_module
 

@@ -1,5 +1,5 @@
-"""diffusers AutoencoderKLLTXVideo (0.9.0 to 0.9.8) and AutoencoderKLLTX2Video: one network of ComfyUI's, which takes the
-list of its blocks from a file's metadata. Here it is made of config.json, with the names of the blocks."""
+"""diffusers AutoencoderKLLTXVideo (0.9.0 to 0.9.8) and AutoencoderKLLTX2Video: one network of ComfyUI's, which takes
+the list of its blocks from a file's metadata. Here it is made of config.json, with the names of the blocks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LTX2: dict[str, Any] = {
 
 
 class _Half:
-    """One half of the network: ComfyUI's blocks in order, the names of theirs for diffusers', and what they scale by."""
+    """One half of the network: ComfyUI's blocks in order, their names for diffusers', and what they scale by."""
 
     def __init__(self, half: str, blocks: str) -> None:
         self.half, self.list = half, blocks
@@ -195,6 +195,7 @@ _FIXED = {"in_channels": 3, "out_channels": 3, "latent_channels": LATENT, "patch
           "scaling_factor": 1.0, "encoder_causal": True}
 _WITHOUT_EFFECT = frozenset({"spatial_compression_ratio", "temporal_compression_ratio"})
 LTX_VIDEO = VAEClass("AutoencoderKLLTXVideo", {
-    **_FIXED, "encoder_spatial_padding_mode": "zeros", "decoder_spatial_padding_mode": "zeros", "upsample_type": "none"},
+    **_FIXED, "encoder_spatial_padding_mode": "zeros", "decoder_spatial_padding_mode": "zeros",
+    "upsample_type": "none"},
     frozenset(LTX), _WITHOUT_EFFECT, partial(_plan, second=False))
 LTX2_VIDEO = VAEClass("AutoencoderKLLTX2Video", _FIXED, frozenset(LTX2), _WITHOUT_EFFECT, partial(_plan, second=True))
