@@ -54,6 +54,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "flux2": ("AutoencoderKLFlux2", {**KL, **LEVELS_2D, "decoder_block_out_channels": (64, 64, 128, 192)}),
     "wan": ("AutoencoderKLWan", {"base_dim": 12}),
     "wan22": ("AutoencoderKLWan", {**WAN22, "base_dim": 12, "decoder_base_dim": 20}),
+    "hunyuan_image": ("AutoencoderKLHunyuanImage", {
+        "in_channels": 3, "out_channels": 3, "latent_channels": 64, "block_out_channels": (32, 32, 64, 64, 128, 128),
+        "layers_per_block": 2, "spatial_compression_ratio": 32, "sample_size": 384, "scaling_factor": 0.75289}),
+    "hunyuan_refiner": ("AutoencoderKLHunyuanImageRefiner", {"block_out_channels": (16, 16, 32, 64, 64)}),
+    "hunyuan_video_15": ("AutoencoderKLHunyuanVideo15", {"block_out_channels": (16, 16, 32, 64, 64)}),
     "hunyuan_video": ("AutoencoderKLHunyuanVideo", {k: v for k, v in KL.items() if k != "sample_size"}),
     "qwen_image": ("AutoencoderKLQwenImage", {"base_dim": 12}),
 }
@@ -64,6 +69,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "flux2": {"block_out_channels": (128, 256, 512, 512), "decoder_block_out_channels": None},
     "wan": {"base_dim": 96}, "wan22": {"base_dim": 160, "decoder_base_dim": 256},
     "hunyuan_video": {"block_out_channels": (128, 256, 512, 512)}, "qwen_image": {"base_dim": 96},
+    "hunyuan_image": {"block_out_channels": (128, 256, 512, 512, 1024, 1024)},
+    **dict.fromkeys(("hunyuan_refiner", "hunyuan_video_15"), {"block_out_channels": (128, 256, 512, 1024, 1024)}),
     "sd3": {"block_out_channels": (128, 256, 512, 512)},
     "ltx": {**dict.fromkeys(("block_out_channels", "decoder_block_out_channels"), (128, 256, 512, 512)),
             **dict.fromkeys(("layers_per_block", "decoder_layers_per_block"), (4, 3, 3, 3, 4))},
@@ -74,7 +81,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "ltx2": {"block_out_channels": (256, 512, 1024, 2048), "layers_per_block": (4, 6, 6, 2, 2),
              "decoder_block_out_channels": (256, 512, 1024), "decoder_layers_per_block": (5, 5, 5, 5)}}
 NOISE_SEED = 5
-IMAGES = ("flux1", "z_image", "sdxl", "sd15", "flux2", "sd3")
+IMAGES = ("flux1", "z_image", "sdxl", "sd15", "flux2", "sd3", "hunyuan_image")
 LTX_NOISE, LTX_TIME = 0.025, 0.05  # ComfyUI's, which diffusers' pipelines are told
 
 
@@ -173,7 +180,12 @@ def raw_latent(model: Any, latent: torch.Tensor) -> torch.Tensor:
     if config.get("latents_mean"):
         mean, std = (torch.tensor(config[key]).view(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
         return latent / (1.0 / std) + mean
-    return latent / config.scaling_factor + (config.get("shift_factor") or 0.0)
+    latent = latent / config.scaling_factor + (config.get("shift_factor") or 0.0)
+    if type(model).__name__.endswith("Refiner"):
+        from diffusers import HunyuanImageRefinerPipeline
+
+        return HunyuanImageRefinerPipeline._restore_image_tokens_order(latent)
+    return latent
 
 
 def diffusers_encode(model: Any, pixels: torch.Tensor) -> torch.Tensor:
