@@ -81,6 +81,7 @@ from .text_encoders import (
     is_instance_of,
     load_text_encoders,
     pad_with,
+    read_normed,
     take_away,
     tekken_read_by,
     text_encoder_dtype,

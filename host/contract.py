@@ -233,6 +233,8 @@ FEATURES = {
         "comfy.sd:CLIP->patcher",
         "comfy.sd1_clip:SDTokenizer->tokenizer",
         "comfy.sd1_clip:SDTokenizer->pad_token",
+        *(f"comfy.sd1_clip:SDClipModel->{name}" for name in ("layer", "layer_idx", "options_default",
+                                                            "return_projected_pooled")),
         "folder_paths:get_folder_paths(key)",
     )),
     "quantized text encoders": Feature(Text("quantized text encoders cannot be loaded; plain ones can"), (
@@ -258,6 +260,7 @@ FEATURES = {
         "comfy.sd:VAE.decode(self, latent)",
         "comfy.diffusers_convert:convert_vae_state_dict(sd)",
         "comfy.latent_formats:LatentFormat.process_out(self, latent)",
+        "comfy.ldm.lightricks.vae.causal_video_autoencoder:VideoVAE(config=)",
         "comfy.ldm.wan.vae:WanVAE",
         "comfy.ldm.wan.vae2_2:WanVAE",
         "comfy.ldm.models.autoencoder:AutoencoderKL(ddconfig=, decoder_ddconfig=, embed_dim=)",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .check import needs
+from .check import needs, version
 from .errors import CheckpointError
 from .texts import Text
 
@@ -29,6 +29,10 @@ def load_text_encoders(state_dicts: list[dict[str, torch.Tensor]], clip_type: st
     import comfy.sd
     import folder_paths
 
+    kind = getattr(comfy.sd.CLIPType, clip_type, None)
+    if kind is None:
+        raise CheckpointError(Text("ComfyUI {version} has no text encoders of this kind ({kind})", version=version(),
+                                   kind=clip_type.lower()), "", Text("update ComfyUI"))
     options: dict[str, Any] = {f"{name}_model_config": dict(config) for name, config in configs.items()}
     clips = [configs[name] for name in ("clip_l", "clip_g") if name in configs]
     if clips:  # where it measures CLIP's positions (long_clipl.py) it puts this one in the place of both
@@ -44,7 +48,7 @@ def load_text_encoders(state_dicts: list[dict[str, torch.Tensor]], clip_type: st
         options["custom_operations"] = operations
     return comfy.sd.load_text_encoder_state_dicts(
         state_dicts, embedding_directory=folder_paths.get_folder_paths("embeddings"),
-        clip_type=comfy.sd.CLIPType[clip_type], model_options=options, disable_dynamic=disable_dynamic)
+        clip_type=kind, model_options=options, disable_dynamic=disable_dynamic)
 
 
 @needs("quantized text encoders")
@@ -66,6 +70,15 @@ def take_away(clip: Any, name: str, module: str, error: Callable[[], Exception])
             raise error()
 
     setattr(getattr(clip.cond_stage_model, name).transformer, module, Nothing())
+
+
+@needs("text encoders")
+def read_normed(clip: Any, name: str) -> None:
+    """Let the encoder `name` of a CLIP give its last hidden state behind the final norm, unless it is asked for
+    another."""
+    model = getattr(clip.cond_stage_model, name)
+    model.layer, model.layer_idx = "last", None
+    model.options_default = (model.layer, model.layer_idx, model.return_projected_pooled)
 
 
 @needs("text encoders")
@@ -107,9 +120,10 @@ def is_instance_of(value: Any, class_name: str) -> bool:
 
 @needs("text encoders")
 def tokenizer_of(clip: Any, name: str) -> Any:
-    """The host's tokenizer (an SDTokenizer) of the encoder `name` of a CLIP."""
+    """The host's tokenizer (an SDTokenizer) of the encoder `name` of a CLIP; byT5's is named without its size."""
     tokenizer = clip.tokenizer
-    return getattr(tokenizer, name) if hasattr(tokenizer, name) else getattr(tokenizer, f"clip_{name}")
+    names = (name, f"clip_{name}", name.rpartition("_")[0])
+    return getattr(tokenizer, next((one for one in names if hasattr(tokenizer, one)), name))
 
 
 def follow_tokenizer_json(tokenizer: Any, path: str, probe: str) -> bool:

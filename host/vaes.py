@@ -9,6 +9,12 @@ from .check import needs
 if TYPE_CHECKING:
     import torch
 
+NETWORKS = {"ltxv": ("lightricks.vae.causal_video_autoencoder", "VideoVAE"), "wan21": ("wan.vae", "WanVAE"),
+            "wan22": ("wan.vae2_2", "WanVAE")}
+# An encoder and a decoder of one module, and what makes a latent of the encoder's output
+ENGINES = {"hunyuan_image": ("hunyuan_video.vae", "DiagonalGaussianRegularizer"),
+           "hunyuan_15": ("hunyuan_video.vae_refiner", "EmptyRegularizer")}
+
 
 @needs("VAEs")
 def diffusers_vae_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -34,17 +40,24 @@ def latent_map(name: str, channels: int) -> tuple[list[float], list[float]]:
 
 @needs("VAEs")
 def vae_module(kind: str, sizes: dict[str, Any]) -> Any:
-    """One of the host's VAE networks: "kl" (AutoencoderKL: images, HunyuanVideo), "wan21" or "wan22".
+    """One of the host's VAE networks: "kl" (AutoencoderKL: images, HunyuanVideo), one of NETWORKS or of ENGINES.
 
-    `sizes` are the arguments of the Wan networks, or {"encoder", "decoder": arguments, "embed": channels of the quant
-    convolutions or None}.
+    `sizes` are the arguments of the network's class, or of "kl" {"encoder", "decoder": arguments, "embed": channels of
+    the quant convolutions or None}.
     """
-    import comfy.ldm.models.autoencoder as kl
-    import comfy.ldm.wan.vae
-    import comfy.ldm.wan.vae2_2
+    from importlib import import_module
 
-    if kind != "kl":
-        return {"wan21": comfy.ldm.wan.vae, "wan22": comfy.ldm.wan.vae2_2}[kind].WanVAE(**sizes)
+    import comfy.ldm.models.autoencoder as kl
+
+    if kind in NETWORKS:
+        module, name = NETWORKS[kind]
+        return getattr(import_module(f"comfy.ldm.{module}"), name)(**sizes)
+    if kind in ENGINES:
+        module, regularizer = ENGINES[kind]
+        halves = {f"{half}_config": {"target": f"comfy.ldm.{module}.{half.capitalize()}", "params": sizes}
+                  for half in ("encoder", "decoder")}
+        return kl.AutoencodingEngine(
+            regularizer_config={"target": f"comfy.ldm.models.autoencoder.{regularizer}"}, **halves)
     if sizes["embed"]:
         return kl.AutoencoderKL(ddconfig=sizes["encoder"], decoder_ddconfig=sizes["decoder"],
                                 embed_dim=sizes["embed"])

@@ -170,7 +170,10 @@ def load(request: Request, disable_dynamic: bool = False) -> Loaded:
         _check_names(clip, part)
         notes.append(part.encoder.repair(host.tokenizer_of(clip, part.encoder.host_name), part.tokenizer_source))
         if part.blind:
-            notes.append(_blind(clip, part))
+            note = _blind(clip, part)
+            notes.append(note if part.encoder.eyeless == () else "")
+    for name in family.normed:
+        host.read_normed(clip, name)
     for name, value in family.tokenizer_options:
         clip.set_tokenizer_option(name, value)
     if any(part.quantized for part in parts):
@@ -222,8 +225,9 @@ def _part(pipeline: Pipeline, folder: str, tokenizer: str, encoder: Encoder, ove
         config = theirs
     encoder = encoder.other(config) or encoder
     blind, beside = False, [override.eyes] if override.eyes else []
-    if override.whole and encoder.apart and not beside and not _sees(override.whole, encoder):
-        beside = [own] if own else []
+    eyeless = named in encoder.eyeless
+    if encoder.apart and not beside and (override.whole or eyeless) and not _sees(first, encoder):
+        beside = [own] if override.whole and own and not eyeless else []
         blind = not beside
     if blind and EDITS in str(pipeline.index.get("_class_name")):
         raise CheckpointError(Text("this text encoder has no eyes, and the base edits pictures"),
@@ -239,7 +243,8 @@ def _part(pipeline: Pipeline, folder: str, tokenizer: str, encoder: Encoder, ove
 def _to_host(pipeline: Pipeline, family: Family, parts: list[Part], given: list[dict[str, Any]], dtype: str,
              disable_dynamic: bool) -> Any:
     """The one call into the host's loader, and the check of its choice."""
-    configs = {part.encoder.host_name: part.sizes for part in parts}
+    configs = {part.encoder.host_name if part.encoder.set_by is None else part.encoder.set_by: part.sizes
+               for part in parts}
     chosen = set_dtype(given, dtype)
     # Norms may be of another dtype than matrices (GGUF), and the host would bring all to that.
     own = any(part.quantized or part.replaced for part in parts)

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     import torch
 
 STORED = ("F32", "F16", "BF16")
-COUNTER = ".num_batches_tracked"  # of a batch norm in training; without effect here, and often not stored
+# What nobody reads: the counter of a batch norm in training, which is often not stored, and layers for a time, of which
+# ComfyUI has some in networks that are given none.
+UNREAD = (".num_batches_tracked", ".temb_proj.weight", ".temb_proj.bias")
 TOLERANCE = 1e-5  # slopes and offsets went through F32 (6e-8) in three operations; published values have 4 to 6 digits
 UPDATE = Text("update this pack and ComfyUI, or report this")
 
@@ -121,7 +123,7 @@ def _plain(tensors: dict[str, torch.Tensor], where: object) -> dict[str, torch.T
     import torch
 
     casts = (torch.float8_e4m3fn, torch.float8_e5m2)
-    other = sorted(name for name, tensor in tensors.items() if not name.endswith(COUNTER)
+    other = sorted(name for name, tensor in tensors.items() if not name.endswith(UNREAD)
                    and dtype_name(tensor.dtype) not in STORED and tensor.dtype not in casts)
     if other:
         raise CheckpointError(Text("stored as {dtype}, which ComfyUI's VAEs do not read: {names}",
@@ -146,7 +148,7 @@ def _component(checkpoint: Checkpoint, config: dict[str, Any], stored: dict[str,
     _check_latents(plan, where)
     tensors = _native(plan, stored, checkpoint.source.folder)
     dtype = DTYPES[request.dtype]
-    vae = host.load_vae(tensors, dtype) if plan.inferred else \
+    vae = host.load_vae(tensors, dtype, plan.metadata) if plan.inferred else \
         host.load_vae_sized(tensors, plan.kind, plan.sizes, plan.published, dtype)
     _check_taken(vae, tensors, checkpoint.source.folder)
     plan.finish(vae)
@@ -202,7 +204,7 @@ def _native(plan: Plan, stored: dict[str, torch.Tensor], where: object) -> dict[
         raise CheckpointError(Text("two stored tensors have one name in ComfyUI"), where, again)
     names = dict(zip(native, stored, strict=True))
     unused = [names[name] for name in native if name not in expected]
-    missing = [name for name in expected if name not in native and not name.endswith(COUNTER)]
+    missing = [name for name in expected if name not in native and not name.endswith(UNREAD)]
     if unused or missing:
         raise CheckpointError(Text("the tensors are not those of config.json: missing {missing} (ComfyUI's names); "
                                    "unused {unused}", missing=first_ten(missing) or "-",
@@ -220,8 +222,8 @@ def _check_taken(vae: Any, tensors: dict[str, torch.Tensor], where: object) -> N
     """The host only logs missing and unexpected tensors; here they are errors."""
     if vae.first_stage_model is None:
         raise CheckpointError(Text("ComfyUI did not recognise the converted VAE"), where, UPDATE)
-    there = {name for name in vae.first_stage_model.state_dict() if not name.endswith(COUNTER)}
-    given = {name for name in tensors if not name.endswith(COUNTER)}
+    there = {name for name in vae.first_stage_model.state_dict() if not name.endswith(UNREAD)}
+    given = {name for name in tensors if not name.endswith(UNREAD)}
     if there != given:
         raise CheckpointError(Text("ComfyUI {version} has other tensors in this VAE: missing {missing}; unused "
                                    "{unused}", version=host.version(), missing=first_ten(sorted(there - given)) or "-",
@@ -233,7 +235,7 @@ def _report(head: list[str], checkpoint: Checkpoint, tensors: dict[str, torch.Te
     names = checkpoint.source.files
     files = names[0].replace("\\", "/").rpartition("/")[2] if len(names) == 1 else \
         Text("{count} shards", count=len(names))
-    stored = sorted({dtype_name(tensor.dtype) for name, tensor in tensors.items() if not name.endswith(COUNTER)})
+    stored = sorted({dtype_name(tensor.dtype) for name, tensor in tensors.items() if not name.endswith(UNREAD)})
     frames = vae.temporal_compression_decode() or 1
     latents = Text("latents: {channels} channels, 1/{factor} of width and height", channels=vae.latent_channels,
                    factor=vae.spacial_compression_decode())

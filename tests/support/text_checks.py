@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -42,11 +43,15 @@ def diffusers_pipeline(folder: Path):
     kind = getattr(diffusers, index.pop("_class_name"))
     parts = {}
     for name, (_, cls) in index.items():
+        if cls is None:
+            parts[name] = None
+            continue
         part = getattr(transformers, cls).from_pretrained(folder / name)
         parts[name] = part.float() if "encoder" in name else part
-    absent = dict.fromkeys({"unet" if "XL" in kind.__name__ else "transformer", "vae", "scheduler"})
-    if kind is diffusers.WanPipeline:
-        del absent["transformer"]
+    asked = inspect.signature(kind.__init__).parameters.values()
+    absent = {one.name: None for one in asked if one.default is one.empty and one.name not in ("self", *parts)}
+    if "safety_checker" in inspect.signature(kind.__init__).parameters and "Cosmos" in kind.__name__:
+        absent["safety_checker"] = torch.nn.Identity()  # a package of its own
     return kind(**parts, **absent)
 
 
@@ -126,8 +131,80 @@ def assert_lumina2(clip, folder: Path, within: float = FORWARD, prompts=PROMPTS)
         assert states.shape == expected.shape and rel_l2(states, expected) < within
 
 
+def assert_sd15(clip, folder: Path, within: float = FORWARD, prompts=PROMPTS) -> None:
+    pipeline = diffusers_pipeline(folder)
+    for prompt in prompts:
+        expected_ids = pipeline.tokenizer(prompt, padding="max_length", max_length=77, truncation=True).input_ids
+        assert ids(clip.tokenize(prompt), "l") == expected_ids
+        with torch.inference_mode():
+            expected, _ = pipeline.encode_prompt(prompt, "cpu", 1, False)
+        states, _ = encode(clip, prompt)
+        assert states.shape == expected.shape and rel_l2(states, expected) < within
+
+
+def assert_sd3(clip, folder: Path, within: float = FORWARD, prompts=PROMPTS) -> None:
+    """Of a base without T5 the first 77 states: diffusers has zeros behind them, the host nothing."""
+    pipeline = diffusers_pipeline(folder)
+    if pipeline.text_encoder_3 is None:  # diffusers asks the transformer how wide they are
+        pipeline._get_t5_prompt_embeds = lambda **kwargs: torch.zeros(1, 256, 4096)
+    for prompt in prompts:
+        tokens = clip.tokenize(prompt)
+        for name, tokenizer, length in (("l", pipeline.tokenizer, 77), ("g", pipeline.tokenizer_2, 77),
+                                        ("t5xxl", pipeline.tokenizer_3, 256)):
+            if tokenizer is not None:
+                given = tokenizer(prompt, padding="max_length", max_length=length, truncation=True).input_ids
+                assert ids(tokens, name) == given
+        with torch.inference_mode():
+            expected, _, pooled, _ = pipeline.encode_prompt(prompt, None, None, device="cpu", do_classifier_free_guidance=False)
+        states, rest = encode(clip, prompt)
+        assert states.shape[1] == (77 if pipeline.text_encoder_3 is None else expected.shape[1])
+        expected = expected[:, :states.shape[1]]
+        assert states.shape == expected.shape and rel_l2(states, expected) < within
+        assert rel_l2(states[:, :77], expected[:, :77]) < within and rel_l2(rest["pooled_output"], pooled) < FORWARD
+
+
+def assert_hidream(clip, folder: Path, within: float = FORWARD, prompts=PROMPTS) -> None:
+    pipeline = diffusers_pipeline(folder)
+    for prompt in prompts:
+        with torch.inference_mode():
+            t5, _, llama, _, pooled, _ = pipeline.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)
+        states, rest = encode(clip, prompt)
+        given = pipeline.tokenizer_4(prompt, padding="max_length", max_length=128).input_ids
+        assert ids(clip.tokenize(prompt), "llama") == given
+        assert rel_l2(states, t5) < within and rel_l2(rest["pooled_output"], pooled) < FORWARD
+        assert rel_l2(rest["conditioning_llama3"], llama.movedim(0, 1)) < FORWARD
+
+
+def assert_t5(clip, folder: Path, within: float = FORWARD, prompts=PROMPTS) -> None:
+    """The pipelines with T5 alone; those of them that pad a prompt in the host pad it to the same length."""
+    pipeline = diffusers_pipeline(folder)
+    length, padded = T5_LENGTHS[type(pipeline).__name__]
+    (name,) = clip.tokenize("")
+    for prompt in prompts:
+        inputs = pipeline.tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt")
+        count = length if padded else int(inputs.attention_mask.sum())
+        assert ids(clip.tokenize(prompt), name) == inputs.input_ids[0, :count].tolist()
+        with torch.inference_mode():
+            if type(pipeline).__name__ == "LTXPipeline":  # diffusers' encoder sees its padding, LTX-Video's own does not
+                expected = pipeline.text_encoder(**inputs)[0]
+            elif hasattr(pipeline, "_get_t5_prompt_embeds"):
+                expected = pipeline._get_t5_prompt_embeds(prompt, max_sequence_length=length, device="cpu")
+            else:
+                expected = pipeline.encode_prompt(prompt, False, device="cpu")
+        expected = (expected[0] if isinstance(expected, tuple) else expected)[:, :count]
+        states, rest = encode(clip, prompt)
+        assert states.shape == expected.shape and rel_l2(states, expected) < within
+        if "attention_mask" in rest:
+            assert torch.equal(rest["attention_mask"], inputs.attention_mask)
+
+
+# pipeline -> the tokens of a prompt, and whether the host pads to them
+T5_LENGTHS = {"ChromaPipeline": (512, False), "PixArtSigmaPipeline": (300, False), "LTXPipeline": (128, True),
+              "MochiPipeline": (256, True), "CogVideoXPipeline": (226, True), "Cosmos2TextToImagePipeline": (512, True),
+              "AuraFlowPipeline": (256, True)}
 CHECKS = {"flux1": assert_flux, "wan": assert_wan, "hunyuan_video": assert_hunyuan_video, "sdxl": assert_sdxl,
-          "lumina2": assert_lumina2}
+          "lumina2": assert_lumina2, "sd15": assert_sd15, "sd3": assert_sd3, "hidream": assert_hidream,
+          **dict.fromkeys(("chroma", "pixart", "ltx", "mochi", "cogvideox", "cosmos", "aura_flow"), assert_t5)}
 
 
 def copy_of(folder: Path, target: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Tiny text encoders and tokenizers of FLUX.1, Wan and HunyuanVideo as transformers saves them, and what they say."""
+"""Tiny text encoders and tokenizers as transformers saves them: CLIP, T5 in its kinds, Llama, Gemma."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ LUMINA_TEXT = 64
 SDXL_TEXT, SDXL_POOLED = 2 * 48, 48
 BUNDLED = COMFYUI / "comfy"
 PIPELINES = {"flux1": "FluxPipeline", "wan": "WanPipeline", "hunyuan_video": "HunyuanVideoPipeline",
-             "sdxl": "StableDiffusionXLPipeline", "lumina2": "Lumina2Pipeline"}
+             "sdxl": "StableDiffusionXLPipeline", "lumina2": "Lumina2Pipeline", "sd15": "StableDiffusionPipeline",
+             "sd3": "StableDiffusion3Pipeline", "hidream": "HiDreamImagePipeline", "chroma": "ChromaPipeline",
+             "pixart": "PixArtSigmaPipeline", "ltx": "LTXPipeline", "mochi": "MochiPipeline",
+             "cogvideox": "CogVideoXPipeline", "cosmos": "Cosmos2TextToImagePipeline", "aura_flow": "AuraFlowPipeline"}
+T5_ALONE = ("chroma", "pixart", "ltx", "mochi", "cogvideox")
+SD3_TEXT = 4096  # T5's width, by which the host pads CLIP's states
 CLIP_VOCAB, CLIP_END = 49408, 49407
 LLAMA_VOCAB = 128320
 
@@ -34,6 +39,18 @@ def clip(width: int, layers: int = 2) -> Any:
     return seeded(CLIPTextModel, CLIPTextConfig(
         hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=width // 16,
         vocab_size=CLIP_VOCAB, bos_token_id=49406, eos_token_id=CLIP_END, projection_dim=width))
+
+
+def clip_l_projected(identity: bool = True, **sizes: Any) -> Any:
+    """A CLIPTextModelWithProjection, BF16, of CLIP-L's depth; SD3's projects by the identity, HiDream's does project."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    model = seeded(CLIPTextModelWithProjection, CLIPTextConfig(**{
+        "hidden_size": SDXL_POOLED, "intermediate_size": 96, "num_hidden_layers": 12, "num_attention_heads": 3,
+        "vocab_size": CLIP_VOCAB, "bos_token_id": 49406, "eos_token_id": CLIP_END, "projection_dim": SDXL_POOLED, **sizes}))
+    if identity:
+        model.text_projection.weight.data.copy_(torch.eye(SDXL_POOLED))
+    return model
 
 
 def clip_g(**sizes: Any) -> Any:
@@ -51,6 +68,14 @@ def t5(**sizes: int) -> Any:
     from transformers import T5Config, T5EncoderModel
 
     return seeded(T5EncoderModel, T5Config(**{"vocab_size": 32128, **T5_SIZES, "d_model": FLUX_TEXT, **sizes}, **T5_KIND))
+
+
+def t5_old(**sizes: int) -> Any:
+    """The same of version 1.0: ReLU, no gate."""
+    from transformers import T5Config, T5EncoderModel
+
+    return seeded(T5EncoderModel, T5Config(**{"vocab_size": 32128, **T5_SIZES, "d_model": FLUX_TEXT, **sizes},
+                                           feed_forward_proj="relu", dropout_rate=0.0))
 
 
 def umt5(vocab: int, **sizes: int) -> Any:
@@ -80,6 +105,15 @@ def llama(**sizes: int) -> Any:
     from transformers import LlamaModel
 
     return seeded(LlamaModel, llama_config(**sizes))
+
+
+def llama_head() -> Any:
+    """A LlamaForCausalLM of Llama 3.1's vocabulary, BF16."""
+    from transformers import LlamaForCausalLM
+
+    config = llama_config(vocab_size=128256, tie_word_embeddings=True)
+    config.pad_token_id = None
+    return seeded(LlamaForCausalLM, config)
 
 
 def llava() -> Any:
@@ -126,6 +160,43 @@ def tokenizer_t5(folder: Path) -> str:
     from transformers import T5TokenizerFast
 
     return saved(T5TokenizerFast.from_pretrained(BUNDLED / "text_encoders" / "t5_tokenizer"), folder)
+
+
+def tokenizer_pile_t5(folder: Path) -> str:
+    """Pile-T5's SentencePiece model as the host has it, and a tokenizer.json that is made of it."""
+    import sentencepiece
+    from tokenizers import Tokenizer, models, normalizers
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    folder.mkdir(parents=True)
+    source = BUNDLED / "text_encoders" / "t5_pile_tokenizer" / "tokenizer.model"
+    shutil.copy(source, folder)
+    model = sentencepiece.SentencePieceProcessor(model_file=str(source))
+    vocab = {model.id_to_piece(i): i for i in range(model.get_piece_size())}
+    merges = [(piece[:at], piece[at:]) for piece in vocab for at in range(1, len(piece))
+              if piece[:at] in vocab and piece[at:] in vocab]
+    made = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])  # type: ignore
+    made.post_processor = TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)])  # type: ignore
+    made.add_special_tokens([f"<extra_id_{number}>" for number in range(3)])
+    return saved(PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+                                         pad_token="<s>"), folder)
+
+
+def tokenizer_llama31(folder: Path) -> str:
+    """Llama 3.1's: the pieces of the host's, other special tokens."""
+    from transformers import PreTrainedTokenizerFast
+
+    made = PreTrainedTokenizerFast.from_pretrained(BUNDLED / "text_encoders" / "llama_tokenizer")
+    content = json.loads(made.backend_tokenizer.to_str())
+    renamed = {"<|reserved_special_token_0|>": "<|finetune_right_pad_id|>", "<|reserved_special_token_3|>": "<|eom_id|>"}
+    for token in content["added_tokens"]:
+        token["content"] = renamed.get(token["content"], token["content"])
+    from tokenizers import Tokenizer
+
+    return saved(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)),
+                                         bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"), folder)
 
 
 def tokenizer_llama(folder: Path) -> str:
@@ -206,6 +277,24 @@ def save(family: str, folder: Path) -> dict[str, list[str]]:
     elif family == "sdxl":
         encoders = {"text_encoder": clip(SDXL_POOLED, layers=12), "text_encoder_2": clip_g()}
         tokenizers = {"tokenizer": tokenizer_clip, "tokenizer_2": tokenizer_clip_g}
+    elif family == "sd15":
+        encoders, tokenizers = {"text_encoder": clip(FLUX_POOLED)}, {"tokenizer": tokenizer_clip}
+    elif family == "sd3":
+        encoders = {"text_encoder": clip_l_projected(), "text_encoder_2": clip_g(), "text_encoder_3": t5(
+            d_model=SD3_TEXT, num_layers=2, d_ff=32, vocab_size=8192)}  # the prompts' pieces are common ones
+        tokenizers = {"tokenizer": tokenizer_clip, "tokenizer_2": tokenizer_clip_g, "tokenizer_3": tokenizer_t5}
+    elif family == "hidream":
+        long = {"max_position_embeddings": 248}
+        encoders = {"text_encoder": clip_l_projected(False, **long), "text_encoder_2": clip_g(**long),
+                    "text_encoder_3": t5(), "text_encoder_4": llama_head()}
+        tokenizers = {"tokenizer": tokenizer_clip, "tokenizer_2": tokenizer_clip_g, "tokenizer_3": tokenizer_t5,
+                      "tokenizer_4": tokenizer_llama31}
+    elif family in T5_ALONE:
+        encoders, tokenizers = {"text_encoder": t5()}, {"tokenizer": tokenizer_t5}
+    elif family == "cosmos":
+        encoders, tokenizers = {"text_encoder": t5_old()}, {"tokenizer": tokenizer_t5}
+    elif family == "aura_flow":
+        encoders, tokenizers = {"text_encoder": umt5(32128, d_model=FLUX_TEXT)}, {"tokenizer": tokenizer_pile_t5}
     else:
         raise ValueError(family)
     entries = {}

@@ -20,6 +20,11 @@ import torch
 WIDTHS = {"flux2": 3 * 5120, "qwen_image": 512, "qwen_image_edit": 512, "z_image": 2560, "flux2_klein": 3 * 2560}
 PIPELINES = {"flux2": "Flux2Pipeline", "qwen_image": "QwenImagePipeline", "z_image": "ZImagePipeline",
              "qwen_image_edit": "QwenImageEditPlusPipeline", "flux2_klein": "Flux2KleinPipeline"}
+# Those that have Qwen-Image's encoder, alone or beside another
+OF_QWEN25 = {"hunyuan_image": "HunyuanImagePipeline", "hunyuan_refiner": "HunyuanImageRefinerPipeline",
+             "kandinsky5": "Kandinsky5T2VPipeline", "kandinsky5_image": "Kandinsky5T2IPipeline",
+             "longcat": "LongCatImagePipeline"}
+PIPELINES |= {**OF_QWEN25, "hunyuan_video_15": "HunyuanVideo15Pipeline"}
 
 HEAD = 128  # the host's head size
 VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 512,
@@ -74,12 +79,68 @@ def _flux2(folder: Path) -> dict[str, list[str]]:
             "tokenizer": ["transformers", "PixtralProcessor"]}
 
 
+# 4 layers: HunyuanImage reads the third state from the end
+QWEN25 = {"hidden_size": WIDTHS["qwen_image"], "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+          "num_key_value_heads": 4, "vocab_size": 151680, "rms_norm_eps": 1e-6}
+
+
+def of_qwen25(family: str, qwen: Path, folder: Path) -> Path:
+    """A base of OF_QWEN25 with the encoder and tokenizer of the Qwen-Image folder `qwen`."""
+    folder.mkdir()
+    entries = {"text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+               "tokenizer": ["transformers", "Qwen2Tokenizer"]}
+    for name in entries:
+        (folder / name).symlink_to(qwen / name)
+    if family == "hunyuan_image":
+        entries |= byt5(folder)
+    elif family.startswith("kandinsky"):
+        from support import text_encoders
+
+        text_encoders.clip(WIDTHS["qwen_image"] // 8).save_pretrained(folder / "text_encoder_2")
+        entries |= {"text_encoder_2": ["transformers", "CLIPTextModel"],
+                    "tokenizer_2": ["transformers", text_encoders.tokenizer_clip(folder / "tokenizer_2")]}
+    index = {"_class_name": OF_QWEN25[family], **entries}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def hunyuan_video_15(folder: Path) -> Path:
+    """HunyuanVideo 1.5's base: the language model of Qwen2.5-VL alone, and byT5."""
+    import transformers
+    from transformers import Qwen2_5_VLConfig
+
+    from support.transformers_versions import qwen25_vl_config, rope
+
+    config = qwen25_vl_config({**QWEN25, **rope(1e6, mrope_section=[16, 24, 24])})
+    kind = getattr(transformers, "Qwen2_5_VLTextModel", None)
+    assert isinstance(config, Qwen2_5_VLConfig) and kind
+    write(kind.__name__, config.text_config, folder / "text_encoder")
+    qwen_tokenizer(CHAT_QWEN3).save_pretrained(folder / "tokenizer")
+    entries = {"text_encoder": ["transformers", kind.__name__], "tokenizer": ["transformers", "Qwen2Tokenizer"], **byt5(folder)}
+    index = {"_class_name": PIPELINES["hunyuan_video_15"], **entries}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def byt5(folder: Path) -> dict[str, list[str]]:
+    """byT5 as text_encoder_2, of its real heads and vocabulary and narrow, with some of Glyph's tokens."""
+    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+    from support import text_encoders
+
+    text_encoders.seeded(T5EncoderModel, T5Config(
+        vocab_size=1510, d_model=64, d_ff=96, d_kv=64, num_heads=6, num_layers=3, **text_encoders.T5_KIND)).save_pretrained(
+            folder / "text_encoder_2")
+    tokenizer = ByT5Tokenizer()
+    tokenizer.add_tokens(["<color-0>", "<color-1>", "<en-font-0>"], special_tokens=True)
+    tokenizer.save_pretrained(folder / "tokenizer_2")
+    return {"text_encoder_2": ["transformers", "T5EncoderModel"], "tokenizer_2": ["transformers", "ByT5Tokenizer"]}
+
+
 def _qwen_image(folder: Path) -> dict[str, list[str]]:
     from transformers import Qwen2_5_VLConfig
 
-    text = {"hidden_size": WIDTHS["qwen_image"], "intermediate_size": 96, "num_hidden_layers": 3,
-            "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 151680, "rms_norm_eps": 1e-6,
-            "rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
+    text = {**QWEN25, "rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
     write("Qwen2_5_VLForConditionalGeneration", Qwen2_5_VLConfig(
         **text, vision_config=VISION, tie_word_embeddings=True, image_token_id=151655, video_token_id=151656,
         vision_start_token_id=151652), folder / "text_encoder")

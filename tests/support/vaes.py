@@ -28,7 +28,25 @@ WAN22_STD = [
     0.4089, 0.7468, 0.7744]
 WAN22 = {"z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2,
          "scale_factor_spatial": 16, "latents_mean": WAN22_MEAN, "latents_std": WAN22_STD}
+# LTX-Video 0.9.0, 0.9.1, 0.9.5 (0.9.8 has its sizes), LTX-2: the published sizes, and tiny ones of the same kinds.
+LTX = {"encoder_causal": True, "decoder_causal": False}
+LTX_091 = {**LTX, "decoder_inject_noise": (True, True, True, False), "upsample_residual": (True,) * 3, "upsample_factor": (2,) * 3,
+           "decoder_spatio_temporal_scaling": (True,) * 3, "timestep_conditioning": True}
+LTX_095 = {**LTX_091, "decoder_inject_noise": (False,) * 4, "down_block_types": ("LTXVideo095DownBlock3D",) * 4,
+           "downsample_type": ("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+           "spatio_temporal_scaling": (True,) * 4, "spatial_compression_ratio": 32, "temporal_compression_ratio": 8}
+_THREE = {"decoder_block_out_channels": (8, 16, 32), "decoder_layers_per_block": (1, 1, 2, 1)}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sd3": ("AutoencoderKL", {**FLUX1, "scaling_factor": 1.5305, "shift_factor": 0.0609}),
+    "ltx": ("AutoencoderKLLTXVideo", {
+        **LTX, "block_out_channels": (8, 16, 32, 32), "decoder_block_out_channels": (8, 16, 32, 32),
+        "layers_per_block": (1, 1, 1, 1, 2), "decoder_layers_per_block": (1, 1, 1, 1, 2)}),
+    "ltx091": ("AutoencoderKLLTXVideo", {**LTX_091, **_THREE, "block_out_channels": (8, 16, 32, 32),
+                                         "layers_per_block": (1, 1, 1, 1, 2)}),
+    "ltx095": ("AutoencoderKLLTXVideo", {**LTX_095, **_THREE, "block_out_channels": (8, 16, 32, 64, 128),
+                                         "layers_per_block": (1, 1, 1, 1, 2)}),
+    "ltx2": ("AutoencoderKLLTX2Video", {**_THREE, "decoder_causal": False, "block_out_channels": (256, 256, 512, 512),
+                                        "layers_per_block": (1, 1, 1, 1, 1)}),
     "flux1": ("AutoencoderKL", FLUX1),
     "z_image": ("AutoencoderKL", FLUX1),
     "sdxl": ("AutoencoderKL", {**KL, **LEVELS_2D, "latent_channels": 4, "scaling_factor": 0.13025}),
@@ -36,6 +54,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "flux2": ("AutoencoderKLFlux2", {**KL, **LEVELS_2D, "decoder_block_out_channels": (64, 64, 128, 192)}),
     "wan": ("AutoencoderKLWan", {"base_dim": 12}),
     "wan22": ("AutoencoderKLWan", {**WAN22, "base_dim": 12, "decoder_base_dim": 20}),
+    "hunyuan_image": ("AutoencoderKLHunyuanImage", {
+        "in_channels": 3, "out_channels": 3, "latent_channels": 64, "block_out_channels": (32, 32, 64, 64, 128, 128),
+        "layers_per_block": 2, "spatial_compression_ratio": 32, "sample_size": 384, "scaling_factor": 0.75289}),
+    "hunyuan_refiner": ("AutoencoderKLHunyuanImageRefiner", {"block_out_channels": (16, 16, 32, 64, 64)}),
+    "hunyuan_video_15": ("AutoencoderKLHunyuanVideo15", {"block_out_channels": (16, 16, 32, 64, 64)}),
     "hunyuan_video": ("AutoencoderKLHunyuanVideo", {k: v for k, v in KL.items() if k != "sample_size"}),
     "qwen_image": ("AutoencoderKLQwenImage", {"base_dim": 12}),
 }
@@ -45,8 +68,21 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "sdxl": {"block_out_channels": (128, 256, 512, 512)}, "sd15": {"block_out_channels": (128, 256, 512, 512)},
     "flux2": {"block_out_channels": (128, 256, 512, 512), "decoder_block_out_channels": None},
     "wan": {"base_dim": 96}, "wan22": {"base_dim": 160, "decoder_base_dim": 256},
-    "hunyuan_video": {"block_out_channels": (128, 256, 512, 512)}, "qwen_image": {"base_dim": 96}}
-IMAGES = ("flux1", "z_image", "sdxl", "sd15", "flux2")
+    "hunyuan_video": {"block_out_channels": (128, 256, 512, 512)}, "qwen_image": {"base_dim": 96},
+    "hunyuan_image": {"block_out_channels": (128, 256, 512, 512, 1024, 1024)},
+    **dict.fromkeys(("hunyuan_refiner", "hunyuan_video_15"), {"block_out_channels": (128, 256, 512, 1024, 1024)}),
+    "sd3": {"block_out_channels": (128, 256, 512, 512)},
+    "ltx": {**dict.fromkeys(("block_out_channels", "decoder_block_out_channels"), (128, 256, 512, 512)),
+            **dict.fromkeys(("layers_per_block", "decoder_layers_per_block"), (4, 3, 3, 3, 4))},
+    "ltx091": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": (4, 3, 3, 3, 4),
+               "decoder_block_out_channels": (256, 512, 1024), "decoder_layers_per_block": (5, 6, 7, 8)},
+    "ltx095": {"block_out_channels": (128, 256, 512, 1024, 2048), "layers_per_block": (4, 6, 6, 2, 2),
+               "decoder_block_out_channels": (256, 512, 1024), "decoder_layers_per_block": (5, 5, 5, 5)},
+    "ltx2": {"block_out_channels": (256, 512, 1024, 2048), "layers_per_block": (4, 6, 6, 2, 2),
+             "decoder_block_out_channels": (256, 512, 1024), "decoder_layers_per_block": (5, 5, 5, 5)}}
+NOISE_SEED = 5
+IMAGES = ("flux1", "z_image", "sdxl", "sd15", "flux2", "sd3", "hunyuan_image")
+LTX_NOISE, LTX_TIME = 0.025, 0.05  # ComfyUI's, which diffusers' pipelines are told
 
 
 def empty(family: str, **config: Any) -> Any:
@@ -72,16 +108,21 @@ def make(family: str, seed: int = 7, **config: Any) -> Any:
     model = empty(family, **config)
     with torch.no_grad():
         for name, p in model.named_parameters():
+            if p.ndim == 0:
+                continue  # by which LTX-Video's decoder counts time
             if p.ndim == 1 or name.endswith("gamma"):
                 p.copy_(torch.randn(p.shape) * 0.1 + (1.0 if "norm" in name and not name.endswith("bias") else 0.0))
             else:
                 p.copy_(torch.randn(p.shape) * p[0].numel() ** -0.5)
         for name, p in model.named_parameters():  # the picture and the latent stay small
             if name.startswith(("decoder.conv_out", "encoder.conv_out")):
-                p.mul_(0.3)
+                p.mul_(0.2 if family == "ltx091" else 0.3)  # its noise makes some pixels far larger
         if family == "flux2":  # a trained batch norm, not the identity of a new one
             model.bn.running_mean.copy_(torch.randn_like(model.bn.running_mean) * 0.3)
             model.bn.running_var.copy_(torch.rand_like(model.bn.running_var) + 0.5)
+        if normalises(model):  # trained statistics
+            model.latents_mean.copy_(torch.randn_like(model.latents_mean) * 0.3)
+            model.latents_std.copy_(torch.rand_like(model.latents_std) + 0.5)
     for switch in ("use_framewise_encoding", "use_framewise_decoding"):  # tiles in time, blended: another function
         if hasattr(model, switch):
             setattr(model, switch, False)
@@ -109,8 +150,20 @@ def diffusers_decode(model: Any, latent: torch.Tensor) -> torch.Tensor:
     pipeline_qwenimage.py and pipeline_hunyuan_video.py of diffusers; the latent is F32 [B, C, H, W] or [B, C, T, H, W].
     """
     with torch.inference_mode():
-        pixels = model.decode(raw_latent(model, latent), return_dict=False)[0]
+        if model.config.get("timestep_conditioning"):  # pipeline_ltx.py, with the noise that ComfyUI draws
+            torch.manual_seed(NOISE_SEED)
+            latent = (1 - LTX_NOISE) * latent + LTX_NOISE * torch.randn_like(latent)
+            time = torch.tensor([LTX_TIME])
+            pixels = model.decode(raw_latent(model, latent), time, return_dict=False)[0]
+        else:
+            torch.manual_seed(NOISE_SEED)
+            pixels = model.decode(raw_latent(model, latent), return_dict=False)[0]
     return (pixels.clamp(-1, 1) / 2 + 0.5).movedim(1, -1)
+
+
+def normalises(model: Any) -> bool:
+    """Whether statistics of the latents are among a model's tensors, as ComfyUI has them."""
+    return "latents_std" in dict(model.named_buffers())
 
 
 def raw_latent(model: Any, latent: torch.Tensor) -> torch.Tensor:
@@ -121,16 +174,26 @@ def raw_latent(model: Any, latent: torch.Tensor) -> torch.Tensor:
 
         std = torch.sqrt(model.bn.running_var.view(1, -1, 1, 1) + config.batch_norm_eps)
         return Flux2Pipeline._unpatchify_latents(latent * std + model.bn.running_mean.view(1, -1, 1, 1))
+    if normalises(model):
+        mean, std = (one.view(1, -1, 1, 1, 1) for one in (model.latents_mean, model.latents_std))
+        return latent * std / config.scaling_factor + mean
     if config.get("latents_mean"):
         mean, std = (torch.tensor(config[key]).view(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
         return latent / (1.0 / std) + mean
-    return latent / config.scaling_factor + (config.get("shift_factor") or 0.0)
+    latent = latent / config.scaling_factor + (config.get("shift_factor") or 0.0)
+    if type(model).__name__.endswith("Refiner"):
+        from diffusers import HunyuanImageRefinerPipeline
+
+        return HunyuanImageRefinerPipeline._restore_image_tokens_order(latent)
+    return latent
 
 
 def diffusers_encode(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """The mean of the distribution for pixels 0..1 [B, H, W, C] or [B, T, H, W, C]; FLUX.2's patched and normalised."""
     with torch.inference_mode():
         mean = model.encode(pixels.movedim(-1, 1) * 2 - 1).latent_dist.mode()
+        if normalises(model):  # ComfyUI's normalises by itself
+            return (mean - model.latents_mean.view(1, -1, 1, 1, 1)) / model.latents_std.view(1, -1, 1, 1, 1)
         if not hasattr(model, "bn"):
             return mean
         from diffusers import Flux2Pipeline

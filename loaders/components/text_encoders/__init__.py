@@ -12,7 +12,21 @@ from .base import Family
 
 def families() -> tuple[Family, ...]:
     """Every family, in the order in which they are tried."""
-    from . import clip_g, clip_l, gemma2, llama, mistral3, qwen3, qwen25_vl, t5, umt5
+    from . import (
+        clip_g,
+        clip_l,
+        gemma2,
+        hidream,
+        llama,
+        mistral3,
+        pile_t5,
+        qwen3,
+        qwen25_vl,
+        sd3,
+        t5,
+        t5_old,
+        umt5,
+    )
 
     return (
         Family("FLUX.1", "FLUX", (("text_encoder", "tokenizer", clip_l.CLIP_L),
@@ -20,12 +34,14 @@ def families() -> tuple[Family, ...]:
                (("t5xxl_min_length", 512),),
                Text("T5 prompts are padded to 512 tokens as diffusers does (ComfyUI's own loaders: 256); "
                     "T5TokenizerOptions changes it")),
-        Family("Wan", "WAN", (("text_encoder", "tokenizer", umt5.UMT5_XXL),), "WanT5Model", ("Wan",)),
+        Family("Wan", "WAN", (("text_encoder", "tokenizer", umt5.UMT5_XXL),), "WanT5Model",
+               ("Wan", "SkyReelsV2", "ChronoEdit")),
         Family("HunyuanVideo", "HUNYUAN_VIDEO", (("text_encoder_2", "tokenizer_2", clip_l.CLIP_L),
                                                  ("text_encoder", "tokenizer", llama.LLAMA)),
                "HunyuanVideoClipModel", ("HunyuanVideo", "HunyuanSkyreels")),
         *mistral3.FAMILIES, *qwen25_vl.FAMILIES, *qwen3.FAMILIES, *clip_g.FAMILIES,
-        *gemma2.FAMILIES)
+        *gemma2.FAMILIES, *sd3.FAMILIES, *t5.FAMILIES, *t5_old.FAMILIES, *pile_t5.FAMILIES, *hidream.FAMILIES,
+        *clip_l.FAMILIES)
 
 
 def classes(index: dict[str, Any]) -> dict[str, str]:
@@ -47,4 +63,5 @@ def family_of(index: dict[str, Any]) -> Family:
     encoders = ", ".join(f"{name} {kind}" for name, kind in named.items()) or Text("no text encoder")
     raise CheckpointError(Text("the text encoders of {pipeline} are not supported: {encoders}",
                                pipeline=pipeline or Text("this pipeline"), encoders=encoders), "model_index.json",
-                          Text("supported: {names}", names=", ".join(family.name for family in families())))
+                          Text("supported: {names}", names=", ".join(
+                              dict.fromkeys(family.name for family in families()))))

@@ -40,7 +40,8 @@ class Encoder:
     Attributes:
         title: what messages call it.
         classes: config.json `architectures` that it covers.
-        host_name: the host's name of the model; its sizes are set by the model option `<host_name>_model_config`.
+        host_name: the host's name of the model; its sizes are set by the model option `<host_name>_model_config`,
+            or by that of `set_by`.
         known: what tells it from other encoders, by the host's names.
         called: (a stored name, config.json) -> the host's name, or None for what it has no use for.
         modules: (config.json, the host's names of the tensors there are) -> every module, by the host's names. Raises
@@ -52,6 +53,7 @@ class Encoder:
         twins: a name -> other names of the same tensor, of which files have one, or several.
         told: (config.json, names) -> the config.json of what is there, where the host runs less than it says.
         apart: the beginning of names that may lie in a file of their own: those of an encoder's eyes.
+        eyeless: those of its classes that have no eyes.
         complete: makes of the host's tensors, in place, what is stored in pieces or nowhere.
         note: config.json -> a line for the report, or "".
         repair: after loading, (the host's tokenizer of this encoder, tokenizer folder) -> a line for the report, or "".
@@ -72,12 +74,14 @@ class Encoder:
     twins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     told: Callable[[Config, Collection[str]], Config] = lambda config, names: config
     apart: str = ""
+    eyeless: tuple[str, ...] = ()
     complete: Callable[[dict[str, Tensor]], None] = lambda tensors: None
     note: Callable[[Config], str] = lambda config: ""
     repair: Callable[[Any, Source], str] = lambda tokenizer, source: ""
     marks: Callable[[Config], dict[str, Tensor]] = lambda config: {}
     during: Callable[[], AbstractContextManager[None]] = nullcontext
     other: Callable[[Config], Encoder | None] = lambda config: None
+    set_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class Family:
     `clip_type` is a member of the host's CLIPType; `host_class` the name of the class (or a base class of it) of the
     text encoder that the host must pick. `pipelines` are beginnings of the `_class_name`s in model_index.json.
     `tokenizer_options` are set on the CLIP (the host's `set_tokenizer_option`), `note` is a line for the report.
+    `normed` are the host's names of encoders whose last hidden state the host reads before their final norm, diffusers
+    behind it.
     """
 
     name: str
@@ -96,6 +102,7 @@ class Family:
     pipelines: tuple[str, ...] = ()
     tokenizer_options: tuple[tuple[str, int], ...] = ()
     note: str = ""
+    normed: tuple[str, ...] = ()
 
 
 def exchanging(prefixes: Mapping[str, str], unneeded: str) -> Callable[[str, Config], str | None]:

@@ -1,5 +1,5 @@
-"""CLIP-L: CLIPTextModel, of which the pipelines use the pooled output (text_encoder of FLUX.1, 2 of HunyuanVideo), or
-the last but one hidden state (text_encoder of SDXL)."""
+"""CLIP-L: CLIPTextModel, of which the pipelines use the pooled output (text_encoder of FLUX.1, 2 of HunyuanVideo and
+Kandinsky 5), the last but one hidden state (text_encoder of SDXL), or the last (Stable Diffusion 1)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ...architectures.base import Module
-from .base import OF_TOKENIZERS, Encoder, Known, embedding, exchanging, host_sizes, linear, plain
+from .base import OF_TOKENIZERS, Encoder, Family, Known, embedding, exchanging, host_sizes, linear, plain
 from .vocabulary import refuse_another
 
 if TYPE_CHECKING:
@@ -81,3 +81,5 @@ def tokenizer(source: Source) -> dict[str, Tensor]:
 
 CLIP_L = Encoder("CLIP-L", ("CLIPTextModel",), "clip_l", KNOWN, CALLED, modules, host_config, tokenizer,
                  complete=complete)
+FAMILIES = (Family("Stable Diffusion 1", "STABLE_DIFFUSION", (("text_encoder", "tokenizer", CLIP_L),), "SD1ClipModel",
+                   ("StableDiffusion",)),)

@@ -1,9 +1,16 @@
-"""Qwen2.5-VL 7B with its vision tower, the text encoder of Qwen-Image and Qwen-Image-Edit.
+"""Qwen2.5-VL 7B with its vision tower, the text encoder of Qwen-Image and Qwen-Image-Edit, HunyuanImage 2.1,
+Kandinsky 5 and LongCat-Image; of HunyuanVideo 1.5 without the tower.
 
-Both read the last hidden state behind the system prompt (34 tokens; 64 for Edit), of the same token ids as diffusers.
-The same pixels give the same hidden states. For Edit the host's node, not this loader, prepares pictures otherwise: it
-scales them to about 384 x 384 pixels by area where diffusers takes multiples of 32 by Lanczos, and the rounding to
-multiples of 28 is bilinear in the host, bicubic in transformers; so a picture of 500 x 300 is 198 tokens, not 170.
+HunyuanImage and HunyuanVideo 1.5 read the third hidden state from the end behind their system prompts (34, 36 and 108
+tokens), LongCat-Image the last, of 512 tokens in any case. Kandinsky 5 reads the last behind the final norm; the host
+would take it before (comfy/text_encoders/kandinsky5.py, layer_norm_hidden_state), and is told. Some system prompts of
+the host are others than diffusers': HunyuanVideo 1.5's by white space, Kandinsky 5's by a letter.
+
+Qwen-Image and Edit read the last hidden state behind the system prompt (34 tokens; 64 for Edit), of the same token ids
+as diffusers. The same pixels give the same hidden states. For Edit the host's node, not this loader, prepares pictures
+otherwise: it scales them to about 384 x 384 pixels by area where diffusers takes multiples of 32 by Lanczos, and the
+rounding to multiples of 28 is bilinear in the host, bicubic in transformers; so a picture of 500 x 300 is 198 tokens,
+not 170.
 diffusers 0.42 on transformers 5 hands on no mm_token_type_ids, so that pictures get the positions of text; transformers
 4, with which the models were published, and the host give them their places in the picture.
 """
@@ -11,11 +18,13 @@ diffusers 0.42 on transformers 5 hands on no mm_token_type_ids, so that pictures
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ....host.texts import Text
 from ...architectures.base import Module
 from ...errors import CheckpointError
+from . import byt5, clip_l
 from .base import Encoder, Family, exchanging, host_sizes, linear, plain
 from .llm import KNOWN, ORIGIN, UNNEEDED, sizes, text_part
 from .llm import modules as llm_modules
@@ -40,13 +49,19 @@ PREFIXES = {"model.language_model.": "model.", "model.visual.": "visual.", "lang
             "visual.": "visual.", "model.": "model.", "": "model."}
 CALLED = exchanging(PREFIXES, r"^(model\.)?lm_head\.|" + UNNEEDED)  # the logits nobody reads
 EYES = "visual."
+EYELESS = ("Qwen2_5_VLTextModel",)
 
 
 def modules(config: dict[str, Any], names: Collection[str]) -> Iterator[Module]:
-    """The language model and the vision tower that feeds it."""
+    """The language model and the vision tower that feeds it, where the class has one."""
     text = text_part(config)
     yield from llm_modules(text, bias=True)
-    yield from vision_modules(text["hidden_size"], names)
+    if not _eyeless(config):
+        yield from vision_modules(text["hidden_size"], names)
+
+
+def _eyeless(config: dict[str, Any]) -> bool:
+    return (config.get("architectures") or [""])[0] in EYELESS
 
 
 def vision_modules(width: int, names: Collection[str]) -> Iterator[Module]:
@@ -86,6 +101,9 @@ def complete(tensors: dict[str, Tensor]) -> None:
 def host_config(config: dict[str, Any]) -> dict[str, Any]:
     """Sizes that differ from Qwen2.5-VL 7B's. Raises CheckpointError for what the host's code fixes."""
     text, vision = text_part(config), dict(config.get("vision_config") or {})
+    text["head_dim"] = None  # Qwen2.5-VL always divides its width by its heads
+    if _eyeless(config):
+        return sizes(text, HOST, FIXED)
     lacking = [name for name in NAMED if name not in vision]
     if lacking:
         raise CheckpointError(Text("the vision_config does not say {lacking}", lacking=", ".join(lacking)),
@@ -102,7 +120,6 @@ def host_config(config: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(Text("image_token_id is {value}, ComfyUI's is {fixed}", value=config["image_token_id"],
                                    fixed=IMAGE_TOKEN), ORIGIN,
                               Text("use the base's own text encoder"))
-    text["head_dim"] = None  # Qwen2.5-VL always divides its width by its heads
     return sizes(text, HOST, FIXED)
 
 
@@ -110,4 +127,25 @@ QWEN25_VL = Encoder("Qwen2.5-VL", ("Qwen2_5_VLForConditionalGeneration",), "qwen
                     host_config, same_as_bundled, apart=EYES, complete=complete)
 FAMILY = Family("Qwen-Image", "QWEN_IMAGE", (("text_encoder", "tokenizer", QWEN25_VL),), "QwenImageTEModel",
                 ("QwenImage",))
-FAMILIES = (FAMILY,)
+TEXT_ALONE = replace(QWEN25_VL, classes=(*EYELESS, *QWEN25_VL.classes), eyeless=EYELESS)
+_BYT5 = ("text_encoder_2", "tokenizer_2", byt5.BYT5)
+_KANDINSKY = (("text_encoder", "tokenizer", QWEN25_VL), ("text_encoder_2", "tokenizer_2", clip_l.CLIP_L))
+_OTHER_PROMPT = Text("ComfyUI's system prompt is not letter by letter diffusers', so that states behind it differ a "
+                     "little")
+_KANDINSKY_NOTE = Text("{prompt}. They are taken behind the encoder's final norm as diffusers does it (ComfyUI's own "
+                       "loaders: before it)", prompt=_OTHER_PROMPT)
+FAMILIES = (
+    FAMILY,
+    Family("HunyuanImage 2.1", "HUNYUAN_IMAGE", (("text_encoder", "tokenizer", QWEN25_VL), _BYT5),
+           "HunyuanImageTEModel", ("HunyuanImagePipeline",)),
+    Family("HunyuanImage 2.1 refiner", "HUNYUAN_IMAGE", (("text_encoder", "tokenizer", QWEN25_VL),),
+           "HunyuanImageTEModel", ("HunyuanImageRefiner",),
+           note=Text("the refiner's pipeline puts a system prompt of its own before a prompt; ComfyUI does not")),
+    Family("HunyuanVideo 1.5", "HUNYUAN_VIDEO_15", (("text_encoder", "tokenizer", TEXT_ALONE), _BYT5),
+           "HunyuanImageTEModel", ("HunyuanVideo15",), note=_OTHER_PROMPT),
+    Family("Kandinsky 5", "KANDINSKY5", _KANDINSKY, "Kandinsky5TEModel", ("Kandinsky5T2V", "Kandinsky5I2V"),
+           note=_KANDINSKY_NOTE, normed=("qwen25_7b",)),
+    Family("Kandinsky 5 Image", "KANDINSKY5_IMAGE", _KANDINSKY, "Kandinsky5TEModel",
+           ("Kandinsky5T2I", "Kandinsky5I2I"), note=_KANDINSKY_NOTE, normed=("qwen25_7b",)),
+    Family("LongCat-Image", "LONGCAT_IMAGE", (("text_encoder", "tokenizer", QWEN25_VL),), "LongCatImageTEModel",
+           ("LongCatImage",)))

@@ -16,28 +16,31 @@ from ...words import first_ten
 if TYPE_CHECKING:
     from torch import Tensor
 
-FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "spiece.model")
+SENTENCEPIECE = ("spiece.model", "tokenizer.model")
+FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", *SENTENCEPIECE)
 # Digests of tokenizers that were compared with one of the host's, and are the same: it takes a third of a second.
-_SAME: set[tuple[bytes, tuple[str, ...]]] = set()
+_SAME: set[tuple[bytes, tuple[str, ...], bool]] = set()
 Merges = list[tuple[str, ...]]
 
 
-def refuse_another(source: Source, *bundled: str) -> None:
+def refuse_another(source: Source, *bundled: str, added: bool = True) -> None:
     """Raises CheckpointError unless the folder's tokenizer has the pieces, numbers and merges of the host's.
 
     `bundled` is the path of the host's tokenizer folder. Tokens that only the host's tokenizer has are no difference:
-    they are special ones, which the host's own prompts do not hold.
+    they are special ones, which the host's own prompts do not hold; nor are, without `added`, those added to the
+    folder's.
     """
-    asked = _digest(Path(source.folder)), bundled
+    asked = _digest(Path(source.folder)), bundled, added
     if asked in _SAME:
         return
     own, theirs = read(Path(source.folder)), read(Path(host.bundled_tokenizer(*bundled)))
     if own is None or theirs is None:
         raise CheckpointError(Text("there is no tokenizer.json, vocab.json or spiece.model"), source.folder,
                               Text("finish the download of this folder"))
-    (pieces, added, merges), (host_pieces, host_added, host_merges) = own, theirs
-    everything, host_everything = {**pieces, **added}, {**host_pieces, **host_added}
-    other = [piece for piece, number in everything.items() if host_everything.get(piece) != number]
+    (pieces, special, merges), (host_pieces, host_added, host_merges) = own, theirs
+    everything, host_everything = {**pieces, **special}, {**host_pieces, **host_added}
+    other = [piece for piece, number in everything.items() if host_everything.get(piece) != number
+             and (added or piece not in special)]
     lost = [piece for piece in host_pieces if piece not in everything and piece not in host_added]
     reordered = [" ".join(a) for a, b in zip(merges, host_merges, strict=False) if a != b]
     if other or lost or reordered or merges and host_merges and len(merges) != len(host_merges):
@@ -78,14 +81,16 @@ def sentencepiece(source: Source, name: str) -> dict[str, Tensor]:
 
 def read(folder: Path) -> tuple[dict[str, int], dict[str, int], Merges] | None:
     """Pieces, added tokens (both piece -> number) and merges of a tokenizer folder; None where it holds none of the
-    three forms: tokenizer.json, vocab.json with merges.txt, spiece.model. Raises CheckpointError for a damaged file."""
+    three forms: tokenizer.json, vocab.json with merges.txt, a SentencePiece model. Raises CheckpointError for a damaged
+    file."""
     try:
         if (folder / "tokenizer.json").is_file():
             return _from_tokenizer_json(read_json(str(folder / "tokenizer.json")))
         if (folder / "vocab.json").is_file():
             return _from_vocab_json(folder)
-        if (folder / "spiece.model").is_file():
-            return _from_sentencepiece(folder / "spiece.model")
+        for name in SENTENCEPIECE:
+            if (folder / name).is_file():
+                return _from_sentencepiece(folder / name)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise

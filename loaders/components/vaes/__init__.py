@@ -5,11 +5,16 @@ from __future__ import annotations
 from .autoencoder_kl import AUTOENCODER_KL
 from .base import Latents, Plan, VAEClass
 from .flux2 import FLUX2
+from .hunyuan_15 import HUNYUAN_IMAGE_REFINER, HUNYUAN_VIDEO_15
+from .hunyuan_image import HUNYUAN_IMAGE
 from .hunyuan_video import HUNYUAN_VIDEO
+from .ltx import LTX2_VIDEO, LTX_VIDEO
 from .qwen_image import QWEN_IMAGE
 from .wan import WAN
 
-VAES: tuple[VAEClass, ...] = (AUTOENCODER_KL, FLUX2, HUNYUAN_VIDEO, QWEN_IMAGE, WAN)
+VAES: tuple[VAEClass, ...] = (
+    AUTOENCODER_KL, FLUX2, HUNYUAN_IMAGE, HUNYUAN_IMAGE_REFINER, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, LTX_VIDEO, LTX2_VIDEO,
+    QWEN_IMAGE, WAN)
 
 __all__ = ["VAES", "Latents", "Plan", "VAEClass", "by_class_name"]
 

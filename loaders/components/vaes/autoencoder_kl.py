@@ -1,5 +1,7 @@
-"""diffusers AutoencoderKL: with 16 latent channels that of FLUX.1 and Z-Image, with 4 that of SDXL and of Stable
-Diffusion 1 and 2, which config.json tells apart by how latents are scaled. ComfyUI reads its names by itself."""
+"""diffusers AutoencoderKL: with 16 latent channels that of FLUX.1 and of what has FLUX.1's (Z-Image, Chroma, Lumina 2,
+HiDream, LongCat-Image, Ovis-Image, Kandinsky 5 Image), or Stable Diffusion 3's; with 4 that of SDXL (AuraFlow,
+PixArt Σ, Hunyuan-DiT) or of Stable Diffusion 1 and 2 (PixArt α). config.json tells them apart by how latents are
+scaled. ComfyUI reads its names by itself."""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from .base import CHANNELS, GROUPS, Plan, VAEClass, kl_sizes, levels, scaled, wh
 DEFAULT_SCALE = 0.18215  # diffusers' class; Stable Diffusion 1 and 2
 # latent channels -> family, the host's latent format
 LATENTS = {16: ("FLUX.1, Z-Image", "Flux"), 4: ("SDXL", "SDXL")}
-OF_DEFAULT_SCALE = {4: ("Stable Diffusion 1, 2", "SD15")}
+# latent channels, scale -> the same
+OF_SCALE = {(4, DEFAULT_SCALE): ("Stable Diffusion 1, 2", "SD15"), (16, 1.5305): ("Stable Diffusion 3", "SD3")}
 
 # What the 2D networks of ComfyUI have fixed (comfy/ldm/modules/diffusionmodules/model.py), under diffusers' names.
 FIXED_2D = {
@@ -27,8 +30,8 @@ def _plan(config: Mapping[str, Any]) -> Plan:
     widths, latent = levels(config, "block_out_channels", CHANNELS), whole(config, "latent_channels", 4)
     if latent not in LATENTS:
         raise ValueError(Text("config.json: latent_channels is {value}; ComfyUI's models have 4 or 16", value=latent))
-    usual = config.get("scaling_factor") in (None, DEFAULT_SCALE)
-    family, latent_format = (OF_DEFAULT_SCALE if usual and latent in OF_DEFAULT_SCALE else LATENTS)[latent]
+    scale = config.get("scaling_factor")
+    family, latent_format = OF_SCALE.get((latent, DEFAULT_SCALE if scale is None else scale), LATENTS[latent])
     before, after = (config.get(key) is not False for key in ("use_quant_conv", "use_post_quant_conv"))
     if before != after:
         raise ValueError(Text("config.json: use_quant_conv and use_post_quant_conv differ; ComfyUI has both or none"))

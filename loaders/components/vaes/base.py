@@ -32,7 +32,7 @@ class Plan:
     `inferred` says that the constructor finds these sizes by itself. `latent_format` is the class of
     comfy.latent_formats that the models of this VAE have, `channels` their number, `latents` the claims to compare
     with it (None: none made). `native` gives stored tensors, in order, their native names; as views. `finish` is called
-    with the host's VAE.
+    with the host's VAE, `metadata` is what the constructor looks for beside the tensors.
     """
 
     family: str
@@ -47,6 +47,7 @@ class Plan:
     summary: str
     notes: tuple[str, ...] = ()
     finish: Callable[[Any], None] = lambda vae: None
+    metadata: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)

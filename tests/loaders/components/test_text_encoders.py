@@ -23,6 +23,7 @@ from support.text_checks import (
     PROMPTS,
     assert_flux,
     assert_hunyuan_video,
+    assert_sd3,
     assert_sdxl,
     assert_wan,
     copy_of,
@@ -34,7 +35,12 @@ pytestmark = pytest.mark.parity
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     root = tmp_path_factory.mktemp("bases")
-    return {family: tiny.base(family, root / family) for family in tiny.PIPELINES}
+
+    class Bases(dict):
+        def __missing__(self, family):
+            return self.setdefault(family, tiny.base(family, root / family))
+
+    return Bases()
 
 
 def load(folder: Path, dtype: str = "fp32"):
@@ -47,7 +53,9 @@ def test_states_are_those_of_the_pipeline(family, bases):
     CHECKS[family](loaded.clip, bases[family])
     widths = {"flux1": (tiny.FLUX_TEXT, tiny.FLUX_POOLED), "wan": (tiny.WAN_TEXT, None),
               "hunyuan_video": (tiny.HUNYUAN_TEXT, tiny.HUNYUAN_POOLED),
-              "sdxl": (tiny.SDXL_TEXT, tiny.SDXL_POOLED), "lumina2": (tiny.LUMINA_TEXT, None)}[family]
+              "sdxl": (tiny.SDXL_TEXT, tiny.SDXL_POOLED), "lumina2": (tiny.LUMINA_TEXT, None),
+              "sd15": (tiny.FLUX_POOLED, tiny.FLUX_POOLED), "sd3": (tiny.SD3_TEXT, 2 * tiny.SDXL_POOLED),
+              "hidream": (tiny.FLUX_TEXT, 2 * tiny.SDXL_POOLED)}.get(family, (tiny.FLUX_TEXT, None))
     states, rest = encode(loaded.clip, "a")
     assert (states.shape[-1], rest["pooled_output"].shape[-1] if widths[1] else None) == widths
     for name in ("text_encoder", "model.safetensors", "float32", "tokenizer"):
@@ -130,6 +138,49 @@ def test_sdxl_as_published(bases, tmp_path):
     both, both_rest = encode(loaded.clip, PROMPTS[0])
     assert torch.equal(states, both[..., -tiny.SDXL_POOLED:])
     assert torch.equal(rest["pooled_output"], both_rest["pooled_output"])
+
+
+@pytest.mark.parametrize("lacking", [("text_encoder_3",), ("text_encoder", "text_encoder_2")])
+def test_sd3_without_some_of_its_encoders(lacking, bases, tmp_path):
+    folder = copy_of(bases["sd3"], tmp_path)
+    edit(folder / "model_index.json", **{name: [None, None] for part in lacking for name in
+                                         (part, part.replace("text_encoder", "tokenizer"))})
+    loaded = load(folder)
+    assert "left out" in loaded.report and f"\n{lacking[0]}: " not in loaded.report
+    if lacking == ("text_encoder_3",):
+        assert_sd3(loaded.clip, folder, prompts=PROMPTS[:1])
+    else:
+        both, rest = encode(load(bases["sd3"]).clip, PROMPTS[0])
+        states, alone = encode(loaded.clip, PROMPTS[0])
+        assert torch.equal(states, both[:, 77:]) and not alone["pooled_output"].any() and rest["pooled_output"].any()
+
+
+def test_a_projection_that_comfyui_leaves_out_is_refused(bases, tmp_path):
+    folder = copy_of(bases["sd3"], tmp_path)
+    tiny.clip_l_projected(identity=False).save_pretrained(folder / "text_encoder")
+    refused(folder, "text_projection is not the identity")
+
+
+def test_llama_31_is_computed_without_its_scaling(bases, tmp_path):
+    """HiDream's; the report says it. The tokenizer has special tokens of its own."""
+    folder = copy_of(bases["hidream"], tmp_path)
+    edit(folder / "text_encoder_4" / "config.json", rope_parameters={
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192})
+    loaded, plain = load(folder), load(bases["hidream"])
+    assert "without the scaling" in loaded.report and "without the scaling" not in plain.report
+    first, second = (encode(one.clip, "a")[1]["conditioning_llama3"] for one in (loaded, plain))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("module", "file"), [
+    ("t5", "t5_config_xxl"), ("t5_old", "t5_old_config_xxl"), ("pile_t5", "t5_pile_config_xl")])
+def test_published_sizes_are_the_hosts(module, file):
+    from importlib import import_module
+
+    sizes = import_module(f"{registry.__name__}.{module}").SIZES
+    content = json.loads((tiny.BUNDLED / "text_encoders" / f"{file}.json").read_text())
+    assert sizes == {key: content[key] for key in sizes}
 
 
 def test_sdxl_padded_otherwise(bases, tmp_path):
@@ -308,8 +359,8 @@ def test_umt5_needs_its_sentencepiece_model(bases, tmp_path):
 
 def test_other_pipelines_are_refused_by_name(bases, tmp_path):
     folder = copy_of(bases["flux1"], tmp_path)
-    edit(folder / "model_index.json", _class_name="StableDiffusion3Pipeline")
-    refused(folder, "StableDiffusion3Pipeline", "CLIPTextModel", "supported: FLUX.1")
+    edit(folder / "model_index.json", _class_name="StableDiffusion4Pipeline")
+    refused(folder, "StableDiffusion4Pipeline", "CLIPTextModel", "supported: FLUX.1")
     edit(folder / "model_index.json", _class_name="FluxPipeline", text_encoder_3=["transformers", "T5EncoderModel"])
     refused(folder, "text_encoder_3")
 

@@ -10,6 +10,7 @@ import inspect
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from quantized_transformers.loaders.errors import CheckpointError
 from support import text_encoders_llm as llm
 from support import text_gguf
 from support.common import rel_l2
+from support.text_checks import encode
 from support.text_encoders_llm import PROMPTS, STRINGS, ids
 
 pytestmark = pytest.mark.parity
@@ -198,6 +200,114 @@ def test_qwen_image_and_edit(base, tmp_path):
     assert rel_l2(blind.encode_from_tokens(blind.clone().tokenize(PROMPTS[0])), expected[0]) < FORWARD
     with pytest.raises(CheckpointError, match="sees no pictures"):
         blind.encode_from_tokens(tokens)
+
+
+GLYPHS = 'a sign that says "Open 24h" and “開”, at night'
+
+
+@pytest.fixture(scope="module")
+def of_qwen25(base):
+    """What the pipelines with Qwen2.5-VL make of prompts, by one model: family -> (prompts, states as the host cuts them,
+    the prompts' own templates)."""
+    from diffusers import HunyuanImagePipeline, Kandinsky5T2IPipeline, LongCatImagePipeline
+    from transformers import AutoTokenizer
+
+    folder = base("qwen_image")
+    model, tokenizer = reference(folder), AutoTokenizer.from_pretrained(folder / "tokenizer")
+    cpu, f32, made = torch.device("cpu"), torch.float32, {}
+    refiner = ("<|start_header_id|>system<|end_header_id|>\n\nDescribe the image by detailing the color, shape, size, texture, "
+               "quantity, text, spatial relationships of the objects and background:<|eot_id|><|start_header_id|>user"
+               "<|end_header_id|>\n\n{}<|eot_id|>")  # pipeline_hunyuanimage_refiner.py
+    for family, prompts, more in (("hunyuan_image", (*PROMPTS, GLYPHS), {}), (
+            "hunyuan_refiner", PROMPTS[:1], {"template": refiner, "drop_idx": 36})):
+        states, masks = HunyuanImagePipeline._get_qwen_prompt_embeds(None, tokenizer, model, list(prompts), cpu, f32, 150, **more)
+        made[family] = [(more.get("template", "{}").format(prompt), one[mask.bool()])
+                        for prompt, one, mask in zip(prompts, states, masks, strict=True)]
+    for family in ("kandinsky5", "kandinsky5_image"):
+        template = kandinsky_template(family)
+        pipeline = SimpleNamespace(
+            prompt_template=template, text_encoder=model, tokenizer=lambda images=None, videos=None, **kwargs: tokenizer(**kwargs),
+            prompt_template_encode_start_idx=len(tokenizer(template.split("{}")[0])["input_ids"]))
+        made[family] = [(prompt, Kandinsky5T2IPipeline._encode_prompt_qwen(pipeline, [prompt], cpu, dtype=f32)[0][0])
+                        for prompt in PROMPTS]
+    pipeline = SimpleNamespace(tokenizer=tokenizer, text_encoder=model, device=cpu, tokenizer_max_length=512,
+                               prompt_template_encode_prefix=longcat().T2I_PREFIX, prompt_template_encode_suffix=longcat().SUFFIX)
+    made["longcat"] = [(prompt, LongCatImagePipeline._encode_prompt(pipeline, [prompt])[0])
+                       for prompt in ("a 'red' cat's hat, \"Open 24h\"", PROMPTS[2])]
+    return made
+
+
+def kandinsky_template(family: str) -> str:
+    """The host's, which differs from diffusers' by a letter."""
+    import comfy.text_encoders.kandinsky5 as kandinsky5
+
+    kind = kandinsky5.Kandinsky5TokenizerImage if "image" in family else kandinsky5.Kandinsky5Tokenizer
+    return kind().llama_template
+
+
+def longcat() -> Any:
+    import comfy.text_encoders.longcat_image
+
+    return comfy.text_encoders.longcat_image.LongCatImageTokenizer
+
+
+@pytest.mark.parametrize("family", llm.OF_QWEN25)
+def test_of_qwen25(family, of_qwen25, base, tmp_path):
+    folder = llm.of_qwen25(family, base("qwen_image"), tmp_path / "base")
+    clip = load(folder)
+    for prompt, expected in of_qwen25[family]:
+        out, rest = encode(clip, prompt)
+        assert out[0].shape == expected.shape and rel_l2(out[0], expected) < FORWARD, prompt
+        if family == "hunyuan_image":
+            assert ("conditioning_byt5small" in rest) == ('"' in prompt)
+    if family == "hunyuan_image":
+        assert_glyphs(folder, rest, 'Text "Open 24h". Text "開". ')
+    elif family.startswith("kandinsky"):
+        from transformers import AutoTokenizer, CLIPTextModel
+
+        _, rest = encode(clip, PROMPTS[0])  # for CLIP, round brackets are weights
+        words = AutoTokenizer.from_pretrained(folder / "tokenizer_2")(PROMPTS[0], padding="max_length", max_length=77,
+                                                                       truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            pooled = CLIPTextModel.from_pretrained(folder / "text_encoder_2").float()(**words).pooler_output
+        assert rel_l2(rest["pooled_output"], pooled) < FORWARD
+
+
+def assert_glyphs(folder: Path, rest: dict[str, Any], text: str) -> None:
+    """What diffusers makes of the glyphs' text, without its padding."""
+    from diffusers import HunyuanImagePipeline
+    from transformers import ByT5Tokenizer, T5EncoderModel
+
+    words = ByT5Tokenizer.from_pretrained(folder / "tokenizer_2")
+    model = T5EncoderModel.from_pretrained(folder / "text_encoder_2").float()
+    states, mask = HunyuanImagePipeline._get_byt5_prompt_embeds(None, words, model, text, "cpu", torch.float32)
+    expected = states[mask.bool()]
+    assert rest["conditioning_byt5small"][0].shape == expected.shape
+    assert rel_l2(rest["conditioning_byt5small"][0], expected) < FORWARD
+
+
+def test_hunyuan_video_15(tmp_path):
+    """The language model without eyes, and byT5. The host's system prompt is diffusers' with other white space."""
+    import comfy.text_encoders.hunyuan_video
+    from diffusers import HunyuanVideo15Pipeline
+    from transformers import AutoTokenizer, Qwen2_5_VLTextModel
+
+    folder = llm.hunyuan_video_15(tmp_path / "base")
+    model = Qwen2_5_VLTextModel.from_pretrained(folder / "text_encoder").float().eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    template = comfy.text_encoders.hunyuan_video.HunyuanVideo15Tokenizer().llama_template
+    system = template.split("<|im_end|>")[0].removeprefix("<|im_start|>system\n")
+    loaded = text_encoder.load(text_encoder.Request(str(folder), dtype="fp32"))
+    assert "sees no pictures" not in loaded.report and "Qwen2_5_VLTextModel" in loaded.report
+    for prompt in (*PROMPTS, GLYPHS):
+        with torch.inference_mode():
+            states, mask = HunyuanVideo15Pipeline._get_mllm_prompt_embeds(
+                model, tokenizer, prompt, torch.device("cpu"), 200, system_message=system, crop_start=0)
+        expected = states[mask.bool()]
+        out, rest = encode(loaded.clip, prompt)
+        assert rel_l2(out[0], expected[-out.shape[1]:]) < FORWARD
+    assert len(expected) - out.shape[1] == len(tokenizer(template.split("{}")[0])["input_ids"])
+    assert_glyphs(folder, rest, 'Text "Open 24h". Text "開". ')
 
 
 def test_z_image(base):
