@@ -4,6 +4,7 @@
     python3 dev.py demo     set up, then run the main job in a real ComfyUI server and write a picture
     python3 dev.py test     set up, then run the tests (arguments go on to pytest)
     python3 dev.py test quick    those that need no server, browser or model: about a minute
+    python3 dev.py test full    those, too, that take long: models of published sizes, the GPU kit. CI runs them
     python3 dev.py test newest    the same tests with the newest of everything the package index has
     python3 dev.py test oldest    the same with the lowest versions that ComfyUI and this pack say they work with
     python3 dev.py drift PATH    what of this pack works on another ComfyUI, by its source, without running it
@@ -225,8 +226,8 @@ def main() -> int:
         return 2
     command, arguments = sys.argv[1], sys.argv[2:]
     end = arguments.pop(0) if command == "test" and arguments[:1] and arguments[0] in ENDS else ""
-    if command == "test" and arguments == ["quick"]:
-        arguments = [*PARALLEL, "-m", "unit", "tests"]
+    if command == "test" and arguments in (["quick"], ["full"]):
+        arguments = [*PARALLEL, *(["-m", "unit"] if arguments == ["quick"] else []), "tests"]
     if command == "drift":  # what runs below runs in the checkout's folder
         arguments = [str(Path(argument).expanduser().resolve()) for argument in arguments]
     python, comfyui = setup(end)
@@ -239,7 +240,7 @@ def main() -> int:
         code = subprocess.call([str(python), "-m", "ruff", "check", "."], cwd=PACK)
         return code or check_package(python)
     if command == "test":
-        chosen = arguments or [*PARALLEL, "tests"]
+        chosen = arguments or [*PARALLEL, "-m", "not full", "tests"]
         script = ["-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", "tests", *chosen]
         if end:
             with tempfile.TemporaryDirectory() as temp:

@@ -65,7 +65,7 @@ from .models import (
     tensors_for_saving,
     unpatched_tensors,
 )
-from .passthrough import NO_DIFFUSION, TRIED, Network, config_name, header_of, network
+from .passthrough import NO_DIFFUSION, TRIED, Network, config_name, header_of, network, unet_names
 from .sampling import (
     decode_latents,
     sample,

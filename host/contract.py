@@ -94,6 +94,9 @@ FEATURES = {
         "comfy.supported_models_base:BASE->unet_config",
         "comfy.supported_models_base:BASE.custom_operations",
     )),
+    "UNets in diffusers' names": Feature(Text("UNets of Stable Diffusion in diffusers' names cannot be loaded"), (
+        "comfy.utils:unet_to_diffusers(unet_config)",
+    )),
     "whole checkpoints": Feature(Text("text encoders and VAE of an all-in-one file cannot be loaded"), (
         "comfy.model_detection:unet_prefix_from_state_dict(sd)",
         "comfy.model_detection:model_config_from_unet(sd, prefix, metadata=)",

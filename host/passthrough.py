@@ -209,6 +209,17 @@ class _Shape(tuple[int, ...]):
     __hash__ = tuple.__hash__
 
 
+@needs("UNets in diffusers' names")
+def unet_names(sizes: Mapping[str, Any]) -> dict[str, str]:
+    """diffusers' name of every tensor that a UNet of these numbers of blocks may have -> the host's. `sizes` are
+    `num_res_blocks` and `channel_mult` (one a level), and the `transformer_depth` of each way (also `_middle`,
+    `_output`)."""
+    import comfy.utils
+
+    names: dict[str, str] = comfy.utils.unet_to_diffusers(dict(sizes))
+    return names
+
+
 def _stand_in(name: str, shape: tuple[int, ...], looked: tuple[set[str], set[str]]) -> Any:
     """A tensor without memory in the place of a stored one; what is read of its rows and columns goes into `looked`."""
     import torch

@@ -81,7 +81,7 @@ def locate(reference: str, *, component: str = "transformer", weights_name: str 
         beside = sorted({part for one in DERIVED for part in one.companions
                          if any(name.startswith(f"{part}/") for name in names)})
         return [Selection("", texts=(PIPELINE,)), select(folder),
-                *(select_component(folder, part, need_weights=need_weights) for part in beside)]
+                *(_companion(folder, part, need_weights) for part in beside)]
 
     _, repo = hubs.split(reference)
     pipeline = repo in KNOWN_BASES and not base_of_quantized(reference)
@@ -100,8 +100,14 @@ def companions_of(source: Source, folder: str, need_weights: bool = True) -> tup
     names = diffusers_classes.companions(read_json(source.config)) if source.config else []
     pipeline = LocalFolder(Path(folder).parent)
     listed = read_json(str(pipeline.path / PIPELINE)) if names and (pipeline.path / PIPELINE).is_file() else {}
-    return tuple(pipeline.source(source.reference, select_component(pipeline, name, need_weights=need_weights))
+    return tuple(pipeline.source(source.reference, _companion(pipeline, name, need_weights))
                  for name in names if (pipeline.path / name).is_dir() or name in listed)
+
+
+def _companion(pipeline: Folder, name: str, need_weights: bool) -> Selection:
+    config = f"{name}/{name}_config.json"  # a scheduler's, which has nothing else
+    return Selection(name, config=config) if config in pipeline.names() else \
+        select_component(pipeline, name, need_weights=need_weights)
 
 
 def base_of_quantized(reference: str) -> str:

@@ -56,6 +56,8 @@ def converted(name: str, native: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     from support import host_models
 
     source = SOURCES[name]
+    if source.convert:
+        return source.convert(native)
     if not source.converter:
         return by_table(name, native)
     convert = host_models.resized(getattr(single_file_utils, source.converter), source.sizes, source.mended)

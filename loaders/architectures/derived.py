@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...host.texts import Text, joined
+from ..errors import CheckpointError
 from . import passthrough
 from .base import Dims, Module, Naming
 from .passthrough import HostModel
@@ -40,10 +41,11 @@ class Derived(NamedTuple):
     empty. `wrong`: what is, in what the host would make of the tensors (its sizes), or empty. `header`: what the host
     reads of such a model in the header of a native file, by config.json.
     `companions`: other components of the pipeline that are part of the host's model -> where diffusers has their
-    classes; their configurations are in config.json's under "_" and their names. `leaves`: the beginnings of stored
-    names that are not for the host's model. `other_beside`: folders of components beside the transformer's that say
-    that it is another model's, and whose. `made`: tensors in the host's names that it reads of a file, and diffusers
-    computes.
+    classes, empty for a configuration alone; their configurations are in config.json's under "_" and their names.
+    `leaves`: the beginnings of stored names that are not for the host's model. `other_beside`: folders of components
+    beside the transformer's that say that it is another model's, and whose. `made`: tensors in the host's names that
+    it reads of a file, and diffusers computes or says in its configuration. `names`, where the host has the table:
+    stored names -> every name that diffusers has of such a model, and the host's. `notes`: lines for the report.
     """
 
     title: str
@@ -60,12 +62,14 @@ class Derived(NamedTuple):
     companions: Mapping[str, str] = {}
     leaves: tuple[str, ...] = ()
     other_beside: Mapping[str, str] = {}
-    made: Callable[[], dict[str, Tensor]] = dict
+    made: Callable[[Mapping[str, Any]], dict[str, Tensor]] = lambda config: {}
+    names: Callable[[Collection[str]], Mapping[str, str]] | None = None
+    notes: Callable[[Mapping[str, Any]], list[str]] = lambda config: []
 
     @property
     def renames(self) -> bool:
         """Whether names tell diffusers' from the host's; where they do not, config.json does."""
-        return bool(_table(self.table))
+        return self.names is not None or bool(_table(self.table))
 
     def is_named(self, text: str) -> bool:
         """Whether stored names, one a line, are those of this model, not below the prefix of a whole checkpoint."""
@@ -136,6 +140,18 @@ def origins(table: Mapping[str, list[str]], stored: Collection[str]) -> dict[str
     return found
 
 
+def _one_by_one(names: Mapping[str, str], stored: Collection[str]) -> dict[str, Origin]:
+    """As `origins`, of a map from every stored name that there may be to the host's."""
+    def whole(name: str) -> Origin:
+        return Origin((Part(name, Fraction(0), Fraction(1)),), False)
+
+    found: dict[str, Origin] = {}
+    for name, native in names.items():
+        if name in stored or native not in found:
+            found[native] = whole(name)
+    return found | {name: whole(name) for name in stored if name not in names}
+
+
 @cache
 def _matcher(name: str) -> re.Pattern[str]:
     """A pattern for a stored name of a table: groups are the numbers of blocks, then the leaf where it is any."""
@@ -163,10 +179,12 @@ class Translated(HostModel):
         metadata = {**metadata, **derived.header(config)}
         self._left = [name for name in shapes if name.startswith(derived.leaves)] if derived.leaves else []
         shapes = {name: shape for name, shape in shapes.items() if name not in self._left}
-        self.derived, self._shapes, self._made_of = derived, shapes, origins(_table(derived.table), shapes)
+        self.derived, self._shapes, self._config = derived, shapes, config
+        self._made_of = _one_by_one(derived.names(shapes), shapes) if derived.names else \
+            origins(_table(derived.table), shapes)
         self.native = {name: shape for name, origin in self._made_of.items()
                        if (shape := _joined(origin, shapes)) is not None}
-        made = {name: tensor for name, tensor in derived.made().items() if name not in self.native}
+        made = {name: tensor for name, tensor in derived.made(config).items() if name not in self.native}
         self.native |= {name: tuple(tensor.shape) for name, tensor in made.items()}
         try:
             network = passthrough.network_of(self.native, metadata)
@@ -182,8 +200,25 @@ class Translated(HostModel):
         self.native = {name: network.parameters.get(network.becomes.get(name) or "", shape)
                        for name, shape in self.native.items()}
 
+    @property
+    def notes(self) -> list[str]:
+        """What a report says of it."""
+        return self.derived.notes(self._config)
+
     def naming(self, names: Collection[str]) -> Naming | None:
         return Naming("diffusers")
+
+    def confirm(self, patcher: Any) -> Dims:
+        loaded = super().confirm(patcher)
+        said = (self._config.get("_scheduler") or {}).get("prediction_type")
+        predicts = {"epsilon": "EPS", "v_prediction": "V_PREDICTION"}.get(said)
+        if predicts and loaded["prediction"] != predicts:
+            raise CheckpointError(Text("its scheduler_config.json says that this {model} predicts {said}, and ComfyUI "
+                                       "takes it for {loaded}", model=self.derived.title, said=said,
+                                       loaded=loaded["prediction"]), "",
+                                  Text("load a single file of it with ComfyUI's names, and set what it predicts by a "
+                                       "ModelSamplingDiscrete node"))
+        return loaded
 
     def modules(self, dims: Dims, naming: Naming) -> Iterator[Module]:
         for module in super().modules(dims, Naming("native")):

@@ -35,6 +35,7 @@ from .classes import (
     ovis,
     pixart,
     sd3,
+    unet,
     wan_animate,
     wan_vace,
 )
@@ -67,6 +68,7 @@ DERIVED: tuple[Derived, ...] = (
     ovis.CLASS,
     pixart.CLASS,
     sd3.CLASS,
+    unet.CLASS,
     wan_animate.CLASS,
     wan_vace.CLASS,
 )
@@ -141,6 +143,8 @@ def of_config(config: Mapping[str, Any]) -> Translated:
     with torch.device("meta"):
         parts = [kind.from_config(dict(config))]
         for name, place in derived.companions.items():
+            if not place:  # a configuration alone
+                continue
             parts.append(getattr(import_module(place), class_of(config[f"_{name}"])).from_config(config[f"_{name}"]))
     shapes = {name: tuple(tensor.shape) for net in parts for name, tensor in net.state_dict().items()}
     return Translated(derived, shapes, {}, config)

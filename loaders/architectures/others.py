@@ -29,9 +29,7 @@ _MARKS = [_Mark(pattern, what, do) for pattern, what, do in (
     (r"^(first_stage_model\.)?(encoder|decoder)\.(conv_in|down_blocks|up_blocks|mid_block|mid\.block_1)\b",
      Text("a VAE"), Text("load it with Load VAE")),
     (r"^(model\.diffusion_model\.)?(input_blocks|output_blocks|middle_block)\.|^down_blocks\.\d+\.attentions",
-     Text("a Stable Diffusion / SDXL UNet"),
-     Text("use a file with ComfyUI's own names (input_blocks, output_blocks); in diffusers' this pack loads "
-          "Nunchaku's")),
+     Text("an incomplete or modified Stable Diffusion UNet"), _MODEL),
     (r"(^|\.)video_patch_proj\.", "MiniMax-H3", _MODEL),
     (r"(^|\.)audio_(adaln_single|patchify_proj)\.", "LTX-2", _MODEL),
     (r"(^|\.)patchify_proj\.", "LTX-Video", _MODEL),

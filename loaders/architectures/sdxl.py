@@ -7,8 +7,7 @@ tests/families/nunchaku/test_svdquant_sdxl.py. The host tells UNets apart by exa
 all others are refused here.
 
 Only Nunchaku's files, and what the host saves of such a MODEL, are read by this table; native ones are the host's own
-model (passthrough.py). Other UNets in diffusers' names are not: whether one predicts noise or velocity is in its
-scheduler's configuration, not in its tensors.
+model (passthrough.py), and other UNets in diffusers' names are translated by the host's own map (classes/unet.py).
 """
 
 from __future__ import annotations

@@ -179,6 +179,8 @@ def described(checkpoint: Checkpoint, family: str, base: tuple[Architecture, Dim
         description.notes.append(Text("{architecture} is known to this ComfyUI only: it is loaded by what ComfyUI "
                                       "{version} says of it, and was never tried with this version of the pack",
                                       architecture=architecture.name, version=host.version()))
+    if isinstance(architecture, Translated):
+        description.notes += architecture.notes
     check_sizes(description, checkpoint, architecture, base)
     return architecture, description
 

@@ -18,7 +18,8 @@ from ..words import first_ten
 INDEX = ".safetensors.index.json"
 QUANTIZE = "quantize_config.json"  # where GPTQ's tools wrote what config.json says by now
 PIPELINE = "model_index.json"
-COMPONENTS = ("transformer", "transformer_2")
+UNET = "unet"  # what pipelines have instead of a transformer
+COMPONENTS = ("transformer", "transformer_2", UNET)
 WEIGHTS = (".safetensors", ".sft", ".gguf")
 # What a tokenizer or processor folder may hold; anything else in it is not read and not downloaded.
 TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja")
@@ -170,8 +171,10 @@ def component_folder(folder: Folder, component: str) -> str:
     """The subfolder of one component: below a pipeline folder, or "" for the folder itself."""
     inside = folder.names()
     if PIPELINE in inside:
-        if not any(name.startswith(f"{component}/") for name in inside):
-            there = [part for part in COMPONENTS if any(name.startswith(f"{part}/") for name in inside)]
+        if component == "transformer" and not _has(component, inside) and _has(UNET, inside):
+            return UNET
+        if not _has(component, inside):
+            there = [part for part in COMPONENTS if _has(part, inside)]
             listed = folder.read_json(PIPELINE).get(component)
             error = MissingFiles if listed and listed[0] else CheckpointError
             what = Text("this pipeline has no {component} on disk", component=component) if error is MissingFiles else \
@@ -187,6 +190,10 @@ def component_folder(folder: Folder, component: str) -> str:
     at_top = "config.json" in inside or any("/" not in name and ".safetensors" in name for name in inside)
     nested = any(name.startswith(f"{component}/") for name in inside)
     return component if nested and not at_top else ""
+
+
+def _has(component: str, inside: list[str]) -> bool:
+    return any(name.startswith(f"{component}/") for name in inside)
 
 
 def _choose(inside: list[str], where: str) -> tuple[str, str]:

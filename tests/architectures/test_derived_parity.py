@@ -54,7 +54,7 @@ def test_a_lora_does_what_it_does_in_diffusers(tiny, names, tmp_path):
     case, folder, net = tiny
     stored, native = case.lora
     weight, given = net.get_submodule(stored).weight, case.inputs()
-    prefix, name = ("transformer.", stored) if names == "diffusers" else ("diffusion_model.", native)
+    prefix, name = (case.prefix, stored) if names == "diffusers" else ("diffusion_model.", native)
     file = lora.random_lora({name: tuple(weight.shape)}, prefix)
     with host_models.detected(case.model):
         patcher = load(folder).patcher

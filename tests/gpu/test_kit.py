@@ -28,6 +28,7 @@ def kit(tmp_path_factory):
     return folder
 
 
+@pytest.mark.full
 def test_it_measures_from_its_own_files_alone(kit, tmp_path):
     """start.sh as on the bare machine, with what is installed here in place of the wheels: ComfyUI and the pack are the
     kit's, and PyAV the stand-in."""

@@ -64,6 +64,7 @@ def in_this_process(monkeypatch, out: Path, *options: str) -> int:
     return gpu_table.main()
 
 
+@pytest.mark.full
 def test_every_stage(tmp_path, monkeypatch, capfd):
     """All rows are there, none with an error, every kernel and codec among them; and none is measured twice."""
     import comfy.cli_args as cli_args

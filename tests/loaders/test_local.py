@@ -104,7 +104,8 @@ def test_a_folder_of_several_kinds_holds_what_either_holds(models, monkeypatch):
     (FLUX, (), {TRANSFORMER: SURE, TEXTS: SURE, ENCODER: LIKELY, VAE: SURE}),
     (FLUX, ("vae", "tokenizer_2"), {TRANSFORMER: SURE, TEXTS: MAYBE, ENCODER: LIKELY, VAE: MAYBE}),
     (FLUX, ("transformer",), {TRANSFORMER: MAYBE, TEXTS: SURE, ENCODER: LIKELY, VAE: SURE}),
-    (SD3, (), {TRANSFORMER: SURE, ENCODER: LIKELY, VAE: SURE}), (SDXL, (), {TEXTS: SURE, ENCODER: LIKELY, VAE: SURE}),
+    (SD3, (), {TRANSFORMER: SURE, TEXTS: MAYBE, ENCODER: LIKELY, VAE: SURE}),
+    (SDXL, (), {TRANSFORMER: SURE, TEXTS: SURE, ENCODER: LIKELY, VAE: SURE}),
     ({"_class_name": "FluxPipeline", "transformer": None, "vae": ["diffusers", "VQModel"]}, ("transformer",), {})])
 def test_pipelines_are_what_they_name_and_have(models, index, without, expected):
     pipeline(models, "diffusers/owner/name", index, *without)
@@ -176,7 +177,7 @@ def test_every_node_lists_what_it_can_load(models):
         "vae/ae.safetensors", "diffusers/wan/high_noise_model/quant_model_description.json",
         "diffusers/wan/low_noise_model/quant_model_description.json", "diffusers/wan/high_noise_model/quant_model_weights.safetensors")
     slim = "wan/high_noise_model/quant_model_weights.safetensors"
-    transformers = ["all.safetensors", "bf16.safetensors", "black-forest-labs/FLUX", "fp8", "lite", "q4.gguf", "repo",
+    transformers = ["all.safetensors", "bf16.safetensors", "black-forest-labs/FLUX", "fp8", "lite", "q4.gguf", "repo", "sdxl",
                     "svdq-fp4_r32-qwen.safetensors", slim]
     quantized = ["fp8", "lite", "q4.gguf", "svdq-fp4_r32-qwen.safetensors", slim]
     assert lists() == {
@@ -185,9 +186,9 @@ def test_every_node_lists_what_it_can_load(models):
         "LoadBaseVAE": (["ae.safetensors", "black-forest-labs/FLUX", "sdxl", "all.safetensors", slim], "ae.safetensors"),
         "ApplyTransformerOverride": ([*quantized, *(one for one in transformers if one not in quantized)], "fp8"),
         "NunchakuSVDQLoader": (["lite", "repo", "svdq-fp4_r32-qwen.safetensors", "all.safetensors", "bf16.safetensors",
-                                "black-forest-labs/FLUX"], "lite"),
+                                "black-forest-labs/FLUX", "sdxl"], "lite"),
         "ModelSlimLoader": (["wan"], "wan"),
-        "InspectCheckpoint": ([*transformers, "ae.safetensors", "sdxl", "t5-q8.gguf"], "all.safetensors")}
+        "InspectCheckpoint": ([*transformers, "ae.safetensors", "t5-q8.gguf"], "all.safetensors")}
 
 
 def test_text_encoders_in_place_of_a_bases(models):
@@ -220,7 +221,7 @@ def test_the_catalog_has_the_transformers(models):
     put(models, "text_encoders/t5.safetensors", "vae/ae.safetensors", "diffusion_models/wan.safetensors",
         "diffusers/repo/svdq-int4_r32-flux.safetensors", "diffusers/repo/config.json", "diffusers/slim/quant_model_description.json")
     found = {entry.reference: entry.kind for entry in catalog.entries() if not entry.known}
-    assert found == {"base": "base", "wan.safetensors": "override", "repo": "svdq", "slim": "modelslim"}
+    assert found == {"base": "base", "sdxl": "base", "wan.safetensors": "override", "repo": "svdq", "slim": "modelslim"}
 
 
 # --- every change is seen ---

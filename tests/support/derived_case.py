@@ -20,7 +20,8 @@ class Source(NamedTuple):
 
     Without a converter the table is written by hand, and the forwards alone say that it is right; one without rows says
     that diffusers' class has the host's names and shapes (tables.by_table). `by_hand` are names that the converter leaves
-    out or as they are (patterns, each with what it becomes, one after the other)."""
+    out or as they are (patterns, each with what it becomes, one after the other). `convert`, where the host has the table:
+    the same by it."""
 
     models: tuple[str, ...]
     converter: str = ""
@@ -31,6 +32,7 @@ class Source(NamedTuple):
     mended: dict[str, str] = {}
     unread: tuple[str, ...] = ()
     real: tuple[dict[str, Any], ...] = ()
+    convert: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None
 
 
 class Case(NamedTuple):
@@ -39,7 +41,8 @@ class Case(NamedTuple):
     (what the host's gives, of what the host takes), the `inputs`, latents first, and `conds`: what the host is given
     beside the latents, of the inputs. `lora`: a Linear in diffusers' names and in the host's, of a LoRA; `maps`: whether
     the host takes LoRAs in diffusers' names (comfy/lora.py). `companions`: the configurations of the components beside it
-    that are part of the host's model. `kind`: diffusers' class, where it is not the first."""
+    that are part of the host's model. `kind`: diffusers' class, where it is not the first. `prefix`: of
+    diffusers' LoRAs."""
 
     config: dict[str, Any]
     model: str
@@ -50,6 +53,7 @@ class Case(NamedTuple):
     maps: bool = True
     companions: dict[str, dict[str, Any]] = {}
     kind: str = ""
+    prefix: str = "transformer."
 
 
 def discrete(betas: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 
 from support.host_sizes import BESIDE, CLASSED, FIXED, HEADERS, MODELS, NARROWER, PUBLISHED, SMALLER
 
-OF_ONE_SIZE = FIXED | SMALLER.keys()  # a config.json would have to say the sizes in the host's code
+OF_ONE_SIZE = FIXED | SMALLER.keys() | CLASSED.keys()  # a config.json would have to say the sizes in the host's code
 
 
 def make(name: str, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ from ..derived import Derived
 
 CLASS = Derived(
     title="LTX-Video", hosts=("LTXV",), table="ltxv", classes=("LTXVideoTransformer3DModel",),
+    never=("audio_",),  # LTX-2
     marks=("proj_in.", "caption_projection.linear_1.", "transformer_blocks.0.attn1.norm_q."),
     fixed={
         "patch_size": (1,), "patch_size_t": (1,), "num_attention_heads": (32,), "norm_eps": (1e-6,),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..derived import Derived
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 FREQUENCIES, THETA = 16, 10000.0
 
 
-def _frequencies() -> dict[str, Tensor]:
+def _frequencies(config: Mapping[str, Any]) -> dict[str, Tensor]:
     """What diffusers computes in F32 (MiniMaxH3RotaryPosEmbed), and ComfyUI reads of the file."""
     import torch
 
