@@ -24,6 +24,7 @@ from .classes import (
     lumina2,
     pixart,
     sd3,
+    svd,
     wan_vace,
 )
 from .derived import Derived, Translated
@@ -45,6 +46,7 @@ DERIVED: tuple[Derived, ...] = (
     lumina2.CLASS,
     pixart.CLASS,
     sd3.CLASS,
+    svd.CLASS,
     wan_vace.CLASS,
 )
 

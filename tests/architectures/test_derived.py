@@ -76,7 +76,8 @@ def tiny(request):
     return Tiny(*request.param)
 
 
-@pytest.mark.parametrize("table", [one.table for one in KNOWN if tables.SOURCES[one.table].converter])
+@pytest.mark.parametrize("table", [one.table for one in KNOWN if tables.SOURCES[one.table].converter
+                                   or tables.SOURCES[one.table].rule])
 def test_tables_are_what_diffusers_does(table):
     file = derived.FOLDER / f"{table}.json"
     assert file.read_text(encoding="utf-8") == tables.text(tables.table(table))

@@ -19,7 +19,8 @@ from support.passthrough import load
 pytestmark = pytest.mark.parity
 
 ALL = {", ".join(filter(None, (one.title, case.model, case.kind))): (one, case) for one in DERIVED for case in CASES[one.table]}
-DETECTED = [name for name, (_, case) in ALL.items() if case.model not in host_models.FIXED]
+SIZED = host_models.FIXED | host_models.CLASSED.keys()  # of which the host knows one size
+DETECTED = [name for name, (_, case) in ALL.items() if case.model not in SIZED]
 
 
 def made(one, case, **more):
@@ -44,7 +45,7 @@ def tiny(request, tmp_path_factory):
     stored, net = made(one, case)
     folder = tmp_path_factory.mktemp("derived") / "model"
     stored.save_pretrained(folder)
-    if case.model in host_models.FIXED:  # where only one size of it is known, which the configuration would have to say
+    if case.model in SIZED:  # which the configuration would have to say
         (folder / "config.json").write_text(f'{{"_class_name": "{type(net).__name__}"}}', encoding="utf-8")
     return case, folder, net
 

@@ -17,8 +17,8 @@ class Source(NamedTuple):
     what publishers call otherwise than the host's modules, as the host knows, and what only the host's files have, which
     nothing it runs reads. `real`: what published configurations say, where it is not diffusers' default.
 
-    Without a converter the table is written by hand, and the forwards alone say that it is right; one without rows says
-    that diffusers' class has the host's names and shapes (tables.by_table)."""
+    Without a converter the table is written by hand, or by `rule`, and the forwards alone say that it is right; one
+    without rows says that diffusers' class has the host's names and shapes (tables.by_table)."""
 
     models: tuple[str, ...]
     converter: str = ""
@@ -27,6 +27,7 @@ class Source(NamedTuple):
     published: tuple[str, str] = ("^$", "")
     unread: tuple[str, ...] = ()
     real: tuple[dict[str, Any], ...] = ()
+    rule: Callable[[], dict[str, list[str]]] | None = None
 
 
 class Case(NamedTuple):
