@@ -253,6 +253,8 @@ def table(name: str) -> dict[str, list[str]]:
     from support import host_models
 
     source, rows = SOURCES[name], {}
+    if source.rule:
+        return source.rule()
     for model in source.models:
         native = tagged(published(source, host_models.make(model)))
         for pattern, parts in folded(origins(native, converted(name, native)), stacks(model)).items():
@@ -269,7 +271,7 @@ def text(rows: dict[str, list[str]]) -> str:
 def main(names: Iterator[str] | list[str]) -> None:
     """Write the tables of these names, or all."""
     FOLDER.mkdir(exist_ok=True)
-    for name in names or [name for name, source in SOURCES.items() if source.converter]:
+    for name in names or [name for name, source in SOURCES.items() if source.converter or source.rule]:
         (FOLDER / f"{name}.json").write_text(text(table(name)), encoding="utf-8")
 
 

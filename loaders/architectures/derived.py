@@ -124,8 +124,8 @@ def origins(table: Mapping[str, list[str]], stored: Collection[str]) -> dict[str
         names = [part[1] for part in split if part]
         blocks: dict[tuple[str, ...], set[str]] = {}
         for name in names:
-            for match in _matcher(name).finditer(text):
-                blocks.setdefault(tuple(match.groups()), set()).add(match[0])
+            for numbers, place in _places(name, stored, text):
+                blocks.setdefault(numbers, set()).add(place)
         if "{last}" in pattern and blocks:
             end = max(int(numbers[0]) for numbers in blocks)
             blocks = {numbers: there for numbers, there in blocks.items() if int(numbers[0]) == end}
@@ -150,6 +150,14 @@ def _one_by_one(names: Mapping[str, str], stored: Collection[str]) -> dict[str, 
         if name in stored or native not in found:
             found[native] = whole(name)
     return found | {name: whole(name) for name in stored if name not in names}
+
+
+def _places(name: str, stored: Collection[str], text: str) -> list[tuple[tuple[str, ...], str]]:
+    """Every stored name that a name of a table is, with its numbers and leaf (see _matcher)."""
+    if "{" in name:
+        return [(match.groups(), match[0]) for match in _matcher(name).finditer(text)]
+    leaves = ("weight", "bias") if "*" in name else ("",)  # a table of many names that have no number: no search
+    return [((leaf,) if leaf else (), there) for leaf in leaves if (there := name.replace("*", leaf)) in stored]
 
 
 @cache

@@ -12,6 +12,7 @@ import torch
 from packaging.version import Version
 
 from quantized_transformers.host import model_identity, passthrough
+from quantized_transformers.loaders import model
 from quantized_transformers.loaders.architectures import derived, diffusers_classes
 from quantized_transformers.loaders.architectures.base import Naming, tensor_name
 from quantized_transformers.loaders.architectures.diffusers_classes import DERIVED
@@ -89,7 +90,8 @@ def tiny(request):
     return Tiny(*request.param)
 
 
-@pytest.mark.parametrize("table", [one.table for one in KNOWN if tables.SOURCES[one.table].converter])
+@pytest.mark.parametrize("table", [one.table for one in KNOWN if tables.SOURCES[one.table].converter
+                                   or tables.SOURCES[one.table].rule])
 def test_tables_are_what_diffusers_does(table):
     file = derived.FOLDER / f"{table}.json"
     assert file.read_text(encoding="utf-8") == tables.text(tables.table(table))
@@ -133,6 +135,15 @@ def test_at_published_sizes_the_host_has_what_diffusers_has(one, config):
                 used[tensor_name(name, "bias")] = (rows,)
     assert used.keys() == stored.keys()
     assert {name: shape or stored[name] for name, shape in used.items()} == stored
+
+
+@pytest.mark.parametrize("one", {one.title: one for one, _ in REAL}.values(), ids=lambda one: one.title)
+def test_at_published_sizes_a_base_has_no_memory(one, tmp_path):
+    """Whatever the host computes while it builds a model; its weights come later."""
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": one.classes[0], **tables.SOURCES[one.table].real[0]}))
+    net = model.defer(model.Request(str(tmp_path))).patcher.model.diffusion_model
+    assert sum(p.numel() for p in net.parameters()) > 5e8
+    assert sum(p.numel() for p in net.parameters() if not p.is_meta) < 1e5
 
 
 @pytest.mark.parametrize("form", ["BF16", "FP8", "NVFP4, ModelOpt"])

@@ -18,10 +18,10 @@ class Source(NamedTuple):
     what is right, and what only the host's files have, which nothing it runs reads. `real`: what published configurations
     say, where it is not diffusers' default.
 
-    Without a converter the table is written by hand, and the forwards alone say that it is right; one without rows says
-    that diffusers' class has the host's names and shapes (tables.by_table). `by_hand` are names that the converter leaves
-    out or as they are (patterns, each with what it becomes, one after the other). `convert`, where the host has the table:
-    the same by it."""
+    Without a converter the table is written by hand, or by `rule`, and the forwards alone say that it is right; one
+    without rows says that diffusers' class has the host's names and shapes (tables.by_table). `by_hand` are names that the
+    converter leaves out or as they are (patterns, each with what it becomes, one after the other). `convert`, where the
+    host has the table: the same by it."""
 
     models: tuple[str, ...]
     converter: str = ""
@@ -33,6 +33,7 @@ class Source(NamedTuple):
     unread: tuple[str, ...] = ()
     real: tuple[dict[str, Any], ...] = ()
     convert: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None
+    rule: Callable[[], dict[str, list[str]]] | None = None
 
 
 class Case(NamedTuple):

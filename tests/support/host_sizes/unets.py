@@ -20,6 +20,9 @@ VIDEO = {"num_res_blocks": [1, 1], "channel_mult": [1, 1], "transformer_depth": 
          "extra_ff_mix_layer": True, "use_spatial_context": True, "merge_strategy": "learned_with_images",
          "merge_factor": 0.0, "video_kernel_size": [3, 1, 1], "use_temporal_resblock": True,
          "use_temporal_attention": True, "disable_temporal_crossattention": False}
+# Of Stable Video Diffusion as many as published: diffusers counts them by level, the host in one row.
+LEVELS = {"num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 1, 1, 1], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+          "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0]}
 
 
 def unet(kind: str, where: dict[str, Any], width: int, context: int, vector: int | None = None, linear: bool = True,
@@ -50,7 +53,7 @@ MODELS: dict[str, tuple[Any, ...]] = {
     "Segmind Vega": unet("Segmind_Vega", XL, 32, 128, 160, transformer_depth_middle=-1),
     "KOALA 700M": unet("KOALA_700M", XL, 32, 128, 160, transformer_depth_middle=-2),
     "KOALA 1B": unet("KOALA_1B", XL, 32, 128, 160),
-    "Stable Video Diffusion": unet("SVD_img2vid", VIDEO, 64, 96, 192),
+    "Stable Video Diffusion": unet("SVD_img2vid", {**VIDEO, **LEVELS}, 64, 96, 192),
     "SV3D u": unet("SV3D_u", VIDEO, 64, 96, 64),
     "SV3D p": unet("SV3D_p", VIDEO, 64, 96, 320),
     "Stable Cascade C": ("cascade.stage_c.StageC", {
