@@ -9,7 +9,8 @@ from .check import needs
 if TYPE_CHECKING:
     import torch
 
-NETWORKS = {"ltxv": ("lightricks.vae.causal_video_autoencoder", "VideoVAE"), "wan21": ("wan.vae", "WanVAE"),
+NETWORKS = {"cogvideox": ("cogvideo.vae", "AutoencoderKLCogVideoX"),
+            "ltxv": ("lightricks.vae.causal_video_autoencoder", "VideoVAE"), "wan21": ("wan.vae", "WanVAE"),
             "wan22": ("wan.vae2_2", "WanVAE")}
 # An encoder and a decoder of one module, and what makes a latent of the encoder's output
 ENGINES = {"hunyuan_image": ("hunyuan_video.vae", "DiagonalGaussianRegularizer"),

@@ -59,6 +59,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "layers_per_block": 2, "spatial_compression_ratio": 32, "sample_size": 384, "scaling_factor": 0.75289}),
     "hunyuan_refiner": ("AutoencoderKLHunyuanImageRefiner", {"block_out_channels": (16, 16, 32, 64, 64)}),
     "hunyuan_video_15": ("AutoencoderKLHunyuanVideo15", {"block_out_channels": (16, 16, 32, 64, 64)}),
+    "cogvideox": ("AutoencoderKLCogVideoX", {"block_out_channels": (32, 32, 64, 64), "scaling_factor": 0.7}),
     "hunyuan_video": ("AutoencoderKLHunyuanVideo", {k: v for k, v in KL.items() if k != "sample_size"}),
     "qwen_image": ("AutoencoderKLQwenImage", {"base_dim": 12}),
 }
@@ -71,6 +72,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "hunyuan_video": {"block_out_channels": (128, 256, 512, 512)}, "qwen_image": {"base_dim": 96},
     "hunyuan_image": {"block_out_channels": (128, 256, 512, 512, 1024, 1024)},
     **dict.fromkeys(("hunyuan_refiner", "hunyuan_video_15"), {"block_out_channels": (128, 256, 512, 1024, 1024)}),
+    "cogvideox": {"block_out_channels": (128, 256, 256, 512)},
     "sd3": {"block_out_channels": (128, 256, 512, 512)},
     "ltx": {**dict.fromkeys(("block_out_channels", "decoder_block_out_channels"), (128, 256, 512, 512)),
             **dict.fromkeys(("layers_per_block", "decoder_layers_per_block"), (4, 3, 3, 3, 4))},
@@ -116,7 +118,7 @@ def make(family: str, seed: int = 7, **config: Any) -> Any:
                 p.copy_(torch.randn(p.shape) * p[0].numel() ** -0.5)
         for name, p in model.named_parameters():  # the picture and the latent stay small
             if name.startswith(("decoder.conv_out", "encoder.conv_out")):
-                p.mul_(0.2 if family == "ltx091" else 0.3)  # its noise makes some pixels far larger
+                p.mul_(0.15 if family in ("ltx091", "cogvideox") else 0.3)  # noise, or the latent, makes some pixels far larger
         if family == "flux2":  # a trained batch norm, not the identity of a new one
             model.bn.running_mean.copy_(torch.randn_like(model.bn.running_mean) * 0.3)
             model.bn.running_var.copy_(torch.rand_like(model.bn.running_var) + 0.5)

@@ -28,11 +28,12 @@ SAME = 1e-5
 MODELS = {"flux1": "Flux", "z_image": "ZImage", "sdxl": "SDXL", "sd15": "SD15", "flux2": "Flux2", "wan": "WAN21_T2V", "wan22": "WAN22_T2V",
           "hunyuan_video": "HunyuanVideo", "qwen_image": "QwenImage", "sd3": "SD3", "ltx": "LTXV", "ltx091": "LTXV", "ltx095": "LTXV",
           "ltx2": "LTXAV", "hunyuan_image": "HunyuanImage21", "hunyuan_refiner": "HunyuanImage21Refiner",
-          "hunyuan_video_15": "HunyuanVideo15"}
+          "hunyuan_video_15": "HunyuanVideo15", "cogvideox": "CogVideoX_T2V"}
 # Latent frames; n of them are 4 n - 3 frames.
 CASES = [(family, frames) for family in vaes.FAMILIES if family != "z_image"  # the same folder as FLUX.1's
          for frames in {"wan": (1, 2, 3, 4), "wan22": (1, 2, 3), "hunyuan_video": (1, 2, 3, 4), "ltx": (1, 2), "ltx091": (2,), "ltx095": (2,),
-                       "ltx2": (1, 2), "hunyuan_video_15": (1, 2, 3)}.get(family, (1,))]
+                       "ltx2": (1, 2), "hunyuan_video_15": (1, 2, 3),
+                       "cogvideox": (1, 3, 5)}.get(family, (1,))]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,8 +72,11 @@ def sampler_latent(loaded, frames, seed=1, batch=1, family=""):
 
 
 def latent_format(family):
+    import comfy.latent_formats
     import comfy.supported_models
 
+    if family == "cogvideox":  # of a config, not of a class
+        return comfy.latent_formats.CogVideoX1_5()
     return getattr(comfy.supported_models, MODELS[family]).latent_format()
 
 
@@ -267,6 +271,7 @@ MEAN = [*vaes.WAN22_MEAN[:47], 0.0]
 
 @pytest.mark.parametrize(("family", "config", "message"), [
     ("flux1", {"scaling_factor": 1.5305}, "does not belong to Stable Diffusion 3"),
+    ("cogvideox", {"scaling_factor": 0.5}, "does not belong to CogVideoX"),
     ("ltx", {"scaling_factor": 0.5}, "scaling_factor 1.0 only"),
     ("ltx", {"decoder_spatio_temporal_scaling": [True, True, False, False]}, "a latent is 1/32 of the picture"),
     ("flux1", {"shift_factor": None}, "shift is 0 in channel 0"),
