@@ -25,7 +25,8 @@ OF_QWEN25 = {"hunyuan_image": "HunyuanImagePipeline", "hunyuan_refiner": "Hunyua
              "kandinsky5": "Kandinsky5T2VPipeline", "kandinsky5_image": "Kandinsky5T2IPipeline",
              "longcat": "LongCatImagePipeline"}
 PIPELINES |= {**OF_QWEN25, "hunyuan_video_15": "HunyuanVideo15Pipeline", "krea2": "Krea2Pipeline",
-              "ideogram4": "Ideogram4Pipeline", "joyimage": "JoyImageEditPipeline", "ovis": "OvisImagePipeline"}
+              "ideogram4": "Ideogram4Pipeline", "joyimage": "JoyImageEditPipeline", "ovis": "OvisImagePipeline",
+              "ernie": "ErnieImagePipeline"}
 
 HEAD = 128  # the host's head size
 VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 512,
@@ -149,6 +150,34 @@ def qwen3_vl(family: str, folder: Path, eyes: dict[str, Any] | None = None, **si
     index = {"_class_name": PIPELINES[family], "text_encoder": ["transformers", kind], "tokenizer": ["transformers", "Qwen2Tokenizer"]}
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     return folder
+
+
+def ernie(folder: Path) -> Path:
+    """ERNIE-Image's base: Mistral3Model of Ministral 3's width."""
+    from transformers import Mistral3Config
+
+    from support.transformers_versions import rope
+
+    tokenizer = save_mistral_tokenizer(folder / "tokenizer")
+    # transformers' Ministral 3 is Mistral with YaRN, and queries that are larger behind 16384 tokens
+    text = {"model_type": "mistral", "hidden_size": 3072, "intermediate_size": 16,
+            "num_hidden_layers": 4, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": HEAD, "vocab_size": tokenizer,
+            "rms_norm_eps": 1e-5, "sliding_window": None, "tie_word_embeddings": True, **rope(1e6)}
+    vision = {"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+              "num_attention_heads": 1, "head_dim": 32, "patch_size": 14, "image_size": 56}
+    write("Mistral3Model", Mistral3Config(text_config=text, vision_config=vision), folder / "text_encoder")
+    index = {"_class_name": PIPELINES["ernie"], "text_encoder": ["transformers", "Mistral3Model"],
+             "tokenizer": ["transformers", "PreTrainedTokenizerFast"]}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def save_mistral_tokenizer(folder: Path) -> int:
+    """A Mistral tokenizer alone, tokenizer.json. Returns the size of the vocabulary."""
+    tokenizer = mistral_tokenizer(tekken(), folder)
+    (folder / "tekken.json").unlink()
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
 
 
 def ovis(folder: Path) -> Path:

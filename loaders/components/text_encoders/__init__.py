@@ -18,6 +18,7 @@ def families() -> tuple[Family, ...]:
         gemma2,
         hidream,
         llama,
+        ministral3,
         mistral3,
         pile_t5,
         qwen3,
@@ -42,7 +43,7 @@ def families() -> tuple[Family, ...]:
                "HunyuanVideoClipModel", ("HunyuanVideo", "HunyuanSkyreels")),
         *mistral3.FAMILIES, *qwen25_vl.FAMILIES, *qwen3.FAMILIES, *qwen3_vl.FAMILIES,
         *clip_g.FAMILIES, *gemma2.FAMILIES, *sd3.FAMILIES, *t5.FAMILIES, *t5_old.FAMILIES, *pile_t5.FAMILIES,
-        *hidream.FAMILIES, *clip_l.FAMILIES)
+        *hidream.FAMILIES, *ministral3.FAMILIES, *clip_l.FAMILIES)
 
 
 def classes(index: dict[str, Any]) -> dict[str, str]:

@@ -409,6 +409,31 @@ def test_joyimage_sees(tmp_path, monkeypatch):
     assert ids(clip.tokenize(PROMPTS[0]))[36:-5] == words
 
 
+def test_ernie(tmp_path):
+    """Ministral 3: the last but one state of a prompt as it is; the scaling of its rotary embedding is left out, and said."""
+    from diffusers import ErnieImagePipeline
+    from transformers import Mistral3Model, PreTrainedTokenizerFast
+
+    folder = llm.ernie(tmp_path / "base")
+    model = fp32(Mistral3Model, folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    pipeline = SimpleNamespace(text_encoder=model, tokenizer=lambda text, **kwargs: {
+        "input_ids": [1, *tokenizer(text, add_special_tokens=False)["input_ids"]]})  # as published: <s> before a prompt
+    expected = [ErnieImagePipeline.encode_prompt(pipeline, prompt, "cpu")[0] for prompt in PROMPTS]
+    path = folder / "text_encoder" / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "beta_fast": 32.0,
+                                                "beta_slow": 1.0, "original_max_position_embeddings": 16384}
+    for scaled in (False, True):
+        if scaled:
+            path.write_text(json.dumps(config))
+        loaded = text_encoder.load(text_encoder.Request(str(folder)))
+        assert ("YaRN" in loaded.report) == scaled and loaded.report.startswith("ERNIE-Image")
+        for prompt, one in zip(PROMPTS, expected, strict=True):
+            out = loaded.clip.encode_from_tokens(loaded.clip.tokenize(prompt))[0]
+            assert out.shape == one.shape and rel_l2(out, one) < FORWARD
+
+
 def test_ovis(tmp_path):
     from diffusers import OvisImagePipeline
     from transformers import AutoTokenizer, Qwen3Model
