@@ -96,6 +96,7 @@ from .vaes import (
     load_vae_sized,
     vae_module,
     vae_tensors,
+    without_memory,
 )
 from .weights import (
     Patching,

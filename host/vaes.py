@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .check import needs
@@ -9,11 +10,29 @@ from .check import needs
 if TYPE_CHECKING:
     import torch
 
-NETWORKS = {"ltxv": ("lightricks.vae.causal_video_autoencoder", "VideoVAE"), "wan21": ("wan.vae", "WanVAE"),
+NETWORKS = {"cogvideox": ("cogvideo.vae", "AutoencoderKLCogVideoX"),
+            "cosmos": ("cosmos.vae", "CausalContinuousVideoTokenizer"),
+            "ltxv": ("lightricks.vae.causal_video_autoencoder", "VideoVAE"), "wan21": ("wan.vae", "WanVAE"),
             "wan22": ("wan.vae2_2", "WanVAE")}
 # An encoder and a decoder of one module, and what makes a latent of the encoder's output
 ENGINES = {"hunyuan_image": ("hunyuan_video.vae", "DiagonalGaussianRegularizer"),
            "hunyuan_15": ("hunyuan_video.vae_refiner", "EmptyRegularizer")}
+
+
+def without_memory() -> Any:
+    """A context in which networks are made without memory, but for small values that they compute while they are made
+    (Cosmos' counts its wavelets by a tensor), for which torch.device("meta") has no number."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if func in (torch.empty, torch.zeros, torch.ones, torch.randn) and kwargs.get("device") is None:
+                kwargs = {**kwargs, "device": "meta"}
+            return func(*args, **kwargs)
+
+    return Mode()
 
 
 @needs("VAEs")
@@ -69,25 +88,26 @@ def vae_module(kind: str, sizes: dict[str, Any]) -> Any:
 
 def vae_tensors(kind: str, sizes: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Names and shapes of the tensors of a VAE network, as meta tensors."""
-    import torch
-
-    with torch.device("meta"):
+    with without_memory():
         return vae_module(kind, sizes).state_dict()
 
 
 @needs("VAEs")
 def load_vae(tensors: dict[str, torch.Tensor], dtype: str | None = None,
-             metadata: dict[str, str] | None = None) -> Any:
-    """Native tensors -> the host's VAE; its `first_stage_model` is None when the host does not know them."""
+             metadata: dict[str, str] | None = None, marks: Sequence[str] = ()) -> Any:
+    """Native tensors -> the host's VAE; its `first_stage_model` is None when the host does not know them. `marks` are
+    names that it looks for besides."""
     import comfy.sd
     import torch
 
+    if marks:
+        tensors = tensors | {name: torch.empty(0) for name in marks}
     return comfy.sd.VAE(sd=tensors, dtype=getattr(torch, dtype) if dtype else None, metadata=metadata)
 
 
 @needs("VAEs")
 def load_vae_sized(tensors: dict[str, torch.Tensor], kind: str, sizes: dict[str, Any], published: dict[str, Any],
-                   dtype: str | None = None) -> Any:
+                   dtype: str | None = None, marks: Sequence[str] = ()) -> Any:
     """As load_vae, for a network of other sizes than the `published` ones that the host's constructor has fixed.
 
     The constructor makes its own, without memory, which settles ratios, devices, dtypes and memory estimates; then the
@@ -95,10 +115,9 @@ def load_vae_sized(tensors: dict[str, torch.Tensor], kind: str, sizes: dict[str,
     """
     import comfy.model_management
     import comfy.model_patcher
-    import torch
 
-    with torch.device("meta"):
-        vae = load_vae(vae_tensors(kind, published), dtype)
+    with without_memory():
+        vae = load_vae(vae_tensors(kind, published), dtype, None, marks)
     module = vae_module(kind, sizes).eval().to(vae.vae_dtype)
     comfy.model_management.archive_model_dtypes(module)
     patcher = comfy.model_patcher.CoreModelPatcher(module, load_device=vae.patcher.load_device,

@@ -162,8 +162,13 @@ def load(request: Request, disable_dynamic: bool = False) -> Loaded:
         return Loaded(clip, report)
     pipeline, replaced = locate_encoders(request)
     family = family_of(pipeline.index)
+    other = [key for key, value in family.fixed.items() if pipeline.index.get(key) not in (None, value)]
+    if other:
+        raise CheckpointError(Text("model_index.json says {key} {said}; ComfyUI has {fixed}", key=other[0],
+                                   said=pipeline.index[other[0]], fixed=family.fixed[other[0]]), pipeline.folder,
+                              Text("use a base of the published kind"))
     parts = [_part(pipeline, *entry, replaced.get(entry[0], _Override())) for entry in family.encoders]
-    given = [{**part.given, **part.tokenizer, **part.encoder.marks(part.config)} for part in parts]
+    given = [{**part.encoder.handed(part.given), **part.tokenizer, **part.encoder.marks(part.config)} for part in parts]
     clip = _to_host(pipeline, family, parts, given, request.dtype, disable_dynamic)
     notes = [family.note]
     for part in parts:
@@ -171,7 +176,7 @@ def load(request: Request, disable_dynamic: bool = False) -> Loaded:
         notes.append(part.encoder.repair(host.tokenizer_of(clip, part.encoder.host_name), part.tokenizer_source))
         if part.blind:
             note = _blind(clip, part)
-            notes.append(note if part.encoder.eyeless == () else "")
+            notes.append("" if (part.config.get("architectures") or [""])[0] in part.encoder.eyeless else note)
     for name in family.normed:
         host.read_normed(clip, name)
     for name, value in family.tokenizer_options:

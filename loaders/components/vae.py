@@ -148,8 +148,8 @@ def _component(checkpoint: Checkpoint, config: dict[str, Any], stored: dict[str,
     _check_latents(plan, where)
     tensors = _native(plan, stored, checkpoint.source.folder)
     dtype = DTYPES[request.dtype]
-    vae = host.load_vae(tensors, dtype, plan.metadata) if plan.inferred else \
-        host.load_vae_sized(tensors, plan.kind, plan.sizes, plan.published, dtype)
+    vae = host.load_vae(tensors, dtype, plan.metadata, plan.marks) if plan.inferred else \
+        host.load_vae_sized(tensors, plan.kind, plan.sizes, plan.published, dtype, plan.marks)
     _check_taken(vae, tensors, checkpoint.source.folder)
     plan.finish(vae)
     return vae, [Text("VAE of {family} · {class_name}", family=plan.family, class_name=known.class_name),
@@ -197,14 +197,14 @@ def _check_latents(plan: Plan, where: object) -> None:
 
 def _native(plan: Plan, stored: dict[str, torch.Tensor], where: object) -> dict[str, torch.Tensor]:
     """The stored tensors under native names. Raises CheckpointError for missing, unknown and misshapen ones."""
-    native = plan.native(stored)
+    native, made = plan.native(stored), plan.made()
     expected = host.vae_tensors(plan.kind, plan.sizes)
     again = Text("download the VAE again, with its config.json")
     if len(native) != len(stored):
         raise CheckpointError(Text("two stored tensors have one name in ComfyUI"), where, again)
     names = dict(zip(native, stored, strict=True))
     unused = [names[name] for name in native if name not in expected]
-    missing = [name for name in expected if name not in native and not name.endswith(UNREAD)]
+    missing = [name for name in expected.keys() - made if name not in native and not name.endswith(UNREAD)]
     if unused or missing:
         raise CheckpointError(Text("the tensors are not those of config.json: missing {missing} (ComfyUI's names); "
                                    "unused {unused}", missing=first_ten(missing) or "-",
@@ -215,7 +215,7 @@ def _native(plan: Plan, stored: dict[str, torch.Tensor], where: object) -> dict[
     if wrong:
         raise CheckpointError(Text("tensors of another shape than config.json says: {wrong}", wrong=first_ten(wrong)),
                               where, again)
-    return native
+    return native | made
 
 
 def _check_taken(vae: Any, tensors: dict[str, torch.Tensor], where: object) -> None:

@@ -24,7 +24,9 @@ PIPELINES = {"flux2": "Flux2Pipeline", "qwen_image": "QwenImagePipeline", "z_ima
 OF_QWEN25 = {"hunyuan_image": "HunyuanImagePipeline", "hunyuan_refiner": "HunyuanImageRefinerPipeline",
              "kandinsky5": "Kandinsky5T2VPipeline", "kandinsky5_image": "Kandinsky5T2IPipeline",
              "longcat": "LongCatImagePipeline"}
-PIPELINES |= {**OF_QWEN25, "hunyuan_video_15": "HunyuanVideo15Pipeline"}
+PIPELINES |= {**OF_QWEN25, "hunyuan_video_15": "HunyuanVideo15Pipeline", "krea2": "Krea2Pipeline",
+              "ideogram4": "Ideogram4Pipeline", "joyimage": "JoyImageEditPipeline", "ovis": "OvisImagePipeline",
+              "ernie": "ErnieImagePipeline"}
 
 HEAD = 128  # the host's head size
 VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 512,
@@ -33,6 +35,10 @@ CHAT_QWEN3 = ("{%- for message in messages %}{{- '<|im_start|>' + message.role +
               "+ '\\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
               "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}"
               "{%- endif %}{%- endif %}")
+CHAT_QWEN3_VL = ("{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}{%- if message.content is string %}"
+                 "{{- message.content }}{%- else %}{%- for part in message.content %}{{- part.text }}{%- endfor %}{%- endif %}"
+                 "{{- '<|im_end|>' + '\\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
+                 "{%- endif %}")
 PROMPTS = ("a photo of a cat, sitting on a mat", "", "Ünïcode — 猫が座る 🐈‍⬛ 1234567,  two spaces\n\ttab (it's \"quoted\")")
 STRINGS = (*PROMPTS, " leading", "trailing \n\n", "\r\n\r\nDon't I'LL we'Ve", "CamelCaseWord HTTPServer", "½ ³ 𝟘 ١٢٣ 2024/05/06",
            "한국어 русский العربية עברית", "é é ﬁ", "👩‍👩‍👧 🇩🇪", "a\u00a0b\u2003c\u200bd", "\x00\x1f\x7f\ufffd",
@@ -118,6 +124,72 @@ def hunyuan_video_15(folder: Path) -> Path:
     qwen_tokenizer(CHAT_QWEN3).save_pretrained(folder / "tokenizer")
     entries = {"text_encoder": ["transformers", kind.__name__], "tokenizer": ["transformers", "Qwen2Tokenizer"], **byt5(folder)}
     index = {"_class_name": PIPELINES["hunyuan_video_15"], **entries}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def qwen3_vl(family: str, folder: Path, eyes: dict[str, Any] | None = None, **sizes: Any) -> Path:
+    """A base of Krea-2, Ideogram 4 or JoyImage: a language model alone, or one with eyes of other sizes than the host's."""
+    from transformers import Qwen3VLConfig, Qwen3VLTextConfig
+
+    from support.transformers_versions import rope
+
+    small = family == "krea2"
+    text = {"hidden_size": 2560 if small else 256, "intermediate_size": 16 if small else 96, "num_attention_heads": 1,
+            "num_hidden_layers": 3 if family == "joyimage" else 36, "num_key_value_heads": 1, "head_dim": HEAD,
+            "vocab_size": 151680, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+            **rope(5e6, mrope_section=[24, 20, 20], mrope_interleaved=True), **sizes}
+    if eyes is None:
+        kind = "Qwen3VLTextModel"
+        write(kind, Qwen3VLTextConfig(**text), folder / "text_encoder")
+    else:
+        kind = "Qwen3VLModel"
+        write(kind, Qwen3VLConfig(text_config=text, vision_config={**eyes, "out_hidden_size": text["hidden_size"]}, image_token_id=151655,
+                                  vision_start_token_id=151652, tie_word_embeddings=True), folder / "text_encoder")
+    qwen_tokenizer(CHAT_QWEN3_VL).save_pretrained(folder / "tokenizer")
+    index = {"_class_name": PIPELINES[family], "text_encoder": ["transformers", kind], "tokenizer": ["transformers", "Qwen2Tokenizer"]}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def ernie(folder: Path) -> Path:
+    """ERNIE-Image's base: Mistral3Model of Ministral 3's width."""
+    from transformers import Mistral3Config
+
+    from support.transformers_versions import rope
+
+    tokenizer = save_mistral_tokenizer(folder / "tokenizer")
+    # transformers' Ministral 3 is Mistral with YaRN, and queries that are larger behind 16384 tokens
+    text = {"model_type": "mistral", "hidden_size": 3072, "intermediate_size": 16,
+            "num_hidden_layers": 4, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": HEAD, "vocab_size": tokenizer,
+            "rms_norm_eps": 1e-5, "sliding_window": None, "tie_word_embeddings": True, **rope(1e6)}
+    vision = {"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+              "num_attention_heads": 1, "head_dim": 32, "patch_size": 14, "image_size": 56}
+    write("Mistral3Model", Mistral3Config(text_config=text, vision_config=vision), folder / "text_encoder")
+    index = {"_class_name": PIPELINES["ernie"], "text_encoder": ["transformers", "Mistral3Model"],
+             "tokenizer": ["transformers", "PreTrainedTokenizerFast"]}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def save_mistral_tokenizer(folder: Path) -> int:
+    """A Mistral tokenizer alone, tokenizer.json. Returns the size of the vocabulary."""
+    tokenizer = mistral_tokenizer(tekken(), folder)
+    (folder / "tekken.json").unlink()
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def ovis(folder: Path) -> Path:
+    """Ovis-Image's base: Qwen3Model of 2B's width."""
+    from transformers import Qwen3Config
+
+    write("Qwen3Model", Qwen3Config(hidden_size=2048, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+                                    num_key_value_heads=1, head_dim=HEAD, vocab_size=151680, rms_norm_eps=1e-6, rope_theta=1e6),
+          folder / "text_encoder")
+    qwen_tokenizer(CHAT_QWEN3).save_pretrained(folder / "tokenizer")
+    index = {"_class_name": PIPELINES["ovis"], "text_encoder": ["transformers", "Qwen3Model"], "tokenizer": [
+        "transformers", "Qwen2TokenizerFast"]}
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     return folder
 

@@ -59,6 +59,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "layers_per_block": 2, "spatial_compression_ratio": 32, "sample_size": 384, "scaling_factor": 0.75289}),
     "hunyuan_refiner": ("AutoencoderKLHunyuanImageRefiner", {"block_out_channels": (16, 16, 32, 64, 64)}),
     "hunyuan_video_15": ("AutoencoderKLHunyuanVideo15", {"block_out_channels": (16, 16, 32, 64, 64)}),
+    "cogvideox": ("AutoencoderKLCogVideoX", {"block_out_channels": (32, 32, 64, 64), "scaling_factor": 0.7}),
+    "cosmos": ("AutoencoderKLCosmos", {"encoder_block_out_channels": (8, 16, 32, 32), "decode_block_out_channels": (16, 32, 32, 32)}),
     "hunyuan_video": ("AutoencoderKLHunyuanVideo", {k: v for k, v in KL.items() if k != "sample_size"}),
     "qwen_image": ("AutoencoderKLQwenImage", {"base_dim": 12}),
 }
@@ -71,6 +73,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "hunyuan_video": {"block_out_channels": (128, 256, 512, 512)}, "qwen_image": {"base_dim": 96},
     "hunyuan_image": {"block_out_channels": (128, 256, 512, 512, 1024, 1024)},
     **dict.fromkeys(("hunyuan_refiner", "hunyuan_video_15"), {"block_out_channels": (128, 256, 512, 1024, 1024)}),
+    "cogvideox": {"block_out_channels": (128, 256, 256, 512)},
+    "cosmos": {"encoder_block_out_channels": (128, 256, 512, 512), "decode_block_out_channels": (256, 512, 512, 512)},
     "sd3": {"block_out_channels": (128, 256, 512, 512)},
     "ltx": {**dict.fromkeys(("block_out_channels", "decoder_block_out_channels"), (128, 256, 512, 512)),
             **dict.fromkeys(("layers_per_block", "decoder_layers_per_block"), (4, 3, 3, 3, 4))},
@@ -116,7 +120,7 @@ def make(family: str, seed: int = 7, **config: Any) -> Any:
                 p.copy_(torch.randn(p.shape) * p[0].numel() ** -0.5)
         for name, p in model.named_parameters():  # the picture and the latent stay small
             if name.startswith(("decoder.conv_out", "encoder.conv_out")):
-                p.mul_(0.2 if family == "ltx091" else 0.3)  # its noise makes some pixels far larger
+                p.mul_(0.15 if family in ("ltx091", "cogvideox", "cosmos") else 0.3)  # noise, or the latent, makes some pixels far larger
         if family == "flux2":  # a trained batch norm, not the identity of a new one
             model.bn.running_mean.copy_(torch.randn_like(model.bn.running_mean) * 0.3)
             model.bn.running_var.copy_(torch.rand_like(model.bn.running_var) + 0.5)
@@ -161,6 +165,15 @@ def diffusers_decode(model: Any, latent: torch.Tensor) -> torch.Tensor:
     return (pixels.clamp(-1, 1) / 2 + 0.5).movedim(1, -1)
 
 
+def cosmos_statistics(model: Any, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each channel and frame, as pipeline_cosmos_text2world.py takes them."""
+    mean, std = (torch.tensor(model.config[key]).view(1, 16, -1, 1, 1)[:, :, :frames] for key in ("latents_mean", "latents_std"))
+    return mean, std
+
+
+COSMOS_SIGMA = 0.5  # of its scheduler
+
+
 def normalises(model: Any) -> bool:
     """Whether statistics of the latents are among a model's tensors, as ComfyUI has them."""
     return "latents_std" in dict(model.named_buffers())
@@ -174,6 +187,9 @@ def raw_latent(model: Any, latent: torch.Tensor) -> torch.Tensor:
 
         std = torch.sqrt(model.bn.running_var.view(1, -1, 1, 1) + config.batch_norm_eps)
         return Flux2Pipeline._unpatchify_latents(latent * std + model.bn.running_mean.view(1, -1, 1, 1))
+    if type(model).__name__ == "AutoencoderKLCosmos":
+        mean, std = cosmos_statistics(model, latent.shape[2])
+        return latent * std / COSMOS_SIGMA + mean
     if normalises(model):
         mean, std = (one.view(1, -1, 1, 1, 1) for one in (model.latents_mean, model.latents_std))
         return latent * std / config.scaling_factor + mean
@@ -191,7 +207,11 @@ def raw_latent(model: Any, latent: torch.Tensor) -> torch.Tensor:
 def diffusers_encode(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """The mean of the distribution for pixels 0..1 [B, H, W, C] or [B, T, H, W, C]; FLUX.2's patched and normalised."""
     with torch.inference_mode():
-        mean = model.encode(pixels.movedim(-1, 1) * 2 - 1).latent_dist.mode()
+        posterior = model.encode(pixels.movedim(-1, 1) * 2 - 1).latent_dist
+        mean = posterior.sample() if type(model).__name__ == "AutoencoderKLCosmos" else posterior.mode()  # an identity
+        if type(model).__name__ == "AutoencoderKLCosmos":
+            middle, std = cosmos_statistics(model, mean.shape[2])
+            return (mean - middle) * COSMOS_SIGMA / std
         if normalises(model):  # ComfyUI's normalises by itself
             return (mean - model.latents_mean.view(1, -1, 1, 1, 1)) / model.latents_std.view(1, -1, 1, 1, 1)
         if not hasattr(model, "bn"):

@@ -18,9 +18,11 @@ def families() -> tuple[Family, ...]:
         gemma2,
         hidream,
         llama,
+        ministral3,
         mistral3,
         pile_t5,
         qwen3,
+        qwen3_vl,
         qwen25_vl,
         sd3,
         t5,
@@ -39,9 +41,9 @@ def families() -> tuple[Family, ...]:
         Family("HunyuanVideo", "HUNYUAN_VIDEO", (("text_encoder_2", "tokenizer_2", clip_l.CLIP_L),
                                                  ("text_encoder", "tokenizer", llama.LLAMA)),
                "HunyuanVideoClipModel", ("HunyuanVideo", "HunyuanSkyreels")),
-        *mistral3.FAMILIES, *qwen25_vl.FAMILIES, *qwen3.FAMILIES, *clip_g.FAMILIES,
-        *gemma2.FAMILIES, *sd3.FAMILIES, *t5.FAMILIES, *t5_old.FAMILIES, *pile_t5.FAMILIES, *hidream.FAMILIES,
-        *clip_l.FAMILIES)
+        *mistral3.FAMILIES, *qwen25_vl.FAMILIES, *qwen3.FAMILIES, *qwen3_vl.FAMILIES,
+        *clip_g.FAMILIES, *gemma2.FAMILIES, *sd3.FAMILIES, *t5.FAMILIES, *t5_old.FAMILIES, *pile_t5.FAMILIES,
+        *hidream.FAMILIES, *ministral3.FAMILIES, *clip_l.FAMILIES)
 
 
 def classes(index: dict[str, Any]) -> dict[str, str]:

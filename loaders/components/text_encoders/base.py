@@ -59,6 +59,7 @@ class Encoder:
         repair: after loading, (the host's tokenizer of this encoder, tokenizer folder) -> a line for the report, or "".
             Puts right where the host would split text into other tokens than the folder's tokenizer does.
         marks: config.json -> tensors that the host recognises the encoder by and does not use.
+        handed: the host's tensors by the names that it looks for while it loads, where those are others.
         during: a context in which the host makes the CLIP.
         other: config.json -> the description of another size, where the host has a model of its own for it, or None.
     """
@@ -79,6 +80,7 @@ class Encoder:
     note: Callable[[Config], str] = lambda config: ""
     repair: Callable[[Any, Source], str] = lambda tokenizer, source: ""
     marks: Callable[[Config], dict[str, Tensor]] = lambda config: {}
+    handed: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda tensors: tensors
     during: Callable[[], AbstractContextManager[None]] = nullcontext
     other: Callable[[Config], Encoder | None] = lambda config: None
     set_by: str | None = None
@@ -91,8 +93,8 @@ class Family:
     `clip_type` is a member of the host's CLIPType; `host_class` the name of the class (or a base class of it) of the
     text encoder that the host must pick. `pipelines` are beginnings of the `_class_name`s in model_index.json.
     `tokenizer_options` are set on the CLIP (the host's `set_tokenizer_option`), `note` is a line for the report.
-    `normed` are the host's names of encoders whose last hidden state the host reads before their final norm, diffusers
-    behind it.
+    `fixed` are the values that the host has in its code of keys in model_index.json. `normed` are the host's names of
+    encoders whose last hidden state the host reads before their final norm, diffusers behind it.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Family:
     tokenizer_options: tuple[tuple[str, int], ...] = ()
     note: str = ""
     normed: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
 def exchanging(prefixes: Mapping[str, str], unneeded: str) -> Callable[[str, Config], str | None]:

@@ -1,4 +1,5 @@
-"""Qwen3: 4B, the text encoder of Z-Image and of FLUX.2 klein 4B, and 8B, that of FLUX.2 klein 9B.
+"""Qwen3: 4B, the text encoder of Z-Image and of FLUX.2 klein 4B, 8B, that of FLUX.2 klein 9B, and Ovis 2.5's of 2B,
+that of Ovis-Image, which reads the last hidden state of 284 tokens less its system prompt, with zeros for padding.
 
 Z-Image reads the last but one hidden state; the host does the same, of the same token ids: its prompt is the chat
 template of Qwen3's tokenizer with thinking left on. FLUX.2 klein reads hidden states 9, 18 and 27 beside each other,
@@ -26,7 +27,8 @@ from .qwen_tokenizer import same_as_bundled
 HOST_4B = {"vocab_size": 151936, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
            "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0}
 HOST_8B = {**HOST_4B, "intermediate_size": 12288}
-WIDTH_4B, WIDTH_8B = 2560, 4096
+HOST_2B = {**HOST_4B, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}
+WIDTH_2B, WIDTH_4B, WIDTH_8B = 2048, 2560, 4096
 
 
 PREFIXES = {"lm_head.": "model.lm_head.", "model.": "model.", "": "model."}
@@ -89,4 +91,7 @@ KLEIN_4B = replace(
     other=lambda config: KLEIN_9B if config.get("hidden_size") == WIDTH_8B else None)
 FAMILY = Family("Z-Image", "LUMINA2", (("text_encoder", "tokenizer", QWEN3),), "ZImageTEModel", ("ZImage",))
 KLEIN = Family("FLUX.2 klein", "FLUX2", (("text_encoder", "tokenizer", KLEIN_4B),), "Flux2TEModel", ("Flux2Klein",))
-FAMILIES = (FAMILY, KLEIN)
+OVIS_2B = replace(QWEN3, host_name="qwen3_2b", host_config=partial(
+    host_config, host=HOST_2B, width=WIDTH_2B, layers=1, whose="Ovis-Image"))
+OVIS = Family("Ovis-Image", "OVIS", (("text_encoder", "tokenizer", OVIS_2B),), "OvisTEModel", ("OvisImage",))
+FAMILIES = (FAMILY, KLEIN, OVIS)

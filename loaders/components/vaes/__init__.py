@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .autoencoder_kl import AUTOENCODER_KL
 from .base import Latents, Plan, VAEClass
+from .cogvideox import COGVIDEOX
+from .cosmos import COSMOS
 from .flux2 import FLUX2
 from .hunyuan_15 import HUNYUAN_IMAGE_REFINER, HUNYUAN_VIDEO_15
 from .hunyuan_image import HUNYUAN_IMAGE
@@ -13,8 +15,8 @@ from .qwen_image import QWEN_IMAGE
 from .wan import WAN
 
 VAES: tuple[VAEClass, ...] = (
-    AUTOENCODER_KL, FLUX2, HUNYUAN_IMAGE, HUNYUAN_IMAGE_REFINER, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, LTX_VIDEO, LTX2_VIDEO,
-    QWEN_IMAGE, WAN)
+    AUTOENCODER_KL, COGVIDEOX, COSMOS, FLUX2, HUNYUAN_IMAGE, HUNYUAN_IMAGE_REFINER, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15,
+    LTX_VIDEO, LTX2_VIDEO, QWEN_IMAGE, WAN)
 
 __all__ = ["VAES", "Latents", "Plan", "VAEClass", "by_class_name"]
 

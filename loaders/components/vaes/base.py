@@ -32,7 +32,8 @@ class Plan:
     `inferred` says that the constructor finds these sizes by itself. `latent_format` is the class of
     comfy.latent_formats that the models of this VAE have, `channels` their number, `latents` the claims to compare
     with it (None: none made). `native` gives stored tensors, in order, their native names; as views. `finish` is called
-    with the host's VAE, `metadata` is what the constructor looks for beside the tensors.
+    with the host's VAE, `metadata` is what the constructor looks for beside the tensors, `made` are tensors of the
+    host's that are not stored, `marks` names that the constructor knows the network by and has no tensors for.
     """
 
     family: str
@@ -48,6 +49,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     finish: Callable[[Any], None] = lambda vae: None
     metadata: dict[str, str] | None = None
+    made: Callable[[], dict[str, torch.Tensor]] = dict
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

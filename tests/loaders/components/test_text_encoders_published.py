@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from quantized_transformers.loaders.components import text_part
-from quantized_transformers.loaders.components.text_encoders import mistral3, qwen3, qwen25_vl
+from quantized_transformers.loaders.components.text_encoders import mistral3, qwen3, qwen3_vl, qwen25_vl
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.locate import locate
@@ -45,9 +45,20 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8, "rms_norm_eps": 1e-6,
         "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": True,
         "use_sliding_window": False, "vocab_size": 151936}}
+_QWEN3_VL = {"attention_bias": False, "head_dim": 128, "hidden_act": "silu", "num_attention_heads": 32, "num_hidden_layers": 36,
+             "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "rope_theta": 5000000, "vocab_size": 151936, "model_type": "qwen3_vl_text",
+             "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"}}
+for _name, _text, _vision in (("krea2", {"hidden_size": 2560, "intermediate_size": 9728}, qwen3_vl.SMALL),
+                              ("joyimage", {"hidden_size": 4096, "intermediate_size": 12288}, qwen3_vl.LARGE),
+                              ("ideogram4", {"hidden_size": 4096, "intermediate_size": 12288}, qwen3_vl.LARGE)):
+    PUBLISHED[_name] = {
+        "architectures": ["Qwen3VLForConditionalGeneration" if _name == "joyimage" else "Qwen3VLModel"], "image_token_id": 151655,
+        "model_type": "qwen3_vl", "tie_word_embeddings": _name == "krea2", "text_config": {**_QWEN3_VL, **_text},
+        "vision_config": {**qwen3_vl.COMMON, **qwen3_vl.VISION[_vision], "out_hidden_size": _text["hidden_size"], "model_type": "qwen3_vl"}}
 PUBLISHED["qwen3_8b"] = {**PUBLISHED["qwen3"], "hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False}
 ENCODERS = {"mistral3": mistral3.MISTRAL3, "qwen25_vl": qwen25_vl.QWEN25_VL, "qwen3": qwen3.QWEN3,
             "qwen3_8b": qwen3.KLEIN_9B}
+QWEN3_VL = {"krea2": qwen3_vl.KREA2, "joyimage": qwen3_vl.JOYIMAGE, "ideogram4": qwen3_vl.IDEOGRAM4}
 HOSTS = {"mistral3": "Mistral3Small24B", "qwen25_vl": "Qwen25_7BVLI", "qwen3": "Qwen3_4B", "qwen3_8b": "Qwen3_8B"}
 LEAVES = {"mistral3": ("model.language_model.", "language_model.model."), "qwen25_vl": ("model.language_model.", "model."),
           "qwen3": ("model.", ""), "qwen3_8b": ("model.", "")}
@@ -98,6 +109,33 @@ def test_published_sizes_and_names(name, tmp_path):
         assert host_shapes(planned(name, stored, config, tmp_path)) == expected
 
 
+@pytest.mark.parametrize(("name", "told"), [
+    ("krea2", {}), ("joyimage", {}), ("ideogram4", {"lm_head": False, "final_norm": False})])
+def test_published_qwen3_vl(name, told, tmp_path):
+    """All of it, eyes and head, as far as the host has it; Ideogram 4 reads the last state before the final norm."""
+    import comfy.ops
+    import comfy.text_encoders.qwen3vl
+    import transformers
+
+    config = json.loads(json.dumps(PUBLISHED[name]))
+    with torch.device("meta"):
+        model = getattr(transformers, config["architectures"][0])(transformers.AutoConfig.for_model(**config))
+    assert QWEN3_VL[name].host_config(PUBLISHED[name]) == told
+    kind = comfy.text_encoders.qwen3vl._make_qwen3vl_model(QWEN3_VL[name].host_name)
+    host = kind(dict(told), torch.bfloat16, "meta", comfy.ops.manual_cast)
+    expected = {key: value.shape for key, value in host.state_dict().items()}
+    assert host_shapes(planned(name, dict(model.state_dict()), PUBLISHED[name], tmp_path)) == expected
+
+
+@pytest.mark.parametrize(("name", "values", "message"), [
+    ("krea2", {"num_hidden_layers": 35}, "needs 36 layers"), ("krea2", {"hidden_size": 4096, "vision": {"out_hidden_size": 4096}}, "4B"),
+    ("joyimage", {"vision": {"depth": 24}}, "depth 24"), ("ideogram4", {"head_dim": 64}, "head_dim 64"),
+    ("krea2", {"rope_scaling": {"mrope_section": [16, 24, 24], "rope_type": "default"}}, "mrope_section")])
+def test_what_the_host_fixes_of_qwen3_vl(name, values, message):
+    with pytest.raises(CheckpointError, match=message):
+        QWEN3_VL[name].host_config(changed(name, **values))
+
+
 def planned(name: str, tensors: dict[str, torch.Tensor], config: dict[str, Any], folder: Path) -> LoadPlan:
     """What is made of a file of these tensors, all of it a hole in the file system."""
     at, header = 0, {}
@@ -108,8 +146,9 @@ def planned(name: str, tensors: dict[str, torch.Tensor], config: dict[str, Any],
     path.write_bytes(struct.pack("<Q", len(text)) + text)
     os.truncate(path, 8 + len(text) + at)
     checkpoint = Checkpoint(locate(str(path)))
-    text_part.know(checkpoint, ENCODERS[name], config)
-    return text_part.planned(checkpoint, ENCODERS[name], config)[1]
+    encoder = {**ENCODERS, **QWEN3_VL}[name]
+    text_part.know(checkpoint, encoder, config)
+    return text_part.planned(checkpoint, encoder, config)[1]
 
 
 def host_shapes(plan: LoadPlan) -> dict[str, torch.Size]:

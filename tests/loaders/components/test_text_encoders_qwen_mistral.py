@@ -9,6 +9,7 @@ import gc
 import inspect
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from quantized_transformers.loaders.components import text_encoder
-from quantized_transformers.loaders.components.text_encoders import mistral3, qwen3, qwen25_vl
+from quantized_transformers.loaders.components.text_encoders import mistral3, qwen3, qwen3_vl, qwen25_vl
 from quantized_transformers.loaders.errors import CheckpointError
 from support import text_encoders_llm as llm
 from support import text_gguf
@@ -308,6 +309,146 @@ def test_hunyuan_video_15(tmp_path):
         assert rel_l2(out[0], expected[-out.shape[1]:]) < FORWARD
     assert len(expected) - out.shape[1] == len(tokenizer(template.split("{}")[0])["input_ids"])
     assert_glyphs(folder, rest, 'Text "Open 24h". Text "開". ')
+
+
+def fp32(kind: Any, folder: Path) -> Any:
+    return kind.from_pretrained(folder / "text_encoder").float().eval().requires_grad_(False)
+
+
+def test_krea2(tmp_path):
+    """Twelve states of Qwen3-VL 4B, behind the system prompt; diffusers' padding, in the middle of its prompt, cut out."""
+    from diffusers import Krea2Pipeline
+    from transformers import AutoTokenizer, Qwen3VLTextModel
+
+    folder = llm.qwen3_vl("krea2", tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    prefix = ("<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
+              "spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n")  # pipeline_krea2.py
+    pipeline = SimpleNamespace(
+        tokenizer=tokenizer, text_encoder=fp32(Qwen3VLTextModel, folder), prompt_template_encode_start_idx=34,
+        prompt_template_encode_prefix=prefix, prompt_template_encode_suffix="<|im_end|>\n<|im_start|>assistant\n",
+        prompt_template_encode_num_suffix_tokens=5, text_encoder_select_layers=qwen3_vl.TAPS)
+    states, masks = Krea2Pipeline.get_text_hidden_states(pipeline, list(PROMPTS), 64, torch.device("cpu"))
+    clip = load(folder)
+    for prompt, one, mask in zip(PROMPTS, states, masks, strict=True):
+        out = clip.encode_from_tokens(clip.tokenize(prompt))
+        expected = one[mask].flatten(1)
+        assert out[0].shape == expected.shape and rel_l2(out[0], expected) < FORWARD
+    edit(folder, text_encoder_select_layers=[1, 2])
+    with pytest.raises(CheckpointError, match="text_encoder_select_layers"):
+        load(folder)
+
+
+def edit(folder: Path, **values: Any) -> None:
+    path = folder / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_ideogram4(tmp_path):
+    """Thirteen states of Qwen3-VL 8B, the last of them before the final norm."""
+    from diffusers import Ideogram4Pipeline
+    from transformers import AutoTokenizer, Qwen3VLTextModel
+
+    folder = llm.qwen3_vl("ideogram4", tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    model = SimpleNamespace(language_model=fp32(Qwen3VLTextModel, folder))
+    clip = load(folder)
+    for prompt in PROMPTS:
+        tokens = clip.tokenize(prompt)
+        chat = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
+        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        numbers = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        assert ids(tokens) == numbers[0].tolist()
+        states = Ideogram4Pipeline._get_text_encoder_hidden_states(
+            model, numbers, torch.ones_like(numbers), torch.arange(numbers.shape[1])[None])
+        expected = torch.stack(states).permute(1, 2, 3, 0).flatten(2)
+        out = clip.encode_from_tokens(tokens)
+        assert out.shape == expected.shape and rel_l2(out, expected) < FORWARD
+
+
+SEEN = 4e-5
+EYES = {"hidden_size": 128, "intermediate_size": 96, "depth": 4, "deepstack_visual_indexes": [0, 1, 2], "num_heads": 16,
+        "num_position_embeddings": 2304}
+
+
+def test_joyimage_sees(tmp_path, monkeypatch):
+    """Eyes of smaller sizes than the host's, on both sides: what they see, and the states behind it before the final norm."""
+    import comfy.text_encoders.qwen3vl as theirs
+    from diffusers import JoyImageEditPipeline
+    from transformers import AutoTokenizer, Qwen3VLModel
+
+    small = {key: EYES[key] for key in ("hidden_size", "intermediate_size", "depth", "deepstack_visual_indexes")}
+    monkeypatch.setitem(qwen3_vl.VISION, qwen3_vl.LARGE, small)
+    monkeypatch.setitem(theirs.QWEN3VL_VISION, qwen3_vl.LARGE, small)
+    folder = llm.qwen3_vl("joyimage", tmp_path / "base", EYES, num_hidden_layers=5)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder / "tokenizer"), fp32(Qwen3VLModel, folder)
+    clip = load(folder)
+    _, pixels = picture(320, 224, 3)
+    seen: list[Any] = []
+    clip.cond_stage_model.qwen3vl_8b.transformer.visual.register_forward_hook(lambda _m, args, out: seen.append((args, out)))
+    for images in ([], [pixels]):
+        tokens = clip.tokenize(PROMPTS[0], images=images)
+        out = clip.encode_from_tokens(tokens)
+        given = {}
+        numbers = torch.tensor([[token if isinstance(token, int) else qwen25_vl.IMAGE_TOKEN for token in ids(tokens)]])
+        if images:
+            (patches, grid), (merged, deep) = seen[0]
+            count = merged.shape[0]
+            at = numbers[0].tolist().index(qwen25_vl.IMAGE_TOKEN)
+            numbers = torch.cat([numbers[:, :at], numbers.new_full((1, count), qwen25_vl.IMAGE_TOKEN), numbers[:, at + 1:]], 1)
+            given = {"pixel_values": patches.flatten(1), "image_grid_thw": grid.long()}
+            # the host's tower is 1.9e-5 from transformers' in F64, transformers' own in F32 8e-7
+            assert rel_l2(merged, model.visual(patches.flatten(1), grid_thw=grid.long()).pooler_output) < SEEN
+            if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
+                given["mm_token_type_ids"] = (numbers == qwen25_vl.IMAGE_TOKEN).int()
+        kept = JoyImageEditPipeline._get_last_decoder_hidden_states(
+            SimpleNamespace(text_encoder=SimpleNamespace(model=model)), model, input_ids=numbers, **given)
+        expected = kept[:, 34:]  # of the system prompt
+        assert out.shape == expected.shape and rel_l2(out, expected) < (SEEN if images else FORWARD)
+    words = tokenizer(PROMPTS[0])["input_ids"]
+    assert ids(clip.tokenize(PROMPTS[0]))[36:-5] == words
+
+
+def test_ernie(tmp_path):
+    """Ministral 3: the last but one state of a prompt as it is; the scaling of its rotary embedding is left out, and said."""
+    from diffusers import ErnieImagePipeline
+    from transformers import Mistral3Model, PreTrainedTokenizerFast
+
+    folder = llm.ernie(tmp_path / "base")
+    model = fp32(Mistral3Model, folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    pipeline = SimpleNamespace(text_encoder=model, tokenizer=lambda text, **kwargs: {
+        "input_ids": [1, *tokenizer(text, add_special_tokens=False)["input_ids"]]})  # as published: <s> before a prompt
+    expected = [ErnieImagePipeline.encode_prompt(pipeline, prompt, "cpu")[0] for prompt in PROMPTS]
+    path = folder / "text_encoder" / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "beta_fast": 32.0,
+                                                "beta_slow": 1.0, "original_max_position_embeddings": 16384}
+    for scaled in (False, True):
+        if scaled:
+            path.write_text(json.dumps(config))
+        loaded = text_encoder.load(text_encoder.Request(str(folder)))
+        assert ("YaRN" in loaded.report) == scaled and loaded.report.startswith("ERNIE-Image")
+        for prompt, one in zip(PROMPTS, expected, strict=True):
+            out = loaded.clip.encode_from_tokens(loaded.clip.tokenize(prompt))[0]
+            assert out.shape == one.shape and rel_l2(out, one) < FORWARD
+
+
+def test_ovis(tmp_path):
+    from diffusers import OvisImagePipeline
+    from transformers import AutoTokenizer, Qwen3Model
+
+    folder = llm.ovis(tmp_path / "base")
+    pipeline = SimpleNamespace(
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"), text_encoder=fp32(Qwen3Model, folder), user_prompt_begin_id=28,
+        system_prompt="Describe the image by detailing the color, quantity, text, shape, size, texture, spatial relationships of "
+                      "the objects and background: ")  # pipeline_ovis_image.py
+    pipeline._get_messages = partial(OvisImagePipeline._get_messages, pipeline)
+    clip = load(folder)
+    for prompt in PROMPTS:
+        expected = OvisImagePipeline._get_ovis_prompt_embeds(pipeline, prompt, device="cpu", dtype=torch.float32)
+        out = clip.encode_from_tokens(clip.tokenize(prompt))
+        assert out.shape == expected.shape and rel_l2(out, expected) < FORWARD
 
 
 def test_z_image(base):
