@@ -219,7 +219,7 @@ class Translated(HostModel):
     def confirm(self, patcher: Any) -> Dims:
         loaded = super().confirm(patcher)
         said = (self._config.get("_scheduler") or {}).get("prediction_type")
-        predicts = {"epsilon": "EPS", "v_prediction": "V_PREDICTION"}.get(said)
+        predicts = {"epsilon": "EPS", "v_prediction": "V_PREDICTION"}.get(str(said))
         if predicts and loaded["prediction"] != predicts:
             raise CheckpointError(Text("its scheduler_config.json says that this {model} predicts {said}, and ComfyUI "
                                        "takes it for {loaded}", model=self.derived.title, said=said,

@@ -37,7 +37,7 @@ def _names(stored: Collection[str]) -> Mapping[str, str]:
 def _refuses(config: Mapping[str, Any]) -> str:
     """Heads, which no tensor tells: the host has 8 in Stable Diffusion 1, of 64 channels in all others. diffusers calls
     their number attention_head_dim."""
-    heads = config.get("num_attention_heads") or config.get("attention_head_dim")
+    heads: Any = config.get("num_attention_heads") or config.get("attention_head_dim")
     channels = config.get("block_out_channels") or CHANNELS
     kinds = config.get("down_block_types") or ("CrossAttn",) * (len(channels) - 1) + ("",)
     first = config.get("cross_attention_dim") == WIDTH_OF_SD1
