@@ -15,7 +15,7 @@ from .description import CheckpointDescription
 from .errors import OtherKind
 from .families import family_of
 from .families.base import Family
-from .families.reading import dims_of, refuse_other
+from .families.reading import dims_of
 from .plan import LoadPlan
 
 
@@ -58,7 +58,6 @@ def describe_config(checkpoint: Checkpoint) -> tuple[Architecture, Dims]:
     architecture = by_class_name(claim)
     if architecture is None and diffusers_classes.of_class(claim):
         model = dims_of(diffusers_classes.of_config, checkpoint, config)
-        refuse_other(checkpoint, model.derived)
         return model, sizes(model.network.identity)
     if architecture is None:
         raise OtherKind(Text("config.json says {claim}, not a transformer this version loads ({supported})",

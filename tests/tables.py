@@ -61,11 +61,10 @@ def converted(name: str, native: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     if not source.converter:
         return by_table(name, native)
     convert = host_models.resized(getattr(single_file_utils, source.converter), source.sizes, source.mended)
-    made = convert({source.prefix + name: tensor.clone() for name, tensor in native.items()}, config={})
-    if source.by_hand:
-        made |= {by_hand: native[name] for name in native if (by_hand := _by_hand(source, name)) != name}
-        made = {name: tensor for name, tensor in made.items() if name not in native or _by_hand(source, name) == name}
-    return made
+    hand = {name: _by_hand(source, name) for name in native}
+    made: dict[str, torch.Tensor] = convert(
+        {source.prefix + name: tensor.clone() for name, tensor in native.items() if hand[name] == name}, config={})
+    return made | {other: native[name] for name, other in hand.items() if other != name}
 
 
 def _by_hand(source: Source, name: str) -> str:

@@ -42,8 +42,7 @@ class Derived(NamedTuple):
     reads of such a model in the header of a native file, by config.json.
     `companions`: other components of the pipeline that are part of the host's model -> where diffusers has their
     classes, empty for a configuration alone; their configurations are in config.json's under "_" and their names.
-    `leaves`: the beginnings of stored names that are not for the host's model. `other_beside`: folders of components
-    beside the transformer's that say that it is another model's, and whose. `made`: tensors in the host's names that
+    `leaves`: the beginnings of stored names that are not for the host's model. `made`: tensors in the host's names that
     it reads of a file, and diffusers computes or says in its configuration. `names`, where the host has the table:
     stored names -> every name that diffusers has of such a model, and the host's. `notes`: lines for the report.
     """
@@ -61,7 +60,6 @@ class Derived(NamedTuple):
     header: Callable[[Mapping[str, Any]], dict[str, str]] = lambda config: {}
     companions: Mapping[str, str] = {}
     leaves: tuple[str, ...] = ()
-    other_beside: Mapping[str, str] = {}
     made: Callable[[Mapping[str, Any]], dict[str, Tensor]] = lambda config: {}
     names: Callable[[Collection[str]], Mapping[str, str]] | None = None
     notes: Callable[[Mapping[str, Any]], list[str]] = lambda config: []

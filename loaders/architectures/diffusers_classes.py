@@ -10,6 +10,7 @@ from ... import host
 from ...host.texts import Text, joined
 from ..containers.safetensors import TensorInfo
 from .classes import (
+    anima,
     auraflow,
     cascade_b,
     cascade_c,
@@ -44,6 +45,7 @@ from .derived import Derived, Translated
 from .passthrough import logical_shapes
 
 DERIVED: tuple[Derived, ...] = (
+    anima.CLASS,
     auraflow.CLASS,
     cascade_b.CLASS,
     cascade_c.CLASS,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 from ... import host
@@ -21,7 +20,7 @@ from ..architectures import (
     supported,
 )
 from ..architectures.component import Component
-from ..architectures.derived import Derived, Translated
+from ..architectures.derived import Translated
 from ..architectures.passthrough import PREFIXES as WHOLES
 from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import TensorInfo
@@ -118,21 +117,7 @@ def _translated(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> Tr
         refuse_packed(checkpoint)
         raise CheckpointError(error, checkpoint.source.reference,
                               Text("download it again; if it is complete, this model cannot run in ComfyUI")) from error
-    if model is not None:
-        refuse_other(checkpoint, model.derived)
     return model
-
-
-def refuse_other(checkpoint: Checkpoint, derived: Derived) -> None:
-    """Raise CheckpointError where a component beside the transformer says that it is another model of the same names,
-    which ComfyUI runs otherwise."""
-    source = checkpoint.source
-    pipeline = Path(source.config or source.files[0]).parent.parent
-    for folder, other in derived.other_beside.items():
-        if (pipeline / folder).is_dir():
-            raise CheckpointError(Text("{folder} beside this transformer says that it is that of {other}, whose parts "
-                                       "ComfyUI has in one file", folder=folder, other=other), source.reference,
-                                  Text("load a single file of {other} with ComfyUI's names", other=other))
 
 
 def refuse_packed(checkpoint: Checkpoint) -> None:

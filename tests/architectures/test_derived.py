@@ -77,12 +77,14 @@ class Tiny:
 
     def save(self, folder, stored, **config):
         """A folder of a transformer, with those of its companions beside it."""
-        if self.case and self.case.companions:
-            config = {**self.case.config, **config}
-        apart = {name: tensor for name, tensor in stored.items() if self.one.companions and "_connector." in name}
+        told = self.case and self.case.companions and self.model not in host_models.OF_ONE_SIZE
+        config = {**self.case.config, **config} if told else config
+        beginnings = tables.SOURCES[self.one.table].apart
+        apart = {name: tensor for name, tensor in stored.items() if beginnings and name.startswith(beginnings)}
         common.save(folder, {name: t for name, t in stored.items() if name not in apart}, {"_class_name": self.one.classes[0], **config})
+        left = {f"{name}weight": torch.ones(2, 3, dtype=torch.bfloat16) for name in self.one.leaves[:1]}
         for name, kwargs in self.case.companions.items() if self.case else ():
-            common.save(folder.parent / name, apart | {"text_proj_in.weight": torch.ones(2, 3, dtype=torch.bfloat16)}, kwargs)
+            common.save(folder.parent / name, apart | left, kwargs if told else {"_class_name": kwargs["_class_name"]})
 
 
 @pytest.fixture(scope="module", params=CASES, ids=IDS)
@@ -172,7 +174,7 @@ def test_weights_alone_are_known_by_their_names(tiny, tmp_path):
     tiny.write(tmp_path / "model")
     (tmp_path / "model" / "config.json").unlink()
     if tiny.case and tiny.case.companions:
-        with pytest.raises(CheckpointError, match="only its config.json"):
+        with pytest.raises(CheckpointError, match="only its config.json|makes no sense of this Cosmos"):
             describe(Checkpoint(locate(str(tmp_path / "model"))))
         return
     with host_models.detected(tiny.model):
@@ -336,12 +338,14 @@ def test_a_configuration_tells_which_of_its_class_it_is(config, words):
         assert words in str(error)
 
 
-def test_animas_transformer_is_not_taken_for_cosmos(tmp_path):
-    tiny = Tiny(*next(case for case in CASES if case[0].title == "Cosmos Predict 2"))
-    tiny.write(tmp_path / "transformer")
-    (tmp_path / "text_conditioner").mkdir()
-    with host_models.detected(tiny.model), pytest.raises(CheckpointError, match="that of Anima"):
-        load(tmp_path / "transformer")
+@pytest.mark.parametrize("adapter, words", [
+    (None, "Cosmos Predict 2"), ({}, "Anima"), ({"num_layers": 6, "model_dim": 1024}, "Anima"), ({"num_layers": 7}, "num_layers 7")])
+def test_anima_is_told_by_its_adapter(adapter, words):
+    config = TOLD["Cosmos 2"][0] | ({} if adapter is None else {"_text_conditioner": adapter})
+    try:
+        assert diffusers_classes.told(config).title == words
+    except ValueError as error:
+        assert words in str(error)
 
 
 def test_of_parts_with_scales_of_their_own_only_what_is_detected_by_its_rows_is_dequantized(tmp_path):

@@ -26,7 +26,8 @@ def tiny(request, tmp_path_factory):
     stored, net = made(one, case)
     folder = saved(one, case, stored, tmp_path_factory.mktemp("derived") / "pipeline") / "transformer"
     if case.model in host_models.OF_ONE_SIZE:
-        (folder / "config.json").write_text(f'{{"_class_name": "{type(net).__name__}"}}', encoding="utf-8")
+        for part, kind in [("transformer", net), *net.companions.items()]:
+            (folder.parent / part / "config.json").write_text(f'{{"_class_name": "{type(kind).__name__}"}}', encoding="utf-8")
     return case, folder, net
 
 

@@ -21,7 +21,7 @@ class Source(NamedTuple):
     Without a converter the table is written by hand, or by `rule`, and the forwards alone say that it is right; one
     without rows says that diffusers' class has the host's names and shapes (tables.by_table). `by_hand` are names that the
     converter leaves out or as they are (patterns, each with what it becomes, one after the other). `convert`, where the
-    host has the table: the same by it."""
+    host has the table: the same by it. `apart`: the beginnings of names that are in a component beside the transformer."""
 
     models: tuple[str, ...]
     converter: str = ""
@@ -34,6 +34,7 @@ class Source(NamedTuple):
     real: tuple[dict[str, Any], ...] = ()
     convert: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None
     rule: Callable[[], dict[str, list[str]]] | None = None
+    apart: tuple[str, ...] = ()
 
 
 class Case(NamedTuple):

@@ -17,7 +17,8 @@ ALL = {", ".join(filter(None, (one.title, case.model, case.kind))): (one, case) 
 
 
 def made(one, case, **more):
-    """(a seeded model of diffusers in BF16, the same numbers in F32, whose buffers never were anything else)."""
+    """(a seeded model of diffusers in BF16, the same numbers in F32, whose buffers never were anything else, and
+    with its companions)."""
     import diffusers
 
     name = case.kind or one.classes[0]
@@ -28,6 +29,7 @@ def made(one, case, **more):
     torch.manual_seed(0)
     stored, net = common.randomise(kind(**config)), kind(**config).eval()
     net.load_state_dict(stored.state_dict())
+    net.companions = {part: model.float().eval() for part, model in companions(one, case).items()}
     return stored, net
 
 

@@ -10,7 +10,8 @@ from support.derived_case import SIGMA, Case, Source, noise
 SOURCE = Source(("LTX-2", "LTX-2.3"), "convert_ltx2_transformer_to_diffusers", by_hand=(
     (r"^(audio_)?prompt_adaln_single\.", r"\1prompt_adaln."),
     (r"^(video|audio)_embeddings_connector\.", r"\1_connector."),
-    (r"\.transformer_1d_blocks\.", ".transformer_blocks."), (r"\.([qk])_norm\.", r".norm_\1.")))
+    (r"\.transformer_1d_blocks\.", ".transformer_blocks."), (r"\.([qk])_norm\.", r".norm_\1.")),
+    apart=("video_connector.", "audio_connector."))
 VIDEO, SOUND = (1, 128, 2, 4, 3), (1, 8, 5, 16)  # [B, C, F, H, W] and [B, C, T, frequencies]
 CONNECTORS = {"_class_name": "LTX2TextConnectors", "caption_channels": 32, "text_proj_in_factor": 2,
               "video_connector_num_attention_heads": 2, "video_connector_attention_head_dim": 16,
