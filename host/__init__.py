@@ -45,6 +45,7 @@ from .folders import (
 )
 from .machine import MATMULS, Machine, machine
 from .measuring import empty_latent, let_go, weight_bytes
+from .memory import without_memory
 from .models import (
     ATTACHMENT,
     PREFERENCE,
@@ -96,7 +97,6 @@ from .vaes import (
     load_vae_sized,
     vae_module,
     vae_tensors,
-    without_memory,
 )
 from .weights import (
     Patching,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .check import needs
 from .devices import compute_device
+from .memory import without_memory
 from .texts import Text
 
 if TYPE_CHECKING:
@@ -78,28 +79,13 @@ def native_names(model: Any, tensors: dict[str, torch.Tensor]) -> set[str]:
 @needs("deferred transformers")
 def load_without_memory(tensors: dict[str, torch.Tensor], *, options: dict[str, Any],
                         disable_dynamic: bool = False, metadata: dict[str, str] | None = None) -> Any:
-    """As load_state_dict, for meta tensors: a model whose weights have shapes and dtypes but no memory. What the host
-    computes while it builds one is real: PixArt reads numbers of it, and Stable Cascade's noise schedule would take a
-    minute of meta tensors.
-    """
+    """As load_state_dict, for meta tensors: a model whose weights have shapes and dtypes but no memory."""
     import comfy.model_base
     import torch
-    from torch.overrides import TorchFunctionMode
-
-    memory = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn}  # what weights are made by
-
-    class WithoutMemory(TorchFunctionMode):
-        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = kwargs or {}
-            if function in memory and kwargs.get("device") is None:
-                kwargs = {**kwargs, "device": "meta"}
-            if function is torch.Tensor.copy_ and args[1].is_meta and not args[0].is_meta:
-                return args[0]  # what was computed, where a weight would be loaded
-            return function(*args, **kwargs)
 
     options = {**options, "offload_device": torch.device("cpu")}  # meta tensors cannot move to another
     tensors = {name: tensor for name, tensor in tensors.items() if not (tensor.is_meta and name.endswith(READ_AT_LOAD))}
-    with WithoutMemory():
+    with without_memory():
         patcher = load_state_dict(tensors, options=options, disable_dynamic=disable_dynamic, metadata=metadata)
     if patcher is not None:  # the noise schedule is real: nodes read sigmas from a MODEL before it runs
         model = patcher.model

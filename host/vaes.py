@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .check import needs, version
 from .errors import CheckpointError
+from .memory import without_memory
 from .texts import Text
 
 if TYPE_CHECKING:
@@ -19,22 +20,6 @@ NETWORKS = {"cogvideox": ("cogvideo.vae", "AutoencoderKLCogVideoX"),
 # An encoder and a decoder of one module, and what makes a latent of the encoder's output
 ENGINES = {"hunyuan_image": ("hunyuan_video.vae", "DiagonalGaussianRegularizer"),
            "hunyuan_15": ("hunyuan_video.vae_refiner", "EmptyRegularizer")}
-
-
-def without_memory() -> Any:
-    """A context in which networks are made without memory, but for small values that they compute while they are made
-    (Cosmos' counts its wavelets by a tensor), for which torch.device("meta") has no number."""
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    class Mode(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = kwargs or {}
-            if func in (torch.empty, torch.zeros, torch.ones, torch.randn) and kwargs.get("device") is None:
-                kwargs = {**kwargs, "device": "meta"}
-            return func(*args, **kwargs)
-
-    return Mode()
 
 
 @needs("VAEs")
