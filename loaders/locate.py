@@ -31,7 +31,9 @@ KNOWN_BASES = (
     "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.2-dev",
     "black-forest-labs/FLUX.2-dev-NVFP4", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", "Wan-AI/Wan2.2-I2V-A14B-Diffusers",
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "hunyuanvideo-community/HunyuanVideo", "Qwen/Qwen-Image",
-    "Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511", "Tongyi-MAI/Z-Image-Turbo")
+    "Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511", "Tongyi-MAI/Z-Image-Turbo",
+    "black-forest-labs/FLUX.2-klein-4B", "stabilityai/stable-diffusion-3.5-large", "lodestones/Chroma1-HD",
+    "Wan-AI/Wan2.1-VACE-14B-diffusers", "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v")
 
 
 def select_transformer(folder: Folder, component: str = "transformer", weights_name: str = "",

@@ -26,7 +26,7 @@ SIDE, FINE = 480, 3  # pixels, and how much larger it is drawn
 EDGE = 28
 BACK, FRAME, GREY, BLACK = (30, 31, 36), (110, 114, 124), (74, 77, 86), (16, 16, 18)
 WHITE, PALE = (240, 240, 240), (160, 164, 174)
-FORMATS = {"SVDQuant": ("INT4", "SVDQ INT4")}  # Note.format → short, and as reports call it, where these differ
+FORMATS = {"SVDQuant": ("INT4", "SVDQ INT4"), "GGUF": ("Q4_K_M", "GGUF Q4_K")}  # Note.format → short, and as reports call it, where these differ
 
 
 class Pen:

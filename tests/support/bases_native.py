@@ -1,0 +1,125 @@
+"""Stand-ins of the example workflows whose quantized files are published with the host's own names: a base with nothing
+but the configuration of its transformer, and the tiny model of the host's class (support/host_sizes) in the published format.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from support import common, flux2, gguf_files, host_models, narrow_hosts, text_encoders, text_encoders_llm, vaes
+from support.derived import CASES, SOURCES
+from support.passthrough import WHOLE, stored_as
+from support.real_files import BESIDE
+
+SD3_POOLED = 2 * text_encoders.SDXL_POOLED
+KLEIN_TEXT = text_encoders_llm.WIDTHS["flux2_klein"]
+
+
+def place(models: Path) -> None:
+    """Fill models/diffusers."""
+    for make in (_sd35, _chroma, _klein, _vace, _hunyuan_video_15):
+        make(models)
+
+
+def _base(folder: Path, pipeline: str, config: dict[str, Any], *entries: dict[str, list[str]]) -> None:
+    """A pipeline whose transformer is a config.json, as a deferred base needs it."""
+    (folder / "transformer").mkdir(parents=True)
+    (folder / "transformer" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    index = {"_class_name": pipeline, "transformer": ["diffusers", config["_class_name"]]}
+    for entry in entries:
+        index |= entry
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def _config(table: str, **sizes: Any) -> dict[str, Any]:
+    """The config.json of a case, without what may not be said of it (narrow_hosts)."""
+    from quantized_transformers.loaders.architectures.diffusers_classes import DERIVED
+
+    one, = (one for one in DERIVED if one.table == table)
+    config = {**CASES[table][0].config, **sizes}
+    if CASES[table][0].model in host_models.OF_ONE_SIZE:
+        config = {key: value for key, value in config.items() if key not in one.fixed}
+    return {"_class_name": one.classes[0], **config}
+
+
+@contextmanager
+def _sized(model: str, **sizes: Any) -> Iterator[None]:
+    place, kwargs, *more = host_models.MODELS[model]
+    with patch.dict(host_models.MODELS, {model: (place, {**kwargs, **narrow_hosts.SIZES.get(model, {}), **sizes}, *more)}):
+        yield
+
+
+def _native(table: str, form: str, **sizes: Any) -> dict[str, torch.Tensor]:
+    """The host's tiny model in one of passthrough's formats, in the names that are published."""
+    model = CASES[table][0].model
+    with _sized(model, **sizes):
+        stored, _ = stored_as(model, host_models.make(model), form)
+    return {re.sub(*SOURCES[table].published, name): tensor for name, tensor in stored.items()}
+
+
+def _gguf(table: str, path: Path, arch: str, **sizes: Any) -> None:
+    """The same as ComfyUI-GGUF's converter and llama.cpp's quantizer write Q4_K_M: some weights are Q6_K."""
+    model = CASES[table][0].model
+    with _sized(model, **sizes):
+        made, _ = gguf_files.packed(host_models.make(model), ("Q4_K", "Q4_K", "Q6_K"))
+    path.parent.mkdir(parents=True)
+    gguf_files.write(path, made, arch)
+
+
+def _sd35(models: Path) -> None:
+    """A whole checkpoint; the large one has no second attention."""
+    folder = models / "stabilityai/stable-diffusion-3.5-large"
+    text = text_encoders.SD3_TEXT
+    _base(folder, "StableDiffusion3Pipeline", _config(
+        "sd3", joint_attention_dim=text, pooled_projection_dim=SD3_POOLED, dual_attention_layers=[]),
+        text_encoders.save("sd3", folder), vaes.save("sd3", folder))
+    tensors = _native("sd3", "FP8, first names", x_block_self_attn_layers=[], adm_in_channels=SD3_POOLED, context_embedder_config={
+        "target": "torch.nn.Linear", "params": {"in_features": text, "out_features": 192}})
+    tensors |= {"scaled_fp8": torch.empty(0, dtype=torch.float8_e4m3fn)}
+    common.save(models / "Comfy-Org/stable-diffusion-3.5-fp8", {f"{WHOLE}{name}": t for name, t in tensors.items()} | BESIDE, None,
+                name="sd3.5_large_fp8_scaled.safetensors")
+
+
+def _chroma(models: Path) -> None:
+    folder = models / "lodestones/Chroma1-HD"
+    _base(folder, "ChromaPipeline", _config("chroma"), text_encoders.save("chroma", folder), vaes.save("flux1", folder))
+    common.save(models / "Comfy-Org/Chroma1-HD_repackaged/split_files/diffusion_models", _native("chroma", "FP8, marked"), None,
+                name="Chroma1-HD-fp8mixed.safetensors")
+
+
+def _klein(models: Path) -> None:
+    folder = models / "black-forest-labs/FLUX.2-klein-4B"
+    with patch.object(flux2, "TEXT", KLEIN_TEXT):
+        config = dict(flux2.make(heads=1, double=1, single=2, guidance=False).config)
+    _base(folder, "Flux2KleinPipeline", {"_class_name": "Flux2Transformer2DModel", **config},
+          text_encoders_llm.save("flux2_klein", folder), vaes.save("flux2", folder))
+    with _sized("FLUX.2", context_in_dim=KLEIN_TEXT, guidance_embed=False):
+        stored, _ = stored_as("FLUX.2", host_models.make("FLUX.2"), "FP8")
+    common.save(models / "black-forest-labs/FLUX.2-klein-4b-fp8", stored, None, name="flux-2-klein-4b-fp8.safetensors")
+
+
+def _vace(models: Path) -> None:
+    folder = models / "Wan-AI/Wan2.1-VACE-14B-diffusers"
+    _base(folder, "WanVACEPipeline", _config("wan_vace", num_attention_heads=2, ffn_dim=512),
+          text_encoders.save("wan", folder), vaes.save("wan", folder))
+    _gguf("wan_vace", models / "QuantStack/Wan2.1_14B_VACE-GGUF/Wan2.1_14B_VACE-Q4_K_M.gguf", "wan", dim=256, num_heads=2,
+          ffn_dim=512)
+
+
+def _hunyuan_video_15(models: Path) -> None:
+    folder, text = models / "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v", text_encoders_llm.WIDTHS["qwen_image"]
+    folder.mkdir(parents=True)
+    text_encoders_llm.hunyuan_video_15(folder)
+    entries = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    _base(folder, entries.pop("_class_name"), _config("hunyuan_video15", text_embed_dim=text, num_attention_heads=2), entries,
+          vaes.save("hunyuan_video_15", folder))
+    _gguf("hunyuan_video15", models / "jayn7/HunyuanVideo-1.5_T2V_720p-GGUF/720p/hunyuanvideo1.5_720p_t2v-Q4_K_M.gguf",
+          "hyvid", context_in_dim=text, hidden_size=256, num_heads=2)
