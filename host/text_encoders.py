@@ -81,14 +81,21 @@ def read_normed(clip: Any, name: str) -> None:
     model.options_default = (model.layer, model.layer_idx, model.return_projected_pooled)
 
 
+def _network(clip: Any, name: str) -> tuple[Any, str]:
+    """The network `name` of a CLIP, and what its tensors' names begin with: nothing, or its own name, where it is no
+    encoder but what comes behind one."""
+    model = getattr(clip.cond_stage_model, name)
+    return (model.transformer, "") if hasattr(model, "transformer") else (model, f"{name}.")
+
+
 @needs("text encoders")
 def text_encoder_shapes(clip: Any, name: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that the encoder `name` of a CLIP is made of.
 
     Shapes are those of the modules' sizes: a host with lazy weights takes a tensor of any shape.
     """
-    model = getattr(clip.cond_stage_model, name).transformer
-    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    model, below = _network(clip, name)
+    shapes = {below + key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     for module_name, module in model.named_modules():
         if f"{module_name}.weight" in shapes and hasattr(module, "out_features"):
             shapes[f"{module_name}.weight"] = (module.out_features, module.in_features)
@@ -103,14 +110,16 @@ def has_quantized_layers(clip: Any, name: str) -> bool:
     would take codes for numbers."""
     from comfy_kitchen.tensor import QuantizedTensor
 
-    network = getattr(clip.cond_stage_model, name).transformer
+    network, _ = _network(clip, name)
     return any(isinstance(parameter, QuantizedTensor) for parameter in network.parameters())
 
 
 @needs("text encoders")
 def text_encoder_dtype(clip: Any, name: str) -> str:
     """The dtype in which the encoder `name` of a CLIP is kept (it computes in F32), as "bfloat16"."""
-    return str(getattr(clip.cond_stage_model, name).transformer.dtype).removeprefix("torch.")
+    network, _ = _network(clip, name)
+    dtype = network.dtype if hasattr(network, "dtype") else next(network.parameters()).dtype
+    return str(dtype).removeprefix("torch.")
 
 
 def is_instance_of(value: Any, class_name: str) -> bool:

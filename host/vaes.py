@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .check import needs
+from .check import needs, version
+from .errors import CheckpointError
+from .texts import Text
 
 if TYPE_CHECKING:
     import torch
@@ -68,15 +70,19 @@ def vae_module(kind: str, sizes: dict[str, Any]) -> Any:
 
     import comfy.ldm.models.autoencoder as kl
 
+    module, name = NETWORKS.get(kind) or ENGINES.get(kind) or ("models.autoencoder", "AutoencoderKL")
+    try:
+        network = import_module(f"comfy.ldm.{module}")
+    except ImportError as error:
+        raise CheckpointError(Text("ComfyUI {version} has no VAE of this kind ({kind})", version=version(), kind=kind),
+                              "", Text("update ComfyUI")) from error
     if kind in NETWORKS:
-        module, name = NETWORKS[kind]
-        return getattr(import_module(f"comfy.ldm.{module}"), name)(**sizes)
+        return getattr(network, name)(**sizes)
     if kind in ENGINES:
-        module, regularizer = ENGINES[kind]
         halves = {f"{half}_config": {"target": f"comfy.ldm.{module}.{half.capitalize()}", "params": sizes}
                   for half in ("encoder", "decoder")}
         return kl.AutoencodingEngine(
-            regularizer_config={"target": f"comfy.ldm.models.autoencoder.{regularizer}"}, **halves)
+            regularizer_config={"target": f"comfy.ldm.models.autoencoder.{name}"}, **halves)
     if sizes["embed"]:
         return kl.AutoencoderKL(ddconfig=sizes["encoder"], decoder_ddconfig=sizes["decoder"],
                                 embed_dim=sizes["embed"])

@@ -61,7 +61,7 @@ class _Override:
     eyes: Checkpoint | None = None
 
 
-PATTERNS = ("text_encoder*/*", "tokenizer*/*")
+PATTERNS = ("text_encoder*/*", "tokenizer*/*", "connectors/*")
 
 
 def locate_encoders(request: Request) -> tuple[Pipeline, dict[str, _Override]]:
@@ -71,7 +71,7 @@ def locate_encoders(request: Request) -> tuple[Pipeline, dict[str, _Override]]:
     Raises CheckpointError for a base of no known family, and for an override that is none of its encoders.
     """
     def wanted(index: dict[str, Any]) -> list[str]:
-        return [folder for encoder in family_of(index).encoders for folder in encoder[:2]]
+        return [folder for encoder in family_of(index).encoders for folder in encoder[:2] if folder]
 
     def located(wanted: Callable[[dict[str, Any]], list[str]], **how: Any) -> Pipeline:
         return locate_parts(request.reference, wanted, **{"revision": request.revision, "download": request.download,
@@ -79,7 +79,8 @@ def locate_encoders(request: Request) -> tuple[Pipeline, dict[str, _Override]]:
 
     if not request.overrides:
         return located(wanted), {}
-    pipeline = located(wanted, unloaded=True, patterns=("text_encoder*/config.json", "tokenizer*/*"))
+    pipeline = located(wanted, unloaded=True, patterns=("text_encoder*/config.json", "tokenizer*/*",
+                                                      "connectors/config.json"))
     replaced = dict[str, _Override]()
     for reference in request.overrides:
         _place(pipeline, reference, [Checkpoint(source) for source in locate_each(
@@ -173,7 +174,8 @@ def load(request: Request, disable_dynamic: bool = False) -> Loaded:
     notes = [family.note]
     for part in parts:
         _check_names(clip, part)
-        notes.append(part.encoder.repair(host.tokenizer_of(clip, part.encoder.host_name), part.tokenizer_source))
+        if part.tokenizer_source is not pipeline.parts[part.folder]:
+            notes.append(part.encoder.repair(host.tokenizer_of(clip, part.encoder.host_name), part.tokenizer_source))
         if part.blind:
             note = _blind(clip, part)
             notes.append("" if (part.config.get("architectures") or [""])[0] in part.encoder.eyeless else note)
@@ -210,15 +212,16 @@ def _one_file(request: Request) -> Source | None:
 
 def _part(pipeline: Pipeline, folder: str, tokenizer: str, encoder: Encoder, override: _Override) -> Part:
     """Read and convert one encoder. Raises CheckpointError for another class than model_index.json names."""
-    source, texts = pipeline.parts[folder], pipeline.parts[tokenizer]
+    source, texts = pipeline.parts[folder], pipeline.parts[tokenizer or folder]
     config = read_json(source.config) if source.config else None
     if config is None:
         raise CheckpointError(Text("there is no config.json"), source.folder,
                               Text("finish the download of this folder"))
-    named = (config.get("architectures") or [""])[0]
+    named = (config.get("architectures") or [config.get("_class_name", "")])[0]
     if named not in encoder.classes:
+        said = classes(pipeline.index).get(folder, encoder.classes[0])
         raise CheckpointError(Text("{folder} is {name}, but model_index.json says {said}", folder=folder,
-                                   name=named or Text("of no named class"), said=classes(pipeline.index)[folder]),
+                                   name=named or Text("of no named class"), said=said),
                               source.folder, Text("download this folder again"))
     own = Checkpoint(source) if source.files else None
     first = override.whole or own
@@ -324,9 +327,11 @@ def _blind(clip: Any, part: Part) -> str:
     """Leave an encoder without its eyes, which nobody has stored, and say so."""
     what = Text("this {encoder} sees no pictures: its file has the language model alone. The mmproj file that is "
                 "published beside it, as the other override, gives it eyes", encoder=part.encoder.title)
-    host.take_away(clip, part.encoder.host_name, part.encoder.apart.rstrip("."), lambda: CheckpointError(
-        Text("this text encoder sees no pictures: its file has the language model alone"),
-        part.checkpoints[0].source.reference, Text("give the mmproj file beside it as the other override")))
+    eyes = part.encoder.apart
+    for module in (eyes,) if isinstance(eyes, str) else eyes:
+        host.take_away(clip, part.encoder.host_name, module.rstrip("."), lambda: CheckpointError(
+            Text("this text encoder sees no pictures: its file has the language model alone"),
+            part.checkpoints[0].source.reference, Text("give the mmproj file beside it as the other override")))
     return what
 
 
@@ -341,10 +346,13 @@ def _report(pipeline: Pipeline, family: str, notes: list[str], parts: list[Part]
         text = config.get("text_config") or config
         width = text.get("d_model", text.get("hidden_size"))
         layers = text.get("num_layers", text.get("num_hidden_layers"))
+        kind = (config.get("architectures") or [config.get("_class_name", "")])[0]
+        dtype = host.text_encoder_dtype(clip, part.encoder.host_name)
         lines.append(Text("{folder}: {kind}, {names}, {size}, width {width}, {layers} layers, kept in {dtype}",
-                          folder=part.folder, kind=(config.get("architectures") or [""])[0], names=names,
-                          size=size(checkpoint.bytes_on_disk), width=width, layers=layers,
-                          dtype=host.text_encoder_dtype(clip, part.encoder.host_name)))
+                          folder=part.folder, kind=kind, names=names, size=size(checkpoint.bytes_on_disk), width=width,
+                          layers=layers, dtype=dtype) if layers else
+                     Text("{folder}: {kind}, {names}, {size}, kept in {dtype}", folder=part.folder, kind=kind,
+                          names=names, size=size(checkpoint.bytes_on_disk), dtype=dtype))
         below = [Text("eyes: {reference}", reference=eyes.source.reference) for eyes in part.checkpoints[1:]]
         if part.replaced:
             below.insert(0, Text("override: {reference}", reference=checkpoint.source.reference))
@@ -352,8 +360,9 @@ def _report(pipeline: Pipeline, family: str, notes: list[str], parts: list[Part]
         if formats:
             below.append(Text("layers: {formats}; dequantized for every matmul, as ComfyUI does it in text encoders",
                               formats=formats))
-        below.append(Text("tokenizer: the base's own") if part.tokenizer else
-                     Text("tokenizer: ComfyUI's, compared with the base's"))
+        if part.tokenizer_source is not pipeline.parts[part.folder]:
+            below.append(Text("tokenizer: the base's own") if part.tokenizer else
+                         Text("tokenizer: ComfyUI's, compared with the base's"))
         lines += [Text("  {line}", line=line) for line in below]
         notes += [*(note for one in part.described for note in one.notes),
                   *(note for native in part.native for note in native.notes), part.encoder.note(config)]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..plan import LoadPlan
 
 EYES = "eyes"
+Prefix = str | tuple[str, ...]
 
 
 @dataclass
@@ -61,7 +62,8 @@ class Part:
             native.copied()
 
 
-def know(checkpoint: Checkpoint, encoder: Encoder, config: dict[str, Any], only: str = "", without: str = "") -> None:
+def know(checkpoint: Checkpoint, encoder: Encoder, config: dict[str, Any], only: Prefix = "",
+         without: Prefix = "") -> None:
     """Let a checkpoint's tensors go by the host's names, in which llama.cpp's are put right, and leave out what the
     host has no use for; names begin with `only`, and not with `without`. Raises CheckpointError for two tensors of one
     name."""
@@ -139,15 +141,15 @@ def assemble_part(part: Part) -> None:
     encoder.complete(part.given)
 
 
-def planned(checkpoint: Checkpoint, encoder: Encoder, config: dict[str, Any], only: str = "",
-            without: str = "") -> tuple[Family, LoadPlan]:
+def planned(checkpoint: Checkpoint, encoder: Encoder, config: dict[str, Any], only: Prefix = "",
+            without: Prefix = "") -> tuple[Family, LoadPlan]:
     """The family of a checkpoint whose names are known (`know`), and the plan of its modules; as describe.read."""
     listed = [module for module in encoder.modules(config, checkpoint.tensors)
               if module.native.startswith(only) and not (without and module.native.startswith(without))]
     return read(checkpoint, (Component(encoder.title, listed), {}))
 
 
-def _native(part: Part, checkpoint: Checkpoint, only: str = "", without: str = "") -> dict[str, torch.Tensor]:
+def _native(part: Part, checkpoint: Checkpoint, only: Prefix = "", without: Prefix = "") -> dict[str, torch.Tensor]:
     """The host's tensors of one checkpoint: of the modules that begin with `only`, and not with `without`."""
     family, plan = planned(checkpoint, part.encoder, part.config, only, without)
     plan.description.require_loadable()

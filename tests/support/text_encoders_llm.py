@@ -26,7 +26,7 @@ OF_QWEN25 = {"hunyuan_image": "HunyuanImagePipeline", "hunyuan_refiner": "Hunyua
              "longcat": "LongCatImagePipeline"}
 PIPELINES |= {**OF_QWEN25, "hunyuan_video_15": "HunyuanVideo15Pipeline", "krea2": "Krea2Pipeline",
               "ideogram4": "Ideogram4Pipeline", "joyimage": "JoyImageEditPipeline", "ovis": "OvisImagePipeline",
-              "ernie": "ErnieImagePipeline"}
+              "ernie": "ErnieImagePipeline", "ltx2": "LTX2Pipeline"}
 
 HEAD = 128  # the host's head size
 VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 512,
@@ -148,6 +148,29 @@ def qwen3_vl(family: str, folder: Path, eyes: dict[str, Any] | None = None, **si
                                   vision_start_token_id=151652, tie_word_embeddings=True), folder / "text_encoder")
     qwen_tokenizer(CHAT_QWEN3_VL).save_pretrained(folder / "tokenizer")
     index = {"_class_name": PIPELINES[family], "text_encoder": ["transformers", kind], "tokenizer": ["transformers", "Qwen2Tokenizer"]}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def ltx2(folder: Path, connectors: dict[str, torch.Tensor], **config: Any) -> Path:
+    """LTX-2's base: Gemma 3 of 12B's width and depth, and what `connectors` has."""
+    from transformers import Gemma3TextConfig
+
+    from support import text_encoders
+
+    rope = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    write("Gemma3ForCausalLM", Gemma3TextConfig(
+        vocab_size=320, hidden_size=3840, intermediate_size=16, num_hidden_layers=48, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=256, query_pre_attn_scalar=256, sliding_window=1024, bos_token_id=2, eos_token_id=1,
+        pad_token_id=0, rope_parameters=rope), folder / "text_encoder")
+    kind = text_encoders.tokenizer_gemma(folder / "tokenizer")
+    (folder / "connectors").mkdir()
+    settings = {"_class_name": "LTX2TextConnectors", "caption_channels": 3840, "text_proj_in_factor": 49, **config}
+    (folder / "connectors" / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    save_with_holes(connectors, str(folder / "connectors" / "diffusion_pytorch_model.safetensors"))
+    index = {"_class_name": PIPELINES["ltx2"], "text_encoder": ["transformers", "Gemma3ForCausalLM"],
+             "tokenizer": ["transformers", kind], "connectors": ["ltx2", "LTX2TextConnectors"]}
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     return folder
 
@@ -387,8 +410,8 @@ def _weight(name: str, shape: torch.Size) -> torch.Tensor:
     fan_in = shape[1:].numel()
     gain = 0.1 if len(shape) == 1 else 1 if "embed" in name else fan_in ** -0.5
     values = torch.randn(int(chosen.sum()), *shape[1:]) * gain
-    if len(shape) == 1 and name.endswith("weight"):  # norms
-        values += 1
+    if len(shape) == 1 and name.endswith("weight"):  # norms; the host adds Gemma's 1 in BF16, which has these and one more
+        values = 1 + (values * 64).round() / 64
     out[chosen] = values.to(torch.bfloat16)
     return out
 

@@ -16,6 +16,7 @@ def families() -> tuple[Family, ...]:
         clip_g,
         clip_l,
         gemma2,
+        gemma3,
         hidream,
         llama,
         ministral3,
@@ -43,7 +44,7 @@ def families() -> tuple[Family, ...]:
                "HunyuanVideoClipModel", ("HunyuanVideo", "HunyuanSkyreels")),
         *mistral3.FAMILIES, *qwen25_vl.FAMILIES, *qwen3.FAMILIES, *qwen3_vl.FAMILIES,
         *clip_g.FAMILIES, *gemma2.FAMILIES, *sd3.FAMILIES, *t5.FAMILIES, *t5_old.FAMILIES, *pile_t5.FAMILIES,
-        *hidream.FAMILIES, *ministral3.FAMILIES, *clip_l.FAMILIES)
+        *hidream.FAMILIES, *ministral3.FAMILIES, *gemma3.FAMILIES, *clip_l.FAMILIES)
 
 
 def classes(index: dict[str, Any]) -> dict[str, str]:
@@ -59,8 +60,9 @@ def family_of(index: dict[str, Any]) -> Family:
     """
     pipeline, named = str(index.get("_class_name", "")), classes(index)
     for family in families():
-        if (pipeline.startswith(family.pipelines) and named.keys() == {encoder for encoder, _, _ in family.encoders}
-                and all(named[folder] in encoder.classes for folder, _, encoder in family.encoders)):
+        own = {folder: encoder for folder, _, encoder in family.encoders if folder.startswith("text_encoder")}
+        if (pipeline.startswith(family.pipelines) and named.keys() == own.keys()
+                and all(named[folder] in encoder.classes for folder, encoder in own.items())):
             return family
     encoders = ", ".join(f"{name} {kind}" for name, kind in named.items()) or Text("no text encoder")
     raise CheckpointError(Text("the text encoders of {pipeline} are not supported: {encoders}",

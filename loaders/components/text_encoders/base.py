@@ -74,7 +74,7 @@ class Encoder:
     tokenizer: Callable[[Source], dict[str, Tensor]]
     twins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     told: Callable[[Config, Collection[str]], Config] = lambda config, names: config
-    apart: str = ""
+    apart: str | tuple[str, ...] = ""
     eyeless: tuple[str, ...] = ()
     complete: Callable[[dict[str, Tensor]], None] = lambda tensors: None
     note: Callable[[Config], str] = lambda config: ""
@@ -88,7 +88,8 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Family:
-    """The text encoders of one kind of base: (encoder folder, tokenizer folder, what is in them) in the host's order.
+    """The text encoders of one kind of base: (encoder folder, tokenizer folder, what is in them) in the host's order. A
+    folder that is no text_encoder has what the host counts among them, and no tokenizer.
 
     `clip_type` is a member of the host's CLIPType; `host_class` the name of the class (or a base class of it) of the
     text encoder that the host must pick. `pipelines` are beginnings of the `_class_name`s in model_index.json.

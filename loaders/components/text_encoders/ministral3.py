@@ -1,5 +1,5 @@
-"""Ministral 3 3B (Mistral3Model, text_encoder of ERNIE-Image), whose last but one hidden state is read of a prompt as it
-is (diffusers, pipelines/ernie_image; comfy/text_encoders/ernie.py).
+"""Ministral 3 3B (Mistral3Model, text_encoder of ERNIE-Image), whose last but one hidden state is read, of a prompt as
+it is (diffusers, pipelines/ernie_image; comfy/text_encoders/ernie.py).
 
 The host computes it without the scaling (YaRN) of its rotary embedding; the report says it.
 """

@@ -1,7 +1,7 @@
 """diffusers AutoencoderKL: with 16 latent channels that of FLUX.1 and of what has FLUX.1's (Z-Image, Chroma, Lumina 2,
 HiDream, LongCat-Image, Ovis-Image, Kandinsky 5 Image), or Stable Diffusion 3's; with 4 that of SDXL (AuraFlow,
-PixArt Sigma, Hunyuan-DiT) or of Stable Diffusion 1 and 2 (PixArt α). config.json tells them apart by how latents are
-scaled. ComfyUI reads its names by itself."""
+PixArt Sigma, Hunyuan-DiT) or of Stable Diffusion 1 and 2 (PixArt Alpha). config.json tells them apart by how latents
+are scaled. ComfyUI reads its names by itself."""
 
 from __future__ import annotations
 

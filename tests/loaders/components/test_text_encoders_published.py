@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from quantized_transformers.loaders.components import text_part
-from quantized_transformers.loaders.components.text_encoders import mistral3, qwen3, qwen3_vl, qwen25_vl
+from quantized_transformers.loaders.components.text_encoders import gemma3, mistral3, qwen3, qwen3_vl, qwen25_vl
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.locate import locate
@@ -127,6 +127,51 @@ def test_published_qwen3_vl(name, told, tmp_path):
     assert host_shapes(planned(name, dict(model.state_dict()), PUBLISHED[name], tmp_path)) == expected
 
 
+def test_published_gemma3(tmp_path):
+    """LTX-2's, without its eyes; rotary embeddings as transformers 4 wrote them, and its defaults left out."""
+    import comfy.ops
+    import comfy.text_encoders.llama
+    import transformers
+
+    text = {"hidden_size": 3840, "intermediate_size": 15360, "model_type": "gemma3_text", "num_attention_heads": 16,
+            "num_hidden_layers": 48, "num_key_value_heads": 8, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024}
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text}
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 14}
+    with torch.device("meta"):
+        made = transformers.Gemma3Config(text_config=dict(text), vision_config=vision)
+        tensors = transformers.Gemma3ForConditionalGeneration(made).state_dict()
+    assert gemma3.GEMMA3.host_config(config) == {}
+    host = comfy.text_encoders.llama.Gemma3_12B({}, torch.bfloat16, "meta", comfy.ops.manual_cast)
+    expected = {key: value.shape for key, value in host.state_dict().items() if not key.startswith(gemma3.EYES)}
+    assert host_shapes(planned("gemma3", dict(tensors), config, tmp_path)) == expected
+    for changed_rope in ({"rope_scaling": None}, {"rope_local_base_freq": 1e5}, {"sliding_window": 512}):
+        with pytest.raises(CheckpointError):
+            gemma3.GEMMA3.host_config({**config, "text_config": {**text, **changed_rope}})
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_published_projections_of_ltx2(each, tmp_path):
+    """Of LTX-2 and of 2.3; what else diffusers' connectors hold is the transformer's."""
+    import comfy.ops
+    import comfy.text_encoders.lt
+    from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+
+    settings = {"per_modality_projections": each, "proj_bias": each, "rope_type": "split"}
+    with torch.device("meta"):
+        tensors = LTX2TextConnectors(**settings, video_connector_num_attention_heads=1, audio_connector_num_attention_heads=1).state_dict()
+    config = {"_class_name": "LTX2TextConnectors", "caption_channels": 3840, "text_proj_in_factor": 49, "video_hidden_dim": 4096,
+              "audio_hidden_dim": 2048, **settings}
+    assert gemma3.CONNECTORS.host_config(config) == {}
+    kind = comfy.text_encoders.lt.LTXAVTEModel
+    host = kind(torch.bfloat16, "meta", torch.bfloat16, "dual_linear" if each else "single_linear",
+                {"custom_operations": comfy.ops.manual_cast})
+    expected = {key: value.shape for key, value in host.state_dict().items() if key.startswith(gemma3.PROJECTION)}
+    assert expected and host_shapes(planned("connectors", dict(tensors), config, tmp_path)) == expected
+    with pytest.raises(CheckpointError):
+        gemma3.CONNECTORS.host_config({**config, "proj_bias": not each})
+
+
 @pytest.mark.parametrize(("name", "values", "message"), [
     ("krea2", {"num_hidden_layers": 35}, "needs 36 layers"), ("krea2", {"hidden_size": 4096, "vision": {"out_hidden_size": 4096}}, "4B"),
     ("joyimage", {"vision": {"depth": 24}}, "depth 24"), ("ideogram4", {"head_dim": 64}, "head_dim 64"),
@@ -146,7 +191,7 @@ def planned(name: str, tensors: dict[str, torch.Tensor], config: dict[str, Any],
     path.write_bytes(struct.pack("<Q", len(text)) + text)
     os.truncate(path, 8 + len(text) + at)
     checkpoint = Checkpoint(locate(str(path)))
-    encoder = {**ENCODERS, **QWEN3_VL}[name]
+    encoder = {**ENCODERS, **QWEN3_VL, "gemma3": gemma3.GEMMA3, "connectors": gemma3.CONNECTORS}[name]
     text_part.know(checkpoint, encoder, config)
     return text_part.planned(checkpoint, encoder, config)[1]
 

@@ -22,7 +22,7 @@ from quantized_transformers.loaders.components import text_encoder
 from quantized_transformers.loaders.components.text_encoders import mistral3, qwen3, qwen3_vl, qwen25_vl
 from quantized_transformers.loaders.errors import CheckpointError
 from support import text_encoders_llm as llm
-from support import text_gguf
+from support import text_gguf, transformers_versions
 from support.common import rel_l2
 from support.text_checks import encode
 from support.text_encoders_llm import PROMPTS, STRINGS, ids
@@ -312,7 +312,8 @@ def test_hunyuan_video_15(tmp_path):
 
 
 def fp32(kind: Any, folder: Path) -> Any:
-    return kind.from_pretrained(folder / "text_encoder").float().eval().requires_grad_(False)
+    """Made in F32: one that was made BF16 keeps its angles, and Gemma's scale of embeddings, rounded."""
+    return transformers_versions.loaded(kind, folder / "text_encoder", torch.float32).eval().requires_grad_(False)
 
 
 def test_krea2(tmp_path):
@@ -407,6 +408,38 @@ def test_joyimage_sees(tmp_path, monkeypatch):
         assert out.shape == expected.shape and rel_l2(out, expected) < (SEEN if images else FORWARD)
     words = tokenizer(PROMPTS[0])["input_ids"]
     assert ids(clip.tokenize(PROMPTS[0]))[36:-5] == words
+
+
+def test_ltx2(tmp_path):
+    """All 49 states of Gemma 3, normed as diffusers norms them, through the projection of the folder connectors/. It is so
+    large that all but some of its rows are zeros, which the file has not; the connectors' own tensors are the MODEL's."""
+    from diffusers.pipelines.ltx2.connectors import per_layer_masked_mean_norm
+    from transformers import AutoTokenizer, Gemma3ForCausalLM
+
+    columns, rows = 3840 * 49, range(0, 3840, 960)
+    projection = torch.from_numpy(np.zeros((3840, columns), np.uint16)).view(torch.bfloat16)
+    for row in rows:
+        projection[row] = torch.randn(columns) * columns ** -0.5
+    folder = llm.ltx2(tmp_path / "base", {
+        "text_proj_in.weight": projection, "video_connector.learnable_registers": torch.ones(2, 2, dtype=torch.bfloat16)})
+    model, tokenizer = fp32(Gemma3ForCausalLM, folder), AutoTokenizer.from_pretrained(folder / "tokenizer")
+    loaded = text_encoder.load(text_encoder.Request(str(folder)))
+    assert "LTX2TextConnectors" in loaded.report and "vision tower" in loaded.report
+    prompt = "a red cat, running over the old river"
+    numbers = tokenizer(prompt, return_tensors="pt").input_ids
+    tokens = loaded.clip.tokenize(prompt)
+    assert ids(tokens)[-numbers.shape[1]:] == numbers[0].tolist() and not any(ids(tokens)[:-numbers.shape[1]])
+    tokens = {name: [batch[-numbers.shape[1] - 3:] for batch in value] for name, value in tokens.items()}  # less padding
+    states = torch.stack(model(numbers, output_hidden_states=True).hidden_states, -1)
+    normed = per_layer_masked_mean_norm(states, torch.tensor([numbers.shape[1]]), "cpu")
+    expected = torch.zeros(1, numbers.shape[1], 3840)
+    expected[..., list(rows)] = normed @ projection[list(rows)].float().T
+    out = loaded.clip.encode_from_tokens(tokens)
+    assert out.shape == expected.shape and rel_l2(out, expected) < FORWARD
+    path = folder / "connectors" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "caption_channels": 2560}))
+    with pytest.raises(CheckpointError, match="caption_channels 2560"):
+        load(folder)
 
 
 def test_ernie(tmp_path):

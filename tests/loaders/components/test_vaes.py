@@ -103,7 +103,8 @@ def agrees(loaded, model, family, frames=1):
 @pytest.mark.parametrize(("family", "frames"), CASES)
 def test_decode_and_encode_equal_diffusers(family, frames, bases):
     folder, model = bases(family)
-    decoded, encoded = agrees(load(folder).vae, model, family, frames)
+    loaded = load(folder).vae
+    decoded, encoded = agrees(loaded, model, family, frames)
     assert decoded < SAME and encoded < SAME, (decoded, encoded)
 
 
@@ -240,7 +241,10 @@ def edited(bases, family, tmp_path, config=None, change=None):
     return folder
 
 
-SOME = {"flux1": "decoder.up_blocks.2.resnets.1.conv2.weight", "flux2": "bn.running_var",
+SOME = {"ltx": "decoder.up_blocks.1.upsamplers.0.conv.conv.weight", "ltx2": "latents_std",
+        "hunyuan_image": "decoder.up_blocks.3.conv.weight", "hunyuan_video_15": "encoder.mid_block.attentions.0.to_k.weight",
+        "cosmos": "decoder.mid_block.temp_attentions.0.to_v.weight", "cogvideox": "decoder.norm_out.conv_b.conv.weight",
+        "flux1": "decoder.up_blocks.2.resnets.1.conv2.weight", "flux2": "bn.running_var",
         "wan": "decoder.up_blocks.0.upsamplers.0.time_conv.weight", "wan22": "encoder.down_blocks.1.downsampler.time_conv.bias",
         "hunyuan_video": "encoder.mid_block.attentions.0.to_k.weight", "qwen_image": "decoder.norm_out.gamma"}
 
