@@ -246,14 +246,14 @@ NOTES = {
         one(9.2, 18), "text encoder 10 GB, VAE 0.2 GB", "Apache-2.0.", ("Chroma1-HD.safetensors",),
         "split_files/diffusion_models/Chroma1-HD-fp8mixed.safetensors", in_repo=True),
     "wan21_vace_14b_gguf": Note(
-        "Wan2.1 VACE 14B - GGUF Q4_K_M", "Wan-AI/Wan2.1-VACE-14B-diffusers", "QuantStack/Wan2.1_14B_VACE-GGUF", "GGUF",
-        f"A GGUF transformer in place of the base's. {KIND} As it is, it makes a video of words alone. To edit or guide one, "
+        "Wan2.1 VACE 14B - GGUF Q4", "Wan-AI/Wan2.1-VACE-14B-diffusers", "QuantStack/Wan2.1_14B_VACE-GGUF", "GGUF",
+        f"A GGUF transformer (Q4_K_M) in place of the base's. {KIND} As it is, it makes a video of words alone. To edit or guide one, "
         "open the subgraph and connect a control video, masks or a reference picture to *Control video, masks, reference*.",
         one(11.1, 35), "text encoder 11 GB, VAE 0.5 GB", "Apache-2.0.", (), "Wan2.1_14B_VACE-Q4_K_M.gguf", in_repo=True),
     "hunyuanvideo15_720p_gguf": Note(
-        "HunyuanVideo 1.5 720p - GGUF Q4_K_M", "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v",
+        "HunyuanVideo 1.5 720p - GGUF Q4", "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v",
         "jayn7/HunyuanVideo-1.5_T2V_720p-GGUF", "GGUF",
-        f"A GGUF transformer in place of the base's. {KIND} 121 frames of 1280 x 720. 20 steps are ComfyUI's choice; Tencent "
+        f"A GGUF transformer (Q4_K_M) in place of the base's. {KIND} 121 frames of 1280 x 720. 20 steps are ComfyUI's choice; Tencent "
         "has 50, and a shift of 9. *VAE Decode (Tiled)* needs less memory.",
         one(5.1, 17), "text encoders 16 GB, VAE 5 GB",
         "Tencent Hunyuan Community License; it does not cover every country, read it first.", (),
