@@ -109,6 +109,10 @@ MODELS: dict[str, tuple[Variant, ...]] = {
         Variant("lodestones/Chroma1-HD", "BF16", 17.8, BASE),
         Variant(f"{_COMFY}/Chroma1-HD_repackaged/split_files/diffusion_models/Chroma1-HD-fp8mixed.safetensors",
                 "FP8, mixed", 9.2)),
+    "HiDream-I1 Full": (
+        Variant("HiDream-ai/HiDream-I1-Full", "BF16", 34.2, BASE),
+        Variant(f"{_COMFY}/HiDream-I1_ComfyUI/split_files/diffusion_models/hidream_i1_full_fp8.safetensors",
+                "FP8, cast", 17.1)),
     "Wan2.1 VACE 14B": (
         Variant("Wan-AI/Wan2.1-VACE-14B-diffusers", "BF16", 34.7, BASE),
         Variant("QuantStack/Wan2.1_14B_VACE-GGUF/Wan2.1_14B_VACE-Q4_K_M.gguf", "Q4_K_M, GGUF", 11.1)),

@@ -41,7 +41,7 @@ from browser.graph import (
     text,
     video,
 )
-from browser.notes import HYPER, LIGHTNING, NOTES
+from browser.notes import HIDREAM, HYPER, LIGHTNING, NOTES
 
 LOGO = "A Logo With Bold Large Text: SGL Diffusion"
 FOX = "a fox walking through neon rain"
@@ -52,6 +52,7 @@ PARTY = "A hedgehog in a tiny party hat among confetti, flash photograph of an e
 BOTTLE = "A glass bottle with a night sky full of stars inside it, on a wood table in a modern kitchen, bright sun outside"
 TIGER = "A nature documentary close-up photograph of a tiger's eye, surrounded by finely detailed fur"
 CHROMA_NEGATIVE = "low quality, unfinished sketch, blurred, lacking detail, chromatic aberrations, artifacts, oversaturated"
+TREE = "A lo-fi, grungy wide shot of a large red tree that leans to one side, alone under a pitch black sky, Polaroid"
 PAPER = "A paper airplane glides from the top of a skyscraper through the streets of a city, seen from behind"
 BOOKSHOP = 'The window of a small bookshop on a rainy evening, with a hand-painted sign that says "Open Late"'
 WAN_NEGATIVE = "overexposed, blurry, static, subtitles, watermark, JPEG artifacts, deformed limbs, cluttered background"
@@ -260,6 +261,20 @@ def chroma(name: str) -> Workflow:
         picture(name), (PROMPT, NEGATIVE, *SIZE, NOISE_SEED, shown("steps", "sigmas"), GUIDER_CFG, shown("shift", "shift")))
 
 
+def hidream(name: str) -> Workflow:
+    """As ComfyUI's own HiDream-I1 Full template (hidream_i1_full): 50 steps, cfg 5, shift 3, uni_pc; its text encoders."""
+    base = NOTES[name].base
+    encoders = Node("clip", "QuadrupleCLIPLoader", {}, {f"clip_name{i}": file["name"] for i, file in enumerate(HIDREAM, 1)},
+                    width=OUTSIDE, height=178, models=HIDREAM)
+    outside = [[*override(base, NOTES[name].reference, "weights"), report("override")], [encoders, encoder_and_vae(base)[1]]]
+    return Workflow(name, NOTES[name].text(), "Text to image", outside, [
+        [text("prompt", TREE, "Prompt"), text("negative", "bad ugly jpeg artifacts", "Negative prompt"),
+         Node("latent", "EmptySD3LatentImage", {}, {"width": 1024, "height": 1024})],
+        [Node("shift", "ModelSamplingSD3", {"model": ("override", 0)}, {"shift": 3.0}),
+         ksampler(("shift", 0), ("prompt", 0), ("negative", 0), ("latent", 0), 50, 5.0, "uni_pc"), decode()]],
+        picture(name), (PROMPT, NEGATIVE, *SIZE, *SAMPLED, CFG, shown("shift", "shift")))
+
+
 def wan_vace(name: str) -> Workflow:
     """As ComfyUI's own VACE template (video_wan_vace_14B_t2v) without its LoRA: 20 steps, cfg 6, shift 8, uni_pc, 16 frames
     a second; 480p, the smaller of the two sizes that it names."""
@@ -324,6 +339,7 @@ WORKFLOWS = [
     chroma("chroma1_hd_fp8"),
     wan_vace("wan21_vace_14b_gguf"),
     hunyuan_video_15("hunyuanvideo15_720p_gguf"),
+    hidream("hidream_i1_full_fp8"),
 ]
 
 

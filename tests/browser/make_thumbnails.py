@@ -68,7 +68,8 @@ def rows(note: Note) -> list[tuple[str, str]]:
     quantized = "own" if note.repo else "made"
     parts = [(part.name, quantized if part.gb < part.bf16 else "base") for part in note.parts]
     encoders = note.rest.partition(",")[0].rsplit(" ", 2)[0]  # one or several, without their size
-    return [*parts, *(("LoRA", "other") for _, what in note.others if "LoRA" in what), (encoders, "base"), ("VAE", "base")]
+    others = [(what.rsplit(" ", 2)[0], "other") for _, what in note.others]
+    return [*parts, *others, *([(encoders, "base")] if encoders != "VAE" else []), ("VAE", "base")]
 
 
 def thumbnail(workflow: Workflow, colours: dict[str, tuple[int, int, int]]) -> Any:

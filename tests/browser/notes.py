@@ -38,6 +38,10 @@ EXPERTS = ("Two transformers take turns, *transformer* for high noise and *trans
            "falls below 0.875: after 26 of 40 steps at shift 12.")
 HYPER = {"name": "Hyper-FLUX.1-dev-8steps-lora.safetensors", "directory": "loras",
          "url": "https://huggingface.co/ByteDance/Hyper-SD/resolve/main/Hyper-FLUX.1-dev-8steps-lora.safetensors"}
+_HIDREAM = "Comfy-Org/HiDream-I1_ComfyUI"
+HIDREAM = tuple({"name": name, "directory": "text_encoders", "url": f"{HUB}{_HIDREAM}/resolve/main/split_files/text_encoders/{name}"}
+                for name in ("clip_l_hidream.safetensors", "clip_g_hidream.safetensors", "t5xxl_fp8_e4m3fn_scaled.safetensors",
+                             "llama_3.1_8b_instruct_fp8_scaled.safetensors"))
 
 
 @dataclass(frozen=True)
@@ -258,4 +262,12 @@ NOTES = {
         one(5.1, 17), "text encoders 16 GB, VAE 5 GB",
         "Tencent Hunyuan Community License; it does not cover every country, read it first.", (),
         "720p/hunyuanvideo1.5_720p_t2v-Q4_K_M.gguf", in_repo=True),
+    "hidream_i1_full_fp8": Note(
+        "HiDream-I1 Full - FP8", "HiDream-ai/HiDream-I1-Full", _HIDREAM, "FP8",
+        f"ComfyUI's FP8 transformer in place of the base's. {KIND} The base lacks one of its four text encoders, Llama 3.1 8B, "
+        "so ComfyUI's own loader takes all of them, as files in models/text_encoders, which ComfyUI offers where they are missing.",
+        one(17, 34), "VAE 0.2 GB", "MIT; Llama 3.1 has the Llama 3.1 Community License.", ("text_encoder*/*",),
+        "split_files/diffusion_models/hidream_i1_full_fp8.safetensors", ((_HIDREAM, "text encoders 16 GB"),),
+        (f'hf download {_HIDREAM} --include "split_files/text_encoders/*" --local-dir models/text_encoders/HiDream\n'
+         "mv models/text_encoders/HiDream/split_files/text_encoders/* models/text_encoders/",), in_repo=True),
 }

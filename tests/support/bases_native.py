@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from browser.notes import HIDREAM
 
 from support import common, flux2, gguf_files, host_models, narrow_hosts, text_encoders, text_encoders_llm, vaes
 from support.derived import CASES, SOURCES
@@ -25,7 +26,7 @@ KLEIN_TEXT = text_encoders_llm.WIDTHS["flux2_klein"]
 
 def place(models: Path) -> None:
     """Fill models/diffusers."""
-    for make in (_sd35, _chroma, _klein, _vace, _hunyuan_video_15):
+    for make in (_sd35, _chroma, _klein, _vace, _hunyuan_video_15, _hidream):
         make(models)
 
 
@@ -53,14 +54,14 @@ def _config(table: str, **sizes: Any) -> dict[str, Any]:
 @contextmanager
 def _sized(model: str, **sizes: Any) -> Iterator[None]:
     place, kwargs, *more = host_models.MODELS[model]
-    with patch.dict(host_models.MODELS, {model: (place, {**kwargs, **narrow_hosts.SIZES.get(model, {}), **sizes}, *more)}):
+    with patch.dict(host_models.MODELS, {model: (place, {**kwargs, **sizes}, *more)}):
         yield
 
 
 def _native(table: str, form: str, **sizes: Any) -> dict[str, torch.Tensor]:
     """The host's tiny model in one of passthrough's formats, in the names that are published."""
     model = CASES[table][0].model
-    with _sized(model, **sizes):
+    with _sized(model, **narrow_hosts.SIZES.get(table, {}), **sizes):
         stored, _ = stored_as(model, host_models.make(model), form)
     return {re.sub(*SOURCES[table].published, name): tensor for name, tensor in stored.items()}
 
@@ -123,3 +124,18 @@ def _hunyuan_video_15(models: Path) -> None:
           vaes.save("hunyuan_video_15", folder))
     _gguf("hunyuan_video15", models / "jayn7/HunyuanVideo-1.5_T2V_720p-GGUF/720p/hunyuanvideo1.5_720p_t2v-Q4_K_M.gguf",
           "hyvid", context_in_dim=text, hidden_size=256, num_heads=2)
+
+
+def _hidream(models: Path) -> None:
+    """A base without text encoders, which its workflow takes from the repo of the override, by ComfyUI's own loader."""
+    _base(models / "HiDream-ai/HiDream-I1-Full", "HiDreamImagePipeline", _config("hidream"),
+          vaes.save("flux1", models / "HiDream-ai/HiDream-I1-Full"))
+    common.save(models / "Comfy-Org/HiDream-I1_ComfyUI/split_files/diffusion_models", _native("hidream", "cast"), None,
+                name="hidream_i1_full_fp8.safetensors")
+    long = {"max_position_embeddings": 248}
+    made = (text_encoders.clip_l_projected(False, **long), text_encoders.clip_g(**long), text_encoders.t5(num_layers=24),
+            text_encoders.llama_head(num_hidden_layers=2))
+    for net, file in zip(made, HIDREAM, strict=True):
+        common.save(models.parent / file["directory"], {name: tensor for name, tensor in net.state_dict().items()
+                                                        if name not in ("lm_head.weight", "encoder.embed_tokens.weight")},
+                    None, name=file["name"])

@@ -4,6 +4,7 @@ of the example workflows, which has all of them at once (support/host_models.det
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -12,13 +13,21 @@ from support.derived import CASES
 from support.host_models import MODELS
 
 # The host's `image_model` -> our table, the weight by whose rows a published one is told, and these.
-PUBLISHED = {"chroma": ("chroma", "img_in.weight", 3072)}
-SIZES: dict[str, dict[str, Any]] = {}  # of the host's tiny models (support/host_sizes), where the workflows' are others
+PUBLISHED = {"chroma": ("chroma", "img_in.weight", 3072), "hidream": ("hidream", "x_embedder.proj.weight", 2560)}
+CLASSES = {"chroma": "ChromaTransformer2DModel", "hidream": "HiDreamImageTransformer2DModel"}
+# Of tables, where the workflows' models are of other sizes than the cases', by names that host and diffusers share.
+SIZES: dict[str, dict[str, Any]] = {"hidream": {"text_emb_dim": 96}}
+# What ComfyUI's own loader of four text encoders is to build; support/bases_native.py makes them.
+FOUR: dict[str, Any] = {
+    "model_config": {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 3},
+    "t5xxl_model_config": {"d_model": 64, "d_kv": 16, "d_ff": 96, "num_heads": 4},
+    "llama_model_config": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
+                           "num_key_value_heads": 1}}
 
 
-def sized(model: str) -> dict[str, Any]:
-    """What the host builds one of."""
-    return {**MODELS[model][1], **SIZES.get(model, {})}
+def sized(table: str) -> dict[str, Any]:
+    """What the host builds a model of."""
+    return {**MODELS[CASES[table][0].model][1], **SIZES.get(table, {})}
 
 
 @contextlib.contextmanager
@@ -26,28 +35,30 @@ def small_widths() -> Iterator[None]:
     """Let the host build narrow ones, and diffusers' classes be narrow where a config.json says nothing: it may not say
     what the host has in its code."""
     import comfy.model_detection
+    import comfy.sd
     import diffusers
 
-    detect, inits = comfy.model_detection.detect_unet_config, {}
+    detect, encoders, inits = comfy.model_detection.detect_unet_config, comfy.sd.load_text_encoder_state_dicts, {}
 
     def detect_widths(tensors: dict, prefix: str, *args: Any, **kwargs: Any) -> dict | None:
         config = detect(tensors, prefix, *args, **kwargs)
         table, weight, rows = PUBLISHED.get((config or {}).get("image_model"), ("", "", 0))
-        return sized(CASES[table][0].model) if table and tensors[f"{prefix}{weight}"].shape[0] != rows else config
+        return sized(table) if table and tensors[f"{prefix}{weight}"].shape[0] != rows else config
 
     def narrow(init: Any, sizes: dict[str, Any]) -> Any:
         return functools.wraps(init)(lambda self, *args, **given: init(self, *args, **{**sizes, **given}))
 
-    comfy.model_detection.detect_unet_config = detect_widths
+    def narrow_encoders(given: list, *args: Any, model_options: Any = None, **kwargs: Any) -> Any:
+        four = len(given) == 4 and not model_options  # this pack's loader says the sizes itself
+        return encoders(given, *args, model_options=copy.deepcopy(FOUR) if four else model_options or {}, **kwargs)
+
+    comfy.model_detection.detect_unet_config, comfy.sd.load_text_encoder_state_dicts = detect_widths, narrow_encoders
     for table, kind in CLASSES.items():
         inits[kind] = getattr(diffusers, kind).__init__
-        getattr(diffusers, kind).__init__ = narrow(inits[kind], CASES[table][0].config)
+        getattr(diffusers, kind).__init__ = narrow(inits[kind], {**CASES[table][0].config, **SIZES.get(table, {})})
     try:
         yield
     finally:
-        comfy.model_detection.detect_unet_config = detect
+        comfy.model_detection.detect_unet_config, comfy.sd.load_text_encoder_state_dicts = detect, encoders
         for kind, init in inits.items():
             getattr(diffusers, kind).__init__ = init
-
-
-CLASSES = {"chroma": "ChromaTransformer2DModel"}
