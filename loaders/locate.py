@@ -34,7 +34,7 @@ KNOWN_BASES = (
     "Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511", "Tongyi-MAI/Z-Image-Turbo",
     "black-forest-labs/FLUX.2-klein-4B", "stabilityai/stable-diffusion-3.5-large", "lodestones/Chroma1-HD",
     "Wan-AI/Wan2.1-VACE-14B-diffusers", "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v",
-    "HiDream-ai/HiDream-I1-Full")
+    "HiDream-ai/HiDream-I1-Full", "Lightricks/LTX-2")
 
 
 def select_transformer(folder: Folder, component: str = "transformer", weights_name: str = "",

@@ -113,6 +113,9 @@ MODELS: dict[str, tuple[Variant, ...]] = {
         Variant("HiDream-ai/HiDream-I1-Full", "BF16", 34.2, BASE),
         Variant(f"{_COMFY}/HiDream-I1_ComfyUI/split_files/diffusion_models/hidream_i1_full_fp8.safetensors",
                 "FP8, cast", 17.1)),
+    "LTX-2": (
+        Variant("Lightricks/LTX-2", "BF16", 37.8, BASE),
+        Variant("Lightricks/LTX-2/ltx-2-19b-dev-fp8.safetensors", "FP8", 20)),
     "Wan2.1 VACE 14B": (
         Variant("Wan-AI/Wan2.1-VACE-14B-diffusers", "BF16", 34.7, BASE),
         Variant("QuantStack/Wan2.1_14B_VACE-GGUF/Wan2.1_14B_VACE-Q4_K_M.gguf", "Q4_K_M, GGUF", 11.1)),

@@ -41,7 +41,7 @@ from browser.graph import (
     text,
     video,
 )
-from browser.notes import HIDREAM, HYPER, LIGHTNING, NOTES
+from browser.notes import HIDREAM, HYPER, LIGHTNING, LTX2, NOTES
 
 LOGO = "A Logo With Bold Large Text: SGL Diffusion"
 FOX = "a fox walking through neon rain"
@@ -52,6 +52,9 @@ PARTY = "A hedgehog in a tiny party hat among confetti, flash photograph of an e
 BOTTLE = "A glass bottle with a night sky full of stars inside it, on a wood table in a modern kitchen, bright sun outside"
 TIGER = "A nature documentary close-up photograph of a tiger's eye, surrounded by finely detailed fur"
 CHROMA_NEGATIVE = "low quality, unfinished sketch, blurred, lacking detail, chromatic aberrations, artifacts, oversaturated"
+PUPPET = ("A close-up of a cheerful puppet with curly yarn hair under a small red umbrella in the rain. It looks up and sings in "
+          'English: "It\'s raining, I love it when it\'s raining."')
+LTX_NEGATIVE = "blurry, low quality, still frame, watermark, overlay, titles, subtitles"
 TREE = "A lo-fi, grungy wide shot of a large red tree that leans to one side, alone under a pitch black sky, Polaroid"
 PAPER = "A paper airplane glides from the top of a skyscraper through the streets of a city, seen from behind"
 BOOKSHOP = 'The window of a small bookshop on a rainy evening, with a hand-painted sign that says "Open Late"'
@@ -303,6 +306,31 @@ def hunyuan_video_15(name: str) -> Workflow:
         video(name), (PROMPT, NEGATIVE, *FRAMES, NOISE_SEED, shown("steps", "sigmas"), GUIDER_CFG, shown("shift", "shift")))
 
 
+def ltx2(name: str) -> Workflow:
+    """As the first stage of ComfyUI's own LTX-2 template (video_ltx2_t2v), with sound: 20 steps, cfg 4, euler_ancestral, 121
+    frames of 24 a second. The second, which doubles the sides, takes a LoRA and an upscaler more."""
+    base = NOTES[name].base
+    sound = Node("audio_vae", "LTXVAudioVAELoader", {}, {"ckpt_name": LTX2["name"]}, width=OUTSIDE, height=90, models=(LTX2,))
+    outside = [[*override(base, NOTES[name].reference, "weights"), report("override")], [*encoder_and_vae(base), sound]]
+    rate, length = ("rate", 0), ("length", 0)
+    tiles = {"tile_size": 512, "overlap": 64, "temporal_size": 4096, "temporal_overlap": 8}
+    return Workflow(name, NOTES[name].text(), "Text to video", outside, [
+        [text("prompt", PUPPET, "Prompt"), text("negative", LTX_NEGATIVE, "Negative prompt"), number("length", 121, "length"),
+         Node("rate", "PrimitiveFloat", {}, {"value": 24.0}, "frames per second")],
+        [Node("timed", "LTXVConditioning", {"positive": ("prompt", 0), "negative": ("negative", 0), "frame_rate": rate}),
+         Node("size", "EmptyLTXVLatentVideo", {"length": length}, {"width": 768, "height": 512}),
+         Node("silence", "LTXVEmptyLatentAudio", {"frames_number": length, "frame_rate": rate, "audio_vae": ("audio_vae", 0)}),
+         Node("latent", "LTXVConcatAVLatent", {"video_latent": ("size", 0), "audio_latent": ("silence", 0)})],
+        sampled(("timed", 0), ("override", 0), Node("sigmas", "LTXVScheduler", {"latent": ("latent", 0)}, {"steps": 20}), "latent",
+                ("timed", 1), 4.0, "euler_ancestral"),
+        [Node("parts", "LTXVSeparateAVLatent", {"av_latent": ("sample", 0)}),
+         Node("decode", "VAEDecodeTiled", {"samples": ("parts", 0), "vae": ("vae", 0)}, tiles),
+         Node("heard", "LTXVAudioVAEDecode", {"samples": ("parts", 1), "audio_vae": ("audio_vae", 0)}),
+         Node("video", "CreateVideo", {"images": ("decode", 0), "audio": ("heard", 0), "fps": rate})]],
+        video(name), (PROMPT, NEGATIVE, shown("width", "size"), shown("height", "size"), shown("length", "length", "value"),
+                      NOISE_SEED, shown("steps", "sigmas"), GUIDER_CFG))
+
+
 def distilled(name: str, transformer: Column, prompt: str, side: int, steps: int) -> Workflow:
     """Qwen-Image-Lightning's and Z-Image-Turbo's own settings: shift 3, euler, cfg 1, which makes no use of a negative."""
     outside, model = loaded(name, transformer)
@@ -340,12 +368,23 @@ WORKFLOWS = [
     wan_vace("wan21_vace_14b_gguf"),
     hunyuan_video_15("hunyuanvideo15_720p_gguf"),
     hidream("hidream_i1_full_fp8"),
+    ltx2("ltx2_fp8"),
 ]
 
 
 def place_models(base: Path) -> None:
-    """Empty files in `base`/models for the files that nodes name, so that their lists hold them."""
+    """Files in `base`/models for the files that nodes name, so that their lists hold them: empty ones, but for the one that
+    this pack finds, and describes, too. That is a tiny LTX-2."""
+    from support.pack import start_comfy
+
+    start_comfy()
+    from safetensors.torch import save_file
+
+    from support import host_models
+
     for model in [model for workflow in WORKFLOWS for node in workflow.nodes for model in node.models]:
         path = base / "models" / model["directory"] / model["name"]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+        if model == LTX2:
+            save_file(host_models.make("LTX-2"), str(path), host_models.metadata_of("LTX-2"))

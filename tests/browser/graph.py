@@ -137,12 +137,13 @@ def size(width: int, height: int) -> Column:
     return [number("width", width, "width"), number("height", height, "height")]
 
 
-def sampled(conditioning: Link, model: Link, sigmas: Node, latent: str, negative: Link | None = None, cfg: float = 1.0) -> Column:
+def sampled(conditioning: Link, model: Link, sigmas: Node, latent: str, negative: Link | None = None, cfg: float = 1.0,
+            sampler: str = "euler") -> Column:
     """SamplerCustomAdvanced. Without negative prompt: for models that have guidance as an input, or need none."""
     guider = Node("guider", "CFGGuider", {"model": model, "positive": conditioning, "negative": negative}, {"cfg": cfg}) \
         if negative else Node("guider", "BasicGuider", {"model": model, "conditioning": conditioning})
     return [guider,
             Node("noise", "RandomNoise", {}, {"noise_seed": SEED, "control_after_generate": "randomize"}),
-            Node("sampler", "KSamplerSelect", {}, {"sampler_name": "euler"}), sigmas,
+            Node("sampler", "KSamplerSelect", {}, {"sampler_name": sampler}), sigmas,
             Node("sample", "SamplerCustomAdvanced", {"noise": ("noise", 0), "guider": ("guider", 0), "sampler": ("sampler", 0),
                                                      "sigmas": ("sigmas", 0), "latent_image": (latent, 0)})]

@@ -38,6 +38,8 @@ EXPERTS = ("Two transformers take turns, *transformer* for high noise and *trans
            "falls below 0.875: after 26 of 40 steps at shift 12.")
 HYPER = {"name": "Hyper-FLUX.1-dev-8steps-lora.safetensors", "directory": "loras",
          "url": "https://huggingface.co/ByteDance/Hyper-SD/resolve/main/Hyper-FLUX.1-dev-8steps-lora.safetensors"}
+LTX2 = {"name": "ltx-2-19b-dev-fp8.safetensors", "directory": "checkpoints",
+        "url": f"{HUB}Lightricks/LTX-2/resolve/main/ltx-2-19b-dev-fp8.safetensors"}
 _HIDREAM = "Comfy-Org/HiDream-I1_ComfyUI"
 HIDREAM = tuple({"name": name, "directory": "text_encoders", "url": f"{HUB}{_HIDREAM}/resolve/main/split_files/text_encoders/{name}"}
                 for name in ("clip_l_hidream.safetensors", "clip_g_hidream.safetensors", "t5xxl_fp8_e4m3fn_scaled.safetensors",
@@ -58,7 +60,8 @@ class Note:
     """`title` is the template's file name; `rest` are the sizes of what the base gives besides transformers; `extra` are
     whole weight files of the base repo that nobody needs; `file` is one of the override; `others` are more repos and what
     they give; `more` are further commands. Without a `repo` on the Hub (`hub`), these get or make it, and `page` is where
-    it is; without a `repo` the base's own transformers are needed. `in_repo`: the override is named by its file."""
+    it is; without a `repo` the base's own transformers are needed. `in_repo`: the override is named by its file; `folder`: where that has to lie,
+    because another node reads it, too."""
 
     title: str
     base: str
@@ -75,6 +78,7 @@ class Note:
     hub: bool = True
     page: str = ""
     in_repo: bool = False
+    folder: str = ""
 
     @property
     def reference(self) -> str:
@@ -104,7 +108,7 @@ class Note:
         folder = "models/diffusers/"
         excludes = "".join(f'--exclude "{name}" ' for name in ("transformer/*.safetensors", *self.extra) if self.repo)
         override = [f"hf download {self.repo} {self.file + ' ' if self.file else ''}--local-dir "
-                    f"{folder}{self.repo.split('/')[-1]}"] if self.repo and self.hub else []
+                    f"{self.folder or folder + self.repo.split('/')[-1]}"] if self.repo and self.hub else []
         return [f"hf download {self.base} {excludes}--local-dir {folder}{self.base.split('/')[1]}", *override, *self.more]
 
 
@@ -262,6 +266,13 @@ NOTES = {
         one(5.1, 17), "text encoders 16 GB, VAE 5 GB",
         "Tencent Hunyuan Community License; it does not cover every country, read it first.", (),
         "720p/hunyuanvideo1.5_720p_t2v-Q4_K_M.gguf", in_repo=True),
+    "ltx2_fp8": Note(
+        "LTX-2 - FP8", "Lightricks/LTX-2", "Lightricks/LTX-2", "FP8",
+        f"Video with sound. Lightricks' FP8 checkpoint is a file of 27 GB that has everything but the text encoder in it: its "
+        f"transformer is read in place of the base's, and ComfyUI's own loader takes the VAE for sound. {KIND} Download that "
+        "file by ComfyUI's list of missing models: both nodes read it in models/checkpoints, so one copy is enough.",
+        one(20, 38), "text encoder 24 GB, VAE 2.4 GB", "LTX-2 Community License Agreement.", ("ltx-2-*",), LTX2["name"],
+        in_repo=True, folder="models/checkpoints"),
     "hidream_i1_full_fp8": Note(
         "HiDream-I1 Full - FP8", "HiDream-ai/HiDream-I1-Full", _HIDREAM, "FP8",
         f"ComfyUI's FP8 transformer in place of the base's. {KIND} The base lacks one of its four text encoders, Llama 3.1 8B, "

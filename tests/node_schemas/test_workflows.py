@@ -28,10 +28,10 @@ pytestmark = pytest.mark.host
 FOLDER = PACK / "workflows"
 PROMPTS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((FOLDER / "api").glob("*.json"))}
 IDS = {workflow.name: workflow.ids() for workflow in WORKFLOWS}
-SIZE, FRAMES, STEPS = 128, 5, 4
+SIZE, FRAMES, LTX_FRAMES, STEPS = 128, 5, 9, 4  # LTX-2's VAE makes eight frames of one
 # The whole difference to the committed prompts: (input, committed value) -> what is run. 26 of 40 steps are 3 of 4.
-CHEAP = {**{(name, value): SIZE for name in ("width", "height", "value") for value in (480, 544, 720, 832, 960, 1024, 1280, 1328)},
-         ("value", 26): 3, **{("length", value): FRAMES for value in (17, 81, 121)},
+CHEAP = {**{(name, value): SIZE for name in ("width", "height", "value") for value in (480, 512, 544, 720, 768, 832, 960, 1024, 1280, 1328)},
+         ("value", 26): 3, ("value", 121): LTX_FRAMES, **{("length", value): FRAMES for value in (17, 81, 121)},
          **{("steps", value): STEPS for value in (4, 8, 20, 26, 30, 40, 50)}, ("megapixels", 1): 0.02,
          ("end_at_step", 10000): 10000, ("start_at_step", 0): 0}
 FP8, NVFP4 = "on cpu: it has no FP8 matmul", "on cpu: it has no NVFP4 matmul"
@@ -120,6 +120,10 @@ SAID = {
         "transformer": ["override as weights only", "HunyuanVideo15 · gguf", "hunyuanvideo1.5_720p_t2v-Q4_K_M.gguf",
                         "27 GGUF Q4_K, 14 GGUF Q6_K", "run: dequantize (chosen for this device) on cpu"],
         "text encoder": ["Qwen2_5_VLTextModel", "T5EncoderModel"], "VAE": ["AutoencoderKLHunyuanVideo15"]},
+    "ltx2_fp8": {
+        "transformer": ["override as weights only", "LTXAV · fp8", "ltx-2-19b-dev-fp8.safetensors", "82 FP8", FP8,
+                        "other parts of a whole checkpoint"],
+        "text encoder": ["Gemma3ForCausalLM", "LTX2TextConnectors"], "VAE": ["AutoencoderKLLTX2Video"]},
     "hidream_i1_full_fp8": {
         "transformer": ["override as weights only", "HiDream · fp8", "hidream_i1_full_fp8.safetensors", "78 FP8", FP8],
         "VAE": ["AutoencoderKL"]},
@@ -237,8 +241,8 @@ def test_workflow_runs(name, server, of_base):
     assert not error_of(history) and history["status"]["status_str"] == "success", error_of(history)
     file, = [path for path in outputs(server, history, "images") if path.parent.is_relative_to(server.base / "output")]
     frames = frames_of(file)
-    video = "wan" in name or "hunyuan" in name
-    assert file.suffix == (".mp4" if video else ".png") and len(frames) == (FRAMES if video else 1)
+    video = next((count for word, count in (("wan", FRAMES), ("hunyuan", FRAMES), ("ltx", LTX_FRAMES)) if word in name), 0)
+    assert file.suffix == (".mp4" if video else ".png") and len(frames) == (video or 1)
     # the edit keeps the picture's shape, in multiples of 32
     assert frames.shape[1:3] == ((128, 160) if "edit" in name else (SIZE, SIZE))
     assert all(frame.std() > 2 for frame in frames), "a constant picture"
@@ -338,8 +342,8 @@ def test_log_is_clean(server):
     for line in ("unet missing", "unet unexpected", "left over keys", "clip unexpected", "lora key not loaded",
                  "IMPORT FAILED"):
         assert line not in log
-    # HunyuanVideo 1.5's base has no vision tower, which the host builds, and runs for pictures only
+    # HunyuanVideo 1.5's base has no vision tower, and LTX-2's is left out: the host builds them, and runs them for pictures only
     missing = [name for line in re.findall(r"clip missing: \[(.*)\]", log) for name in re.findall(r"'([\w.]+)'", line)]
-    assert all(name.startswith("visual.") for name in missing), missing
+    assert all(name.startswith(("visual.", "vision_model.", "multi_modal_projector.")) for name in missing), missing
     # the only tracebacks are those of the prompts above that had to fail
     assert log.count("Traceback (most recent call last)") == log.count("!!! Exception during processing !!!")

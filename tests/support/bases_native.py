@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
-from browser.notes import HIDREAM
+from browser.notes import HIDREAM, LTX2
 
 from support import common, flux2, gguf_files, host_models, narrow_hosts, text_encoders, text_encoders_llm, vaes
 from support.derived import CASES, SOURCES
@@ -26,7 +27,7 @@ KLEIN_TEXT = text_encoders_llm.WIDTHS["flux2_klein"]
 
 def place(models: Path) -> None:
     """Fill models/diffusers."""
-    for make in (_sd35, _chroma, _klein, _vace, _hunyuan_video_15, _hidream):
+    for make in (_sd35, _chroma, _klein, _vace, _hunyuan_video_15, _hidream, _ltx2):
         make(models)
 
 
@@ -139,3 +140,36 @@ def _hidream(models: Path) -> None:
         common.save(models.parent / file["directory"], {name: tensor for name, tensor in net.state_dict().items()
                                                         if name not in ("lm_head.weight", "encoder.embed_tokens.weight")},
                     None, name=file["name"])
+
+
+# Of the host's own classes (comfy/ldm/lightricks/vae, vocoders), narrow.
+SOUND: dict[str, Any] = {
+    "audio_vae": {"model": {"params": {"sampling_rate": 16000, "ddconfig": {
+        "double_z": True, "mel_bins": 64, "z_channels": 8, "resolution": 256, "in_channels": 2, "out_ch": 2, "ch": 16, "ch_mult":
+        [1, 2, 4], "num_res_blocks": 1, "attn_resolutions": [], "mid_block_add_attention": False, "norm_type": "pixel",
+        "causality_axis": "height"}}}, "preprocessing": {"stft": {"filter_length": 1024, "hop_length": 160}}},
+    "vocoder": {"upsample_initial_channel": 32, "output_sample_rate": 24000}}
+
+
+def _ltx2(models: Path) -> None:
+    """A whole checkpoint in models/checkpoints, with the VAE for sound, which ComfyUI reads there. Connectors without layers:
+    of the text encoder's width one has 177 million numbers."""
+    from comfy.ldm.lightricks.vae.audio_vae import AudioVAE
+
+    folder, width = models / "Lightricks/LTX-2", 3840
+    folder.mkdir(parents=True)
+    projection = torch.from_numpy(np.zeros((width, width * 49), np.uint16)).view(torch.bfloat16)
+    for row in range(0, width, 480):
+        projection[row] = torch.randn(width * 49, generator=torch.Generator().manual_seed(row)) * (width * 49) ** -0.5
+    layers = {"video_connector_num_layers": 0, "audio_connector_num_layers": 0, "rope_type": "split"}
+    text_encoders_llm.ltx2(folder, {"text_proj_in.weight": projection}, **layers)
+    entries = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    _base(folder, entries.pop("_class_name"), _config("ltx2", caption_channels=width), entries, vaes.save("ltx2", folder))
+    sizes = {"caption_channels": width, "connector_attention_head_dim": 128, "connector_num_attention_heads": 30,
+             "connector_num_layers": 0}
+    tensors = {f"{WHOLE}{name}": tensor for name, tensor in _native("ltx2", "FP8", **sizes).items()}
+    with _sized("LTX-2", **sizes):
+        header = json.loads(host_models.metadata_of("LTX-2")["config"])
+    sound = common.randomise(AudioVAE({"config": json.dumps(SOUND)}))
+    tensors |= {re.sub(r"^autoencoder\.", "audio_vae.", name): tensor for name, tensor in sound.state_dict().items()}
+    common.save(models.parent / LTX2["directory"], tensors, None, {"config": json.dumps(header | SOUND)}, LTX2["name"])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from support.derived import CASES
-from support.host_models import MODELS
+from support.host_models import MODELS, resized
 
 # The host's `image_model` -> our table, the weight by whose rows a published one is told, and these.
 PUBLISHED = {"chroma": ("chroma", "img_in.weight", 3072), "hidream": ("hidream", "x_embedder.proj.weight", 2560)}
@@ -36,6 +36,7 @@ def small_widths() -> Iterator[None]:
     what the host has in its code."""
     import comfy.model_detection
     import comfy.sd
+    import comfy.text_encoders.lt
     import diffusers
 
     detect, encoders, inits = comfy.model_detection.detect_unet_config, comfy.sd.load_text_encoder_state_dicts, {}
@@ -52,6 +53,8 @@ def small_widths() -> Iterator[None]:
         four = len(given) == 4 and not model_options  # this pack's loader says the sizes itself
         return encoders(given, *args, model_options=copy.deepcopy(FOUR) if four else model_options or {}, **kwargs)
 
+    gemma = comfy.text_encoders.lt.Gemma3_12BTokenizer  # pads prompts to 1024 tokens
+    comfy.text_encoders.lt.Gemma3_12BTokenizer = resized(gemma, {1024: 16})
     comfy.model_detection.detect_unet_config, comfy.sd.load_text_encoder_state_dicts = detect_widths, narrow_encoders
     for table, kind in CLASSES.items():
         inits[kind] = getattr(diffusers, kind).__init__
@@ -59,6 +62,7 @@ def small_widths() -> Iterator[None]:
     try:
         yield
     finally:
+        comfy.text_encoders.lt.Gemma3_12BTokenizer = gemma
         comfy.model_detection.detect_unet_config, comfy.sd.load_text_encoder_state_dicts = detect, encoders
         for kind, init in inits.items():
             getattr(diffusers, kind).__init__ = init
