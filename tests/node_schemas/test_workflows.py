@@ -177,6 +177,14 @@ def frames_of(path):
         return numpy.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
 
 
+def sound_of(path):
+    """F32 [channels, samples] of a video."""
+    import av
+
+    with av.open(str(path)) as video:
+        return numpy.concatenate([frame.to_ndarray() for frame in video.decode(audio=0)], -1)
+
+
 def test_folders_hold_what_the_host_expects():
     """UI format and a thumbnail each at the top, where the host lists every JSON by its file's name, which no system and no
     address takes for something else; their twins in api/."""
@@ -246,6 +254,8 @@ def test_workflow_runs(name, server, of_base):
     # the edit keeps the picture's shape, in multiples of 32
     assert frames.shape[1:3] == ((128, 160) if "edit" in name else (SIZE, SIZE))
     assert all(frame.std() > 2 for frame in frames), "a constant picture"
+    if name.startswith("ltx"):
+        assert sound_of(file).shape[0] == 2 and sound_of(file).std() > 1e-3, "no sound"
     assert "invalid value encountered in cast" not in server.text(), "NaN in a picture"
     said = {prompt[key]["_meta"]["title"].removeprefix("Report: "): output["text"][0]
             for key, output in history["outputs"].items() if "text" in output}

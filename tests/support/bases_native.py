@@ -170,6 +170,9 @@ def _ltx2(models: Path) -> None:
     tensors = {f"{WHOLE}{name}": tensor for name, tensor in _native("ltx2", "FP8", **sizes).items()}
     with _sized("LTX-2", **sizes):
         header = json.loads(host_models.metadata_of("LTX-2")["config"])
+    torch.manual_seed(13)
     sound = common.randomise(AudioVAE({"config": json.dumps(SOUND)}))
+    for name, buffer in sound.autoencoder.per_channel_statistics.named_buffers():
+        buffer.fill_(float(name.startswith("std")))
     tensors |= {re.sub(r"^autoencoder\.", "audio_vae.", name): tensor for name, tensor in sound.state_dict().items()}
     common.save(models.parent / LTX2["directory"], tensors, None, {"config": json.dumps(header | SOUND)}, LTX2["name"])
