@@ -130,3 +130,10 @@ def test_what_a_header_leaves_out_is_the_hosts_own(pipeline):
     own = {**ltx2._OWN, **ltx2._OWN_CONNECTORS}
     assert not [key for key, value in own.items() if key in said and said[key] == value]
     assert not [key for key in said if key.startswith("audio_connector")]
+
+
+@pytest.mark.parametrize("weights, files", [(True, "transformer/* connectors/*"), (False, "transformer/config.json connectors/config.json")])
+def test_the_command_fetches_the_connectors_too(weights, files):
+    with pytest.raises(MissingFiles) as error:
+        locate("Lightricks/LTX-2", need_weights=weights)
+    assert all(name in str(error.value) for name in files.split())

@@ -263,7 +263,7 @@ NOTES = {
         "jayn7/HunyuanVideo-1.5_T2V_720p-GGUF", "GGUF",
         f"A GGUF transformer (Q4_K_M) in place of the base's. {KIND} 121 frames of 1280 x 720. 20 steps are ComfyUI's choice; Tencent "
         "has 50, and a shift of 9. *VAE Decode (Tiled)* needs less memory.",
-        one(5.1, 17), "text encoders 16 GB, VAE 5 GB",
+        one(5.1, 17), "text encoders 15 GB, VAE 2.5 GB",
         "Tencent Hunyuan Community License; it does not cover every country, read it first.", (),
         "720p/hunyuanvideo1.5_720p_t2v-Q4_K_M.gguf", in_repo=True),
     "ltx2_fp8": Note(
@@ -271,7 +271,7 @@ NOTES = {
         f"Video with sound. Lightricks' FP8 checkpoint is a file of 27 GB that has everything but the text encoder in it: its "
         f"transformer is read in place of the base's, and ComfyUI's own loader takes the VAE for sound. {KIND} Download that "
         "file by ComfyUI's list of missing models: both nodes read it in models/checkpoints, so one copy is enough.",
-        one(20, 38), "text encoder 24 GB, VAE 2.4 GB", "LTX-2 Community License Agreement.", ("ltx-2-*",), LTX2["name"],
+        one(20, 38), "text encoder 27 GB, VAE 2.4 GB", "LTX-2 Community License Agreement.", ("ltx-2-*",), LTX2["name"],
         in_repo=True, folder="models/checkpoints"),
     "hidream_i1_full_fp8": Note(
         "HiDream-I1 Full - FP8", "HiDream-ai/HiDream-I1-Full", _HIDREAM, "FP8",

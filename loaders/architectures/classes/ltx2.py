@@ -28,9 +28,9 @@ _CONNECTORS = {"video_connector_attention_head_dim": ("connector_attention_head_
                "audio_connector_num_attention_heads": ("audio_connector_num_attention_heads", 30),
                "video_connector_num_layers": ("connector_num_layers", 2),
                "video_gated_attn": ("connector_apply_gated_attention", False)}
-# The host's own values, which Lightricks' headers partly leave out; so does this one, or a base would seem to be another
-# than their files. Not of the widths that it takes from tensors, nor of rope_type, which transformer and connectors
-# have by other defaults.
+# The host's own values, which Lightricks' headers partly leave out; so does this one, or a base would seem to be
+# another than their files. Not of the widths that it takes from tensors, nor of rope_type, which transformer and
+# connectors have by other defaults.
 _OWN = {"num_attention_heads": 32, "audio_num_attention_heads": 32, "audio_attention_head_dim": 64,
         "audio_cross_attention_dim": 2048, "caption_channels": 3840, "timestep_scale_multiplier": 1000,
         "av_ca_timestep_scale_multiplier": 1, "positional_embedding_theta": 10000.0, "apply_gated_attention": False,
