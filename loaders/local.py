@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from .errors import CheckpointError
 from .files.scan import CONFIG, Folder, Root, of_roots
-from .files.selection import COMPONENTS, INDEX, PIPELINE, SPLIT, WEIGHTS
+from .files.selection import DENOISERS, INDEX, PIPELINE, SPLIT, WEIGHTS
 from .files.unfinished import MARKER
 
 # What something is loaded as: a transformer; all text encoders of a base; one in the place of one of these; a VAE
@@ -116,7 +116,7 @@ def _of_pipeline(index: Mapping[str, Any], inner: Mapping[str, Folder]) -> Fits:
         return str(entry[1] or "") if isinstance(entry, list) and len(entry) == 2 else ""
 
     fits: Fits = {}
-    for part in COMPONENTS:
+    for part in DENOISERS:
         if is_there(part) or named(part):
             known = is_there(part) and (not named(part) or is_known(named(part)))
             fits[TRANSFORMER] = min(SURE if known else MAYBE, fits.get(TRANSFORMER, MAYBE))

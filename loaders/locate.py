@@ -31,7 +31,12 @@ KNOWN_BASES = (
     "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.2-dev",
     "black-forest-labs/FLUX.2-dev-NVFP4", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", "Wan-AI/Wan2.2-I2V-A14B-Diffusers",
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "hunyuanvideo-community/HunyuanVideo", "Qwen/Qwen-Image",
-    "Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511", "Tongyi-MAI/Z-Image-Turbo")
+    "Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511", "Tongyi-MAI/Z-Image-Turbo",
+    "black-forest-labs/FLUX.2-klein-4B", "stabilityai/stable-diffusion-3.5-large", "lodestones/Chroma1-HD",
+    "Wan-AI/Wan2.1-VACE-14B-diffusers", "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v",
+    "HiDream-ai/HiDream-I1-Full", "Lightricks/LTX-2")
+# Their components that belong to the transformer in the host (companions_of).
+_COMPANIONS = {"Lightricks/LTX-2": ("connectors",)}
 
 
 def select_transformer(folder: Folder, component: str = "transformer", weights_name: str = "",
@@ -87,7 +92,8 @@ def locate(reference: str, *, component: str = "transformer", weights_name: str 
     pipeline = repo in KNOWN_BASES and not base_of_quantized(reference)
     patterns: Sequence[str] = ()
     if pipeline:
-        patterns = (PIPELINE, f"{component}/*" if need_weights else f"{component}/config.json")
+        parts = (component, *_COMPANIONS.get(repo, ()))
+        patterns = (PIPELINE, *(f"{part}/*" if need_weights else f"{part}/config.json" for part in parts))
     else:
         patterns = tuple(filter(None, (family.pattern(repo, weights_name, choices) for family in families())))
     return resolve(reference, revision, use, chosen, patterns, download)

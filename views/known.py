@@ -11,9 +11,10 @@ from ..loaders.locate import KNOWN_BASES
 from .verdict import Verdict, of_formats
 
 # What a repo's name says of its architecture, the first that fits.
-_ARCHITECTURES = (("flux.2", "FLUX.2"), ("flux2", "FLUX.2"), ("flux", "FLUX.1"), ("wan", "Wan"),
-                  ("hunyuanvideo", "HunyuanVideo"), ("qwen-image", "Qwen-Image"), ("z-image", "Z-Image"),
-                  ("sdxl", "SDXL"))
+_ARCHITECTURES = (("vace", "WAN21_Vace"), ("hunyuanvideo-1.5", "HunyuanVideo15"), ("chroma", "Chroma"),
+                  ("hidream", "HiDream"), ("ltx-2", "LTXAV"), ("stable-diffusion-3", "SD3"), ("flux.2", "FLUX.2"),
+                  ("flux2", "FLUX.2"), ("flux", "FLUX.1"), ("wan", "Wan"), ("hunyuanvideo", "HunyuanVideo"),
+                  ("qwen-image", "Qwen-Image"), ("z-image", "Z-Image"), ("sdxl", "SDXL"))
 
 
 class Known(NamedTuple):

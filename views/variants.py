@@ -99,6 +99,30 @@ MODELS: dict[str, tuple[Variant, ...]] = {
         Variant("Tongyi-MAI/Z-Image-Turbo", "BF16", 12.3, BASE),
         Variant("Disty0/Z-Image-Turbo-SDNQ-uint4-svd-r32", "UINT4, SDNQ with SVD", 3.6),
         *_svdq("z-image-turbo", 3.6, (128, 4.0))),
+    "FLUX.2 klein 4B": (
+        Variant("black-forest-labs/FLUX.2-klein-4B", "BF16", 7.8, BASE),
+        Variant("black-forest-labs/FLUX.2-klein-4b-fp8", "FP8", 4.1)),
+    "Stable Diffusion 3.5 Large": (
+        Variant("stabilityai/stable-diffusion-3.5-large", "BF16", 16.1, BASE),
+        Variant(f"{_COMFY}/stable-diffusion-3.5-fp8/sd3.5_large_fp8_scaled.safetensors", "FP8", 8.1)),
+    "Chroma1-HD": (
+        Variant("lodestones/Chroma1-HD", "BF16", 17.8, BASE),
+        Variant(f"{_COMFY}/Chroma1-HD_repackaged/split_files/diffusion_models/Chroma1-HD-fp8mixed.safetensors",
+                "FP8, mixed", 9.2)),
+    "HiDream-I1 Full": (
+        Variant("HiDream-ai/HiDream-I1-Full", "BF16", 34.2, BASE),
+        Variant(f"{_COMFY}/HiDream-I1_ComfyUI/split_files/diffusion_models/hidream_i1_full_fp8.safetensors",
+                "FP8, cast", 17.1)),
+    "LTX-2": (
+        Variant("Lightricks/LTX-2", "BF16", 37.8, BASE),
+        Variant("Lightricks/LTX-2/ltx-2-19b-dev-fp8.safetensors", "FP8", 20)),
+    "Wan2.1 VACE 14B": (
+        Variant("Wan-AI/Wan2.1-VACE-14B-diffusers", "BF16", 34.7, BASE),
+        Variant("QuantStack/Wan2.1_14B_VACE-GGUF/Wan2.1_14B_VACE-Q4_K_M.gguf", "Q4_K_M, GGUF", 11.1)),
+    "HunyuanVideo 1.5 720p": (
+        Variant("hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v", "BF16", 16.7, BASE),
+        Variant("jayn7/HunyuanVideo-1.5_T2V_720p-GGUF/720p/hunyuanvideo1.5_720p_t2v-Q4_K_M.gguf", "Q4_K_M, GGUF",
+                5.1)),
 }
 
 

@@ -27,6 +27,7 @@ from ..errors import CheckpointError
 from ..files.selection import SPLIT, Selection, component_folder, parts, select_component
 from ..plan import Group, Layer, LoadPlan
 from ..words import first_ten
+from . import repos
 from .base import Family
 from .names import adopt
 from .reading import described
@@ -52,6 +53,7 @@ class GGUF(Family):
     name = "gguf"
     title = "GGUF"
     words = {"gguf": "GGUF"}
+    published = repos.GGUF
 
     def colours(self) -> Mapping[str, tuple[int, int, int]]:
         """From few bits a value (red) to many (blue); of those with as many, each next one is greener."""
@@ -63,6 +65,9 @@ class GGUF(Family):
                 green += 25
             shades[_format(kind.name)] = red, green, blue
         return shades
+
+    def usual_formats(self, reference: str) -> tuple[str, ...]:
+        return (_format("Q4_K"),)
 
     def recognise(self, checkpoint: Checkpoint) -> bool:
         return any(isinstance(header, GGUFHeader) for header in checkpoint.headers)

@@ -40,7 +40,7 @@ class ModelOpt(Family):
     words = {**{family: f"ModelOpt {family.removeprefix('modelopt-').upper()}" for family in ALGORITHMS},
              "fp8": "FP8", "nvfp4": "NVFP4", "int8": "INT8", "mxfp8": "MXFP8"}
 
-    published = repos.MODELOPT
+    published = (*repos.MODELOPT, *repos.FP8)
 
     def badge(self, reference: str) -> str:
         kind, = self.usual_formats(reference)

@@ -13,4 +13,13 @@ MODELOPT = (
 # Whole pipelines, of which the transformer is taken.
 BITSANDBYTES = ("diffusers/FLUX.1-dev-bnb-4bit", "diffusers/FLUX.2-dev-bnb-4bit")
 SDNQ = ("Disty0/Z-Image-Turbo-SDNQ-uint4-svd-r32", "Disty0/Qwen-Image-2512-SDNQ-uint4-svd-r32")
-OVERRIDES = (*MODELOPT, *BITSANDBYTES, *SDNQ)
+# Single files, of FP8 and of blocks; of repos with several the file.
+FP8 = (
+    "black-forest-labs/FLUX.2-klein-4b-fp8", "Comfy-Org/stable-diffusion-3.5-fp8/sd3.5_large_fp8_scaled.safetensors",
+    "Comfy-Org/Chroma1-HD_repackaged/split_files/diffusion_models/Chroma1-HD-fp8mixed.safetensors",
+    "Comfy-Org/HiDream-I1_ComfyUI/split_files/diffusion_models/hidream_i1_full_fp8.safetensors",
+    "Lightricks/LTX-2/ltx-2-19b-dev-fp8.safetensors")
+GGUF = (
+    "QuantStack/Wan2.1_14B_VACE-GGUF/Wan2.1_14B_VACE-Q4_K_M.gguf",
+    "jayn7/HunyuanVideo-1.5_T2V_720p-GGUF/720p/hunyuanvideo1.5_720p_t2v-Q4_K_M.gguf")
+OVERRIDES = (*MODELOPT, *BITSANDBYTES, *SDNQ, *FP8, *GGUF)

@@ -22,6 +22,9 @@ RULES = (
     (r"awq-int4-flux\.1-t5xxl\.safetensors", "nunchaku-tech/nunchaku-t5"),
     # Black Forest Labs
     (r"flux2-dev-nvfp4(?:-mixed)?\.safetensors", "black-forest-labs/FLUX.2-dev-NVFP4"),
+    # QuantStack, jayn7
+    (r"Wan2\.1_14B_VACE-Q\w+\.gguf", "QuantStack/Wan2.1_14B_VACE-GGUF"),
+    (r"hunyuanvideo1\.5_720p_t2v-Q\w+\.gguf", "jayn7/HunyuanVideo-1.5_T2V_720p-GGUF/720p"),
     # city96: flux1-dev-Q4_K_S.gguf
     (r"flux1-(dev|schnell)-(?:B?F16|Q\w+)\.gguf", r"city96/FLUX.1-\1-gguf"),
     (r"qwen-image-(?:BF16|Q\w+)\.gguf", "city96/Qwen-Image-gguf"),

@@ -123,8 +123,10 @@ def candidates(reference: str, revision: str = "") -> Iterator[Path]:
         raise CheckpointError(Text("a reference must not contain '..'"), text, Text("give the full path, or a repo id"))
     below = PurePosixPath(*parts[2:])
     repo = ("--".join(parts[:2]) / below, parts[1] / below) if len(parts) > 1 else ()
+    # a file of a published name, as ComfyUI's own dialog and most people put it there
+    alone = (below.name,) if below.name and address_of(below.name) == "/".join(parts) else ()
     for root in (*host.model_folders(), *host.text_folders()):
-        for name in (*spellings, *repo):
+        for name in (*spellings, *repo, *alone):
             found = Path(root, name)
             if found.exists():
                 yield found

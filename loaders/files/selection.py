@@ -19,7 +19,8 @@ INDEX = ".safetensors.index.json"
 QUANTIZE = "quantize_config.json"  # where GPTQ's tools wrote what config.json says by now
 PIPELINE = "model_index.json"
 UNET = "unet"  # what pipelines have instead of a transformer
-COMPONENTS = ("transformer", "transformer_2", UNET)
+COMPONENTS = ("transformer", "transformer_2")
+DENOISERS = (*COMPONENTS, UNET)
 WEIGHTS = (".safetensors", ".sft", ".gguf")
 # What a tokenizer or processor folder may hold; anything else in it is not read and not downloaded.
 TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja")
@@ -174,7 +175,7 @@ def component_folder(folder: Folder, component: str) -> str:
         if component == "transformer" and not _has(component, inside) and _has(UNET, inside):
             return UNET
         if not _has(component, inside):
-            there = [part for part in COMPONENTS if _has(part, inside)]
+            there = [part for part in DENOISERS if _has(part, inside)]
             listed = folder.read_json(PIPELINE).get(component)
             error = MissingFiles if listed and listed[0] else CheckpointError
             what = Text("this pipeline has no {component} on disk", component=component) if error is MissingFiles else \

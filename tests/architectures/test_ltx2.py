@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import shutil
 
@@ -115,3 +116,24 @@ def test_the_host_takes_what_config_json_says(pipeline, tmp_path):
     net = load(tmp_path / "pipeline").patcher.model.diffusion_model
     assert net.positional_embedding_max_pos == [10, 2048, 2048] and net.positional_embedding_theta == 5000.0
     assert net.causal_temporal_positioning and net.use_middle_indices_grid
+
+
+def test_what_a_header_leaves_out_is_the_hosts_own(pipeline):
+    """Lightricks' headers leave some of it out: a base that says it would be another than their files."""
+    from comfy.ldm.lightricks.av_model import LTXAVModel
+
+    given = {key: parameter.default for key, parameter in inspect.signature(LTXAVModel.__init__).parameters.items()}
+    assert all(given[key] == value for key, value in ltx2._OWN.items())
+    case, folder, _ = pipeline
+    base = model.defer(model.Request(str(folder))).patcher
+    said = base.model.model_config.unet_config
+    own = {**ltx2._OWN, **ltx2._OWN_CONNECTORS}
+    assert not [key for key, value in own.items() if key in said and said[key] == value]
+    assert not [key for key in said if key.startswith("audio_connector")]
+
+
+@pytest.mark.parametrize("weights, files", [(True, "transformer/* connectors/*"), (False, "transformer/config.json connectors/config.json")])
+def test_the_command_fetches_the_connectors_too(weights, files):
+    with pytest.raises(MissingFiles) as error:
+        locate("Lightricks/LTX-2", need_weights=weights)
+    assert all(name in str(error.value) for name in files.split())

@@ -1,10 +1,10 @@
-"""The sixteen example workflows as data; `make_workflows.py` has the real frontend turn them into files.
+"""The example workflows as data; `make_workflows.py` has the real frontend turn them into files.
 
 Sizes in the notes follow from parameter counts: 2 bytes a BF16 weight, 1 an FP8 one, 9/16 an NVFP4 one (a code and a
 sixteenth of an 8-bit scale), with the layers that each published recipe leaves in BF16 (docs/sources/sglang.md, "FP8
 presets"; docs/sources/modelopt.md, "FLUX.2-dev-NVFP4"). Those of SVDQuant files are the sums of their tensors at rank
 32 (docs/formats/svdquant-int4.md). msModelSlim quantizes the 14.05e9 weights of Wan's blocks (docs/sources/ascend.md,
-"Wan's layers") of 14.29e9; MXFP8 is 33/32 bytes each.
+"Wan's layers") of 14.29e9; MXFP8 is 33/32 bytes each. GGUF files are as large as published.
 """
 
 from __future__ import annotations
@@ -41,23 +41,34 @@ from browser.graph import (
     text,
     video,
 )
-from browser.notes import HYPER, LIGHTNING, NOTES
+from browser.notes import HIDREAM, HYPER, LIGHTNING, LTX2, NOTES
 
 LOGO = "A Logo With Bold Large Text: SGL Diffusion"
 FOX = "a fox walking through neon rain"
 CAR = "A cinematic shot of a red sports car driving through rain at night"
 ASTRONAUT = "A tiny astronaut reading a book under a glass greenhouse"
 WATERCOLOR = "Turn the scene into a warm watercolor illustration"
+PARTY = "A hedgehog in a tiny party hat among confetti, flash photograph of an early digital camera"
+BOTTLE = "A glass bottle with a night sky full of stars inside it, on a wood table in a modern kitchen, bright sun outside"
+TIGER = "A nature documentary close-up photograph of a tiger's eye, surrounded by finely detailed fur"
+CHROMA_NEGATIVE = "low quality, unfinished sketch, blurred, lacking detail, chromatic aberrations, artifacts, oversaturated"
+PUPPET = ("A close-up of a cheerful puppet with curly yarn hair under a small red umbrella in the rain. It looks up and sings in "
+          'English: "It\'s raining, I love it when it\'s raining."')
+LTX_NEGATIVE = "blurry, low quality, still frame, watermark, overlay, titles, subtitles"
+TREE = "A lo-fi, grungy wide shot of a large red tree that leans to one side, alone under a pitch black sky, Polaroid"
+PAPER = "A paper airplane glides from the top of a skyscraper through the streets of a city, seen from behind"
 BOOKSHOP = 'The window of a small bookshop on a rainy evening, with a hand-painted sign that says "Open Late"'
 WAN_NEGATIVE = "overexposed, blurry, static, subtitles, watermark, JPEG artifacts, deformed limbs, cluttered background"
 GUIDED = shown("guidance", "guidance")
 CFG = shown("cfg", "sample")
+GUIDER_CFG = shown("cfg", "guider")
+NOISE_SEED = shown("seed", "noise", "noise_seed")
 
 
 def loaded(name: str, transformer: Column | None = None, **widgets: Any) -> tuple[list[Column], Link]:
     """All that is loaded, as columns, and its MODEL: of these nodes, or of an override."""
     base = NOTES[name].base
-    nodes = transformer or override(base, NOTES[name].repo, **widgets)
+    nodes = transformer or override(base, NOTES[name].reference, **widgets)
     said = next(node.key for node in nodes if node.key in ("svdq", "override"))
     return [[*nodes, report(said)], encoder_and_vae(base)], (nodes[-1].key, 0)
 
@@ -217,6 +228,109 @@ def qwen_image_edit(name: str, transformer: Column | None = None, shift: float =
                         shown("megapixels", "scaled"), *SAMPLED, CFG, shown("shift", "shift")))
 
 
+def flux2_klein(name: str) -> Workflow:
+    """As ComfyUI's own template for the distilled 4B (image_flux2_klein_text_to_image): 4 steps, cfg 1, euler."""
+    outside, model = loaded(name, kind="weights")
+    sides = {"width": ("width", 0), "height": ("height", 0)}
+    return Workflow(name, NOTES[name].text(), "Text to image", outside, [
+        [text("prompt", PARTY, "Prompt"), *size(1024, 1024), Node("latent", "EmptyFlux2LatentImage", sides)],
+        [*sampled(("prompt", 0), model, Node("sigmas", "Flux2Scheduler", sides, {"steps": 4}), "latent"), decode()]],
+        picture(name), (PROMPT, shown("width", "width", "value"), shown("height", "height", "value"), NOISE_SEED,
+                        shown("steps", "sigmas")))
+
+
+def sd35(name: str) -> Workflow:
+    """As ComfyUI's own Stable Diffusion 3.5 template (sd3.5_simple_example): 20 steps, cfg 4.01, euler, sgm_uniform."""
+    outside, model = loaded(name, kind="weights")
+    return Workflow(name, NOTES[name].text(), "Text to image", outside, [
+        [text("prompt", BOTTLE, "Prompt"), text("negative", "", "Negative prompt"),
+         Node("latent", "EmptySD3LatentImage", {}, {"width": 1024, "height": 1024})],
+        [ksampler(model, ("prompt", 0), ("negative", 0), ("latent", 0), 20, 4.01, scheduler="sgm_uniform"), decode()]],
+        picture(name), (PROMPT, NEGATIVE, *SIZE, *SAMPLED, CFG))
+
+
+def chroma(name: str) -> Workflow:
+    """As ComfyUI's own Chroma template (image_chroma_text_to_image): 26 steps, cfg 3.5, shift 1, euler, beta; one token of
+    padding behind a prompt, which it calls the official way, and diffusers has, too."""
+    outside, model = loaded(name, kind="weights")
+    return Workflow(name, NOTES[name].text(), "Text to image", outside, [
+        [Node("padded", "T5TokenizerOptions", {"clip": ("clip", 0)}, {"min_padding": 1, "min_length": 0}),
+         text("prompt", TIGER, "Prompt", "padded"), text("negative", CHROMA_NEGATIVE, "Negative prompt", "padded"),
+         Node("latent", "EmptySD3LatentImage", {}, {"width": 1024, "height": 1024})],
+        [Node("shift", "ModelSamplingAuraFlow", {"model": model}, {"shift": 1.0}),
+         *sampled(("prompt", 0), ("shift", 0),
+                  Node("sigmas", "BasicScheduler", {"model": ("shift", 0)}, {"scheduler": "beta", "steps": 26}), "latent",
+                  ("negative", 0), 3.5), decode()]],
+        picture(name), (PROMPT, NEGATIVE, *SIZE, NOISE_SEED, shown("steps", "sigmas"), GUIDER_CFG, shown("shift", "shift")))
+
+
+def hidream(name: str) -> Workflow:
+    """As ComfyUI's own HiDream-I1 Full template (hidream_i1_full): 50 steps, cfg 5, shift 3, uni_pc; its text encoders."""
+    base = NOTES[name].base
+    encoders = Node("clip", "QuadrupleCLIPLoader", {}, {f"clip_name{i}": file["name"] for i, file in enumerate(HIDREAM, 1)},
+                    width=OUTSIDE, height=178, models=HIDREAM)
+    outside = [[*override(base, NOTES[name].reference, "weights"), report("override")], [encoders, encoder_and_vae(base)[1]]]
+    return Workflow(name, NOTES[name].text(), "Text to image", outside, [
+        [text("prompt", TREE, "Prompt"), text("negative", "bad ugly jpeg artifacts", "Negative prompt"),
+         Node("latent", "EmptySD3LatentImage", {}, {"width": 1024, "height": 1024})],
+        [Node("shift", "ModelSamplingSD3", {"model": ("override", 0)}, {"shift": 3.0}),
+         ksampler(("shift", 0), ("prompt", 0), ("negative", 0), ("latent", 0), 50, 5.0, "uni_pc"), decode()]],
+        picture(name), (PROMPT, NEGATIVE, *SIZE, *SAMPLED, CFG, shown("shift", "shift")))
+
+
+def wan_vace(name: str) -> Workflow:
+    """As ComfyUI's own VACE template (video_wan_vace_14B_t2v) without its LoRA: 20 steps, cfg 6, shift 8, uni_pc, 16 frames
+    a second; 480p, the smaller of the two sizes that it names."""
+    outside, model = loaded(name, kind="weights")
+    return Workflow(name, NOTES[name].text(), "Text to video", outside, [
+        [text("prompt", FOX, "Prompt"), text("negative", WAN_NEGATIVE, "Negative prompt")],
+        [Node("latent", "WanVaceToVideo", {"positive": ("prompt", 0), "negative": ("negative", 0), "vae": ("vae", 0)},
+              {"width": 832, "height": 480, "length": 81}, "Control video, masks, reference"),
+         Node("shift", "ModelSamplingSD3", {"model": model}, {"shift": 8.0}),
+         ksampler(("shift", 0), ("latent", 0), ("latent", 1), ("latent", 2), 20, 6.0, "uni_pc")],
+        [Node("trimmed", "TrimVideoLatent", {"samples": ("sample", 0), "trim_amount": ("latent", 3)}), decode("trimmed"), frames(16)]],
+        video(name), (PROMPT, NEGATIVE, *FRAMES, *SAMPLED, CFG, shown("shift", "shift")))
+
+
+def hunyuan_video_15(name: str) -> Workflow:
+    """As ComfyUI's own template (video_hunyuan_video_1.5_720p_t2v): 20 steps, cfg 6, shift 7, euler; 720p, 121 frames."""
+    outside, model = loaded(name, kind="weights")
+    return Workflow(name, NOTES[name].text(), "Text to video", outside, [
+        [text("prompt", PAPER, "Prompt"), text("negative", "", "Negative prompt"),
+         Node("latent", "EmptyHunyuanVideo15Latent", {}, {"width": 1280, "height": 720, "length": 121})],
+        [Node("shift", "ModelSamplingSD3", {"model": model}, {"shift": 7.0}),
+         *sampled(("prompt", 0), ("shift", 0),
+                  Node("sigmas", "BasicScheduler", {"model": ("shift", 0)}, {"scheduler": "simple", "steps": 20}), "latent",
+                  ("negative", 0), 6.0)],
+        [decode(), frames(24)]],
+        video(name), (PROMPT, NEGATIVE, *FRAMES, NOISE_SEED, shown("steps", "sigmas"), GUIDER_CFG, shown("shift", "shift")))
+
+
+def ltx2(name: str) -> Workflow:
+    """As the first stage of ComfyUI's own LTX-2 template (video_ltx2_t2v), with sound: 20 steps, cfg 4, euler_ancestral, 121
+    frames of 24 a second. The second, which doubles the sides, takes a LoRA and an upscaler more."""
+    base = NOTES[name].base
+    sound = Node("audio_vae", "LTXVAudioVAELoader", {}, {"ckpt_name": LTX2["name"]}, width=OUTSIDE, height=90, models=(LTX2,))
+    outside = [[*override(base, NOTES[name].reference, "weights"), report("override")], [*encoder_and_vae(base), sound]]
+    rate, length = ("rate", 0), ("length", 0)
+    tiles = {"tile_size": 512, "overlap": 64, "temporal_size": 4096, "temporal_overlap": 8}
+    return Workflow(name, NOTES[name].text(), "Text to video", outside, [
+        [text("prompt", PUPPET, "Prompt"), text("negative", LTX_NEGATIVE, "Negative prompt"), number("length", 121, "length"),
+         Node("rate", "PrimitiveFloat", {}, {"value": 24.0}, "frames per second")],
+        [Node("timed", "LTXVConditioning", {"positive": ("prompt", 0), "negative": ("negative", 0), "frame_rate": rate}),
+         Node("size", "EmptyLTXVLatentVideo", {"length": length}, {"width": 768, "height": 512}),
+         Node("silence", "LTXVEmptyLatentAudio", {"frames_number": length, "frame_rate": rate, "audio_vae": ("audio_vae", 0)}),
+         Node("latent", "LTXVConcatAVLatent", {"video_latent": ("size", 0), "audio_latent": ("silence", 0)})],
+        sampled(("timed", 0), ("override", 0), Node("sigmas", "LTXVScheduler", {"latent": ("latent", 0)}, {"steps": 20}), "latent",
+                ("timed", 1), 4.0, "euler_ancestral"),
+        [Node("parts", "LTXVSeparateAVLatent", {"av_latent": ("sample", 0)}),
+         Node("decode", "VAEDecodeTiled", {"samples": ("parts", 0), "vae": ("vae", 0)}, tiles),
+         Node("heard", "LTXVAudioVAEDecode", {"samples": ("parts", 1), "audio_vae": ("audio_vae", 0)}),
+         Node("video", "CreateVideo", {"images": ("decode", 0), "audio": ("heard", 0), "fps": rate})]],
+        video(name), (PROMPT, NEGATIVE, shown("width", "size"), shown("height", "size"), shown("length", "length", "value"),
+                      NOISE_SEED, shown("steps", "sigmas"), GUIDER_CFG))
+
+
 def distilled(name: str, transformer: Column, prompt: str, side: int, steps: int) -> Workflow:
     """Qwen-Image-Lightning's and Z-Image-Turbo's own settings: shift 3, euler, cfg 1, which makes no use of a negative."""
     outside, model = loaded(name, transformer)
@@ -248,12 +362,29 @@ WORKFLOWS = [
     qwen_image_edit("qwen_image_edit_svdq", svdq("qwen_image_edit_svdq"), 3.0),
     # "9 steps" of diffusers' pipeline end with one of no length
     distilled("z_image_turbo_svdq", svdq("z_image_turbo_svdq"), BOOKSHOP, 1024, 8),
+    flux2_klein("flux2_klein_4b_fp8"),
+    sd35("sd35_large_fp8"),
+    chroma("chroma1_hd_fp8"),
+    wan_vace("wan21_vace_14b_gguf"),
+    hunyuan_video_15("hunyuanvideo15_720p_gguf"),
+    hidream("hidream_i1_full_fp8"),
+    ltx2("ltx2_fp8"),
 ]
 
 
 def place_models(base: Path) -> None:
-    """Empty files in `base`/models for the files that nodes name, so that their lists hold them."""
+    """Files in `base`/models for the files that nodes name, so that their lists hold them: empty ones, but for the one that
+    this pack finds, and describes, too. That is a tiny LTX-2."""
+    from support.pack import start_comfy
+
+    start_comfy()
+    from safetensors.torch import save_file
+
+    from support import host_models
+
     for model in [model for workflow in WORKFLOWS for node in workflow.nodes for model in node.models]:
         path = base / "models" / model["directory"] / model["name"]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+        if model == LTX2:
+            save_file(host_models.make("LTX-2"), str(path), host_models.metadata_of("LTX-2"))

@@ -96,8 +96,8 @@ def report(key: str, component: str = "transformer", height: int = 220) -> Node:
     return Node(f"report_{key}", "PreviewAny", {"source": (key, 1)}, {}, f"Report: {component}", OUTSIDE, height)
 
 
-def text(key: str, prompt: str, title: str) -> Node:
-    return Node(key, "CLIPTextEncode", {"clip": ("clip", 0)}, {"text": prompt}, title, height=150)
+def text(key: str, prompt: str, title: str, clip: str = "clip") -> Node:
+    return Node(key, "CLIPTextEncode", {"clip": (clip, 0)}, {"text": prompt}, title, height=150)
 
 
 def nothing() -> Node:
@@ -117,10 +117,11 @@ def frames(fps: int) -> Node:
     return Node("video", "CreateVideo", {"images": ("decode", 0)}, {"fps": fps})
 
 
-def ksampler(model: Link, positive: Link, negative: Link, latent: Link, steps: int, cfg: float) -> Node:
+def ksampler(model: Link, positive: Link, negative: Link, latent: Link, steps: int, cfg: float, sampler: str = "euler",
+             scheduler: str = "simple") -> Node:
     return Node("sample", "KSampler", {"model": model, "positive": positive, "negative": negative, "latent_image": latent},
-                {"seed": SEED, "control_after_generate": "randomize", "steps": steps, "cfg": cfg, "sampler_name": "euler",
-                 "scheduler": "simple"})
+                {"seed": SEED, "control_after_generate": "randomize", "steps": steps, "cfg": cfg, "sampler_name": sampler,
+                 "scheduler": scheduler})
 
 
 def decode(samples: str = "sample") -> Node:
@@ -136,10 +137,13 @@ def size(width: int, height: int) -> Column:
     return [number("width", width, "width"), number("height", height, "height")]
 
 
-def sampled(conditioning: Link, model: Link, sigmas: Node, latent: str) -> Column:
-    """SamplerCustomAdvanced without negative prompt: for models that have guidance as an input."""
-    return [Node("guider", "BasicGuider", {"model": model, "conditioning": conditioning}),
+def sampled(conditioning: Link, model: Link, sigmas: Node, latent: str, negative: Link | None = None, cfg: float = 1.0,
+            sampler: str = "euler") -> Column:
+    """SamplerCustomAdvanced. Without negative prompt: for models that have guidance as an input, or need none."""
+    guider = Node("guider", "CFGGuider", {"model": model, "positive": conditioning, "negative": negative}, {"cfg": cfg}) \
+        if negative else Node("guider", "BasicGuider", {"model": model, "conditioning": conditioning})
+    return [guider,
             Node("noise", "RandomNoise", {}, {"noise_seed": SEED, "control_after_generate": "randomize"}),
-            Node("sampler", "KSamplerSelect", {}, {"sampler_name": "euler"}), sigmas,
+            Node("sampler", "KSamplerSelect", {}, {"sampler_name": sampler}), sigmas,
             Node("sample", "SamplerCustomAdvanced", {"noise": ("noise", 0), "guider": ("guider", 0), "sampler": ("sampler", 0),
                                                      "sigmas": ("sigmas", 0), "latent_image": (latent, 0)})]

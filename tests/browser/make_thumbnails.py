@@ -26,7 +26,7 @@ SIDE, FINE = 480, 3  # pixels, and how much larger it is drawn
 EDGE = 28
 BACK, FRAME, GREY, BLACK = (30, 31, 36), (110, 114, 124), (74, 77, 86), (16, 16, 18)
 WHITE, PALE = (240, 240, 240), (160, 164, 174)
-FORMATS = {"SVDQuant": ("INT4", "SVDQ INT4")}  # Note.format → short, and as reports call it, where these differ
+FORMATS = {"SVDQuant": ("INT4", "SVDQ INT4"), "GGUF": ("Q4_K_M", "GGUF Q4_K")}  # Note.format → short, and as reports call it, where these differ
 
 
 class Pen:
@@ -68,7 +68,8 @@ def rows(note: Note) -> list[tuple[str, str]]:
     quantized = "own" if note.repo else "made"
     parts = [(part.name, quantized if part.gb < part.bf16 else "base") for part in note.parts]
     encoders = note.rest.partition(",")[0].rsplit(" ", 2)[0]  # one or several, without their size
-    return [*parts, *(("LoRA", "other") for _, what in note.others if "LoRA" in what), (encoders, "base"), ("VAE", "base")]
+    others = [(what.rsplit(" ", 2)[0], "other") for _, what in note.others]
+    return [*parts, *others, *([(encoders, "base")] if encoders != "VAE" else []), ("VAE", "base")]
 
 
 def thumbnail(workflow: Workflow, colours: dict[str, tuple[int, int, int]]) -> Any:

@@ -21,8 +21,11 @@ RUNS = {
              "NVIDIA GPU of SM 10.0 or newer (B200, RTX 50). Other GPUs and the CPU multiply dequantized weights: same "
              "memory, slower. An Ascend A2 or A3 does so with the A5's arithmetic in plain torch, slowly: take W8A8 there. "
              "The report names the *backend* and says why.",
+    "GGUF": "Blocks stay packed in memory, and every matrix multiplication unpacks them, on any device: same memory, slower "
+            "than BF16 that fits. Ascend NPUs unpack them when they are loaded.",
 }
 HUB = "https://huggingface.co/"
+KIND = "The file is weights alone, so *kind* is *weights*: the base gives the configuration."
 MISSING = "Missing files: press Download in the dialog that opens, or on a node's badge, then Run."
 BLACK_FOREST = ("the FLUX repos are gated. Accept the licence on their Hugging Face pages and run *hf auth login* before "
                 "you download. Non-commercial licence.")
@@ -35,6 +38,12 @@ EXPERTS = ("Two transformers take turns, *transformer* for high noise and *trans
            "falls below 0.875: after 26 of 40 steps at shift 12.")
 HYPER = {"name": "Hyper-FLUX.1-dev-8steps-lora.safetensors", "directory": "loras",
          "url": "https://huggingface.co/ByteDance/Hyper-SD/resolve/main/Hyper-FLUX.1-dev-8steps-lora.safetensors"}
+LTX2 = {"name": "ltx-2-19b-dev-fp8.safetensors", "directory": "checkpoints",
+        "url": f"{HUB}Lightricks/LTX-2/resolve/main/ltx-2-19b-dev-fp8.safetensors"}
+_HIDREAM = "Comfy-Org/HiDream-I1_ComfyUI"
+HIDREAM = tuple({"name": name, "directory": "text_encoders", "url": f"{HUB}{_HIDREAM}/resolve/main/split_files/text_encoders/{name}"}
+                for name in ("clip_l_hidream.safetensors", "clip_g_hidream.safetensors", "t5xxl_fp8_e4m3fn_scaled.safetensors",
+                             "llama_3.1_8b_instruct_fp8_scaled.safetensors"))
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,8 @@ class Note:
     """`title` is the template's file name; `rest` are the sizes of what the base gives besides transformers; `extra` are
     whole weight files of the base repo that nobody needs; `file` is one of the override; `others` are more repos and what
     they give; `more` are further commands. Without a `repo` on the Hub (`hub`), these get or make it, and `page` is where
-    it is; without a `repo` the base's own transformers are needed."""
+    it is; without a `repo` the base's own transformers are needed. `in_repo`: the override is named by its file; `folder`: where that has to lie,
+    because another node reads it, too."""
 
     title: str
     base: str
@@ -67,6 +77,13 @@ class Note:
     more: tuple[str, ...] = ()
     hub: bool = True
     page: str = ""
+    in_repo: bool = False
+    folder: str = ""
+
+    @property
+    def reference(self) -> str:
+        """What an override is given: the repo, or of one with several models the file in it."""
+        return f"{self.repo}/{self.file}" if self.in_repo else self.repo
 
     def text(self) -> str:
         return "\n\n".join((
@@ -91,7 +108,7 @@ class Note:
         folder = "models/diffusers/"
         excludes = "".join(f'--exclude "{name}" ' for name in ("transformer/*.safetensors", *self.extra) if self.repo)
         override = [f"hf download {self.repo} {self.file + ' ' if self.file else ''}--local-dir "
-                    f"{folder}{self.repo.split('/')[-1]}"] if self.repo and self.hub else []
+                    f"{self.folder or folder + self.repo.split('/')[-1]}"] if self.repo and self.hub else []
         return [f"hf download {self.base} {excludes}--local-dir {folder}{self.base.split('/')[1]}", *override, *self.more]
 
 
@@ -218,4 +235,50 @@ NOTES = {
         f"Nunchaku's 4-bit transformer: 8 steps, cfg 1, shift 3. {BASE_FOR_TEXT} {BLACKWELL}.",
         one(3.6, 12), "text encoder 8 GB, VAE 0.2 GB", "Apache-2.0.", (),
         "svdq-int4_r32-z-image-turbo.safetensors"),
+    "flux2_klein_4b_fp8": Note(
+        "FLUX.2 klein 4B - FP8", "black-forest-labs/FLUX.2-klein-4B", "black-forest-labs/FLUX.2-klein-4b-fp8", "FP8",
+        f"Black Forest Labs' own FP8 transformer in place of the base's: 4 steps, cfg 1. {KIND}",
+        one(4.1, 7.8), "text encoder 8 GB, VAE 0.3 GB", "Apache-2.0.", ("flux-2-klein-4b.safetensors",)),
+    "sd35_large_fp8": Note(
+        "Stable Diffusion 3.5 Large - FP8", "stabilityai/stable-diffusion-3.5-large", "Comfy-Org/stable-diffusion-3.5-fp8", "FP8",
+        f"ComfyUI's FP8 checkpoint has text encoders and VAE in it, too: here its transformer alone is read, in place of the "
+        f"base's. {KIND}",
+        one(8.1, 16), "text encoders 11 GB, VAE 0.2 GB",
+        "Stability AI Community License. The base repo is gated: accept the licence on its Hugging Face page and run *hf auth "
+        "login* before you download.",
+        ("sd3.5_large.safetensors", "text_encoders/*"), "sd3.5_large_fp8_scaled.safetensors", in_repo=True),
+    "chroma1_hd_fp8": Note(
+        "Chroma1-HD - FP8", "lodestones/Chroma1-HD", "Comfy-Org/Chroma1-HD_repackaged", "FP8",
+        f"ComfyUI's mixed FP8 and BF16 transformer in place of the base's. {KIND} *T5TokenizerOptions* shows the model one "
+        "token of padding behind a prompt, as it was trained.",
+        one(9.2, 18), "text encoder 10 GB, VAE 0.2 GB", "Apache-2.0.", ("Chroma1-HD.safetensors",),
+        "split_files/diffusion_models/Chroma1-HD-fp8mixed.safetensors", in_repo=True),
+    "wan21_vace_14b_gguf": Note(
+        "Wan2.1 VACE 14B - GGUF Q4", "Wan-AI/Wan2.1-VACE-14B-diffusers", "QuantStack/Wan2.1_14B_VACE-GGUF", "GGUF",
+        f"A GGUF transformer (Q4_K_M) in place of the base's. {KIND} As it is, it makes a video of words alone. To edit or guide one, "
+        "open the subgraph and connect a control video, masks or a reference picture to *Control video, masks, reference*.",
+        one(11.1, 35), "text encoder 11 GB, VAE 0.5 GB", "Apache-2.0.", (), "Wan2.1_14B_VACE-Q4_K_M.gguf", in_repo=True),
+    "hunyuanvideo15_720p_gguf": Note(
+        "HunyuanVideo 1.5 720p - GGUF Q4", "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v",
+        "jayn7/HunyuanVideo-1.5_T2V_720p-GGUF", "GGUF",
+        f"A GGUF transformer (Q4_K_M) in place of the base's. {KIND} 121 frames of 1280 x 720. 20 steps are ComfyUI's choice; Tencent "
+        "has 50, and a shift of 9. *VAE Decode (Tiled)* needs less memory.",
+        one(5.1, 17), "text encoders 15 GB, VAE 2.5 GB",
+        "Tencent Hunyuan Community License; it does not cover every country, read it first.", (),
+        "720p/hunyuanvideo1.5_720p_t2v-Q4_K_M.gguf", in_repo=True),
+    "ltx2_fp8": Note(
+        "LTX-2 - FP8", "Lightricks/LTX-2", "Lightricks/LTX-2", "FP8",
+        f"Video with sound. Lightricks' FP8 checkpoint is a file of 27 GB that has everything but the text encoder in it: its "
+        f"transformer is read in place of the base's, and ComfyUI's own loader takes the VAE for sound. {KIND} Download that "
+        "file by ComfyUI's list of missing models: both nodes read it in models/checkpoints, so one copy is enough.",
+        one(20, 38), "text encoder 27 GB, VAE 2.4 GB", "LTX-2 Community License Agreement.", ("ltx-2-*",), LTX2["name"],
+        in_repo=True, folder="models/checkpoints"),
+    "hidream_i1_full_fp8": Note(
+        "HiDream-I1 Full - FP8", "HiDream-ai/HiDream-I1-Full", _HIDREAM, "FP8",
+        f"ComfyUI's FP8 transformer in place of the base's. {KIND} The base lacks one of its four text encoders, Llama 3.1 8B, "
+        "so ComfyUI's own loader takes all of them, as files in models/text_encoders, which ComfyUI offers where they are missing.",
+        one(17, 34), "VAE 0.2 GB", "MIT; Llama 3.1 has the Llama 3.1 Community License.", ("text_encoder*/*",),
+        "split_files/diffusion_models/hidream_i1_full_fp8.safetensors", ((_HIDREAM, "text encoders 16 GB"),),
+        (f'hf download {_HIDREAM} --include "split_files/text_encoders/*" --local-dir models/text_encoders/HiDream\n'
+         "mv models/text_encoders/HiDream/split_files/text_encoders/* models/text_encoders/",), in_repo=True),
 }

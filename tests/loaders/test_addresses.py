@@ -8,8 +8,10 @@ import sys
 import pytest
 from huggingface_hub import hf_hub_url
 
+from quantized_transformers import host
+from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.files.addresses import address_of
-from quantized_transformers.loaders.files.places import downloadable
+from quantized_transformers.loaders.files.places import downloadable, find_path
 from support.pack import PACK
 
 sys.path.append(str(PACK / "tests"))
@@ -42,7 +44,10 @@ PUBLISHED = (
     "nunchaku-tech/nunchaku-t5/awq-int4-flux.1-t5xxl.safetensors",
     "black-forest-labs/FLUX.2-dev-NVFP4/flux2-dev-nvfp4-mixed.safetensors",
     "city96/FLUX.1-dev-gguf/flux1-dev-Q4_K_S.gguf", "city96/Qwen-Image-gguf/qwen-image-Q8_0.gguf",
-    "city96/t5-v1_1-xxl-encoder-gguf/t5-v1_1-xxl-encoder-Q5_K_M.gguf")
+    "city96/t5-v1_1-xxl-encoder-gguf/t5-v1_1-xxl-encoder-Q5_K_M.gguf",
+    "black-forest-labs/FLUX.2-klein-4b-fp8/flux-2-klein-4b-fp8.safetensors",
+    "QuantStack/Wan2.1_14B_VACE-GGUF/Wan2.1_14B_VACE-Q4_K_M.gguf",
+    "jayn7/HunyuanVideo-1.5_T2V_720p-GGUF/720p/hunyuanvideo1.5_720p_t2v-Q4_K_M.gguf")
 
 
 @pytest.mark.parametrize("address", PUBLISHED)
@@ -57,6 +62,18 @@ def test_names_that_publishers_give(address):
     "flux1-dev-Q4_K_S.safetensors", "flux2-dev-nvfp4", "model.safetensors", "", "/somewhere/flux2-dev-nvfp4.safetensors"])
 def test_other_names_are_nobodys(text):
     assert not downloadable(text)
+
+
+def test_a_published_file_is_found_by_its_name(tmp_path, monkeypatch):
+    """Where ComfyUI's own dialog puts it: in a model folder, without its repo. Only its own name stands for it."""
+    name = "Chroma1-HD-fp8mixed.safetensors"
+    (tmp_path / name).touch()
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setattr(host, "model_folders", lambda: [str(tmp_path)])
+    assert find_path(address_of(name)) == tmp_path / name
+    for other in (f"somebody/else/{name}", "somebody/else/model.safetensors"):
+        with pytest.raises(CheckpointError):
+            find_path(other)
 
 
 def test_a_repo_is_never_another():

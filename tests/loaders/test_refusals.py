@@ -114,7 +114,7 @@ OTHERS = {
     "a text encoder  ": {"model.layers.0.self_attn.q_proj.weight": (8, 8), "model.embed_tokens.weight": (8, 8)},
     "a VAE": {"decoder.conv_in.weight": (8, 4, 3, 3), "encoder.conv_in.weight": (8, 3, 3, 3)},
     "a ControlNet": {"controlnet_x_embedder.weight": (8, 8), "single_transformer_blocks.0.proj_mlp.weight": (8, 8)},
-    "a Stable Diffusion": {"model.diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3)},
+    "an incomplete or modified Stable Diffusion UNet": {"model.diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3)},
     "Wan VACE": {"vace_blocks.0.attn1.to_q.weight": (8, 8), "patch_embedding.weight": (8, 4, 1, 2, 2)},
     "Wan S2V": {"casual_audio_encoder.weights": (1, 2), "blocks.0.self_attn.q.weight": (8, 8)},
     "Chroma": {"distilled_guidance_layer.layers.0.in_layer.weight": (8, 8), "x_embedder.weight": (8, 8)},

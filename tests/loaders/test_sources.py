@@ -251,7 +251,8 @@ def test_a_quantized_repo_given_as_the_base(tmp_path, monkeypatch):
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusers", ([str(tmp_path)], {"folder"}))
     touch(tmp_path / "black-forest-labs" / "FLUX.2-dev-NVFP4", f"{B}.safetensors", f"{B}-mixed.safetensors")
     base = touch(tmp_path / "black-forest-labs" / "FLUX.2-dev", "transformer/config.json")
-    (base / "model_index.json").write_text("{}")
+    for name in ("model_index.json", "transformer/config.json"):
+        (base / name).write_text("{}")
     assert names(locate("black-forest-labs/FLUX.2-dev-NVFP4")) == [f"{B}-mixed.safetensors"]
     explicit = locate("black-forest-labs/FLUX.2-dev-NVFP4", weights_name=f"{B}.safetensors")
     assert names(explicit) == [f"{B}.safetensors"]

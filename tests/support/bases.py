@@ -18,6 +18,7 @@ from browser.notes import EXPORT, HYPER, LIGHTNING
 from safetensors.torch import save_file
 
 from support import (
+    bases_native,
     common,
     flux,
     flux2,
@@ -47,13 +48,13 @@ FLUX2_TEXT = text_encoders_llm.WIDTHS["flux2"]
 SHIM = f"""import sys
 sys.path.insert(0, {str(SUPPORT.parent)!r})
 from comfy.text_encoders import qwen_vl
-from support import qwen_image, z_image
+from support import narrow_hosts, qwen_image, z_image
 forward = qwen_vl.Qwen2VLVisionTransformer.forward
 def shorter(self, *args, **kwargs):
     self.blocks = self.blocks[:8]
     return forward(self, *args, **kwargs)
 qwen_vl.Qwen2VLVisionTransformer.forward = shorter
-held = [qwen_image.small_widths(), z_image.small_widths()]
+held = [qwen_image.small_widths(), z_image.small_widths(), narrow_hosts.small_widths()]
 for context in held:
     context.__enter__()
 NODE_CLASS_MAPPINGS = {{}}
@@ -63,7 +64,7 @@ NODE_CLASS_MAPPINGS = {{}}
 def place(base: Path) -> None:
     """Fill `base`/models with all stand-ins, and add the test-only shim that lets them be narrow."""
     models = base / "models" / "diffusers"
-    for make in (_flux1, _flux2, _wan, _modelslim, _hunyuan_video, _qwen_image, _z_image, _nunchaku):
+    for make in (_flux1, _flux2, _wan, _modelslim, _hunyuan_video, _qwen_image, _z_image, _nunchaku, bases_native.place):
         make(models)
     shim = base / "custom_nodes" / "narrow_models"
     shim.mkdir(parents=True)

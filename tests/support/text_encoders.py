@@ -107,11 +107,11 @@ def llama(**sizes: int) -> Any:
     return seeded(LlamaModel, llama_config(**sizes))
 
 
-def llama_head() -> Any:
+def llama_head(**sizes: int) -> Any:
     """A LlamaForCausalLM of Llama 3.1's vocabulary, BF16."""
     from transformers import LlamaForCausalLM
 
-    config = llama_config(vocab_size=128256, tie_word_embeddings=True)
+    config = llama_config(vocab_size=128256, tie_word_embeddings=True, **sizes)
     config.pad_token_id = None
     return seeded(LlamaForCausalLM, config)
 

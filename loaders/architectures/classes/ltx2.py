@@ -28,6 +28,16 @@ _CONNECTORS = {"video_connector_attention_head_dim": ("connector_attention_head_
                "audio_connector_num_attention_heads": ("audio_connector_num_attention_heads", 30),
                "video_connector_num_layers": ("connector_num_layers", 2),
                "video_gated_attn": ("connector_apply_gated_attention", False)}
+# The host's own values, which Lightricks' headers partly leave out; so does this one, or a base would seem to be
+# another than their files. Not of the widths that it takes from tensors, nor of rope_type, which transformer and
+# connectors have by other defaults.
+_OWN = {"num_attention_heads": 32, "audio_num_attention_heads": 32, "audio_attention_head_dim": 64,
+        "audio_cross_attention_dim": 2048, "caption_channels": 3840, "timestep_scale_multiplier": 1000,
+        "av_ca_timestep_scale_multiplier": 1, "positional_embedding_theta": 10000.0, "apply_gated_attention": False,
+        "cross_attention_adaln": False, "positional_embedding_max_pos": [20, 2048, 2048],
+        "audio_positional_embedding_max_pos": [20]}
+_OWN_CONNECTORS = {"connector_attention_head_dim": 128, "connector_num_attention_heads": 30, "connector_num_layers": 2,
+                   "connector_apply_gated_attention": False}
 _AGREE = (("gated_attn", "audio_gated_attn"), ("cross_attn_mod", "audio_cross_attn_mod"))
 _CONNECTORS_AGREE = (("video_connector_num_layers", "audio_connector_num_layers"),
                      ("video_gated_attn", "audio_gated_attn"))
@@ -55,7 +65,9 @@ def _header(config: Mapping[str, Any]) -> dict[str, str]:
     told |= {"frequencies_precision": "float64", "use_middle_indices_grid": True, "causal_temporal_positioning": True}
     if config.get("use_prompt_embeddings") is False:  # 2.3, whose text encoder projects to both widths
         told |= {"caption_proj_before_connector": True, "caption_projection_first_linear": False}
-    return {"config": json.dumps({"transformer": told})}
+    own = {**_OWN, **_OWN_CONNECTORS, **{f"audio_{key}": told[key] for key in _OWN_CONNECTORS}}
+    return {"config": json.dumps({"transformer": {key: value for key, value in told.items()
+                                                  if key not in own or value != own[key]}})}
 
 
 def _refuses(config: Mapping[str, Any]) -> str:

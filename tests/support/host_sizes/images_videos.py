@@ -59,12 +59,10 @@ MODELS: dict[str, tuple[Any, ...]] = {
     "JoyAI-Image": ("joyimage.model.JoyImageTransformer3DModel", {
         "hidden_size": 128, "num_attention_heads": 1, "text_dim": 4096, "num_layers": 2, "theta": 10000}),
     "LTX-2": ("lightricks.av_model.LTXAVModel", {
-        "image_model": "ltxav", "num_layers": 2, "num_attention_heads": 32, "attention_head_dim": 4,
-        "cross_attention_dim": 128, "audio_num_attention_heads": 32, "audio_attention_head_dim": 2,
-        "audio_cross_attention_dim": 64, "caption_channels": 96, "rope_type": "split", "frequencies_precision":
-        "float64", "causal_temporal_positioning": True, "use_middle_indices_grid": True,
-        "timestep_scale_multiplier": 1000, "av_ca_timestep_scale_multiplier": 1000, "positional_embedding_max_pos":
-        [20, 2048, 2048], "audio_positional_embedding_max_pos": [20], "connector_attention_head_dim": 16,
+        "image_model": "ltxav", "num_layers": 2, "attention_head_dim": 4, "cross_attention_dim": 128,
+        "audio_attention_head_dim": 2, "audio_cross_attention_dim": 64, "caption_channels": 96, "rope_type": "split",
+        "frequencies_precision": "float64", "causal_temporal_positioning": True, "use_middle_indices_grid": True,
+        "av_ca_timestep_scale_multiplier": 1000, "connector_attention_head_dim": 16,
         "connector_num_attention_heads": 2, "connector_num_layers": 1}),
     "Chroma": ("chroma.model.Chroma", {
         "image_model": "chroma", "in_channels": 64, "out_channels": 64, "context_in_dim": 64, "hidden_size": 128,
