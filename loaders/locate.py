@@ -18,6 +18,7 @@ from .files.selection import (
     INDEX,
     PIPELINE,
     QUANTIZE,
+    UNET,
     Folder,
     Selection,
     component_folder,
@@ -81,11 +82,14 @@ def locate(reference: str, *, component: str = "transformer", weights_name: str 
 
     def chosen(folder: Folder) -> list[Selection]:
         names = folder.names()
+        selection = select(folder)
         if PIPELINE not in names:
-            return [select(folder)]
+            return [selection]
+        # without its config.json, by the names of the folders: a scheduler, which most have, only beside a UNet
         beside = sorted({part for one in DERIVED for part in one.companions
-                         if any(name.startswith(f"{part}/") for name in names)})
-        return [Selection("", texts=(PIPELINE,)), select(folder),
+                         if any(name.startswith(f"{part}/") for name in names)
+                         and (part != "scheduler" or selection.folder == UNET)})
+        return [Selection("", texts=(PIPELINE,)), selection,
                 *(_companion(folder, part, need_weights) for part in beside)]
 
     _, repo = hubs.split(reference)
