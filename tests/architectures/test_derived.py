@@ -4,6 +4,7 @@ weights that stock ComfyUI has of the same numbers in its own names, brought the
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.metadata import version
 
 import pytest
@@ -364,3 +365,21 @@ def test_of_parts_with_scales_of_their_own_only_what_is_detected_by_its_rows_is_
                if name.endswith("qkv_proj")}
     assert weights == {"token_refiner.blocks.0.attn.qkv_proj": True, "blocks.0.attn.qkv_proj": False,
                        "blocks.1.attn.qkv_proj": True}
+
+
+def test_a_new_class_is_an_entry_and_a_table(tmp_path, monkeypatch):
+    """Nothing else of the pack has to know of it: here one that diffusers will have, of a model that the host has."""
+    tiny = Tiny(*next(case for case in CASES if case[0].title == "AuraFlow"))
+    truth = tiny.write(tmp_path / "model", "FP8", _class_name="NewTransformer2DModel")
+    with host_models.detected(tiny.model), pytest.raises(CheckpointError):
+        load(tmp_path / "model")
+    (tmp_path / "tables").mkdir()
+    shutil.copy(derived.FOLDER / "auraflow.json", tmp_path / "tables" / "new.json")
+    new = tiny.one._replace(title="New", table="new", classes=("NewTransformer2DModel",))
+    monkeypatch.setattr(derived, "FOLDER", tmp_path / "tables")
+    monkeypatch.setattr(diffusers_classes, "DERIVED", (new, *DERIVED))
+    with host_models.detected(tiny.model):
+        loaded = load(tmp_path / "model")
+    assert loaded.description.naming.style == "diffusers"
+    expected, found = weights(stock(truth, tiny.model)), weights(loaded.patcher.model)
+    assert all(torch.allclose(found[name], expected[name], rtol=2e-6, atol=1e-7) for name in expected)
