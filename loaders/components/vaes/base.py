@@ -56,7 +56,7 @@ class Plan:
 
     def apart(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The host's tensors with the pieces of those that are joined; as views."""
-        pieces = {piece: part for name, names in self.joined.items()
+        pieces = {piece: part for name, names in self.joined.items() if name in tensors
                   for piece, part in zip(names, tensors[name].chunk(len(names)), strict=True)}
         return {name: tensor for name, tensor in tensors.items() if name not in self.joined} | pieces
 
