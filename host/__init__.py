@@ -81,6 +81,7 @@ from .text_encoders import (
     has_quantized_layers,
     is_instance_of,
     load_text_encoders,
+    mt5_handed_on,
     pad_with,
     read_normed,
     take_away,

@@ -255,6 +255,11 @@ FEATURES = {
         "comfy.text_encoders.flux:MistralTokenizerClass.from_pretrained(path, tokenizer_object=)",
         "comfy.text_encoders.flux:Mistral3Tokenizer",
     )),
+    "mT5's tokenizer": Feature(
+        Text("Hunyuan-DiT's text encoders cannot be loaded from a base; use a whole checkpoint"), (
+        "comfy.text_encoders.long_clipl:model_options_long_clip(sd, tokenizer_data, model_options)",
+        "comfy.text_encoders.hydit:HyditTokenizer(tokenizer_data=)",
+    )),
     "VAEs": Feature(Text("Load Base VAE does not work; use ComfyUI's VAE loader"), (
         "comfy.sd:VAE(sd=, dtype=, metadata=)",
         *(f"comfy.sd:VAE->{name}" for name in ("first_stage_model", "patcher", "size", "vae_dtype", "working_dtypes",

@@ -177,6 +177,31 @@ def _hands_over(slot: Any) -> bool:
         return False
 
 
+@needs("mT5's tokenizer")
+@contextmanager
+def mt5_handed_on() -> Iterator[None]:
+    """While a CLIP is made, hand the `spiece_model` among an encoder's tensors to Hunyuan-DiT's tokenizer.
+
+    The host looks for it where it loads whole checkpoints only (its hydit.py; sd.py hands on other models' by name),
+    and cannot make this tokenizer without: its own CLIP loaders fail. What it asks of every encoder's tensors, how long
+    CLIP is, is exchanged for as long as this CLIP is made.
+    """
+    import comfy.text_encoders.long_clipl as asked
+
+    theirs = asked.model_options_long_clip
+
+    def with_tokenizer(tensors: Any, tokenizer_data: dict[str, Any], options: dict[str, Any]) -> Any:
+        if "spiece_model" in tensors:
+            tokenizer_data = {**tokenizer_data, "mt5xl.spiece_model": tensors["spiece_model"]}
+        return theirs(tensors, tokenizer_data, options)
+
+    asked.model_options_long_clip = with_tokenizer
+    try:
+        yield
+    finally:
+        asked.model_options_long_clip = theirs
+
+
 @needs("FLUX.2's tokenizer")
 @contextmanager
 def tekken_read_by(read: Callable[[dict[str, Any]], str | None]) -> Iterator[None]:

@@ -17,6 +17,8 @@ NETWORKS = {"cogvideox": ("cogvideo.vae", "AutoencoderKLCogVideoX"),
             "cosmos": ("cosmos.vae", "CausalContinuousVideoTokenizer"),
             "ltxv": ("lightricks.vae.causal_video_autoencoder", "VideoVAE"), "wan21": ("wan.vae", "WanVAE"),
             "wan22": ("wan.vae2_2", "WanVAE")}
+# A network that has its sizes in its code, and the classes of both halves beside it
+HALVES = {"mochi": ("genmo.vae.model", "VideoVAE")}
 # An encoder and a decoder of one module, and what makes a latent of the encoder's output
 ENGINES = {"hunyuan_image": ("hunyuan_video.vae", "DiagonalGaussianRegularizer"),
            "hunyuan_15": ("hunyuan_video.vae_refiner", "EmptyRegularizer")}
@@ -46,16 +48,16 @@ def latent_map(name: str, channels: int) -> tuple[list[float], list[float]]:
 
 @needs("VAEs")
 def vae_module(kind: str, sizes: dict[str, Any]) -> Any:
-    """One of the host's VAE networks: "kl" (AutoencoderKL: images, HunyuanVideo), one of NETWORKS or of ENGINES.
+    """One of the host's VAE networks: "kl" (AutoencoderKL: images, HunyuanVideo), one of NETWORKS, HALVES or ENGINES.
 
-    `sizes` are the arguments of the network's class, or of "kl" {"encoder", "decoder": arguments, "embed": channels of
-    the quant convolutions or None}.
+    `sizes` are the arguments of the network's class, of HALVES {"encoder", "decoder": arguments}, or of "kl" the same
+    with "embed": channels of the quant convolutions or None.
     """
     from importlib import import_module
 
     import comfy.ldm.models.autoencoder as kl
 
-    module, name = NETWORKS.get(kind) or ENGINES.get(kind) or ("models.autoencoder", "AutoencoderKL")
+    module, name = {**NETWORKS, **HALVES, **ENGINES}.get(kind, ("models.autoencoder", "AutoencoderKL"))
     try:
         network = import_module(f"comfy.ldm.{module}")
     except ImportError as error:
@@ -63,6 +65,11 @@ def vae_module(kind: str, sizes: dict[str, Any]) -> Any:
                               "", Text("update ComfyUI")) from error
     if kind in NETWORKS:
         return getattr(network, name)(**sizes)
+    if kind in HALVES:
+        with without_memory():
+            made = getattr(network, name)()
+        made.encoder, made.decoder = network.Encoder(**sizes["encoder"]), network.Decoder(**sizes["decoder"])
+        return made
     if kind in ENGINES:
         halves = {f"{half}_config": {"target": f"comfy.ldm.{module}.{half.capitalize()}", "params": sizes}
                   for half in ("encoder", "decoder")}

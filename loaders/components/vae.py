@@ -198,7 +198,7 @@ def _check_latents(plan: Plan, where: object) -> None:
 def _native(plan: Plan, stored: dict[str, torch.Tensor], where: object) -> dict[str, torch.Tensor]:
     """The stored tensors under native names. Raises CheckpointError for missing, unknown and misshapen ones."""
     native, made = plan.native(stored), plan.made()
-    expected = host.vae_tensors(plan.kind, plan.sizes)
+    expected = plan.apart(host.vae_tensors(plan.kind, plan.sizes))
     again = Text("download the VAE again, with its config.json")
     if len(native) != len(stored):
         raise CheckpointError(Text("two stored tensors have one name in ComfyUI"), where, again)
@@ -215,7 +215,7 @@ def _native(plan: Plan, stored: dict[str, torch.Tensor], where: object) -> dict[
     if wrong:
         raise CheckpointError(Text("tensors of another shape than config.json says: {wrong}", wrong=first_ten(wrong)),
                               where, again)
-    return native | made
+    return plan.join(native) | made
 
 
 def _check_taken(vae: Any, tensors: dict[str, torch.Tensor], where: object) -> None:

@@ -175,6 +175,25 @@ def assert_hidream(clip, folder: Path, within: float = FORWARD, prompts=PROMPTS)
         assert rel_l2(rest["conditioning_llama3"], llama.movedim(0, 1)) < FORWARD
 
 
+def assert_hunyuan_dit(clip, folder: Path, within: float = FORWARD, prompts=PROMPTS) -> None:
+    pipeline = diffusers_pipeline(folder)
+    chinese = f"{HARD} 一只红色的猫，跑过古老的河"
+    expected_ids = pipeline.tokenizer(chinese).input_ids
+    assert ids(clip.tokenize(chinese), "hydit_clip")[:len(expected_ids)] == expected_ids
+    for prompt in prompts:
+        states, rest = encode(clip, prompt)
+        parts = (("hydit_clip", 77, states, rest["attention_mask"]),
+                 ("mt5xl", 256, rest["conditioning_mt5xl"], rest["attention_mask_mt5xl"]))
+        for index, (name, length, given, seen) in enumerate(parts):
+            tokenizer = (pipeline.tokenizer, pipeline.tokenizer_2)[index]
+            expected_ids = tokenizer(prompt, padding="max_length", max_length=length, truncation=True).input_ids
+            assert ids(clip.tokenize(prompt), name) == expected_ids
+            with torch.inference_mode():
+                expected, _, mask, _ = pipeline.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False,
+                                                              text_encoder_index=index)
+            assert given.shape == expected.shape and rel_l2(given, expected) < within and torch.equal(seen, mask)
+
+
 def assert_t5(clip, folder: Path, within: float = FORWARD, prompts=PROMPTS) -> None:
     """The pipelines with T5 alone; those of them that pad a prompt in the host pad it to the same length."""
     pipeline = diffusers_pipeline(folder)
@@ -204,6 +223,7 @@ T5_LENGTHS = {"ChromaPipeline": (512, False), "PixArtSigmaPipeline": (300, False
               "AuraFlowPipeline": (256, True)}
 CHECKS = {"flux1": assert_flux, "wan": assert_wan, "hunyuan_video": assert_hunyuan_video, "sdxl": assert_sdxl,
           "lumina2": assert_lumina2, "sd15": assert_sd15, "sd3": assert_sd3, "hidream": assert_hidream,
+          "hunyuan_dit": assert_hunyuan_dit,
           **dict.fromkeys(("chroma", "pixart", "ltx", "mochi", "cogvideox", "cosmos", "aura_flow"), assert_t5)}
 
 

@@ -25,11 +25,13 @@ PIPELINES = {"flux1": "FluxPipeline", "wan": "WanPipeline", "hunyuan_video": "Hu
              "sdxl": "StableDiffusionXLPipeline", "lumina2": "Lumina2Pipeline", "sd15": "StableDiffusionPipeline",
              "sd3": "StableDiffusion3Pipeline", "hidream": "HiDreamImagePipeline", "chroma": "ChromaPipeline",
              "pixart": "PixArtSigmaPipeline", "ltx": "LTXPipeline", "mochi": "MochiPipeline",
-             "cogvideox": "CogVideoXPipeline", "cosmos": "Cosmos2TextToImagePipeline", "aura_flow": "AuraFlowPipeline"}
+             "cogvideox": "CogVideoXPipeline", "cosmos": "Cosmos2TextToImagePipeline", "aura_flow": "AuraFlowPipeline",
+             "hunyuan_dit": "HunyuanDiTPipeline"}
 T5_ALONE = ("chroma", "pixart", "ltx", "mochi", "cogvideox")
 SD3_TEXT = 4096  # T5's width, by which the host pads CLIP's states
 CLIP_VOCAB, CLIP_END = 49408, 49407
 LLAMA_VOCAB = 128320
+BERT_VOCAB, MT5_TEXT = 47020, 32
 
 
 def clip(width: int, layers: int = 2) -> Any:
@@ -76,6 +78,15 @@ def t5_old(**sizes: int) -> Any:
 
     return seeded(T5EncoderModel, T5Config(**{"vocab_size": 32128, **T5_SIZES, "d_model": FLUX_TEXT, **sizes},
                                            feed_forward_proj="relu", dropout_rate=0.0))
+
+
+def bert(**sizes: int) -> Any:
+    """A BertModel, BF16, with all of Chinese RoBERTa's pieces."""
+    from transformers import BertConfig, BertModel
+
+    return seeded(BertModel, BertConfig(**{
+        "vocab_size": BERT_VOCAB, "hidden_size": FLUX_TEXT, "intermediate_size": 96, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "layer_norm_eps": 1e-12, **sizes}))
 
 
 def umt5(vocab: int, **sizes: int) -> Any:
@@ -154,6 +165,13 @@ def tokenizer_clip_g(folder: Path) -> str:
     from transformers import CLIPTokenizerFast
 
     return saved(CLIPTokenizerFast.from_pretrained(BUNDLED / "sd1_tokenizer", model_max_length=77, pad_token="!"), folder)
+
+
+def tokenizer_bert(folder: Path) -> str:
+    """Chinese RoBERTa's as the host has it."""
+    from transformers import BertTokenizer
+
+    return saved(BertTokenizer.from_pretrained(BUNDLED / "text_encoders" / "hydit_clip_tokenizer"), folder)
 
 
 def tokenizer_t5(folder: Path) -> str:
@@ -293,6 +311,9 @@ def save(family: str, folder: Path) -> dict[str, list[str]]:
         encoders, tokenizers = {"text_encoder": t5()}, {"tokenizer": tokenizer_t5}
     elif family == "cosmos":
         encoders, tokenizers = {"text_encoder": t5_old()}, {"tokenizer": tokenizer_t5}
+    elif family == "hunyuan_dit":
+        encoders = {"text_encoder": bert(), "text_encoder_2": t5(vocab_size=128, d_model=MT5_TEXT)}
+        tokenizers = {"tokenizer": tokenizer_bert, "tokenizer_2": tokenizer_umt5}
     elif family == "aura_flow":
         encoders, tokenizers = {"text_encoder": umt5(32128, d_model=FLUX_TEXT)}, {"tokenizer": tokenizer_pile_t5}
     else:

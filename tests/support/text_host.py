@@ -12,12 +12,14 @@ import torch
 
 from quantized_transformers.loaders.components import text_encoder, text_part
 from quantized_transformers.loaders.components.text_encoders import (
+    bert,
     clip_g,
     clip_l,
     gemma2,
     llama,
     llm,
     mistral3,
+    mt5,
     pile_t5,
     qwen3,
     qwen25_vl,
@@ -31,22 +33,23 @@ from support import text_encoders
 from support.transformers_versions import qwen25_vl_config, rope
 
 ENCODERS = {"clip_l": clip_l.CLIP_L, "clip_g": clip_g.CLIP_G, "t5": t5.T5_XXL, "umt5": umt5.UMT5_XXL,
-            "t5_old": t5_old.T5_OLD, "pile_t5": pile_t5.PILE_T5,
+            "t5_old": t5_old.T5_OLD, "pile_t5": pile_t5.PILE_T5, "mt5": mt5.MT5, "bert": bert.BERT,
             "llama": llama.LLAMA, "mistral3": mistral3.MISTRAL3, "qwen25_vl": qwen25_vl.QWEN25_VL,
             "qwen3": qwen3.QWEN3, "qwen3_8b": qwen3.KLEIN_9B, "gemma2": gemma2.GEMMA2}
 WRAPPERS = {"clip_l": "sd1_clip:SDClipModel", "clip_g": "sdxl_clip:SDXLClipG", "t5": "text_encoders.sd3_clip:T5XXLModel",
             "t5_old": "text_encoders.cosmos:T5XXLModel", "pile_t5": "text_encoders.aura_t5:PT5XlModel",
+            "mt5": "text_encoders.hydit:MT5XLModel", "bert": "text_encoders.hydit:HyditBertModel",
             "umt5": "text_encoders.wan:UMT5XXlModel", "llama": "text_encoders.hunyuan_video:LLAMAModel",
             "mistral3": "text_encoders.flux:Mistral3_24BModel", "qwen25_vl": "text_encoders.qwen_image:Qwen25_7BVLIModel",
             "qwen3": "text_encoders.z_image:Qwen3_4BModel", "qwen3_8b": "text_encoders.flux:Qwen3_8BModel", "gemma2": "text_encoders.lumina2:Gemma2_2BModel"}
-T5 = {"t5": "t5", "t5_old": "t5", "umt5": "umt5", "pile_t5": "umt5"}
+T5 = {"t5": "t5", "t5_old": "t5", "umt5": "umt5", "pile_t5": "umt5", "mt5": "t5"}
 
 
 def part(name: str, config: dict[str, Any], *files: Path, sized: bool = True) -> text_part.Part:
     """An encoder from its files (a folder, or one file, and one of its eyes), as the loader prepares it, of any size:
     what the host's detection knows a language model by need not be there."""
     encoder = ENCODERS[name]
-    if name not in ("clip_l", "clip_g", *T5):
+    if name not in ("clip_l", "clip_g", "bert", *T5):
         encoder = replace(encoder, host_config=_any_size if sized else lambda config: {})
     made = text_part.Part("text_encoder", encoder, config, locate(str(files[0])),
                           [Checkpoint(locate(str(file))) for file in files], True,
@@ -78,7 +81,7 @@ def network(name: str, made: text_part.Part, dtype: torch.dtype = torch.float32)
 
 def host_states(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
     """All hidden states, the last as it is given out."""
-    every = None if hasattr(model, "shared") else "all"  # T5 gives the last alone
+    every = None if hasattr(model, "shared") or hasattr(model, "bert") else "all"  # T5 and BERT give the last alone
     with torch.inference_mode():
         out = model(ids, attention_mask=None, intermediate_output=every, final_layer_norm_intermediate=False,
                     dtype=torch.float32)
@@ -101,7 +104,10 @@ def tiny(name: str) -> Any:
 
     if name in T5:
         sizes = {"d_model": 256, "d_ff": 512, "d_kv": 64, "num_layers": 2}
-        return text_encoders.umt5(64, **sizes) if T5[name] == "umt5" else getattr(text_encoders, name)(vocab_size=64, **sizes)
+        return text_encoders.umt5(64, **sizes) if T5[name] == "umt5" else getattr(text_encoders, "t5_old" if name == "t5_old" else "t5")(
+            vocab_size=64, **sizes)
+    if name == "bert":
+        return text_encoders.bert(vocab_size=64, hidden_size=256, intermediate_size=256, num_hidden_layers=2)
     if name == "clip_l":
         return text_encoders.clip(256)
     if name == "clip_g":

@@ -63,6 +63,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "cosmos": ("AutoencoderKLCosmos", {"encoder_block_out_channels": (8, 16, 32, 32), "decode_block_out_channels": (16, 32, 32, 32)}),
     "hunyuan_video": ("AutoencoderKLHunyuanVideo", {k: v for k, v in KL.items() if k != "sample_size"}),
     "qwen_image": ("AutoencoderKLQwenImage", {"base_dim": 12}),
+    "mochi": ("AutoencoderKLMochi", {"encoder_block_out_channels": (32, 64, 96, 128), "decoder_block_out_channels": (64, 32, 96, 128)}),
 }
 # The published sizes, for checks that need no memory.
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -76,6 +77,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "cogvideox": {"block_out_channels": (128, 256, 256, 512)},
     "cosmos": {"encoder_block_out_channels": (128, 256, 512, 512), "decode_block_out_channels": (256, 512, 512, 512)},
     "sd3": {"block_out_channels": (128, 256, 512, 512)},
+    "mochi": {"encoder_block_out_channels": (64, 128, 256, 384), "decoder_block_out_channels": (128, 256, 512, 768)},
     "ltx": {**dict.fromkeys(("block_out_channels", "decoder_block_out_channels"), (128, 256, 512, 512)),
             **dict.fromkeys(("layers_per_block", "decoder_layers_per_block"), (4, 3, 3, 3, 4))},
     "ltx091": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": (4, 3, 3, 3, 4),
@@ -121,6 +123,8 @@ def make(family: str, seed: int = 7, **config: Any) -> Any:
         for name, p in model.named_parameters():  # the picture and the latent stay small
             if name.startswith(("decoder.conv_out", "encoder.conv_out")):
                 p.mul_(0.15 if family in ("ltx091", "cogvideox", "cosmos") else 0.3)  # noise, or the latent, makes some pixels far larger
+            if family == "mochi" and name.startswith("decoder.proj_out"):  # what comes out of 19 blocks, without a norm
+                p.mul_(0.04)
         if family == "flux2":  # a trained batch norm, not the identity of a new one
             model.bn.running_mean.copy_(torch.randn_like(model.bn.running_mean) * 0.3)
             model.bn.running_var.copy_(torch.rand_like(model.bn.running_var) + 0.5)
@@ -161,8 +165,21 @@ def diffusers_decode(model: Any, latent: torch.Tensor) -> torch.Tensor:
             pixels = model.decode(raw_latent(model, latent), time, return_dict=False)[0]
         else:
             torch.manual_seed(NOISE_SEED)
+            drop_in_blocks(model)
             pixels = model.decode(raw_latent(model, latent), return_dict=False)[0]
     return (pixels.clamp(-1, 1) / 2 + 0.5).movedim(1, -1)
+
+
+def drop_in_blocks(model: Any, done: bool = True) -> None:
+    """Let Mochi's decoder drop in every block the frames that come too many, as Genmo's and ComfyUI's do (DepthToSpaceTime
+    in comfy/ldm/genmo/vae/model.py); diffusers' drops them all at the end, or again with `done` False."""
+    if type(model).__name__ != "AutoencoderKLMochi":
+        return
+    model.drop_last_temporal_frames = not done
+    for block in model.decoder.up_blocks:
+        block._forward_hooks.clear()
+        if done:
+            block.register_forward_hook(lambda block, _, out: (out[0][:, :, block.temporal_expansion - 1:], out[1]))
 
 
 def cosmos_statistics(model: Any, frames: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,6 +21,7 @@ def families() -> tuple[Family, ...]:
         llama,
         ministral3,
         mistral3,
+        mt5,
         pile_t5,
         qwen3,
         qwen3_vl,
@@ -44,7 +45,8 @@ def families() -> tuple[Family, ...]:
                "HunyuanVideoClipModel", ("HunyuanVideo", "HunyuanSkyreels")),
         *mistral3.FAMILIES, *qwen25_vl.FAMILIES, *qwen3.FAMILIES, *qwen3_vl.FAMILIES,
         *clip_g.FAMILIES, *gemma2.FAMILIES, *sd3.FAMILIES, *t5.FAMILIES, *t5_old.FAMILIES, *pile_t5.FAMILIES,
-        *hidream.FAMILIES, *ministral3.FAMILIES, *gemma3.FAMILIES, *clip_l.FAMILIES)
+        *hidream.FAMILIES, *ministral3.FAMILIES, *gemma3.FAMILIES, *clip_l.FAMILIES,
+        *mt5.FAMILIES)
 
 
 def classes(index: dict[str, Any]) -> dict[str, str]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SENTENCEPIECE = ("spiece.model", "tokenizer.model")
-FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", *SENTENCEPIECE)
+FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer_config.json", *SENTENCEPIECE)
 # Digests of tokenizers that were compared with one of the host's, and are the same: it takes a third of a second.
 _SAME: set[tuple[bytes, tuple[str, ...], bool]] = set()
 Merges = list[tuple[str, ...]]
@@ -35,7 +35,7 @@ def refuse_another(source: Source, *bundled: str, added: bool = True) -> None:
         return
     own, theirs = read(Path(source.folder)), read(Path(host.bundled_tokenizer(*bundled)))
     if own is None or theirs is None:
-        raise CheckpointError(Text("there is no tokenizer.json, vocab.json or spiece.model"), source.folder,
+        raise CheckpointError(Text("there is no tokenizer.json, vocab.json, vocab.txt or spiece.model"), source.folder,
                               Text("finish the download of this folder"))
     (pieces, special, merges), (host_pieces, host_added, host_merges) = own, theirs
     everything, host_everything = {**pieces, **special}, {**host_pieces, **host_added}
@@ -81,13 +81,15 @@ def sentencepiece(source: Source, name: str) -> dict[str, Tensor]:
 
 def read(folder: Path) -> tuple[dict[str, int], dict[str, int], Merges] | None:
     """Pieces, added tokens (both piece -> number) and merges of a tokenizer folder; None where it holds none of the
-    three forms: tokenizer.json, vocab.json with merges.txt, a SentencePiece model. Raises CheckpointError for a damaged
-    file."""
+    forms: tokenizer.json, vocab.json with merges.txt, BERT's vocab.txt, a SentencePiece model. Raises CheckpointError
+    for a damaged file."""
     try:
         if (folder / "tokenizer.json").is_file():
             return _from_tokenizer_json(read_json(str(folder / "tokenizer.json")))
         if (folder / "vocab.json").is_file():
             return _from_vocab_json(folder)
+        if (folder / "vocab.txt").is_file():
+            return _from_vocab_txt(folder / "vocab.txt")
         for name in SENTENCEPIECE:
             if (folder / name).is_file():
                 return _from_sentencepiece(folder / name)
@@ -103,6 +105,8 @@ def _from_tokenizer_json(content: dict[str, Any]) -> tuple[dict[str, int], dict[
     model = content["model"]
     vocab = model["vocab"]
     pieces = vocab if isinstance(vocab, dict) else {entry[0]: number for number, entry in enumerate(vocab)}
+    if model.get("type") == "WordPiece":
+        pieces = {piece.rstrip(): number for piece, number in pieces.items()}  # as in vocab.txt
     added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
     # written as "a b" by older versions of tokenizers, as ["a", "b"] by newer ones
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model.get("merges") or []]
@@ -118,6 +122,13 @@ def _from_vocab_json(folder: Path) -> tuple[dict[str, int], dict[str, int], Merg
     lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     return json.loads((folder / "vocab.json").read_text(encoding="utf-8")), added, merges
+
+
+def _from_vocab_txt(path: Path) -> tuple[dict[str, int], dict[str, int], Merges]:
+    """One piece a line. Text is split at blanks before, so that no piece has any; one library keeps them in this file,
+    another does not."""
+    with path.open(encoding="utf-8") as lines:
+        return {line.rstrip(): number for number, line in enumerate(lines)}, {}, []
 
 
 def _from_sentencepiece(path: Path) -> tuple[dict[str, int], dict[str, int], Merges]:

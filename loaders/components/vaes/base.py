@@ -33,7 +33,8 @@ class Plan:
     comfy.latent_formats that the models of this VAE have, `channels` their number, `latents` the claims to compare
     with it (None: none made). `native` gives stored tensors, in order, their native names; as views. `finish` is called
     with the host's VAE, `metadata` is what the constructor looks for beside the tensors, `made` are tensors of the
-    host's that are not stored, `marks` names that the constructor knows the network by and has no tensors for.
+    host's that are not stored, `marks` names that the constructor knows the network by and has no tensors for. `joined`
+    are tensors that the host has as one: its name -> the native names of the pieces, one above the other.
     """
 
     family: str
@@ -51,6 +52,21 @@ class Plan:
     metadata: dict[str, str] | None = None
     made: Callable[[], dict[str, torch.Tensor]] = dict
     marks: tuple[str, ...] = ()
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def apart(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The host's tensors with the pieces of those that are joined; as views."""
+        pieces = {piece: part for name, names in self.joined.items() if name in tensors
+                  for piece, part in zip(names, tensors[name].chunk(len(names)), strict=True)}
+        return {name: tensor for name, tensor in tensors.items() if name not in self.joined} | pieces
+
+    def join(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The host's tensors, of pieces."""
+        import torch
+
+        whole = {name: torch.cat([tensors[piece] for piece in names]) for name, names in self.joined.items()}
+        pieces = {piece for names in self.joined.values() for piece in names}
+        return {name: tensor for name, tensor in tensors.items() if name not in pieces} | whole
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Weights are kept in F32 (dtype fp32) on both sides: the same network in two impl
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from support.text_checks import (
     CHECKS,
     PROMPTS,
     assert_flux,
+    assert_hunyuan_dit,
     assert_hunyuan_video,
     assert_sd3,
     assert_sdxl,
@@ -174,7 +176,8 @@ def test_llama_31_is_computed_without_its_scaling(bases, tmp_path):
 
 
 @pytest.mark.parametrize(("module", "file"), [
-    ("t5", "t5_config_xxl"), ("t5_old", "t5_old_config_xxl"), ("pile_t5", "t5_pile_config_xl")])
+    ("t5", "t5_config_xxl"), ("t5_old", "t5_old_config_xxl"), ("pile_t5", "t5_pile_config_xl"),
+    ("mt5", "mt5_config_xl"), ("bert", "hydit_clip")])
 def test_published_sizes_are_the_hosts(module, file):
     from importlib import import_module
 
@@ -323,6 +326,40 @@ def test_a_scale_that_is_none_is_refused(bases, tmp_path):
     refused(folder, "weight_scale", "nan")
 
 
+def test_hunyuan_dit_as_published(bases, tmp_path):
+    """vocab.txt alone, and the names of a BERT with a head around it; nothing of the host stays changed."""
+    import comfy.text_encoders.long_clipl
+
+    before = comfy.text_encoders.long_clipl.model_options_long_clip
+    folder = copy_of(bases["hunyuan_dit"], tmp_path)
+    bundled = tiny.BUNDLED / "text_encoders" / "hydit_clip_tokenizer"
+    shutil.rmtree(folder / "tokenizer")
+    shutil.copytree(bundled, folder / "tokenizer")
+    rewrite(folder / "text_encoder", lambda tensors: {
+        **{f"bert.{name}": tensor for name, tensor in tensors.items()}, "cls.predictions.bias": torch.zeros(2),
+        "bert.embeddings.position_ids": torch.arange(512)[None]})
+    assert_hunyuan_dit(load(folder).clip, folder, prompts=PROMPTS[:1])
+    assert comfy.text_encoders.long_clipl.model_options_long_clip is before
+    edit(folder / "tokenizer" / "tokenizer_config.json", do_lower_case=False)
+    refused(folder, "another tokenizer", "do_lower_case False")
+    shutil.copy(bundled / "tokenizer_config.json", folder / "tokenizer")
+    lines = (bundled / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    (folder / "tokenizer" / "vocab.txt").write_text("\n".join([*lines[:200], lines[201], lines[200], *lines[202:]]), encoding="utf-8")
+    refused(folder, "another tokenizer", "2 other pieces")
+    (folder / "tokenizer_2" / "spiece.model").unlink()
+    shutil.copy(bundled / "vocab.txt", folder / "tokenizer")
+    refused(folder, "spiece.model")
+
+
+@pytest.mark.parametrize(("values", "word"), [
+    ({"hidden_act": "relu"}, "hidden_act relu"), ({"position_embedding_type": "relative_key"}, "position_embedding_type relative_key"),
+    ({"is_decoder": True}, "is_decoder True"), ({"num_hidden_layers": 2}, "unexpected"), ({"vocab_size": 21128}, "21128")])
+def test_another_bert_is_refused(values, word, bases, tmp_path):
+    folder = copy_of(bases["hunyuan_dit"], tmp_path)
+    edit(folder / "text_encoder" / "config.json", **values)
+    refused(folder, word)
+
+
 @pytest.mark.parametrize("change", ["other", "lost", "merges"])
 def test_another_tokenizer_is_refused(change, bases, tmp_path):
     folder = copy_of(bases["flux1"], tmp_path)
@@ -341,8 +378,6 @@ def test_another_tokenizer_is_refused(change, bases, tmp_path):
 
 def test_tokenizer_as_older_repositories_have_it(bases, tmp_path):
     """vocab.json and merges.txt, without tokenizer.json."""
-    import shutil
-
     folder = copy_of(bases["flux1"], tmp_path)
     shutil.rmtree(folder / "tokenizer")
     shutil.copytree(tiny.BUNDLED / "sd1_tokenizer", folder / "tokenizer")

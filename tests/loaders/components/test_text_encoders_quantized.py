@@ -118,7 +118,7 @@ def assert_same(host, model) -> None:
 
 # A format for each encoder beside GGUF, and all of them for one.
 PACKED = [("clip_l", "bnb_nf4"), ("clip_g", "fp8_block"), ("t5", "bnb_nf4"), ("umt5", "bnb_int8"), ("llama", "gptq"),
-          ("t5_old", "fp8_block"), ("pile_t5", "bnb_nf4"),
+          ("t5_old", "fp8_block"), ("pile_t5", "bnb_nf4"), ("mt5", "bnb_nf4"), ("bert", "bnb_nf4"),
           ("mistral3", "ct_fp8_dynamic"), ("qwen25_vl", "awq"), ("qwen3_8b", "ct_w8a8"), ("gemma2", "ct_w4a16"),
           *(("qwen3", kind) for kind in text_packed.FORMATS)]
 FILES = [("t5", "scaled_fp8"), ("t5", "nunchaku_t5"), ("umt5", "scaled_fp8"), ("clip_l", "scaled_fp8"),

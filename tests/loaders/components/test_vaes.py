@@ -28,12 +28,12 @@ SAME = 1e-5
 MODELS = {"flux1": "Flux", "z_image": "ZImage", "sdxl": "SDXL", "sd15": "SD15", "flux2": "Flux2", "wan": "WAN21_T2V", "wan22": "WAN22_T2V",
           "hunyuan_video": "HunyuanVideo", "qwen_image": "QwenImage", "sd3": "SD3", "ltx": "LTXV", "ltx091": "LTXV", "ltx095": "LTXV",
           "ltx2": "LTXAV", "hunyuan_image": "HunyuanImage21", "hunyuan_refiner": "HunyuanImage21Refiner",
-          "hunyuan_video_15": "HunyuanVideo15", "cogvideox": "CogVideoX_T2V", "cosmos": "CosmosT2V"}
+          "hunyuan_video_15": "HunyuanVideo15", "cogvideox": "CogVideoX_T2V", "cosmos": "CosmosT2V", "mochi": "GenmoMochi"}
 # Latent frames; n of them are 4 n - 3 frames.
 CASES = [(family, frames) for family in vaes.FAMILIES if family != "z_image"  # the same folder as FLUX.1's
          for frames in {"wan": (1, 2, 3, 4), "wan22": (1, 2, 3), "hunyuan_video": (1, 2, 3, 4), "ltx": (1, 2), "ltx091": (2,), "ltx095": (2,),
                        "ltx2": (1, 2), "hunyuan_video_15": (1, 2, 3),
-                       "cogvideox": (1, 3, 5), "cosmos": (1, 3)}.get(family, (1,))]
+                       "cogvideox": (1, 3, 5), "cosmos": (1, 3), "mochi": (1, 2, 4)}.get(family, (1,))]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,6 +108,20 @@ def test_decode_and_encode_equal_diffusers(family, frames, bases):
     assert decoded < SAME and encoded < SAME, (decoded, encoded)
 
 
+@torch.inference_mode()
+def test_mochis_last_frames_are_those_of_diffusers_as_it_is(bases):
+    """Which drops its surplus frames at the end: what they reach differs, and no convolution reaches the last ones."""
+    folder, model = bases("mochi")
+    loaded = load(folder)
+    assert "the first frames are decoded as in Genmo's own code" in loaded.report
+    latent = sampler_latent(loaded.vae, 14)
+    vaes.drop_in_blocks(model, done=False)
+    expected = (model.decode(vaes.raw_latent(model, latent)).sample.clamp(-1, 1) / 2 + 0.5).movedim(1, -1)
+    actual = loaded.vae.decode(latent_format("mochi").process_out(latent))
+    assert actual.shape == expected.shape and common.rel_l2(actual[:, -6:] - 0.5, expected[:, -6:] - 0.5) < SAME
+    assert common.rel_l2(actual[:, :6] - 0.5, expected[:, :6] - 0.5) > 0.01
+
+
 def test_hunyuan_videos_in_pieces_where_memory_is_short(bases, monkeypatch, caplog):
     """Then the host's own way, with its norms of each piece: other values, which the log says. A copy does the same."""
     import comfy.model_management
@@ -176,13 +190,13 @@ def test_published_sizes_are_what_the_hosts_constructor_makes(family):
     assert plan.inferred
     native = plan.native(model.state_dict())
     with host.without_memory():
-        loaded = host.load_vae(counted(native) | plan.made(), None, plan.metadata, plan.marks)
+        loaded = host.load_vae(counted(plan.join(native)) | plan.made(), None, plan.metadata, plan.marks)
 
     def shapes(tensors):
         return {name: t.shape for name, t in tensors.items() if not name.endswith(vae.UNREAD)}
 
     there = shapes(loaded.first_stage_model.state_dict())
-    assert there == shapes(native | plan.made()) == shapes(host.vae_tensors(plan.kind, plan.sizes))
+    assert there == shapes(plan.join(native) | plan.made()) == shapes(host.vae_tensors(plan.kind, plan.sizes))
     assert there == shapes(host.vae_tensors(plan.kind, plan.published)) or plan.kind == "wan21"
 
 
@@ -194,7 +208,7 @@ def test_other_sizes_are_run_like_the_published(family, bases):
         model = vaes.empty(family, **vaes.PUBLISHED[family])
     plan = by_class_name(vaes.FAMILIES[family][0]).plan(json.loads(model.to_json_string()))
     with host.without_memory():
-        published = host.load_vae(counted(plan.native(model.state_dict())) | plan.made(), "float32", plan.metadata, plan.marks)
+        published = host.load_vae(counted(plan.join(plan.native(model.state_dict()))) | plan.made(), "float32", plan.metadata, plan.marks)
     assert vars(loaded).keys() == vars(published).keys()
     changed = {"first_stage_model", "patcher", "size"}
     for key in vars(loaded).keys() - changed:
@@ -243,7 +257,7 @@ def edited(bases, family, tmp_path, config=None, change=None):
 
 SOME = {"ltx": "decoder.up_blocks.1.upsamplers.0.conv.conv.weight", "ltx2": "latents_std",
         "hunyuan_image": "decoder.up_blocks.3.conv.weight", "hunyuan_video_15": "encoder.mid_block.attentions.0.to_k.weight",
-        "cosmos": "decoder.mid_block.temp_attentions.0.to_v.weight", "cogvideox": "decoder.norm_out.conv_b.conv.weight",
+        "mochi": "encoder.down_blocks.1.attentions.2.to_k.weight", "cosmos": "decoder.mid_block.temp_attentions.0.to_v.weight", "cogvideox": "decoder.norm_out.conv_b.conv.weight",
         "flux1": "decoder.up_blocks.2.resnets.1.conv2.weight", "flux2": "bn.running_var",
         "wan": "decoder.up_blocks.0.upsamplers.0.time_conv.weight", "wan22": "encoder.down_blocks.1.downsampler.time_conv.bias",
         "hunyuan_video": "encoder.mid_block.attentions.0.to_k.weight", "qwen_image": "decoder.norm_out.gamma"}
@@ -295,6 +309,7 @@ MEAN = [*vaes.WAN22_MEAN[:47], 0.0]
     ("wan", {"latents_mean": [0.0] * 15}, "no list of 16"),
     ("wan22", {"latents_mean": MEAN}, "shift is 0 in channel 47"),
     ("wan22", {"latents_mean": None, "latents_std": None}, "no latents_mean"),
+    ("mochi", {"latents_std": [1.0] * 12}, "scale is 1 in channel 0"),
     ("qwen_image", {"latents_mean": [0.0] * 16}, "shift is 0 in channel 0"),
 ])
 def test_latents_that_the_model_would_scale_otherwise(family, config, message, bases, tmp_path):
@@ -323,6 +338,8 @@ def test_latents_that_the_model_would_scale_otherwise(family, config, message, b
     ("wan", {"base_dim": "wide"}, "expected a positive number"),
     ("wan22", {"is_residual": False}, "z_dim 48"),
     ("wan22", {"patch_size": 4}, "patch_size 4"),
+    ("mochi", {"encoder_block_out_channels": [32, 64, 64, 128]}, "different widths"),
+    ("mochi", {"layers_per_block": [3, 3, 4, 6, 2]}, "layers_per_block [3, 3, 4, 6, 3] only"),
     ("hunyuan_video", {"temporal_compression_ratio": 8}, "temporal_compression_ratio 4 only"),
 ])
 def test_settings_that_comfyui_would_not_honour(family, config, message, bases, tmp_path):
