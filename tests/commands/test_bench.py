@@ -10,7 +10,7 @@ from commands.test_cli import run
 
 from support.flux import config_of
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.full]
 
 SMALL = ("--size", "96x64", "--steps", "3")
 

@@ -15,7 +15,7 @@ from quantized_transformers.quant.patches import stand_ins
 from support import common, flux, svdquant_models
 from support import lora as lora_tools
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.full]
 EXACT = 1e-4  # of an effect, F32
 NAMES = ("fp8", "mixed", "nvfp4", "svdq int4", "svdq nvfp4", "mxfp8")
 # Of weights quantized once more, to the nearest: half a step of each format's (E4M3 2^-4, E2M1 2^-2), of the output.

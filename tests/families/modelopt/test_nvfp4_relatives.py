@@ -20,7 +20,7 @@ from quantized_transformers.quant.marker import marker
 from support import common, flux
 from support.real_files import BESIDE, EXACT, NAMES, expected, linears, load, lora_agrees, weights_of, write
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.full]
 
 AWQ, SVD = "NVFP4_AWQ", "NVFP4_SVD"
 LAYER = "single_transformer_blocks.0.attn.to_q"

@@ -16,7 +16,7 @@ from quantized_transformers.loaders import model
 from support import ascend, common, hunyuan_video
 from support.families import FAMILIES
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.full]
 
 FORWARD = 1e-5  # fp32 forwards of the same network in two implementations (test_flux1.py)
 KINDS = ("W8A8", "W8A8_DYNAMIC", "W8A8_MXFP8", "WFP8AFP8_DYNAMIC", "W4A4_MXFP4", "W4A4_DYNAMIC", "W4A8_DYNAMIC")

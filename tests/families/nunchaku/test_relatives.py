@@ -24,7 +24,7 @@ from support import lora as lora_tools
 from support import svdquant_models as models
 from support.svdquant_case import FORWARD, Case
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.full]
 
 FLUX_MODULATION = ("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear")
 

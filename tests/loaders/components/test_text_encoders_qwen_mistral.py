@@ -27,7 +27,7 @@ from support.common import rel_l2
 from support.text_checks import encode
 from support.text_encoders_llm import PROMPTS, STRINGS, ids
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.full]
 
 # fp32 rounding (6e-8) over some hundred sums a layer; measured 2e-7 .. 9e-7
 FORWARD = 1e-5
