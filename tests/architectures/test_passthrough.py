@@ -39,7 +39,7 @@ from support.passthrough import (
 pytestmark = pytest.mark.parity
 
 
-# a third of them without `test full`: every kind is among them, and every form
+# A third of them without `test full`, in every form.
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=[pytest.mark.full] if at % 3 else []) for at, name in
                                         enumerate(host_models.MODELS)])
 def tiny(request):
