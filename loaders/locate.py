@@ -9,7 +9,7 @@ from typing import Any
 
 from ..host.texts import Text
 from .architectures import diffusers_classes
-from .architectures.diffusers_classes import DERIVED
+from .architectures.derived import Companion
 from .errors import CheckpointError
 from .families import families
 from .files import hubs
@@ -18,7 +18,6 @@ from .files.selection import (
     INDEX,
     PIPELINE,
     QUANTIZE,
-    UNET,
     Folder,
     Selection,
     component_folder,
@@ -85,12 +84,10 @@ def locate(reference: str, *, component: str = "transformer", weights_name: str 
         selection = select(folder)
         if PIPELINE not in names:
             return [selection]
-        # without its config.json, by the names of the folders: a scheduler, which most have, only beside a UNet
-        beside = sorted({part for one in DERIVED for part in one.companions
-                         if any(name.startswith(f"{part}/") for name in names)
-                         and (part != "scheduler" or selection.folder == UNET)})
-        return [Selection("", texts=(PIPELINE,)), selection,
-                *(_companion(folder, part, need_weights) for part in beside)]
+        beside = diffusers_classes.companions(folder.read_json(selection.config) if selection.config else None)
+        return [Selection("", texts=(PIPELINE,)), selection, *(
+            _companion(folder, part, one, need_weights) for part, one in beside.items()
+            if any(name.startswith(f"{part}/") for name in names))]
 
     _, repo = hubs.split(reference)
     pipeline = repo in KNOWN_BASES and not base_of_quantized(reference)
@@ -107,17 +104,17 @@ def companions_of(source: Source, folder: str, need_weights: bool = True) -> tup
     """The components that belong to a transformer by its config.json, as they lie beside the transformer of `folder`.
 
     Raises MissingFiles where the pipeline has one that is not there, or incomplete."""
-    names = diffusers_classes.companions(read_json(source.config)) if source.config else []
+    beside = diffusers_classes.companions(read_json(source.config) if source.config else None)
     pipeline = LocalFolder(Path(folder).parent)
-    listed = read_json(str(pipeline.path / PIPELINE)) if names and (pipeline.path / PIPELINE).is_file() else {}
-    return tuple(pipeline.source(source.reference, _companion(pipeline, name, need_weights))
-                 for name in names if (pipeline.path / name).is_dir() or name in listed)
+    listed = read_json(str(pipeline.path / PIPELINE)) if beside and (pipeline.path / PIPELINE).is_file() else {}
+    return tuple(pipeline.source(source.reference, _companion(pipeline, name, one, need_weights))
+                 for name, one in beside.items() if (pipeline.path / name).is_dir() or name in listed)
 
 
-def _companion(pipeline: Folder, name: str, need_weights: bool) -> Selection:
-    config = f"{name}/{name}_config.json"  # a scheduler's, which has nothing else
-    return Selection(name, config=config) if config in pipeline.names() else \
-        select_component(pipeline, name, need_weights=need_weights)
+def _companion(pipeline: Folder, name: str, one: Companion, need_weights: bool) -> Selection:
+    if not one.place and one.config in pipeline.names(name):
+        return Selection(name, config=f"{name}/{one.config}")
+    return select_component(pipeline, name, need_weights=need_weights)
 
 
 def base_of_quantized(reference: str) -> str:

@@ -32,6 +32,17 @@ WHOLE = passthrough.PREFIXES[0]
 _SPLIT = re.compile(r"(.+?)(?:\[([\d/]+):([\d/]+)\])?")
 
 
+class Companion(NamedTuple):
+    """A component of the pipeline that is part of the host's model: `place` is where diffusers has its class, empty for
+    what is a configuration alone, which is in the file `config`. `fixed` and `free` as a Derived's; no `free`: whatever
+    else it says is fine."""
+
+    place: str = ""
+    config: str = "config.json"
+    fixed: Mapping[str, tuple[Any, ...]] = {}
+    free: frozenset[str] | None = None
+
+
 class Derived(NamedTuple):
     """A diffusers class that a table is of: `hosts` are ComfyUI's (host.Network.name), `table` the file's name.
 
@@ -39,12 +50,12 @@ class Derived(NamedTuple):
     does not have. `fixed`: what config.json may say of what the host has in its code; a key left out, or null, is fine.
     `free`: its other keys, which sizes tell or nothing depends on. `refuses`: what else is wrong with a config.json, or
     empty. `wrong`: what is, in what the host would make of the tensors (its sizes), or empty. `header`: what the host
-    reads of such a model in the header of a native file, by config.json.
-    `companions`: other components of the pipeline that are part of the host's model -> where diffusers has their
-    classes, empty for a configuration alone; their configurations are in config.json's under "_" and their names.
-    `leaves`: the beginnings of stored names that are not for the host's model. `made`: tensors in the host's names that
-    it reads of a file, and diffusers computes or says in its configuration. `names`, where the host has the table:
-    stored names -> every name that diffusers has of such a model, and the host's. `notes`: lines for the report.
+    reads of such a model in the header of a native file, by config.json. `companions`: their configurations are in
+    config.json's under "_" and their names. `leaves`: the beginnings of stored names that are not for the host's model.
+    `made`: tensors in the host's names that it reads of a file, and diffusers computes or says in its configuration.
+    `predicts`: what the configuration says that the model predicts, in the host's word, or empty. `names`, where the
+    host has the table: stored names -> every name that diffusers has of such a model, and the host's. `notes`: lines
+    for the report.
     """
 
     title: str
@@ -58,9 +69,10 @@ class Derived(NamedTuple):
     wrong: Callable[[Mapping[str, Any]], str] = lambda sizes: ""
     never: tuple[str, ...] = ()
     header: Callable[[Mapping[str, Any]], dict[str, str]] = lambda config: {}
-    companions: Mapping[str, str] = {}
+    companions: Mapping[str, Companion] = {}
     leaves: tuple[str, ...] = ()
     made: Callable[[Mapping[str, Any]], dict[str, Tensor]] = lambda config: {}
+    predicts: Callable[[Mapping[str, Any]], str] = lambda config: ""
     names: Callable[[Collection[str]], Mapping[str, str]] | None = None
     notes: Callable[[Mapping[str, Any]], list[str]] = lambda config: []
 
@@ -74,20 +86,29 @@ class Derived(NamedTuple):
         return all(mark in text for mark in self.marks) and not any(mark in text for mark in (*self.never, WHOLE))
 
     def check(self, config: Mapping[str, Any]) -> None:
-        """Raise ValueError where config.json says what the host cannot run, or what this version does not know."""
-        said = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()
-                if not key.startswith("_") and value is not None and key != "quantization_config"}
-        other = [Text("{key} {value} (ComfyUI: {fixed})", key=key, value=config[key], fixed=self.fixed[key][0])
-                 for key, value in said.items() if key in self.fixed and value not in self.fixed[key]]
-        if other:
-            raise ValueError(Text("ComfyUI does not run a {model} like this one; config.json says {differs}",
-                                  model=self.title, differs=joined(", ", other)))
+        """Raise ValueError where config.json, or that of a companion, says what the host cannot run, or what this
+        version does not know."""
+        every = [(config, self.fixed, self.free),
+                 *((config.get(f"_{name}") or {}, one.fixed, one.free) for name, one in self.companions.items())]
+        for told, fixed, _ in every:
+            other = [Text("{key} {value} (ComfyUI: {fixed})", key=key, value=told[key], fixed=fixed[key][0])
+                     for key, value in _said(told) if key in fixed and value not in fixed[key]]
+            if other:
+                raise ValueError(Text("ComfyUI does not run a {model} like this one; config.json says {differs}",
+                                      model=self.title, differs=joined(", ", other)))
         if why := self.refuses(config):
             raise ValueError(why)
-        strange = [key for key, value in said.items() if key not in self.fixed and key not in self.free and value]
+        strange = [key for told, fixed, free in every if free is not None for key, value in _said(told)
+                   if key not in fixed and key not in free and value]
         if strange:
             raise ValueError(Text("config.json of this {model} says {keys}, which this version does not know",
                                   model=self.title, keys=", ".join(sorted(strange))))
+
+
+def _said(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What a config.json says, lists as tuples."""
+    return [(key, tuple(value) if isinstance(value, list) else value) for key, value in config.items()
+            if not key.startswith("_") and value is not None and key != "quantization_config"]
 
 
 class Part(NamedTuple):
@@ -132,22 +153,20 @@ def origins(table: Mapping[str, list[str]], stored: Collection[str]) -> dict[str
                          for part in split if part)
             found[_filled(pattern, numbers)] = Origin(made, "!reshape" in parts)
             used |= there
-    for name in stored:
-        if name not in used:
-            found[name] = Origin((Part(name, Fraction(0), Fraction(1)),), False)
-    return found
+    return found | {name: _whole(name) for name in stored if name not in used}
 
 
 def _one_by_one(names: Mapping[str, str], stored: Collection[str]) -> dict[str, Origin]:
     """As `origins`, of a map from every stored name that there may be to the host's."""
-    def whole(name: str) -> Origin:
-        return Origin((Part(name, Fraction(0), Fraction(1)),), False)
-
     found: dict[str, Origin] = {}
     for name, native in names.items():
         if name in stored or native not in found:
-            found[native] = whole(name)
-    return found | {name: whole(name) for name in stored if name not in names}
+            found[native] = _whole(name)
+    return found | {name: _whole(name) for name in stored if name not in names}
+
+
+def _whole(name: str) -> Origin:
+    return Origin((Part(name, Fraction(0), Fraction(1)),), False)
 
 
 def _places(name: str, stored: Collection[str], text: str) -> list[tuple[tuple[str, ...], str]]:
@@ -216,9 +235,8 @@ class Translated(HostModel):
 
     def confirm(self, patcher: Any) -> Dims:
         loaded = super().confirm(patcher)
-        said = (self._config.get("_scheduler") or {}).get("prediction_type")
-        predicts = {"epsilon": "EPS", "v_prediction": "V_PREDICTION"}.get(str(said))
-        if predicts and loaded["prediction"] != predicts:
+        said = self.derived.predicts(self._config)
+        if said and loaded["prediction"] != said:
             raise CheckpointError(Text("its scheduler_config.json says that this {model} predicts {said}, and ComfyUI "
                                        "takes it for {loaded}", model=self.derived.title, said=said,
                                        loaded=loaded["prediction"]), "",

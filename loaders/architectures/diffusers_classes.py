@@ -41,7 +41,7 @@ from .classes import (
     wan_animate,
     wan_vace,
 )
-from .derived import Derived, Translated
+from .derived import Companion, Derived, Translated
 from .passthrough import logical_shapes
 
 DERIVED: tuple[Derived, ...] = (
@@ -97,9 +97,9 @@ def told(config: Mapping[str, Any]) -> Derived:
     raise refused[0] if len(refused) == 1 else ValueError(joined("; ", (error.args[0] for error in refused)))
 
 
-def companions(config: Mapping[str, Any] | None) -> list[str]:
-    """The components of its pipeline that the host's model of this config.json has in it."""
-    return sorted({name for one in of_class(class_of(config)) for name in one.companions})
+def companions(config: Mapping[str, Any] | None) -> dict[str, Companion]:
+    """The components of its pipeline that the host's model of this config.json may have in it."""
+    return {name: one for derived in of_class(class_of(config)) for name, one in derived.companions.items()}
 
 
 def class_of(config: Mapping[str, Any] | None) -> str:
@@ -146,9 +146,9 @@ def of_config(config: Mapping[str, Any]) -> Translated:
                               model=derived.title, version=__version__))
     with torch.device("meta"):
         parts = [kind.from_config(dict(config))]
-        for name, place in derived.companions.items():
-            if not place:  # a configuration alone
-                continue
-            parts.append(getattr(import_module(place), class_of(config[f"_{name}"])).from_config(config[f"_{name}"]))
+        for name, one in derived.companions.items():
+            if one.place:
+                own = config[f"_{name}"]
+                parts.append(getattr(import_module(one.place), class_of(own)).from_config(own))
     shapes = {name: tuple(tensor.shape) for net in parts for name, tensor in net.state_dict().items()}
     return Translated(derived, shapes, {}, config)

@@ -116,17 +116,11 @@ def left_alone(preset: Preset, names: Iterable[str]) -> list[re.Pattern[str]]:
 
 
 def high_by_name(modules: Collection[str]) -> set[str]:
-    """The modules that lose most by few bits and hold little of a model: those outside of its stacks of blocks, and of
-    blocks the norms, modulation and embedders. A stack with fewer than a sixth of the longest one's blocks is a
-    refiner, an approximator or a connector, none of which is run once a layer (Chroma 5 of 38, LTX-2 2 of 48); VACE's
-    blocks (8 of 40) are."""
-    found = {module: re.match(r"(.*?)\.(\d+)(?=\.|$)", module) for module in modules}
-    stacks: dict[str, set[str]] = {}
-    for match in filter(None, found.values()):
-        stacks.setdefault(match[1], set()).add(match[2])
-    longest = max(map(len, stacks.values()), default=0)
-    return {module for module, match in found.items()
-            if match is None or 6 * len(stacks[match[1]]) < longest or re.search(_HIGH, module[match.end():])}
+    """The modules that lose most by few bits and hold little of a model: those outside of its own stacks of blocks, and
+    of blocks the norms, modulation and embedders. A stack inside of another part, or called otherwise, is of a refiner,
+    an approximator or an encoder (Chroma's distilled_guidance_layer.layers, Lumina 2's noise_refiner)."""
+    found = {module: re.match(_BLOCKS, module) for module in modules}
+    return {module for module, block in found.items() if block is None or re.search(_HIGH, module[block.end():])}
 
 
 def globs(patterns: Sequence[str]) -> re.Pattern[str] | None:
@@ -146,6 +140,7 @@ def unmatched(patterns: Mapping[str, Callable[[str], object]], names: Collection
 
 
 # Patterns are compiled when they are first used: nodes import this module.
+_BLOCKS = r"(model\.diffusion_model\.)?(\w*(blocks|layers)|mid_block\.attentions)\.\d+(?=\.|$)"
 _HIGH = r"(?i)(^|\.)(norm|ada|time|mod$|mod\.|mod_|\w+_mod(\.|$)|\w*(modulation|scale_shift|embed))"
 _SPELLINGS = ((r"(\.(?:audio_)?ff)\.net\.0\.proj$", r"\1.proj_in"),
               (r"(\.(?:audio_)?ff)\.net\.2$", r"\1.proj_out"), (r"\.(img_mod|txt_mod)\.1$", r".\1"))

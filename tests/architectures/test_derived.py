@@ -3,6 +3,7 @@ weights that stock ComfyUI has of the same numbers in its own names, brought the
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from importlib.metadata import version
@@ -117,6 +118,10 @@ def test_all_keys_of_a_configuration_are_known(one):
     for name in one.classes:
         keys = inspect.signature(getattr(diffusers, name).__init__).parameters.keys() - {"self"}
         assert keys <= one.fixed.keys() | one.free and not one.fixed.keys() & one.free, keys ^ (one.fixed.keys() | one.free)
+    for name, config in tables.CASES[one.table][0].companions.items():
+        other = one.companions[name]
+        keys = inspect.signature(getattr(importlib.import_module(other.place), config["_class_name"]).__init__).parameters.keys() - {"self"}
+        assert keys == other.fixed.keys() | other.free and not other.fixed.keys() & other.free
 
 
 REAL = [(one, config) for one in KNOWN for config in tables.SOURCES[one.table].real]

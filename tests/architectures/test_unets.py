@@ -14,7 +14,7 @@ from quantized_transformers.loaders.architectures.derived import Translated
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.locate import locate
 from support import common, downloads, host_models
-from support.derived.unet import SMALL, XL
+from support.derived.unet import PUBLISHED, SMALL, XL
 from support.hub import COMMIT, FakeRepo, Hub
 from support.passthrough import load
 
@@ -53,7 +53,7 @@ def test_what_an_sdxl_predicts(scheduler, prediction, zero, tmp_path):
 
 def test_what_comfyui_would_sample_otherwise_is_refused(tmp_path):
     write(tmp_path, SMALL, {"prediction_type": "v_prediction"})
-    with host_models.detected("SD 1.5"), pytest.raises(CheckpointError, match="predicts v_prediction, and ComfyUI takes it for EPS"):
+    with host_models.detected("SD 1.5"), pytest.raises(CheckpointError, match="predicts V_PREDICTION, and ComfyUI takes it for EPS"):
         load(tmp_path)
 
 
@@ -76,20 +76,6 @@ def test_a_download_brings_the_scheduler(tmp_path):
     assert sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()) == [
         "model_index.json", "scheduler/scheduler_config.json", "unet/config.json", f"unet/{downloads.WEIGHTS}"], text
     assert locate(str(snapshot)).companions[0].config.endswith("scheduler_config.json")
-
-
-PUBLISHED = {
-    "SD15": {"cross_attention_dim": 768},
-    "SD20": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True},
-    "SD21UnclipH": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True,
-                    "class_embed_type": "projection", "projection_class_embeddings_input_dim": 2048},
-    "SDXL": {"cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20], "use_linear_projection": True, "block_out_channels": [
-        320, 640, 1280], "down_block_types": XL["down_block_types"], "up_block_types": XL["up_block_types"],
-        "transformer_layers_per_block": [1, 2, 10], "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816},
-}
-PUBLISHED["SDXL, inpainting"] = {**PUBLISHED["SDXL"], "in_channels": 9}
-PUBLISHED["SD15, inpainting"] = {**PUBLISHED["SD15"], "in_channels": 9}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -11,7 +11,7 @@ import torch
 from quantized_transformers.loaders.architectures.base import Naming
 from quantized_transformers.loaders.architectures.wan import WAN
 from quantized_transformers.loaders.containers.safetensors import TensorInfo
-from support import wan
+from support import common, wan
 from support.common import assembled
 
 pytestmark = pytest.mark.parity
@@ -61,7 +61,7 @@ def test_shapes_are_those_of_diffusers_model(variant):
 def test_configs_defaults_are_diffusers_defaults(name):
     """A config.json that leaves everything out is Wan2.1 14B, or that of its class."""
     with torch.device("meta"):
-        reference = wan.class_of(name)()
+        reference = common.diffusers_class(name)()
     tensors = {name: TensorInfo("BF16", tuple(t.shape), 0, 0) for name, t in reference.state_dict().items()}
     said = {"_class_name": name} if name != "WanTransformer3DModel" else {}
     assert WAN.dims_from_config(said) == WAN.dims_from_tensors(tensors, Naming("diffusers"))
@@ -77,7 +77,7 @@ def test_all_keys_of_a_configuration_are_known(name):
             "inject_sample_info", "num_frame_per_block"}
     # the length of a table that the host has no end of, and ChronoEdit's positions (ScaleROPE)
     free = {"rope_max_seq_len", "rope_temporal_skip_len"}
-    assert inspect.signature(wan.class_of(name).__init__).parameters.keys() - {"self"} <= read | free
+    assert inspect.signature(common.diffusers_class(name).__init__).parameters.keys() - {"self"} <= read | free
 
 
 @pytest.mark.parametrize("change", [

@@ -8,11 +8,13 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from packaging.version import Version
 
 
 def randomise(model: Any) -> Any:
@@ -24,6 +26,16 @@ def randomise(model: Any) -> Any:
             else:
                 p.copy_(torch.randn(p.shape) * p[0].numel() ** -0.5)
     return model.to(torch.bfloat16).eval().requires_grad_(False)
+
+
+def diffusers_class(kind: str) -> Any:
+    """A class of diffusers. Skips where it is older than the class."""
+    import diffusers
+
+    if not hasattr(diffusers, kind):
+        assert Version(version("diffusers")) < Version("0.42"), "only older ones know fewer classes"
+        pytest.skip("this diffusers has no such class")
+    return getattr(diffusers, kind)
 
 
 def apply_model(patcher: Any, x: torch.Tensor, sigma: torch.Tensor, load: bool = True, **conds: Any) -> torch.Tensor:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version
 
-import pytest
 import torch
-from packaging.version import Version
 
 from quantized_transformers.loaders.architectures.diffusers_classes import DERIVED
 from support import common
@@ -19,13 +16,7 @@ ALL = {", ".join(filter(None, (one.title, case.model, case.kind))): (one, case) 
 def made(one, case, **more):
     """(a seeded model of diffusers in BF16, the same numbers in F32, whose buffers never were anything else, and
     with its companions)."""
-    import diffusers
-
-    name = case.kind or one.classes[0]
-    if not hasattr(diffusers, name):
-        assert Version(version("diffusers")) < Version("0.42"), "only older ones know fewer classes"
-        pytest.skip("this diffusers has no such class")
-    kind, config = getattr(diffusers, name), case.config | more
+    kind, config = common.diffusers_class(case.kind or one.classes[0]), case.config | more
     torch.manual_seed(0)
     stored, net = common.randomise(kind(**config)), kind(**config).eval()
     net.load_state_dict(stored.state_dict())
@@ -38,7 +29,7 @@ def companions(one, case):
     made = {}
     for name, config in case.companions.items():
         torch.manual_seed(1)
-        kind = getattr(importlib.import_module(one.companions[name]), config["_class_name"])
+        kind = getattr(importlib.import_module(one.companions[name].place), config["_class_name"])
         made[name] = common.randomise(kind(**{key: value for key, value in config.items() if key != "_class_name"}))
     return made
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from packaging.version import Version
 
-from support.common import apply_model, randomise
+from support.common import apply_model, diffusers_class, randomise
 from support.common import emulate as emulate_class
 from support.common import export as export_model
 
@@ -31,21 +28,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def class_of(kind: str) -> Any:
-    """A class of diffusers. Skips where it is older than the class."""
-    import diffusers
-
-    if not hasattr(diffusers, kind):
-        assert Version(version("diffusers")) < Version("0.42"), "only older ones know fewer classes"
-        pytest.skip("this diffusers has no such class")
-    return getattr(diffusers, kind)
-
-
 def make(heads: int = 2, layers: int = 2, channels: int = 16, out: int = 16, image: bool = False,
          positions: int | None = None, seed: int = 0, kind: str = "WanTransformer3DModel") -> Any:
     """A seeded diffusers WanTransformer3DModel, or relative, in BF16, every norm, bias and modulation randomised too."""
     torch.manual_seed(seed)
-    model = class_of(kind)(
+    model = diffusers_class(kind)(
         num_attention_heads=heads, attention_head_dim=HEAD, in_channels=channels, out_channels=out, text_dim=TEXT,
         ffn_dim=FFN, num_layers=layers, image_dim=IMAGE if image else None,
         added_kv_proj_dim=heads * HEAD if image else None, pos_embed_seq_len=positions)

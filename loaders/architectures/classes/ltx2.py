@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ....host.texts import Text
-from ..derived import Derived
+from ..derived import Companion, Derived
 
 # config.json -> the host's names (comfy/ldm/lightricks/av_model.py and model.py); where diffusers' class has it by
 # another value than the host, what it is when config.json leaves it out.
@@ -41,8 +41,6 @@ _OWN_CONNECTORS = {"connector_attention_head_dim": 128, "connector_num_attention
 _AGREE = (("gated_attn", "audio_gated_attn"), ("cross_attn_mod", "audio_cross_attn_mod"))
 _CONNECTORS_AGREE = (("video_connector_num_layers", "audio_connector_num_layers"),
                      ("video_gated_attn", "audio_gated_attn"))
-_CONNECTORS_FIXED = {"connector_rope_base_seq_len": 4096, "rope_theta": 10000.0, "rope_double_precision": True,
-                     "video_connector_num_learnable_registers": 128, "audio_connector_num_learnable_registers": 128}
 
 
 def _said(config: Mapping[str, Any], key: str, default: Any) -> Any:
@@ -81,10 +79,6 @@ def _refuses(config: Mapping[str, Any]) -> str:
         if (where.get(video) or 0) != (where.get(audio) or 0):
             return Text("ComfyUI runs LTX-2 with one {video} for video and sound; config.json says {a} and {b}",
                         video=video, a=where.get(video), b=where.get(audio))
-    for key, value in _CONNECTORS_FIXED.items():
-        if _said(connectors, key, value) != value:
-            return Text("ComfyUI does not run a {model} like this one; config.json says {differs}", model="LTX-2",
-                        differs=Text("{key} {value} (ComfyUI: {fixed})", key=key, value=connectors[key], fixed=value))
     if _said(connectors, "rope_type", "interleaved") != _said(config, "rope_type", "interleaved"):
         return Text("ComfyUI runs LTX-2 with one rope_type in transformer and connectors")
     return ""
@@ -107,6 +101,18 @@ CLASS = Derived(
         *_SAME, *_CALLED, "pos_embed_max_pos", "base_height", "base_width", "audio_gated_attn", "audio_cross_attn_mod",
         "audio_pos_embed_max_pos", "num_layers", "use_prompt_embeddings", "perturbed_attn",
     }),
-    refuses=_refuses, header=_header, companions={"connectors": "diffusers.pipelines.ltx2.connectors"},
+    refuses=_refuses, header=_header,
+    companions={"connectors": Companion(
+        "diffusers.pipelines.ltx2.connectors",
+        fixed={
+            "connector_rope_base_seq_len": (4096,), "rope_theta": (10000.0, 10000), "rope_double_precision": (True,),
+            "video_connector_num_learnable_registers": (128,), "audio_connector_num_learnable_registers": (128,),
+        },
+        # the last ones are of what projects the text encoder's states, and of positions in time, which text has not
+        free=frozenset({
+            *_CONNECTORS, "audio_connector_num_layers", "audio_gated_attn", "rope_type", "caption_channels",
+            "text_proj_in_factor", "per_modality_projections", "video_hidden_dim", "audio_hidden_dim", "proj_bias",
+            "causal_temporal_positioning",
+        }))},
     leaves=("text_proj_in.", "video_text_proj_in.", "audio_text_proj_in."),
 )

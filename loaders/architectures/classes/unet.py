@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .... import host
 from ....host.texts import Text
 from ..base import count_blocks
-from ..derived import Derived
+from ..derived import Companion, Derived
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,14 +50,18 @@ def _refuses(config: Mapping[str, Any]) -> str:
     return ""
 
 
-def _predicts(config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The marks by which the host knows an SDXL that predicts velocity."""
+def _predicts(config: Mapping[str, Any]) -> str:
+    said = (config.get("_scheduler") or {}).get("prediction_type")
+    return {"epsilon": "EPS", "v_prediction": "V_PREDICTION"}.get(str(said), "")
+
+
+def _marks(config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Those by which the host knows an SDXL that predicts velocity."""
     import torch
 
-    scheduler = config.get("_scheduler") or {}
-    if config.get("cross_attention_dim") != WIDTH_OF_XL or scheduler.get("prediction_type") != "v_prediction":
+    if config.get("cross_attention_dim") != WIDTH_OF_XL or _predicts(config) != "V_PREDICTION":
         return {}
-    marks = ("v_pred", "ztsnr") if scheduler.get("rescale_betas_zero_snr") else ("v_pred",)
+    marks = ("v_pred", "ztsnr") if config["_scheduler"].get("rescale_betas_zero_snr") else ("v_pred",)
     return {mark: torch.zeros(0) for mark in marks}
 
 
@@ -91,5 +95,6 @@ CLASS = Derived(
         "attention_head_dim", "num_attention_heads", "use_linear_projection", "upcast_attention", "time_embedding_dim",
         "projection_class_embeddings_input_dim", "addition_embed_type_num_heads",
     }),
-    refuses=_refuses, made=_predicts, notes=_notes, companions={"scheduler": ""},
+    refuses=_refuses, made=_marks, predicts=_predicts, notes=_notes,
+    companions={"scheduler": Companion(config="scheduler_config.json")},
 )

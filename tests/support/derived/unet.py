@@ -60,3 +60,15 @@ REFUSED = (
     ({"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20]}, ""),
     ({"cross_attention_dim": 1024, "attention_head_dim": 8}, "5 heads where it is 320 wide"),
 )
+PUBLISHED = {
+    "SD15": {"cross_attention_dim": 768},
+    "SD20": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True},
+    "SD21UnclipH": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True,
+                    "class_embed_type": "projection", "projection_class_embeddings_input_dim": 2048},
+    "SDXL": {"cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20], "use_linear_projection": True, "block_out_channels": [
+        320, 640, 1280], "down_block_types": XL["down_block_types"], "up_block_types": XL["up_block_types"],
+        "transformer_layers_per_block": [1, 2, 10], "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816},
+}
+PUBLISHED["SDXL, inpainting"] = {**PUBLISHED["SDXL"], "in_channels": 9}
+PUBLISHED["SD15, inpainting"] = {**PUBLISHED["SD15"], "in_channels": 9}
