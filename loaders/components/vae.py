@@ -204,7 +204,7 @@ def _native(plan: Plan, stored: dict[str, torch.Tensor], where: object) -> dict[
         raise CheckpointError(Text("two stored tensors have one name in ComfyUI"), where, again)
     names = dict(zip(native, stored, strict=True))
     unused = [names[name] for name in native if name not in expected]
-    missing = [name for name in expected.keys() - made if name not in native and not name.endswith(UNREAD)]
+    missing = [name for name in expected if name not in native and name not in made and not name.endswith(UNREAD)]
     if unused or missing:
         raise CheckpointError(Text("the tensors are not those of config.json: missing {missing} (ComfyUI's names); "
                                    "unused {unused}", missing=first_ten(missing) or "-",
