@@ -6,6 +6,7 @@ import gc
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -22,8 +23,16 @@ gc.set_threshold(10_000, 10, 10)
 MARKS = ("host", "browser", "parity", "unit")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest takes out what -m does not want
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of servers first, those of small tests last: where files are shared out, no worker is left with a long one."""
+    """Files of servers first, those of small tests last: where files are shared out, no worker is left with a long one.
+
+    Of a test marked part(n) about one case of n is for every run, by its name, so that other cases change nothing."""
+    for item in items:
+        part = item.get_closest_marker("part")
+        if part and crc32(item.name.encode()) % part.args[0]:
+            item.add_marker("full")
+
     def place(item: pytest.Item) -> int:
         module = item.getparent(pytest.Module)
         return next((at for at, mark in enumerate(MARKS) if module and module.get_closest_marker(mark)), len(MARKS))

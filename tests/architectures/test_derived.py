@@ -127,6 +127,7 @@ def test_all_keys_of_a_configuration_are_known(one):
 REAL = [(one, config) for one in KNOWN for config in tables.SOURCES[one.table].real]
 
 
+@pytest.mark.part(4)
 @pytest.mark.parametrize("one, config", REAL, ids=[f"{one.title}, {at}" for at, (one, _) in enumerate(REAL)])
 def test_at_published_sizes_the_host_has_what_diffusers_has(one, config):
     """Without memory: every tensor of diffusers' class is used, and makes all of the host's."""
@@ -145,6 +146,7 @@ def test_at_published_sizes_the_host_has_what_diffusers_has(one, config):
     assert {name: shape or stored[name] for name, shape in used.items()} == stored
 
 
+@pytest.mark.part(4)
 @pytest.mark.parametrize("one", {one.title: one for one, _ in REAL}.values(), ids=lambda one: one.title)
 def test_at_published_sizes_a_base_has_no_memory(one, tmp_path):
     """Whatever the host computes while it builds a model; its weights come later."""
@@ -159,6 +161,7 @@ FORM = ["BF16", "FP8", "NVFP4, ModelOpt"]
 OTHERS = [form for form in FORMS if form not in FORM]
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize("form", [*FORM, "another"])
 def test_a_folder_has_stocks_weights(tiny, form, tmp_path):
     form = OTHERS[CASES.index((tiny.one, tiny.model)) % len(OTHERS)] if form == "another" else form
@@ -199,6 +202,7 @@ DAMAGE = {
     "half": (lambda stored, names: [stored.pop(name) for name in names[len(names) // 2:]], "")}
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_refused(tiny, damage, tmp_path):
     change, words = DAMAGE[damage]

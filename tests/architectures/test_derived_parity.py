@@ -74,6 +74,7 @@ def test_a_lora_does_what_it_does_in_diffusers(tiny, names, tmp_path):
     assert (expected - plain).abs().max() / expected.abs().max() > 1e-3
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize("name", DETECTED)
 def test_a_deferred_base_takes_its_weights(name, tmp_path):
     one, case = ALL[name]

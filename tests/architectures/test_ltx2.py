@@ -65,6 +65,7 @@ def test_the_pipeline_and_its_transformer_are_the_same(pipeline):
     assert len(whole.paths) == 4
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("pipeline", CASES[:1], ids=["LTX-2"], indirect=True)  # the others' files are the same
 def test_a_download_brings_them(pipeline, tmp_path):
     """With the transformer, and where an older download lacks them."""

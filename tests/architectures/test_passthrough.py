@@ -72,6 +72,7 @@ def forms_of(name):
     return "BF16", FULL[at % len(FULL)], FULL[(at + 3) % len(FULL)], PACKED[at // 2 % len(PACKED)]
 
 
+@pytest.mark.part(2)
 def test_every_form_has_stocks_weights(tiny, tmp_path):
     name, tensors = tiny
     for i, form in enumerate(forms_of(name), list(host_models.MODELS).index(name)):
@@ -103,6 +104,7 @@ DAMAGE = {
     "half a model": lambda t, layer: [t.pop(key) for key in sorted(t)[: len(t) // 2]]}
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize("name", [name for name in host_models.MODELS if name not in host_models.FIXED])
 def test_damage_is_refused(name, tmp_path):
     """Of models whose sizes the host itself detects."""
@@ -142,6 +144,7 @@ def test_inspect_names_the_model_as_the_host_does(tiny, tmp_path):
     json.dumps(description.to_json())
 
 
+@pytest.mark.part(3)
 def test_every_model_is_saved_and_loaded_again(tiny, tmp_path, output):
     from quantized_transformers.makers.save import save
 

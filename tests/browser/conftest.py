@@ -44,11 +44,11 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")  # a process has one Playwright at a time
 def frontend(known, server):
-    with Frontend(server.port, known=known) as running:
+    with Frontend(server.port, {"Comfy.VueNodes.Enabled": False}, known) as running:  # whatever a file before has set
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hub(tiny):
     """For extension_server to download from."""
     require()
@@ -64,7 +64,7 @@ def hub(tiny):
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def scope(tiny):
     """The other hub; it alone has owner/only-there."""
     require()
@@ -72,8 +72,8 @@ def scope(tiny):
         yield running
 
 
-@pytest.fixture(scope="module")
-def extension_server(tiny, hub, scope, tmp_path_factory):
+@pytest.fixture(scope="session")
+def running_extension_server(tiny, hub, scope, tmp_path_factory):
     """Tiny models to run, and headers of full size (their bytes are holes) to look at."""
     base = tmp_path_factory.mktemp("extension")
     models = base / "models" / "diffusers"
@@ -88,6 +88,17 @@ def extension_server(tiny, hub, scope, tmp_path_factory):
            "MODELSCOPE_ENDPOINT": scope.url, "MODELSCOPE_CACHE": str(base / "modelscope")}
     with Server(base, env=env) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def extension_server(running_extension_server, hub, scope):
+    """For each file as if it had just begun: nothing downloaded, nothing asked for, no settings."""
+    base = running_extension_server.base
+    for folder in (base / "hf", base / "modelscope", base / "models" / "diffusers_components", base / "user"):
+        shutil.rmtree(folder, ignore_errors=True)
+    hub.log.clear()
+    scope.log.clear()
+    return running_extension_server
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -31,6 +32,8 @@ LORA, BROKEN = "style.safetensors", "cut.safetensors"  # a name that does not sa
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OUT = PACK / "output" / "browser"
 HOSTILE = "<img src=x onerror=window.hit=1>"
+# Of tests in both kinds of nodes, one is for every run.
+NODES = [pytest.param(False, id="canvas", marks=pytest.mark.full), pytest.param(True, id="Vue nodes")]
 IMAGES = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en",
           "QuantizedTransformers.OfferDownloads": False}
 

@@ -21,6 +21,7 @@ from browser.extension import (
     HOSTILE,
     IMAGES,
     LOAD_SUBGRAPH,
+    NODES,
     OUT,
     QWEN,
     SLIM,
@@ -66,6 +67,7 @@ def test_the_pack_loads_without_a_complaint(classic, server):
     assert commands.count("QuantizedTransformers.Doctor") == commands.count("QuantizedTransformers.Convert") == 1
 
 
+@pytest.mark.full
 def test_picture_for_the_readme(classic):
     """docs/graph.png is this screenshot, with fewer colours."""
     minimap = "(on) => app.extensionManager.setting.set('Comfy.Minimap.Visible', on)"
@@ -369,7 +371,7 @@ def test_without_the_servers_answer_there_are_just_no_badges(another, server):
     assert another.problems and all("/quantized_transformers/page" in text for text in another.problems), another.problems
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+@pytest.mark.parametrize("vue", NODES)
 def test_a_new_node_starts_with_what_it_loads(another, server, vue):
     """What is local and fits, as /object_info says; a known repo where nothing local is the node's."""
     another.open(IMAGES | {"Comfy.VueNodes.Enabled": vue})
@@ -387,6 +389,7 @@ def test_a_new_node_starts_with_what_it_loads(another, server, vue):
     assert another.problems == []
 
 
+@pytest.mark.full
 def test_vue_nodes_in_chinese(another):
     another.open({"Comfy.VueNodes.Enabled": True, "Comfy.Locale": "zh"})
     ids = build(another, ("base", "QT_LoadBaseModel", {"base_model": "tiny-flux"}),
@@ -415,6 +418,7 @@ def test_vue_nodes_in_chinese(another):
     assert another.problems == []
 
 
+@pytest.mark.full
 def test_a_widget_that_a_subgraph_shows_in_vue_nodes(another):
     another.open(IMAGES | {"Comfy.VueNodes.Enabled": True})
 

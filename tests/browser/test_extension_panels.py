@@ -10,6 +10,7 @@ from browser.extension import (
     HOSTILE,
     IMAGES,
     LORA,
+    NODES,
     OUT,
     QWEN,
     WEIGHTS,
@@ -127,7 +128,7 @@ def test_the_sidebar_searches_and_filters(classic, server):
     assert shown(browser) == everything and classic.run("() => window.hit") is None
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "Vue nodes"])
+@pytest.mark.parametrize("vue", NODES)
 def test_dragging_from_the_sidebar(another, vue):
     another.open(IMAGES | {"Comfy.VueNodes.Enabled": vue})
     ids = build(another, ("base", "QT_LoadBaseModel", {"base_model": "tiny-flux"}))

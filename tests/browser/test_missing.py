@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from browser.extension import IMAGES, OUT, WEIGHTS, badge, build, run, sidebar
+from browser.extension import IMAGES, NODES, OUT, WEIGHTS, badge, build, run, sidebar
 
 from support.workflow import apply_override, load_base, text_to_image
 
@@ -52,7 +52,8 @@ def shared(*, seed: int = 1) -> dict:
             **text_to_image(["2", 0], "p", seed=seed, steps=1, size=64)}
 
 
-@pytest.mark.parametrize("vue,target", [(False, "cache"), (True, "models")], ids=["canvas", "Vue nodes"])
+@pytest.mark.parametrize("vue,target", [pytest.param(False, "cache", id="canvas", marks=pytest.mark.full),
+                                        pytest.param(True, "models", id="Vue nodes")])
 def test_two_clicks_and_a_licence(empty, server, hub, vue, target):
     dialog = offering(empty, **{"Comfy.VueNodes.Enabled": vue})
     empty.run("() => { window.clicks = 0; addEventListener('click', (e) => { clicks += e.isTrusted }, true) }")
@@ -118,7 +119,7 @@ def test_one_progress_with_cancel_and_hide(empty, server, hub):
     assert not empty.problems
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "Vue nodes"])
+@pytest.mark.parametrize("vue", NODES)
 def test_from_a_badge_a_row_and_the_details(empty, vue):
     dialog = offering(empty, **{"QuantizedTransformers.OfferDownloads": False, "Comfy.VueNodes.Enabled": vue})
     ids = build(empty, ("base", "QT_LoadBaseModel", {"reference": BASE, "weights": "defer to override"}),
@@ -150,7 +151,7 @@ def test_from_a_badge_a_row_and_the_details(empty, vue):
     assert not empty.problems
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "Vue nodes"])
+@pytest.mark.parametrize("vue", NODES)
 def test_from_modelscope(empty, server, scope, vue):
     """By a pasted address, and a plain repo id by the hub that the dialog is set to."""
     shutil.rmtree(server.base / "modelscope", ignore_errors=True)

@@ -20,8 +20,9 @@ def server(extension_server):
     return extension_server
 
 
-@pytest.mark.parametrize("vue, language", [(False, "en"), (True, "en"), (False, "zh")],
-                         ids=["canvas", "Vue nodes", "canvas in Chinese"])
+@pytest.mark.parametrize("vue, language", [pytest.param(False, "en", id="canvas"),
+                                           pytest.param(True, "en", id="Vue nodes", marks=pytest.mark.full),
+                                           pytest.param(False, "zh", id="canvas in Chinese", marks=pytest.mark.full)])
 def test_every_wrong_node_is_marked(another, vue, language):
     another.open(IMAGES | {"Comfy.VueNodes.Enabled": vue, "Comfy.Locale": language})
     prompt = {"1": load_base("tiny-flux"), "2": apply_override(["1", 0], QWEN), **text_to_image(["2", 0], "1"),

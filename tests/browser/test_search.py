@@ -7,6 +7,7 @@ ComfyUI's own come first wherever its fuzzy search takes their names for a match
 from __future__ import annotations
 
 import pytest
+from browser.extension import NODES
 
 pytestmark = pytest.mark.browser
 
@@ -25,7 +26,7 @@ def said(words: str, title: str, name: str) -> bool:
     return any(all(word in text.lower() for word in words.split()) for text in (title, name))
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["Vue nodes", "canvas"])
+@pytest.fixture(scope="module", params=NODES)
 def box(frontend, request):
     frontend.open({"Comfy.VueNodes.Enabled": request.param})
     frontend.run("() => app.graph.clear()")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from browser.extension import FLUX, FP8, IMAGES, OUT, SVDQ, badge, build, sidebar
+from browser.extension import FLUX, FP8, IMAGES, NODES, OUT, SVDQ, badge, build, sidebar
 
 pytestmark = pytest.mark.browser
 
@@ -31,7 +31,7 @@ def take(page, form: str) -> None:
     page.page.locator(".qt-dialog").wait_for(state="detached")
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "Vue nodes"])
+@pytest.mark.parametrize("vue", NODES)
 def test_one_click_takes_another_form(another, vue):
     """A base, an override on it, and a loader that needs none, each in the place of each; the sampler keeps its MODEL."""
     another.open(IMAGES | {"Comfy.VueNodes.Enabled": vue})

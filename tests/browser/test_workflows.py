@@ -104,6 +104,7 @@ def test_workflow_opens_as_committed(name, frontend):
     assert len(seen["view"]["boxes"]) <= 10 and seen["view"]["widgets"] == [shown.name for shown in of(name).shown]
 
 
+@pytest.mark.full
 def test_they_are_legible_in_vue_nodes(frontend):
     """Of other heights than on the canvas, and with advanced widgets hidden: none of those that a template shows is one."""
     switch = "(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"

@@ -40,6 +40,7 @@ def test_the_installed_tree_has_it_all():
     assert passed_over == {"comfy_kitchen"}
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize("file, old, new, feature, name", [
     ("comfy/sd.py", "def load_text_encoder_state_dicts(", "def load_encoders(", "text encoders",
      "comfy.sd.load_text_encoder_state_dicts"),
@@ -71,6 +72,7 @@ def test_what_is_gone_is_said(file, old, new, feature, name, copy):
     assert not drift.lacks(copy)[feature]
 
 
+@pytest.mark.full
 def test_the_command(copy):
     """Both halves, on a tree where a name is gone that only comfy-import-guard would miss."""
     done = subprocess.run([sys.executable, str(PACK / "tests" / "drift.py"), str(copy)], capture_output=True, text=True,

@@ -76,6 +76,7 @@ def test_a_broken_part_costs_only_its_own_nodes(tmp_path):
     assert "a_package_that_is_not_there" in found["log"]
 
 
+@pytest.mark.full
 def test_a_host_without_sampler_names_costs_one_node():
     found = measure(without="comfy.samplers.KSampler.SAMPLERS")
     assert found["nodes"] == [name for name in NODES if name != "QT_CompareModels"]

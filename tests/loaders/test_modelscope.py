@@ -101,7 +101,7 @@ def test_without_consent_the_command_is_named(hub, tmp_path):
     assert "modelscope download --model" in refused("not on this machine", hub, tmp_path, "owner/tiny", QT_HUB="modelscope")
 
 
-@pytest.mark.parametrize("whole_parts", [True, False])
+@pytest.mark.parametrize("whole_parts", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_an_interrupted_download_goes_on_where_it_stopped(hub, tmp_path, whole_parts):
     """It dies in the middle of a large file: 206 from the store; or of one that the API has itself, where a part is 200."""
     import torch

@@ -80,6 +80,7 @@ def test_command(tiny, tmp_path):
     assert Image.open(tmp_path / "plot.png").size == (1300, 600)
 
 
+@pytest.mark.full
 def test_nodes_without_matplotlib(tiny, tmp_path, without):
     """Both outputs are there and go on: the report says what is missing, the picture has the pair, and a line of text."""
     base = tmp_path / "vae"
@@ -105,6 +106,7 @@ def test_nodes_without_matplotlib(tiny, tmp_path, without):
             assert picture.crop((0, tall - 32, 1100, tall)).getextrema()[1] > 200, "the line of text"
 
 
+@pytest.mark.full
 def test_command_without_matplotlib(tiny, tmp_path, without):
     def compare(*arguments: object) -> subprocess.CompletedProcess:
         return subprocess.run([sys.executable, str(PACK), "compare", *map(str, arguments)], capture_output=True, text=True,

@@ -37,6 +37,9 @@ CHEAP = {**{(name, value): SIZE for name in ("width", "height", "value") for val
 FP8, NVFP4 = "on cpu: it has no FP8 matmul", "on cpu: it has no NVFP4 matmul"
 DEQUANTIZED = ": dequantize (chosen for this device) on cpu"
 KITCHEN = ": comfy_kitchen (chosen for this device) on cpu: "
+# Every format, and pictures and films: what runs without `test full`.
+SOME = ("flux1_dev_modelopt_fp8", "flux1_dev_svdq_int4_lora", "flux2_dev_nvfp4", "sd35_large_fp8", "wan21_vace_14b_gguf",
+        "wan22_t2v_a14b_modelslim_w8a8", "wan22_t2v_a14b_online_mxfp8")
 # What stands between the shift and the loader of the high-noise and of the low-noise model.
 CHAINS = {"modelopt": (["ApplyTransformerOverride", "LoadBaseModel"], ["LoadBaseModel"]),
           "modelslim": (["ModelSlimLoader"],) * 2, "online": (["AscendMXFP8Quantize", "LoadBaseModel"],) * 2}
@@ -135,16 +138,27 @@ SAID = {
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def installation(tmp_path_factory):
     base = tmp_path_factory.mktemp("workflows")
-    bases.place(base)
+    made = bases.Bases(base)
     (base / "input").mkdir()
     # the committed name; a picture that is neither square nor of a round size
     Image.open(COMFYUI / "input" / "example.png").convert("RGB").resize((333, 250)).save(base / "input" / "example.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin cost a shared CPU several times the work
         with Server(base) as running:
-            yield running
+            yield running, made
+
+
+@pytest.fixture(scope="module")
+def server(installation):
+    return installation[0]
+
+
+@pytest.fixture
+def models(installation, name):
+    """Those of the workflow of this name are there."""
+    installation[1].place(name)
 
 
 def cheap(prompt):
@@ -241,8 +255,8 @@ def reporting(name, prompt):
                      if key in ids and prompt[ids[key]]["class_type"].startswith("QT_")}
 
 
-@pytest.mark.parametrize("name", PROMPTS)
-def test_workflow_runs(name, server, of_base):
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in SOME else [pytest.mark.full]) for name in PROMPTS])
+def test_workflow_runs(name, server, models, of_base):
     prompt = reporting(name, cheap(PROMPTS[name]))
     of_base(prompt)
     history = server.run(prompt, timeout=300)
@@ -298,9 +312,10 @@ def picture(server, prompt):
     return frames_of(outputs(server, history, "images")[0])[0].astype(int)
 
 
-def test_the_lora_acts(server):
+@pytest.mark.parametrize("name", ["flux1_dev_svdq_int4_lora"])
+def test_the_lora_acts(name, server, models):
     """At its committed strength it changes the picture; at strength 0 the picture is that of the transformer alone."""
-    prompt = cheap(PROMPTS["flux1_dev_svdq_int4_lora"])
+    prompt = cheap(PROMPTS[name])
     key, lora = next((key, node["inputs"]) for key, node in prompt.items() if node["class_type"] == "LoraLoaderModelOnly")
     assert 0 < lora["strength_model"] < 1
     acting = picture(server, prompt)
@@ -323,14 +338,15 @@ def test_nothing_is_downloaded_without_being_asked():
 
 def repos(names, *inputs):
     """(workflow, repo id) of the repos that loader nodes of these workflows name in these inputs."""
-    return sorted({(name, node["inputs"][key]) for name in names for node in PROMPTS[name].values() for key in inputs
-                   if node["class_type"].startswith("QT_") and "/" in node["inputs"].get(key, "")})
+    found = sorted({(name, node["inputs"][key]) for name in names for node in PROMPTS[name].values() for key in inputs
+                    if node["class_type"].startswith("QT_") and "/" in node["inputs"].get(key, "")})
+    return [pytest.param(*row, marks=() if row[0] in SOME else [pytest.mark.full]) for row in found]
 
 
 @pytest.mark.parametrize(("name", "repo"), [
     *repos(PROMPTS, "base_model"),
     *repos(("flux1_dev_modelopt_fp8", "flux2_dev_nvfp4", "qwen_image_svdq_lightning_4steps"), "override", "weights")])
-def test_a_repo_that_is_not_there(name, repo, server):
+def test_a_repo_that_is_not_there(name, repo, server, models):
     """Every node that needs it says so before anything runs, with the command that fetches it."""
     prompt = cheap(PROMPTS[name])
     folder = server.base / "models" / "diffusers" / repo

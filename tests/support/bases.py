@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -61,14 +62,22 @@ NODE_CLASS_MAPPINGS = {{}}
 """
 
 
-def place(base: Path) -> None:
-    """Fill `base`/models with all stand-ins, and add the test-only shim that lets them be narrow."""
-    models = base / "models" / "diffusers"
-    for make in (_flux1, _flux2, _wan, _modelslim, _hunyuan_video, _qwen_image, _z_image, _nunchaku, bases_native.place):
-        make(models)
-    shim = base / "custom_nodes" / "narrow_models"
-    shim.mkdir(parents=True)
-    (shim / "__init__.py").write_text(SHIM, encoding="utf-8")
+class Bases:
+    """The models of an installation that start with the test-only shim which lets them be narrow; each comes when a
+    workflow asks for it."""
+
+    def __init__(self, base: Path) -> None:
+        self.models, self.made = base / "models" / "diffusers", set[Callable[[Path], None]]()
+        shim = base / "custom_nodes" / "narrow_models"
+        shim.mkdir(parents=True)
+        (shim / "__init__.py").write_text(SHIM, encoding="utf-8")
+
+    def place(self, workflow: str) -> None:
+        """Make what a workflow of this name loads."""
+        for make in next(makers for beginning, makers in MAKERS.items() if workflow.startswith(beginning)):
+            if make not in self.made:
+                make(self.models)
+                self.made.add(make)
 
 
 def _pipeline(folder: Path, class_name: str, entries: dict[str, list[str]], **transformers: Any) -> None:
@@ -200,8 +209,8 @@ def _z_image(models: Path) -> None:
     _pipeline(folder, "ZImagePipeline", text_encoders_llm.save("z_image", folder) | vaes.save("z_image", folder))
 
 
-def _nunchaku(models: Path) -> None:
-    """INT4 files of rank 32 as published, and a LoRA for FLUX.1 of the name that its workflow has."""
+def _nunchaku_flux1(models: Path) -> None:
+    """An INT4 file of rank 32 as published, and a LoRA of the name that its workflow has."""
     made = svdquant_models.make_flux(rank=32)
     made.write(models / "nunchaku-tech/nunchaku-flux.1-dev")
     layers = {name: tuple(module.weight.shape) for name, module in made.model.named_modules()
@@ -209,11 +218,29 @@ def _nunchaku(models: Path) -> None:
     loras = models.parent / HYPER["directory"]
     loras.mkdir(exist_ok=True)
     save_file(lora.random_lora(layers), str(loras / HYPER["name"]))
+
+
+def _nunchaku_qwen_image(models: Path) -> None:
     with patch.object(qwen_image, "TEXT", QWEN_TEXT):
         made = svdquant_models.make_qwen_image(rank=32)
     folder = models / "nunchaku-tech/nunchaku-qwen-image"
     made.write(folder)
     made.write(folder, name=LIGHTNING)
     made.write(models / "nunchaku-tech/nunchaku-qwen-image-edit-2509", name="svdq-int4_r32-qwen-image-edit-2509.safetensors")
+
+
+def _nunchaku_z_image(models: Path) -> None:
     with patch.object(z_image, "TEXT", text_encoders_llm.WIDTHS["z_image"]):
         svdquant_models.make_z_image(rank=32, refiners=True).write(models / "nunchaku-tech/nunchaku-z-image-turbo")
+
+
+# By the beginnings of the workflows' names.
+MAKERS = {
+    "flux1_dev_svdq": (_flux1, _nunchaku_flux1), "flux1": (_flux1,),
+    "flux2_dev": (_flux2,), "flux2_klein": (bases_native.klein,),
+    "wan22_t2v_a14b_modelslim": (_wan, _modelslim), "wan22": (_wan,), "wan21_vace": (bases_native.vace,),
+    "hunyuanvideo15": (bases_native.hunyuan_video_15,), "hunyuanvideo": (_hunyuan_video,),
+    "qwen_image_edit_svdq": (_qwen_image, _nunchaku_qwen_image), "qwen_image_svdq": (_qwen_image, _nunchaku_qwen_image),
+    "qwen_image": (_qwen_image,), "z_image": (_z_image, _nunchaku_z_image),
+    "sd35": (bases_native.sd35,), "chroma": (bases_native.chroma,), "hidream": (bases_native.hidream,),
+    "ltx2": (bases_native.ltx2,)}

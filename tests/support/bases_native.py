@@ -25,12 +25,6 @@ SD3_POOLED = 2 * text_encoders.SDXL_POOLED
 KLEIN_TEXT = text_encoders_llm.WIDTHS["flux2_klein"]
 
 
-def place(models: Path) -> None:
-    """Fill models/diffusers."""
-    for make in (_sd35, _chroma, _klein, _vace, _hunyuan_video_15, _hidream, _ltx2):
-        make(models)
-
-
 def _base(folder: Path, pipeline: str, config: dict[str, Any], *entries: dict[str, list[str]]) -> None:
     """A pipeline whose transformer is a config.json, as a deferred base needs it."""
     (folder / "transformer").mkdir(parents=True)
@@ -76,7 +70,7 @@ def _gguf(table: str, path: Path, arch: str, **sizes: Any) -> None:
     gguf_files.write(path, made, arch)
 
 
-def _sd35(models: Path) -> None:
+def sd35(models: Path) -> None:
     """A whole checkpoint; the large one has no second attention."""
     folder = models / "stabilityai/stable-diffusion-3.5-large"
     text = text_encoders.SD3_TEXT
@@ -90,14 +84,14 @@ def _sd35(models: Path) -> None:
                 name="sd3.5_large_fp8_scaled.safetensors")
 
 
-def _chroma(models: Path) -> None:
+def chroma(models: Path) -> None:
     folder = models / "lodestones/Chroma1-HD"
     _base(folder, "ChromaPipeline", _config("chroma"), text_encoders.save("chroma", folder), vaes.save("flux1", folder))
     common.save(models / "Comfy-Org/Chroma1-HD_repackaged/split_files/diffusion_models", _native("chroma", "FP8, marked"), None,
                 name="Chroma1-HD-fp8mixed.safetensors")
 
 
-def _klein(models: Path) -> None:
+def klein(models: Path) -> None:
     folder = models / "black-forest-labs/FLUX.2-klein-4B"
     with patch.object(flux2, "TEXT", KLEIN_TEXT):
         config = dict(flux2.make(heads=1, double=1, single=2, guidance=False).config)
@@ -108,7 +102,7 @@ def _klein(models: Path) -> None:
     common.save(models / "black-forest-labs/FLUX.2-klein-4b-fp8", stored, None, name="flux-2-klein-4b-fp8.safetensors")
 
 
-def _vace(models: Path) -> None:
+def vace(models: Path) -> None:
     folder = models / "Wan-AI/Wan2.1-VACE-14B-diffusers"
     _base(folder, "WanVACEPipeline", _config("wan_vace", num_attention_heads=2, ffn_dim=512),
           text_encoders.save("wan", folder), vaes.save("wan", folder))
@@ -116,7 +110,7 @@ def _vace(models: Path) -> None:
           ffn_dim=512)
 
 
-def _hunyuan_video_15(models: Path) -> None:
+def hunyuan_video_15(models: Path) -> None:
     folder, text = models / "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v", text_encoders_llm.WIDTHS["qwen_image"]
     folder.mkdir(parents=True)
     text_encoders_llm.hunyuan_video_15(folder)
@@ -127,7 +121,7 @@ def _hunyuan_video_15(models: Path) -> None:
           "hyvid", context_in_dim=text, hidden_size=256, num_heads=2)
 
 
-def _hidream(models: Path) -> None:
+def hidream(models: Path) -> None:
     """A base without text encoders, which its workflow takes from the repo of the override, by ComfyUI's own loader."""
     _base(models / "HiDream-ai/HiDream-I1-Full", "HiDreamImagePipeline", _config("hidream"),
           vaes.save("flux1", models / "HiDream-ai/HiDream-I1-Full"))
@@ -151,7 +145,7 @@ SOUND: dict[str, Any] = {
     "vocoder": {"upsample_initial_channel": 32, "output_sample_rate": 24000}}
 
 
-def _ltx2(models: Path) -> None:
+def ltx2(models: Path) -> None:
     """A whole checkpoint in models/checkpoints, with the VAE for sound, which ComfyUI reads there. Connectors without layers:
     of the text encoder's width one has 177 million numbers."""
     from comfy.ldm.lightricks.vae.audio_vae import AudioVAE

@@ -98,6 +98,7 @@ def made(tensors, kind, every=1, listed=False):
     return stored, truth, listing if marked and listed else None
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize("names", NAMES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_under_every_name(weights, tmp_path, kind, names):
@@ -116,6 +117,7 @@ def test_beside_layers_that_are_not_quantized(weights, tmp_path, kind, style):
     assert common.rel_l2(flux.comfy_velocity(loaded.patcher, **flux.inputs()), expected(truth)) < EXACT
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize("style", ["native", "diffusers"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_shards_and_in_company(weights, tmp_path, kind, style):

@@ -19,6 +19,7 @@ def parameters(patcher) -> dict[str, torch.Tensor]:
             for name, tensor in patcher.model.diffusion_model.named_parameters()}
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter(tmp_path, name):
     import comfy.sd

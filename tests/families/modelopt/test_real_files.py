@@ -93,6 +93,7 @@ KINDS = {
     "blocks of rows [N, K/64, 1]": lambda t: blocks(t, (1, 64), shape=lambda scale: scale[..., None])}
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize("names", NAMES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_under_every_name(weights, tmp_path, kind, names):
@@ -106,6 +107,7 @@ def test_every_kind_under_every_name(weights, tmp_path, kind, names):
         assert any("no weights of Linear layers" in note for note in loaded.description.notes)
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize("style", ["native", "diffusers"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_shards_and_in_company(weights, tmp_path, kind, style):

@@ -32,6 +32,7 @@ from support.text_checks import (
     encode,
 )
 
+LARGE = ("hidream", "hunyuan_video")  # whose tokenizers have Llama's real vocabulary
 pytestmark = pytest.mark.parity
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,8 @@ def load(folder: Path, dtype: str = "fp32"):
     return text_encoder.load(text_encoder.Request(str(folder), dtype=dtype))
 
 
-@pytest.mark.parametrize("family", tiny.PIPELINES)
+@pytest.mark.parametrize("family", [pytest.param(family, marks=[pytest.mark.full] if family in LARGE else ())
+                                    for family in tiny.PIPELINES])
 def test_states_are_those_of_the_pipeline(family, bases):
     loaded = load(bases[family])
     CHECKS[family](loaded.clip, bases[family])
@@ -98,6 +100,7 @@ def test_embedding_stored_by_its_other_name(bases, tmp_path):
     assert torch.equal(encode(load(folder).clip, PROMPTS[0])[0], expected)
 
 
+@pytest.mark.full
 def test_llava(bases, tmp_path):
     """HunyuanVideo I2V: the names of the published file, and those of transformers 5 in memory."""
     from transformers import LlamaModel
@@ -163,6 +166,7 @@ def test_a_projection_that_comfyui_leaves_out_is_refused(bases, tmp_path):
     refused(folder, "text_projection is not the identity")
 
 
+@pytest.mark.full
 def test_llama_31_is_computed_without_its_scaling(bases, tmp_path):
     """HiDream's; the report says it. The tokenizer has special tokens of its own."""
     folder = copy_of(bases["hidream"], tmp_path)
@@ -214,6 +218,7 @@ def test_sdxl_that_is_refused(bases, tmp_path):
     refused(folder, "missing", "layers.3.mlp.fc1")
 
 
+@pytest.mark.full
 def test_as_deep_as_published(bases, tmp_path):
     """24 blocks with 10240 rows: what ComfyUI recognises a T5-XXL by, without help. Narrow in everything else."""
     folder = copy_of(bases["flux1"], tmp_path)
@@ -222,6 +227,7 @@ def test_as_deep_as_published(bases, tmp_path):
     assert_flux(load(folder).clip, folder, within=1e-4, prompts=PROMPTS[:1])
 
 
+@pytest.mark.full
 def test_as_wide_as_published(bases, tmp_path):
     """One block of UMT5-XXL's real sizes (but for the vocabulary)."""
     folder = copy_of(bases["wan"], tmp_path)

@@ -55,8 +55,8 @@ def test_files_of_llama_cpps_converter(kind, monkeypatch):
     assert [key for key in given if not torch.equal(given[key].float(), expected[key])] == []
 
 
-@pytest.mark.parametrize("kind", ["Q4_K", "Q8_0"])
-@pytest.mark.parametrize("family", ["flux1", "wan"])
+@pytest.mark.parametrize("family, kind", [("flux1", "Q4_K"), ("wan", "Q8_0"), *(
+    pytest.param(*case, marks=pytest.mark.full) for case in (("flux1", "Q8_0"), ("wan", "Q4_K")))])
 def test_gguf_in_the_place_of_the_bases(family, kind, tmp_path):
     """Through the node's loader, tokenizers included; the base has no weights of what is replaced."""
     folder = "text_encoder_2" if family == "flux1" else "text_encoder"
@@ -125,6 +125,7 @@ FILES = [("t5", "scaled_fp8"), ("t5", "nunchaku_t5"), ("umt5", "scaled_fp8"), ("
          ("clip_g", "int8_tensorwise"), ("mistral3", "scaled_fp8"), ("qwen3", "int8_tensorwise")]
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize(("name", "kind"), PACKED)
 def test_folder(name, kind, tmp_path, monkeypatch):
     model = text_host.tiny(name)

@@ -100,6 +100,7 @@ def agrees(loaded, model, family, frames=1):
     return common.rel_l2(actual - 0.5, expected - 0.5), common.rel_l2(encoded, mean)
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize(("family", "frames"), CASES)
 def test_decode_and_encode_equal_diffusers(family, frames, bases):
     folder, model = bases(family)

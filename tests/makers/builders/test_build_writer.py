@@ -379,6 +379,7 @@ def test_targets(tmp_path, source):
 
 # --- memory ---
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_a_model_of_3_gb(tmp_path):
     """BF16 tensors of 75 MB to FP8, 3 GB of them: the peak grows by no more than two of them and 200 MB."""

@@ -42,6 +42,7 @@ def merge(first, second, ratio):
     return ModelMergeSimple().merge(first, second, ratio)[0]
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize("name, other", PAIRS)
 def test_merges(name, other):
     """At 0 / 0.25 / 0.5 / 1; the quantized one first, and second."""
@@ -87,6 +88,7 @@ def hooked(patcher, groups):
     return clone, made
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize("state", ["full", "low VRAM"])
 @pytest.mark.parametrize("name", net.FORMATS)
 def test_hooks_come_and_go(name, state):

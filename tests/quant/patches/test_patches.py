@@ -85,6 +85,7 @@ def test_a_scaled_model(name):
         assert net.off(run(a, columns), mine, net.full(b, columns), theirs) < TOLERANCE
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize("dtype", [None, torch.float32], ids=["default", "dtype set"])
 @pytest.mark.parametrize("name", net.FORMATS)
 def test_a_lora_survives_vram_changes(name, dtype):
@@ -236,6 +237,7 @@ def test_an_activation_that_the_host_fuses_with_int8(state):
     assert torch.equal(again, before)
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize("kind", ["kohya", "lokr", "dora", "bias and norm"])
 @pytest.mark.parametrize("name", ["fp8", "int8", "nvfp4"])
 def test_torch_compile_takes_a_layer_with_patches_whole(name, kind):
