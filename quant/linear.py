@@ -20,9 +20,11 @@ from torch.nn.functional import linear as matmul
 from . import multiply  # noqa: F401  (registers the layout's matmuls)
 from .codecs import codec
 from .exact import or_exact, with_exact_answers
-from .kernels import kernel
-from .kernels.base import Activation
+from .kernels import by_tiles, int8, kernel
+from .kernels.base import DEQUANTIZE, Activation
+from .layout_names import HOST_LAYOUTS, INT8
 from .layouts import stored
+from .layouts.host_tiles import tile_of as host_tile
 from .layouts.tiled import is_tiled, parameter, params_of, plain_bias, tiles_of
 from .marker import marker
 from .patches.linear import with_patches_beside
@@ -84,7 +86,7 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
 
         def _own_name(self) -> None:
             """Keep the host from multiplying an INT8 weight past this Linear."""
-            if getattr(self.weight, "_layout_cls", "") == "TensorWiseINT8Layout":
+            if getattr(self.weight, "_layout_cls", "") == INT8:
                 from .layouts.int8 import renamed
 
                 self.weight, self.own_name = renamed(self.weight), True
@@ -114,15 +116,20 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
             return sd
 
         def forward(self, input, *args, **kwargs):
-            if of_host and self._host_tile(input) is not None:
+            if of_host and self._host_tile(input) is not None or self._decoded_here(input):
                 return self.forward_comfy_cast_weights(input, input.dtype, weight_only_quant=True)
             return super().forward(input, *args, **kwargs)
 
         def _forward(self, input, weight, bias):
             native, tile = super()._forward, self._host_tile(input, weight) if of_host else None
+            run = DEQUANTIZE if tile is None else of_host[tile.place.codec]
+            if tile is None and self._decoded_here(input):
+                tile = host_tile(weight)
+            if tile is None and self._multiplied_here(input, weight):
+                flat = int8.linear(input.reshape(-1, input.shape[-1]), weight, bias)
+                return flat.reshape(*input.shape[:-1], flat.shape[-1])
             if tile is None:
                 return native(input, weight, bias)
-            run = of_host[tile.place.codec]
 
             def multiply_it() -> torch.Tensor:
                 out = run.linear(Activation(input.reshape(-1, input.shape[-1])), tile, bias)
@@ -136,12 +143,25 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
             quantized, unpatched, and not asked for otherwise."""
             takes = (isinstance(x, torch.Tensor) and not isinstance(x, QuantizedTensor)
                      and not x.requires_grad and not self._full_precision_mm_config
-                     and not operations._full_precision_mm and not getattr(self, "comfy_force_cast_weights", False)
-                     and not self.weight_function and not self.bias_function)  # somebody else's
-            from .layouts import host_tiles
-
-            tile = host_tiles.tile_of(self.weight if weight is None else weight) if takes else None
+                     and not operations._full_precision_mm and self._is_its_own())
+            tile = host_tile(self.weight if weight is None else weight) if takes else None
             return tile if tile is not None and tile.place.codec in of_host else None
+
+        def _decoded_here(self, x: Any) -> bool:
+            """Whether the host would dequantize the weight of this layer, which is in its own layout, for a product
+            that is made here (kernels/by_tiles.py)."""
+            return self._full_precision_mm and by_tiles.takes(x) and isinstance(self.weight, QuantizedTensor) \
+                and self.weight._layout_cls in HOST_LAYOUTS and self._is_its_own()
+
+        def _multiplied_here(self, x: Any, weight: Any) -> bool:
+            """Whether the host would multiply by INT8 codes on a CPU."""
+            return not self._full_precision_mm and getattr(weight, "_layout_cls", "") == INT8 \
+                and self._is_its_own() and int8.takes(x, weight)
+
+        def _is_its_own(self) -> bool:
+            """Whether nobody else changes the weight, or the activation before it."""
+            return not (getattr(self, "comfy_force_cast_weights", False) or self.weight_function or self.bias_function
+                        or getattr(self, "pre_quant_scale", None) is not None)
 
         def forward_comfy_cast_weights(self, input, *args, **kwargs):
             if not is_tiled(self.weight):

@@ -17,7 +17,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from support import bench_build, bench_formats, bench_lists, bench_patches
+from support import bench_build, bench_formats, bench_linear, bench_lists, bench_patches
 from support.pack import COMFYUI, PACK
 
 LOAD = r"""
@@ -286,6 +286,7 @@ def main() -> int:
                 loading_svdquant(Path(temp), precision)
             bench_formats.describing(Path(temp), budget)
             bench_formats.loading(Path(temp), budget)
+            bench_linear.linears(budget)
             bench_patches.patching(Path(temp), budget)
             bench_build.writing(Path(temp), budget)
             bench_build.building(Path(temp), budget)

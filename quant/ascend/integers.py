@@ -10,6 +10,7 @@ import torch
 
 from . import mx
 
+AT_ONCE = 256
 EXACT_COLUMNS = 1024  # 2^14 a product: sums of this many INT8 products are below 2^24, so exact in F32
 
 
@@ -33,9 +34,17 @@ def static(x: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> torch.
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """I8 [M, K] times I8 [K, N] -> I32 [M, N], exact on any device: F32 sums of at most 1024 columns at a time."""
-    parts = zip(a.split(EXACT_COLUMNS, 1), b.split(EXACT_COLUMNS, 0), strict=True)
-    return sum((x.float() @ y.float()).to(torch.int32) for x, y in parts)
+    """I8 [M, K] times I8 [K, N] -> I32 [M, N], exact on any device: F32 sums of at most 1024 columns at a time, for 256
+    of b's columns at a time (the rows of a weight), so that F32 of them stays in a processor's cache."""
+    wide, weight = a.float().t(), b.t()
+    made = torch.empty(len(weight), len(a), dtype=torch.int32, device=a.device)
+    step = AT_ONCE if a.device.type == "cpu" else max(len(weight), 1)
+    for rows, out in zip(weight.split(step), made.split(step), strict=True):
+        part = rows.float()
+        for i, (x, y) in enumerate(zip(part.split(EXACT_COLUMNS, 1), wide.split(EXACT_COLUMNS), strict=True)):
+            sums = (x @ y).to(torch.int32)
+            out.copy_(sums) if i == 0 else out.add_(sums)
+    return made.t()
 
 
 def unpack_int4(packed: torch.Tensor) -> torch.Tensor:

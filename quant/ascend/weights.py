@@ -5,6 +5,7 @@ The fields of a tile: quant/codecs/ascend.py.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from comfy_kitchen.float_utils import from_blocked
 from torch import Tensor
 
 from ..blocks import swizzle
+from ..decode import e4m3, looked_up, pairs, times
 from ..layout_names import is_int8
 from ..tile import Place, Tile
 from . import integers, mx
-from .kinds import BLOCK, KINDS, LEVELS
+from .kinds import BLOCK, DUAL_BLOCK, KINDS, LEVELS
 
 
 def integer_codes(tile: Tile) -> Tensor:
@@ -39,6 +41,44 @@ def decode(tile: Tile, *, smoothed: bool = True) -> Tensor:
     else:
         weight = mx.dequantize_dual(tile["codes"], scale, tile["dual"])
     return weight if mul is None or not smoothed else weight * mul
+
+
+def decode_rows(tile: Tile, first: int, last: int, out: Tensor) -> bool:
+    """Rows of what `decode` gives, into F32 `out`, on a CPU; False for columns that are no whole blocks."""
+    codec = KINDS[tile.place.codec].codec
+    codes, scale, mul = tile["codes"][first:last], tile["scale"][first:last], tile.get("mul")
+    if tile.place.columns % (DUAL_BLOCK if codec == "mxfp4_dual" else scale.shape[1]):
+        return False
+    if codec in ("int8", "int4"):
+        scale = (scale / tile["input_scale"] if "input_scale" in tile.fields else scale).float()
+        if codec == "int4":
+            looked_up(codes, _int4_pairs(), out)
+        else:
+            out.copy_(codes)
+        if "offset" in tile.fields:
+            out.unflatten(1, (scale.shape[1], -1)).sub_(tile["offset"][first:last].float().unsqueeze(-1))
+        times(out, scale)
+    elif codec == "e4m3":
+        e4m3(codes, scale, out)
+    elif codec == "mxfp8":
+        e4m3(codes, mx.decode_e8m0(scale), out)
+    else:
+        looked_up(codes, _fp4_pairs(), out, mx.decode_e8m0(scale))
+        if codec == "mxfp4_dual":
+            times(out, tile["dual"][first:last])
+    if mul is not None:
+        out.mul_(mul)
+    return True
+
+
+@cache
+def _int4_pairs() -> Any:
+    return pairs(tuple(float(code - 16 * (code > 7)) for code in range(16)), low_first=True)
+
+
+@cache
+def _fp4_pairs() -> Any:
+    return pairs((*mx.E2M1, *(-value for value in mx.E2M1)), low_first=True)
 
 
 def _static_bias(codes: Tensor, scale: Tensor, like: Tile) -> dict[str, Tensor]:

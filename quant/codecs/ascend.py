@@ -60,6 +60,12 @@ class Ascend(Codec):
 
         return decode(tile).to(dtype)
 
+    def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
+        from ..ascend.weights import decode_rows
+
+        if tile.place.columns % BLOCK or not decode_rows(tile, first, last, out):
+            super().decode_rows(tile, first, last, out)
+
     def loaded(self, tile: Tile, dtype: dtype) -> Tile:
         bias = tile.get("bias")  # as the layer itself will hold it, so that the two cancel exactly
         return tile if bias is None else tile.having(bias=bias.to(dtype))

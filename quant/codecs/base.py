@@ -76,6 +76,13 @@ class Codec:
             down, up = tile["down"], tile["up"]
         return torch.addmm(self.residual(tile, torch.float32), up.float(), down.float().t()).to(dtype)
 
+    def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
+        """Rows `first` to `last` of the `residual` of a tile in the codec's own order, into F32 `out` [last - first,
+        columns]. On a CPU; quant/decode.py has how it is fast."""
+        import torch
+
+        out.copy_(self.residual(self.cut(tile, first, last - first), torch.float32))
+
     def looked_up(self, tile: Tile, index: Tensor, dtype: dtype) -> Tensor:
         """The rows `index` [n] of the weight, [n, columns]: only they are dequantized, where each has its own bytes."""
         fields, rows = {}, tile.place.rows

@@ -39,6 +39,12 @@ class Codebook(Codec):
         values = pairs[tile["codes"].int()].view(rows, scale.shape[1], columns // scale.shape[1])
         return (values * scale.unsqueeze(-1)).view(rows, columns).to(dtype)
 
+    def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
+        from ..decode import looked_up, pairs
+
+        table = pairs(tuple(tile["table"].tolist()), low_first=False)
+        looked_up(tile["codes"][first:last], table, out, tile["scale"][first:last])
+
     def merge(self, tiles: Sequence[Tile]) -> Tile | None:
         return stacked(tiles, self.fields)
 

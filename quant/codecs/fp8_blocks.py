@@ -43,6 +43,17 @@ class FP8Blocks(Codec):
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:
         return _times(tile["codes"].float(), tile["scale"]).to(dtype)
 
+    def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
+        import torch
+
+        from ..decode import e4m3
+
+        codes, scale = tile["codes"], tile["scale"]
+        if codes.dtype == torch.float8_e4m3fn and codes.shape[1] % scale.shape[1] == 0:
+            e4m3(codes[first:last], scale[first:last], out)
+        else:
+            super().decode_rows(tile, first, last, out)
+
     def requantize(self, weight: Tensor, like: Tile, seed: int, **options: Any) -> Tile:
         import torch
 

@@ -38,6 +38,9 @@ class GGML(Codec):
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:
         return decode(tile["codes"], self.kind, tile.place.columns, dtype)
 
+    def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
+        decode(tile["codes"][first:last], self.kind, tile.place.columns, out.dtype, out)
+
     def merge(self, tiles: Sequence[Tile]) -> Tile | None:
         return stacked(tiles, self.fields)
 
@@ -47,8 +50,9 @@ def codec_name(kind: str) -> str:
     return f"ggml_{kind.lower()}"
 
 
-def decode(codes: Tensor, kind: Type, columns: int, dtype: dtype) -> Tensor:
-    """Blocks U8 [rows, bytes of a row] -> [rows, columns], computed in F32 and rounded once.
+def decode(codes: Tensor, kind: Type, columns: int, dtype: dtype, out: Tensor | None = None) -> Tensor:
+    """Blocks U8 [rows, bytes of a row] -> [rows, columns], computed in F32 and rounded once; into `out` where there is
+    one.
 
     Raises ValueError for a type whose grid comes from gguf-py, where that is not installed.
     """
@@ -59,7 +63,7 @@ def decode(codes: Tensor, kind: Type, columns: int, dtype: dtype) -> Tensor:
 
     numbers = BLOCKS.get(kind.name) or GRIDS[kind.name]
     rows = codes.shape[0]
-    out = torch.empty(rows, columns, dtype=dtype, device=codes.device)
+    out = torch.empty(rows, columns, dtype=dtype, device=codes.device) if out is None else out
     step = max(AT_ONCE.get(codes.device.type, ON_DEVICES) // max(columns, 1), 1)
     for first in range(0, rows, step):
         part = codes[first:first + step].reshape(-1, kind.size)

@@ -16,7 +16,8 @@ are apart because (q - z) * s is exact in what integers and scales of 16 bits ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from ...host.texts import Text
 from ..tile import Place, Tile
@@ -59,6 +60,16 @@ class Groups(Codec):
             return decoded(pairs.flatten(1), tile, 1).to(dtype)
         return decoded(codes.float(), tile, 1).to(dtype)
 
+    def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
+        codes = tile["codes"][first:last]
+        if self.bits == 4:
+            from ..decode import looked_up
+
+            looked_up(codes, _pairs(), out)
+        else:
+            out.copy_(codes)
+        decoded(out, self.cut(tile, first, last - first), 1)
+
     def grouped(self, tile: Tile) -> Tile:
         """A tile as one of codec groups, in its own order."""
         return self.natural(tile)
@@ -72,6 +83,13 @@ class Groups(Codec):
 
     def merge(self, tiles: Sequence[Tile]) -> Tile | None:
         return stacked(tiles, self.fields)
+
+
+@cache
+def _pairs() -> Any:
+    from ..decode import pairs
+
+    return pairs(tuple(map(float, range(16))), low_first=True)
 
 
 def decoded(codes: Tensor, tile: Tile, axis: int) -> Tensor:

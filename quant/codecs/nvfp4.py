@@ -23,6 +23,7 @@ ComfyUI's; rows need no padding in it, the host pads them to 16.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ...host.texts import Text
@@ -62,6 +63,11 @@ class NVFP4(Codec):
         weight = dequantize_nvfp4(tile["codes"].contiguous(), tile["scale"], tile["block"],
                                   dtype if mul is None else torch.float32)
         return weight if mul is None else (weight * mul.float()).to(dtype)
+
+    def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
+        decode_rows(tile["codes"], tile["block"], tile["scale"], first, last, out)
+        if "mul" in tile.fields:
+            out.mul_(tile["mul"].float())
 
     def requantize(self, weight: Tensor, like: Tile, seed: int, **options: Any) -> Tile:
         from comfy_kitchen.tensor import get_layout_class
@@ -110,6 +116,28 @@ class NVFP4(Codec):
         up = tile.get("up")
         return tile.having(codes=codes, block=swizzle(block),
                            up=None if up is None else torch.cat(tuple(reversed(up.chunk(2)))))
+
+
+def decode_rows(codes: Tensor, block: Tensor, scale: Tensor, first: int, last: int, out: Tensor) -> None:
+    """Rows `first` to `last` of codes and block scales in the host's order, into F32 `out`: code * (tensor scale *
+    block scale), as comfy-kitchen's eager dequantize_nvfp4 has it. 128 rows of block scales are one row of tiles."""
+    import torch
+
+    from ..decode import e4m3, looked_up
+
+    start, stop = first // 128 * 128, ceil_to(last, 128)
+    blocks = linear_blocks(block[start:stop], min(stop, len(codes)) - start, codes.shape[1])[first - start:last - start]
+    total = torch.empty(blocks.shape)
+    e4m3(blocks, scale.float(), total)
+    looked_up(codes[first:last], _pairs(), out, total)
+
+
+@cache
+def _pairs() -> Any:
+    from ..ascend.mx import E2M1
+    from ..decode import pairs
+
+    return pairs((*E2M1, *(-value for value in E2M1)), low_first=False)
 
 
 class NVFP4Format:

@@ -7,12 +7,14 @@ unsigned grid, and the bias that is stored is right for that.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from ...host.texts import Text
 from ..blocks import ceil_to
-from ..svdquant.parts import CODEC
+from ..svdquant.parts import CODEC, KIND
 from ..tile import Tile
+from . import nvfp4
 from .base import FLOATS, Codec, Field
 
 if TYPE_CHECKING:
@@ -64,6 +66,21 @@ class SVDQuant(Codec):
 
         return residual(part_of(tile)).to(dtype)
 
+    def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
+        from ..decode import looked_up
+
+        kind, rows = KIND[self.name], slice(first, last)
+        if kind == "nvfp4":
+            nvfp4.decode_rows(tile["codes"], tile["scale"], tile["tensor_scale"], first, last, out)
+            if "channel_scale" in tile.fields:
+                out.mul_(tile["channel_scale"][rows].float()[:, None])
+        else:
+            looked_up(tile["codes"][rows], _pairs(kind == "int4"), out, tile["scale"][:, rows].float().t())
+            if "zeros" in tile.fields:
+                out.unflatten(1, (tile["zeros"].shape[0], -1)).add_(tile["zeros"][:, rows].float().t().unsqueeze(-1))
+        if "smooth" in tile.fields:
+            out.div_(tile["smooth"].float())
+
     def natural(self, tile: Tile) -> Tile:
         if not tile.place.order:
             return tile
@@ -83,6 +100,13 @@ class SVDQuant(Codec):
         from ..svdquant.weights import plain_shift
 
         return plain_shift(residual)
+
+
+@cache
+def _pairs(signed: bool) -> Any:
+    from ..decode import pairs
+
+    return pairs(tuple(float(code - 16 * (signed and code > 7)) for code in range(16)), low_first=True)
 
 
 _INT4 = {**_CODES, **_GROUPS, **_SMOOTH, **_LOW}

@@ -94,6 +94,9 @@ class Words(Groups):
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:
         return decoded(self.unpacked(tile), tile, 0).to(dtype).t()
 
+    def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
+        out.copy_(self.residual(self.cut(tile, first, last - first), out.dtype))
+
     def dequantize(self, tile: Tile, dtype: dtype) -> Tensor:
         return super().dequantize(tile, dtype).contiguous()
 

@@ -15,6 +15,7 @@ from torch.nn.functional import linear as matmul
 from ...host.texts import Text
 from ..codecs import codec
 from ..tile import Tile
+from . import by_tiles
 
 if TYPE_CHECKING:
     from ...host import Machine
@@ -125,6 +126,8 @@ def dense(x: Tensor, tile: Tile, bias: Tensor | None) -> Tensor:
     """x times the dequantized tile, full-precision activations; the low-rank branch as it is."""
     kind = codec(tile.place.codec)
     tile = kind.natural(tile)
+    if tile.place.codec != "plain" and by_tiles.takes(x):
+        return add_low_rank(by_tiles.linear(x, kind, tile, bias), x, tile)
     weight = kind.residual(tile, torch.float32 if kind.shifts else x.dtype)
     shift = kind.shift(weight)
     if shift is not None:

@@ -28,6 +28,7 @@ from ..codecs import codec
 from ..exact import REFUSALS
 from ..svdquant.parts import KIND
 from ..tile import Tile
+from . import int8
 from .base import HALF, NATIVE, SLOW, USABLE, Activation, Kernel, Speed, add_low_rank, dense
 from .reference import integer_linear, smooth
 
@@ -126,9 +127,7 @@ class ComfyKitchen(Kernel):
         if run is not None:
             return run(act, tile, bias)
         if name in KINDS and KINDS[name].integer:
-            from comfy_kitchen import mm_int8
-
-            return integer_linear(act.x, tile, bias, mm_int8)
+            return integer_linear(act.x, tile, bias, int8.product)
         return dense(act.x, tile, bias)
 
     def exact(self, act: Activation, tile: Tile, bias: Tensor | None) -> Tensor:

@@ -1,0 +1,70 @@
+"""x times a dequantized weight on a CPU, a few hundred rows at a time: decoded into memory that is used again and stays
+in the processor's cache, then multiplied. No layer is ever whole in F32.
+
+Activations of 16 bit are multiplied in F32 where the processor has no units for them: faster there, and rounded once.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import cache
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..codecs.base import Codec
+    from ..tile import Tile
+
+ROWS, STEP = 256, 128  # rows of a tile at most, in multiples of what block scales have in one tile
+VALUES = 1 << 21  # of a tile at most: 8 MB
+_scratch = threading.local()
+
+
+def takes(x: object) -> bool:
+    """Whether a product with x is made here: on a CPU, and of a dtype that is computed in F32."""
+    return is_plain(x) and (x.dtype == torch.float32
+                            or x.dtype in (torch.bfloat16, torch.float16) and not has_units(x.dtype))
+
+
+def is_plain(x: object) -> TypeGuard[Tensor]:
+    """Whether x is a plain tensor on the CPU of which nothing is to be traced or differentiated."""
+    return type(x) is Tensor and x.device.type == "cpu" and not x.requires_grad and not torch.compiler.is_compiling()
+
+
+@cache
+def has_units(dtype: torch.dtype) -> bool:
+    """Whether the processor multiplies matrices of this 16-bit dtype faster than F32."""
+    name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
+    try:
+        return bool(getattr(torch.ops.mkldnn, name)())
+    except (AttributeError, RuntimeError):  # an operation that this torch does not have
+        return True
+
+
+def linear(x: Tensor, kind: Codec, tile: Tile, bias: Tensor | None) -> Tensor:
+    """x [M, K] times a tile [N, K] in its codec's own order, plus bias [N], in x's dtype; without its low-rank branch.
+    Computed in F32."""
+    rows, columns = tile.place.rows, tile.place.columns
+    step = max(min(ROWS, VALUES // columns // STEP * STEP), STEP)
+    wide, made, weight = x.float().t(), x.new_empty(rows, len(x), dtype=torch.float32), _rows(min(step, rows), columns)
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        part, out = weight[:last - first], made[first:last]
+        kind.decode_rows(tile, first, last, part)
+        torch.mm(part, wide, out=out)
+        if (shift := kind.shift(part)) is not None:
+            out += shift[:, None]
+    if bias is not None:
+        made += bias[:, None]
+    return made.t().contiguous().to(x.dtype)
+
+
+def _rows(rows: int, columns: int) -> Tensor:
+    """F32 [rows, columns] of this thread, used again. No inference tensor, which could be written in that mode only."""
+    held = getattr(_scratch, "held", None)
+    if held is None or held.numel() < rows * columns:
+        with torch.inference_mode(False):
+            held = _scratch.held = torch.empty(rows * columns)
+    return held[:rows * columns].view(rows, columns)
