@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 NETWORKS = {"cogvideox": ("cogvideo.vae", "AutoencoderKLCogVideoX"),
             "cosmos": ("cosmos.vae", "CausalContinuousVideoTokenizer"),
+            "ltx2_audio": ("lightricks.vae.audio_vae", "AudioVAE"),
             "ltxv": ("lightricks.vae.causal_video_autoencoder", "VideoVAE"), "wan21": ("wan.vae", "WanVAE"),
             "wan22": ("wan.vae2_2", "WanVAE")}
 # A network that has its sizes in its code, and the classes of both halves beside it

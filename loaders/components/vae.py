@@ -17,8 +17,8 @@ from ...host.texts import Text, joined
 from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import dtype_name
 from ..errors import CheckpointError
-from ..files.places import Fetch
-from ..files.selection import PIPELINE
+from ..files.places import Fetch, LocalFolder
+from ..files.selection import PIPELINE, select_component
 from ..files.source import Source, read_json
 from ..locate import locate
 from ..model import DTYPES
@@ -35,6 +35,7 @@ STORED = ("F32", "F16", "BF16")
 # ComfyUI has some in networks that are given none.
 UNREAD = (".num_batches_tracked", ".temb_proj.weight", ".temb_proj.bias")
 TOLERANCE = 1e-5  # slopes and offsets went through F32 (6e-8) in three operations; published values have 4 to 6 digits
+SOUND = ("audio_vae", "vocoder")  # components of LTX-2's pipelines, and what is given by the first one's name
 UPDATE = Text("update this pack and ComfyUI, or report this")
 
 
@@ -60,13 +61,22 @@ def source(request: Request) -> Source:
     """The files of the VAE. Raises CheckpointError when there are none, or a pipeline has no `vae`.
 
     The reference is a diffusers base (its `vae` is taken), a VAE folder, an index or a single .safetensors file, of a
-    VAE or of a whole checkpoint.
+    VAE or of a whole checkpoint. What ComfyUI has in one with the VAE are companions of it.
     """
     path = find(request.reference, request.revision)  # None: locate_parts downloads it, or says how
     if path is not None and (path.is_file() or _is_vae_folder(path)):
-        return locate(str(path))
-    return locate_parts(request.reference, _wanted, revision=request.revision, download=request.download,
-                        patterns=("vae/*",)).parts["vae"]
+        made = locate(str(path))
+        beside = _beside(read_json(made.config)) if made.config else ()
+        pipeline = LocalFolder(path.parent)
+        return made._replace(companions=tuple(
+            pipeline.source(made.reference, select_component(pipeline, name)) for name in beside))
+    base, _, name = request.reference.rpartition("/")
+    wanted = SOUND if name == SOUND[0] else ()
+    parts = locate_parts(base if wanted else request.reference, lambda index: wanted or _wanted(index),
+                         revision=request.revision, download=request.download,
+                         patterns=[f"{part}/*" for part in wanted or ("vae",)]).parts
+    first, *companions = parts.values()
+    return first._replace(companions=tuple(companions))
 
 
 def load(request: Request, disable_dynamic: bool = False) -> Loaded:
@@ -74,7 +84,8 @@ def load(request: Request, disable_dynamic: bool = False) -> Loaded:
 
     `disable_dynamic` is there for the host, which passes it to every factory; its own VAE loader ignores it as well.
     """
-    checkpoint = Checkpoint(source(request))
+    files = source(request)
+    checkpoint = Checkpoint(files._replace(companions=()))  # which have names of their own here
     where = checkpoint.source.folder
     if not checkpoint.headers:
         raise CheckpointError(Text("there is no .safetensors file of the VAE"), where,
@@ -89,8 +100,13 @@ def load(request: Request, disable_dynamic: bool = False) -> Loaded:
         if there:
             head[0] = Text("{vae}, of a whole checkpoint of {model}", vae=head[0], model=there.parts.model)
     else:
-        stored = checkpoint.load_tensors()
-        vae, head = _component(checkpoint, checkpoint.config, _plain(stored, where), request)
+        stored, config = dict(checkpoint.load_tensors()), dict(checkpoint.config)
+        for companion in map(Checkpoint, files.companions):
+            name = Path(companion.source.folder).name
+            config[name] = companion.config
+            stored |= {f"{name}.{key}": tensor for key, tensor in companion.load_tensors().items()}
+        vae, head = _component(checkpoint, config, _plain(stored, where), request)
+        head += [Text("with: {parts}", parts=Path(one.folder).name) for one in files.companions]
     vae.patcher.cached_patcher_init = (rebuild, (request,))
     return Loaded(vae, _report(head, checkpoint, stored, vae))
 
@@ -105,6 +121,12 @@ def _is_vae_folder(folder: Path) -> bool:
     config = folder / "config.json"
     return config.is_file() and not (folder / PIPELINE).is_file() \
         and "Autoencoder" in str(read_json(str(config)).get("_class_name"))
+
+
+def _beside(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The components that ComfyUI has in one with the VAE of a config.json."""
+    known = by_class_name(config.get("_class_name"))
+    return known.beside if known else ()
 
 
 def _wanted(index: Mapping[str, Any]) -> tuple[str, ...]:
@@ -237,8 +259,10 @@ def _report(head: list[str], checkpoint: Checkpoint, tensors: dict[str, torch.Te
         Text("{count} shards", count=len(names))
     stored = sorted({dtype_name(tensor.dtype) for name, tensor in tensors.items() if not name.endswith(UNREAD)})
     frames = vae.temporal_compression_decode() or 1
-    latents = Text("latents: {channels} channels, 1/{factor} of width and height", channels=vae.latent_channels,
-                   factor=vae.spacial_compression_decode())
+    sound = getattr(vae.first_stage_model, "output_sample_rate", None)
+    latents = Text("latents: {channels} channels; sound of {rate} Hz", channels=vae.latent_channels, rate=sound) \
+        if sound else Text("latents: {channels} channels, 1/{factor} of width and height", channels=vae.latent_channels,
+                           factor=vae.spacial_compression_decode())
     if frames > 1:
         latents = Text("{latents}, 1/{frames} of the frames", latents=latents, frames=frames)
     dtype = str(vae.vae_dtype).removeprefix("torch.")

@@ -74,7 +74,8 @@ class VAEClass:
     """A diffusers class this pack can load.
 
     `fixed`: config.json keys with the only value that ComfyUI runs. `read`: keys that `make_plan` uses.
-    `without_effect`: keys that do not change the numbers.
+    `without_effect`: keys that do not change the numbers. `beside`: other components of the pipeline that ComfyUI has
+    in one with it; `make_plan` gets their configurations, and tensors their names, behind the component's.
     """
 
     class_name: str
@@ -82,6 +83,7 @@ class VAEClass:
     read: frozenset[str]
     without_effect: frozenset[str]
     make_plan: Callable[[Mapping[str, Any]], Plan] = field(repr=False)
+    beside: tuple[str, ...] = ()
 
     def plan(self, config: Mapping[str, Any]) -> Plan:
         """The VAE that config.json describes. Raises ValueError for values that ComfyUI would not honour."""
