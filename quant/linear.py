@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,11 +19,11 @@ from comfy_kitchen.tensor import QuantizedTensor
 from torch.nn.functional import linear as matmul
 
 from . import multiply  # noqa: F401  (registers the layout's matmuls)
-from .codecs import codec
+from .codecs import codec, codecs
 from .exact import or_exact, with_exact_answers
 from .kernels import by_tiles, int8, kernel
 from .kernels.base import DEQUANTIZE, Activation
-from .layout_names import HOST_LAYOUTS, INT8
+from .layout_names import INT8, OWN_INT8
 from .layouts import stored
 from .layouts.host_tiles import tile_of as host_tile
 from .layouts.tiled import is_tiled, parameter, params_of, plain_bias, tiles_of
@@ -151,7 +152,7 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
             """Whether the host would dequantize the weight of this layer, which is in its own layout, for a product
             that is made here (kernels/by_tiles.py)."""
             return self._full_precision_mm and by_tiles.takes(x) and isinstance(self.weight, QuantizedTensor) \
-                and self.weight._layout_cls in HOST_LAYOUTS and self._is_its_own()
+                and self.weight._layout_cls in _known_layouts() and self._is_its_own()
 
         def _multiplied_here(self, x: Any, weight: Any) -> bool:
             """Whether the host would multiply by INT8 codes on a CPU."""
@@ -180,6 +181,12 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
                 done(weight, bias)
 
     return with_patches_beside(type("TileOperations", (operations,), {"Linear": Linear}))
+
+
+@cache
+def _known_layouts() -> frozenset[str]:
+    """Of the host's layouts, those whose numbers a codec has, too."""
+    return frozenset({INT8, OWN_INT8, *(kind.layout for kind in codecs().values() if kind.layout)})
 
 
 def _product(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:

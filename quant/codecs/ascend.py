@@ -52,6 +52,7 @@ class Ascend(Codec):
         self.name, self.title, self.fields = kind, kind.upper(), _fields(kind)
         self.weight, self.activation = KINDS[kind]
         self.word = self.switch = HOST_FORMAT.get(kind, "")
+        self.layout = "TensorCoreMXFP8Layout" if self.word == "mxfp8" else ""
         self.why = Text("a format of Ascend")
         self.also = ("MXFP4",) if kind == "w4a4_mxfp4" else ()  # as descriptions may call it
 

@@ -36,6 +36,8 @@ LOW_RANK = {"down": Field(FLOATS, lambda rows, columns: (columns, -1), optional=
 class Codec:
     """One way to code a weight. `residual` is what every codec has; the rest says what sets it apart.
 
+    `layout` is the name of the host's layout of such numbers, for `of_host`; its INT8 has two (layout_names.py).
+
     `title` is its name in messages, `also` others in reports, `feature` what it needs of the host (host/contract.py).
     `fields` are a tile's tensors in the codec's own order, `orders` those in a kernel's. `word` is the host's format
     that means the same numbers (with `conf` beside it in a marker), `switch` the one whose matmul the host may have
@@ -50,6 +52,7 @@ class Codec:
     fields: Mapping[str, Field]
     orders: Mapping[str, Mapping[str, Field]] = {}
     word = ""
+    layout = ""
     conf: Mapping[str, Any] = {}
     why = ""
     switch = ""

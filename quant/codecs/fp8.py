@@ -33,6 +33,7 @@ class FP8(Codec):
 
     name, title = "fp8", "FP8"
     word = switch = "float8_e4m3fn"
+    layout = "TensorCoreFP8E4M3Layout"
     one_input = True
     why = Text("a scale for each of q, k, v, or activation scales computed on the fly")
     fields = {"codes": Field(("float8_e4m3fn",), lambda rows, columns: (rows, columns), 0), "scale": SCALAR,
@@ -61,7 +62,7 @@ class FP8(Codec):
         return leaves(stack(tiles, self.fields), scale="weight_scale")
 
     def of_host(self, weight: Any, input_scale: Tensor | None) -> Tile | None:
-        if weight._layout_cls != "TensorCoreFP8E4M3Layout":
+        if weight._layout_cls != self.layout:
             return None
         return Tile(Place(self.name, *weight._params.orig_shape), {"codes": weight._qdata}).having(
             scale=scalar(weight._params.scale), input_scale=scalar(input_scale))

@@ -47,6 +47,7 @@ class NVFP4(Codec):
 
     name, title = "nvfp4", "NVFP4"
     word = switch = "nvfp4"
+    layout = "TensorCoreNVFP4Layout"
     one_input = True
     why = Text("a scale for each of q, k, v, or factors of the activation")
     fields = {"codes": Field(("uint8",), lambda rows, columns: (rows, columns // 2), 0),
@@ -98,7 +99,7 @@ class NVFP4(Codec):
         return leaves(whole.having(codes=pad_rows(whole["codes"])), block="weight_scale", scale="weight_scale_2")
 
     def of_host(self, weight: Any, input_scale: Tensor | None) -> Tile | None:
-        if weight._layout_cls != "TensorCoreNVFP4Layout":
+        if weight._layout_cls != self.layout:
             return None
         rows, columns = weight._params.orig_shape
         return Tile(Place(self.name, rows, columns), {"codes": weight._qdata[:rows]}).having(

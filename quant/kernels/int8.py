@@ -43,7 +43,9 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 def takes(x: object, weight: Any) -> bool:
     """Whether the product of x with a weight in the host's INT8 layout is made here: comfy-kitchen copies the weight
     for each, transposed. Rotated activations stay its own."""
-    return by_tiles.is_plain(x) and not weight._params.convrot
+    import comfy_kitchen
+
+    return by_tiles.is_plain(x) and not weight._params.convrot and hasattr(comfy_kitchen, "quantize_int8_rowwise")
 
 
 def linear(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:

@@ -140,7 +140,8 @@ def test_a_layer_of_the_host_is_saved_in_this_order_and_runs_elsewhere(monkeypat
     other.load_state_dict(saved)
     with torch.inference_mode():
         x = activations(dtype=F32)
-        assert torch.equal(other(x), torch.nn.functional.linear(x, meant))
+        exact = x.double() @ meant.double().t()
+        assert ((other(x) - exact).abs() <= 2 * 128 * 2.0 ** -24 * (x.double().abs() @ meant.double().abs().t())).all()
 
 
 def on(generation="A2", cann="8.5.0", ops=frozenset(OPS)):
