@@ -12,7 +12,7 @@ from quantized_transformers.loaders import model
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.makers import online_mxfp8
 from quantized_transformers.makers.builders.presets import PRESETS, variants
-from support import families, flux, lora, wan
+from support import common, families, flux, lora, wan
 from support.mx import mx
 
 pytestmark = pytest.mark.parity
@@ -263,7 +263,7 @@ def test_saved_by_the_host_and_loaded_by_stock_comfyui(tiny_model, tmp_path):
     here, there = weights(patcher), weights(stock)
     assert quantized(stock) == quantized(patcher) and here.keys() == there.keys()
     assert all(torch.equal(here[name], there[name]) for name in here)
-    assert torch.equal(run(tiny_model, stock), run(tiny_model, patcher))
+    assert common.rel_l2(run(tiny_model, stock), run(tiny_model, patcher)) < common.SUMS
 
 
 def test_cancel_leaves_the_base_usable(flux_model):

@@ -88,7 +88,8 @@ def test_five_formats_run_as_stock_comfyui_runs_them(made):
     stock = comfy.sd.load_diffusion_model(str(made / "turns.safetensors"))
     loaded = model.load(model.Request(str(made / "turns.safetensors")), quiet=True)
     inputs = flux.inputs()
-    assert common.rel_l2(flux.comfy_velocity(loaded.patcher, **inputs), flux.comfy_velocity(stock, **inputs)) < 1e-6
+    # sums in another order, and where an INT8 layer rounds its activations, now and then to the next of 127 codes
+    assert common.rel_l2(flux.comfy_velocity(loaded.patcher, **inputs), flux.comfy_velocity(stock, **inputs)) < 1e-4
 
 
 @pytest.mark.parametrize("listed", ["", "model.diffusion_model."])

@@ -21,7 +21,7 @@ from quantized_transformers.views.layer_map import layer_map
 from support import lora as lora_tools
 from support import modelslim as ms
 from support import wan
-from support.common import rel_l2
+from support.common import SUMS, rel_l2
 from support.modelslim import same
 
 pytestmark = pytest.mark.parity
@@ -236,7 +236,8 @@ def test_saved_by_the_host_and_loaded_again(name, compute, exports, tmp_path):
     assert same(again.patcher, patcher) and torch.equal(run(again.patcher, export.channels), expected)
     if compute == "auto" and name in ("mxfp8", "w8a8_dynamic"):
         stock = comfy.sd.load_diffusion_model(path)
-        assert torch.equal(run(stock, export.channels), expected)
+        found = run(stock, export.channels)
+        assert torch.equal(found, expected) if name == "w8a8_dynamic" else rel_l2(found, expected) < SUMS
 
 
 def test_damaged_saves_are_refused(exports, tmp_path):

@@ -141,7 +141,10 @@ HOST_FORMATS = {"bf16": set(), "mxfp8": {"mxfp8"}, "wan fp8": {"float8_e4m3fn"},
 @pytest.mark.parametrize("name", HOST_FORMATS)
 def test_stock_comfyui_runs_it_without_the_pack(name, saved):
     case = saved[name]
-    assert torch.equal(case.stock, case.ours), common.rel_l2(case.stock, case.ours)
+    if HOST_FORMATS[name] - {"int8_tensorwise"}:  # dequantized, in F32 sums of another order
+        assert common.rel_l2(case.stock, case.ours) < common.SUMS
+    else:
+        assert torch.equal(case.stock, case.ours), common.rel_l2(case.stock, case.ours)
     assert "stock ComfyUI loads this file without this pack" in case.report
     with safe_open(str(case.path), "pt") as file:
         metadata = file.metadata()
