@@ -25,6 +25,7 @@ from ..model import DTYPES
 from ..words import first_ten, size
 from .pipeline import locate_parts
 from .vaes import VAES, Plan, by_class_name
+from .vaes.ltx2_audio import LTX2_AUDIO
 from .whole import attempt, find, open_whole
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ STORED = ("F32", "F16", "BF16")
 # ComfyUI has some in networks that are given none.
 UNREAD = (".num_batches_tracked", ".temb_proj.weight", ".temb_proj.bias")
 TOLERANCE = 1e-5  # slopes and offsets went through F32 (6e-8) in three operations; published values have 4 to 6 digits
-SOUND = ("audio_vae", "vocoder")  # components of LTX-2's pipelines, and what is given by the first one's name
+SOUND = "audio_vae"  # of LTX-2's pipelines, which have another VAE as `vae`
 UPDATE = Text("update this pack and ComfyUI, or report this")
 
 
@@ -71,7 +72,7 @@ def source(request: Request) -> Source:
         return made._replace(companions=tuple(
             pipeline.source(made.reference, select_component(pipeline, name)) for name in beside))
     base, _, name = request.reference.rpartition("/")
-    wanted = SOUND if name == SOUND[0] else ()
+    wanted = (name, *LTX2_AUDIO.beside) if name == SOUND else ()
     parts = locate_parts(base if wanted else request.reference, lambda index: wanted or _wanted(index),
                          revision=request.revision, download=request.download,
                          patterns=[f"{part}/*" for part in wanted or ("vae",)]).parts
@@ -84,8 +85,7 @@ def load(request: Request, disable_dynamic: bool = False) -> Loaded:
 
     `disable_dynamic` is there for the host, which passes it to every factory; its own VAE loader ignores it as well.
     """
-    files = source(request)
-    checkpoint = Checkpoint(files._replace(companions=()))  # which have names of their own here
+    checkpoint = Checkpoint(source(request))
     where = checkpoint.source.folder
     if not checkpoint.headers:
         raise CheckpointError(Text("there is no .safetensors file of the VAE"), where,
@@ -100,13 +100,9 @@ def load(request: Request, disable_dynamic: bool = False) -> Loaded:
         if there:
             head[0] = Text("{vae}, of a whole checkpoint of {model}", vae=head[0], model=there.parts.model)
     else:
-        stored, config = dict(checkpoint.load_tensors()), dict(checkpoint.config)
-        for companion in map(Checkpoint, files.companions):
-            name = Path(companion.source.folder).name
-            config[name] = companion.config
-            stored |= {f"{name}.{key}": tensor for key, tensor in companion.load_tensors().items()}
-        vae, head = _component(checkpoint, config, _plain(stored, where), request)
-        head += [Text("with: {parts}", parts=Path(one.folder).name) for one in files.companions]
+        stored = checkpoint.load_tensors()
+        vae, head = _component(checkpoint, checkpoint.config, _plain(stored, where), request)
+        head += [Text("with: {parts}", parts=Path(one.folder).name) for one in checkpoint.source.companions]
     vae.patcher.cached_patcher_init = (rebuild, (request,))
     return Loaded(vae, _report(head, checkpoint, stored, vae))
 

@@ -22,11 +22,12 @@ LIMIT = 1.1
 # Every byte into fresh memory ("read"), or a load, of which what ComfyUI's own loader takes is timed apart ("host").
 # `anon` is the most anonymous memory beyond what there is before, `kept` what the load leaves there.
 SCRIPT = r"""
-import gc, json, os, resource, sys, threading, time
+import gc, json, os, resource, sys, time
 sys.path.insert(0, os.path.join(os.environ["PACK"], "tests"))
 from support.pack import start_comfy
 start_comfy()
 import comfy.sd, comfy.text_encoders.flux, torch
+from support.anon import Peak, anon
 from quantized_transformers import host
 from quantized_transformers.loaders import model
 from quantized_transformers.loaders.components import text_encoder
@@ -35,10 +36,6 @@ from quantized_transformers.loaders.locate import locate
 import quantized_transformers.quant.kernels.choose, quantized_transformers.quant.linear
 how, path, base = sys.argv[1:4]
 torch.set_num_threads(1)
-
-def anon():
-    with open("/proc/self/status") as f:
-        return next(int(line.split()[1]) * 1024 for line in f if line.startswith("RssAnon"))
 
 checkpoint = Checkpoint(locate(path))
 stored = {name: t.nbytes for name, t in checkpoint.load_tensors().items()}
@@ -70,21 +67,11 @@ def once():
 once()  # imports what a first load imports
 gc.collect()
 spent["host"] = 0.0
-before = peak = anon()
-running = True
-def watch():
-    global peak
-    while running:
-        peak = max(peak, anon())
-        time.sleep(0.002)
-thread = threading.Thread(target=watch)
-thread.start()
-start, used = time.perf_counter(), cpu()
-made = once()
-seconds, used = time.perf_counter() - start, cpu() - used
-running = False
-thread.join()
-out = {"seconds": seconds, "cpu": used, "anon": max(peak, anon()) - before, "kept": anon() - before, "stored": sum(stored.values()),
+with Peak() as peak:
+    start, used = time.perf_counter(), cpu()
+    made = once()
+    seconds, used = time.perf_counter() - start, cpu() - used
+out = {"seconds": seconds, "cpu": used, "anon": peak.more, "kept": anon() - peak.before, "stored": sum(stored.values()),
        "largest": max(stored.values()), **spent}
 if how != "read":
     out["size"] = made.model_size()

@@ -21,7 +21,7 @@ FORMATS = {"FP8": ("fp8", 1.5, 3, "TensorCoreFP8E4M3Layout"), "NVFP4": ("nvfp4",
            "GGUF Q8_0": ("ggml_q8_0", None, None, ""), "GGUF Q4_K": ("ggml_q4_k", None, None, "")}
 ROUNDS = 3
 SCRIPT = r"""
-import json, os, sys, threading, time
+import json, os, sys, time
 sys.path.insert(0, os.path.join(os.environ["PACK"], "tests"))
 from support.pack import start_comfy
 start_comfy()
@@ -33,6 +33,7 @@ from quantized_transformers.quant.kernels import by_tiles, int8, kernel
 from quantized_transformers.quant.kernels.base import DEQUANTIZE, Activation
 from quantized_transformers.quant.linear import with_tiles_of
 from quantized_transformers.quant.marker import marker
+from support.anon import Peak
 from support.tiles import usual
 torch.set_num_threads(1)
 SIZE, TOKENS, TIMES = 3072, 64, 7
@@ -73,25 +74,11 @@ def with_instructions(forward):
 
 out = {}
 with torch.inference_mode():
-    def anon():
-        with open("/proc/self/status") as f:
-            return next(int(line.split()[1]) * 1024 for line in f if line.startswith("RssAnon"))
-
     tile = usual("nvfp4", 4 * SIZE, SIZE)
     DEQUANTIZE.linear(Activation(x[:, :128]), usual("fp8", 64, 128), None)  # what torch's first product takes
-    before = peak = anon()
-    running = True
-    def watch():
-        global peak
-        while running:
-            peak = max(peak, anon())
-            time.sleep(0.001)
-    thread = threading.Thread(target=watch)
-    thread.start()
-    made = DEQUANTIZE.linear(Activation(x), tile, None)
-    running = False
-    thread.join()
-    out["memory"] = peak - before - made.nbytes
+    with Peak() as peak:
+        made = DEQUANTIZE.linear(Activation(x), tile, None)
+    out["memory"] = peak.more - made.nbytes
     for name, (word, _, _, layout) in json.loads(sys.argv[1]).items():
         kind = codec(word)
         integers = word == "w8a8_dynamic"

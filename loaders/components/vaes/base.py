@@ -75,7 +75,7 @@ class VAEClass:
 
     `fixed`: config.json keys with the only value that ComfyUI runs. `read`: keys that `make_plan` uses.
     `without_effect`: keys that do not change the numbers. `beside`: other components of the pipeline that ComfyUI has
-    in one with it; `make_plan` gets their configurations, and tensors their names, behind the component's.
+    in one with it; their tensors come with its own, and their configurations in its own, as Checkpoint has them.
     """
 
     class_name: str

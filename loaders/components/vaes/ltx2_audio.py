@@ -95,14 +95,14 @@ def vocoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def native(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Stored names, those of the vocoder behind "vocoder.", -> ComfyUI's."""
+    """Stored names of both components, which have none in common, -> ComfyUI's."""
     def name(old: str) -> str:
-        if not old.startswith(f"{VOCODER}."):
-            kind = STATISTICS.get(old)
-            return f"autoencoder.per_channel_statistics.{kind}" if kind else f"autoencoder.{old}"
-        part = old.removeprefix(f"{VOCODER}.")
-        half = next((half for half in ("vocoder.", "bwe_generator.") if part.startswith(half)), "")
-        part = part.removeprefix(half)
+        if old in STATISTICS:
+            return f"autoencoder.per_channel_statistics.{STATISTICS[old]}"
+        if old.startswith(("encoder.", "decoder.")):
+            return f"autoencoder.{old}"
+        half = next((half for half in ("vocoder.", "bwe_generator.") if old.startswith(half)), "")
+        part = old.removeprefix(half)
         for beginning, new in NAMES.items():
             if part.startswith(beginning):
                 part = new + part.removeprefix(beginning)
@@ -124,7 +124,8 @@ def _plan(config: Mapping[str, Any]) -> Plan:
     rate, hop = whole(config, "sample_rate", 16000), whole(config, "mel_hop_length", 160)
     autoencoder = {"model": {"params": {"ddconfig": half, "sampling_rate": rate}},
                    "preprocessing": {"stft": {"hop_length": hop, "filter_length": 1024}}}
-    metadata = {"config": json.dumps({"audio_vae": autoencoder, "vocoder": vocoder_config(config.get(VOCODER) or {})})}
+    voice = vocoder_config(config.get(f"_{VOCODER}") or {})
+    metadata = {"config": json.dumps({"audio_vae": autoencoder, "vocoder": voice})}
     return Plan("LTX-2 (sound)", "ltx2_audio", {"metadata": metadata}, {}, True, "LTXAV", channels, None, native,
                 Text("widths {widths}, {bins} mel bins, {rate} latents a second", bins=bins,
                      widths=[WIDTH * level for level in levels], rate=f"{math.ceil(rate / hop / 4)}"),
@@ -135,5 +136,5 @@ LTX2_AUDIO = VAEClass(
     "AutoencoderKLLTX2Audio",
     {"base_channels": WIDTH, "output_channels": 2, "in_channels": 2, "norm_type": "pixel", "causality_axis": "height",
      "mid_block_add_attention": False, "is_causal": True, "double_z": True},
-    frozenset({"ch_mult", "num_res_blocks", "latent_channels", "mel_bins", "sample_rate", "mel_hop_length", VOCODER}),
+    frozenset({"ch_mult", "num_res_blocks", "latent_channels", "mel_bins", "sample_rate", "mel_hop_length"}),
     frozenset({"resolution", "dropout"}), _plan, beside=(VOCODER,))
