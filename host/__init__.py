@@ -103,6 +103,7 @@ from .weights import (
     Patching,
     add_loaded,
     are_hooked,
+    before_layer,
     calculate_weight,
     call_back,
     fetch_weight,

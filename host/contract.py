@@ -145,6 +145,7 @@ FEATURES = {
         "comfy_kitchen.scaled_mm_v2:scaled_mm_v2",
         "comfy_kitchen:list_backends",
         "comfy.ops:linear_input_act ?",
+        "comfy.ops:run_every_op() ?",
         "comfy_kitchen:quantize_int8_rowwise ?",
         "comfy.ops:cast_bias_weight(module, dtype=, device=, bias_dtype=, offloadable=, compute_dtype=, want_requant=)",
         "comfy.ops:uncast_bias_weight(module, weight, bias, stream)",

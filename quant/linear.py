@@ -18,7 +18,8 @@ import torch
 from comfy_kitchen.tensor import QuantizedTensor
 from torch.nn.functional import linear as matmul
 
-from . import multiply  # noqa: F401  (registers the layout's matmuls)
+from .. import host
+from . import multiply
 from .codecs import codec, codecs
 from .exact import or_exact, with_exact_answers
 from .kernels import by_tiles, int8, kernel
@@ -117,27 +118,49 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
             return sd
 
         def forward(self, input, *args, **kwargs):
-            if of_host and self._host_tile(input) is not None or self._decoded_here(input):
+            weight = self.weight
+            if not isinstance(weight, QuantizedTensor):
+                return super().forward(input, *args, **kwargs)
+            if is_tiled(weight):  # of which the host's forward knows nothing
+                host.before_layer()
+                return self.forward_comfy_cast_weights(input, input.dtype)
+            if of_host and self._host_tile(input) is not None:
                 return self.forward_comfy_cast_weights(input, input.dtype, weight_only_quant=True)
+            if self._decoded_here(input):
+                host.before_layer()
+                return self._decoded(input)
+            if self._multiplied_here(input):
+                host.before_layer()
+                return self._multiplied(input)
             return super().forward(input, *args, **kwargs)
 
         def _forward(self, input, weight, bias):
             native, tile = super()._forward, self._host_tile(input, weight) if of_host else None
-            run = DEQUANTIZE if tile is None else of_host[tile.place.codec]
-            if tile is None and self._decoded_here(input):
-                tile = host_tile(weight)
-            if tile is None and self._multiplied_here(input, weight):
-                flat = int8.linear(input.reshape(-1, input.shape[-1]), weight, bias)
-                return flat.reshape(*input.shape[:-1], flat.shape[-1])
             if tile is None:
                 return native(input, weight, bias)
-
-            def multiply_it() -> torch.Tensor:
-                out = run.linear(Activation(input.reshape(-1, input.shape[-1])), tile, bias)
-                return out.reshape(*input.shape[:-1], out.shape[-1])
-
-            return or_exact(multiply_it, lambda: native(input, weight.dequantize(), bias),
+            run = of_host[tile.place.codec]
+            return or_exact(lambda: _by(run, input, tile, bias), lambda: native(input, weight.dequantize(), bias),
                             f"{codec(tile.place.codec).title} by {run.title}")
+
+        def _decoded(self, input):
+            """The product with a weight in the host's layout, which is decoded for it (_decoded_here)."""
+            weight, bias, done = host.fetch_weight(self, input)
+            try:
+                tile = host_tile(weight)
+                if tile is None:  # an INT8 that no codec has
+                    return matmul(input, weight.dequantize().to(input.dtype), bias)
+                return _by(DEQUANTIZE, input, tile, bias)
+            finally:
+                done(weight, bias)
+
+        def _multiplied(self, input):
+            """The product with a weight in the host's INT8 (_multiplied_here)."""
+            weight, bias, done = host.fetch_weight(self, input)
+            try:
+                out = int8.linear(input.reshape(-1, input.shape[-1]), weight, bias)
+                return out.reshape(*input.shape[:-1], out.shape[-1])
+            finally:
+                done(weight, bias)
 
         def _host_tile(self, x: Any, weight: Any = None) -> Any:
             """The weight as a tile where this layer is in the host's layout and multiplied by a kernel of this pack:
@@ -154,33 +177,37 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
             return self._full_precision_mm and by_tiles.takes(x) and isinstance(self.weight, QuantizedTensor) \
                 and self.weight._layout_cls in _known_layouts() and self._is_its_own()
 
-        def _multiplied_here(self, x: Any, weight: Any) -> bool:
+        def _multiplied_here(self, x: Any) -> bool:
             """Whether the host would multiply by INT8 codes on a CPU."""
-            return not self._full_precision_mm and getattr(weight, "_layout_cls", "") == INT8 \
-                and self._is_its_own() and int8.takes(x, weight)
+            return not self._full_precision_mm and self.weight._layout_cls == INT8 and self._is_its_own() \
+                and int8.takes(x, self.weight)
 
         def _is_its_own(self) -> bool:
             """Whether nobody else changes the weight, or the activation before it."""
-            return not (getattr(self, "comfy_force_cast_weights", False) or self.weight_function or self.bias_function
-                        or getattr(self, "pre_quant_scale", None) is not None)
+            return not (self.__dict__.get("comfy_force_cast_weights") or self.weight_function or self.bias_function
+                        or self._parameters.get("pre_quant_scale") is not None)
 
         def forward_comfy_cast_weights(self, input, *args, **kwargs):
             if not is_tiled(self.weight):
                 return super().forward_comfy_cast_weights(input, *args, **kwargs)
-            from .. import host
-
             weight, bias, done = host.fetch_weight(self, input)
             try:
                 if not is_tiled(weight):  # what dynamic VRAM hands out on a CPU
                     return matmul(input, weight.to(input.dtype), plain_bias(self.weight, bias))
-                again = all(codec(place.codec).requantizes for place in weight._params.tiles)
-                if again and getattr(self, "comfy_force_cast_weights", False):
+                if self.__dict__.get("comfy_force_cast_weights") and \
+                        all(codec(place.codec).requantizes for place in weight._params.tiles):
                     return matmul(input, weight.dequantize().to(input.dtype), plain_bias(weight, bias))
                 return _product(input, weight, bias)
             finally:
                 done(weight, bias)
 
     return with_patches_beside(type("TileOperations", (operations,), {"Linear": Linear}))
+
+
+def _by(run: Any, x: torch.Tensor, tile: Any, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [..., K] times a tile by a kernel, plus bias."""
+    out = run.linear(Activation(x.reshape(-1, x.shape[-1])), tile, bias)
+    return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 @cache
@@ -190,6 +217,9 @@ def _known_layouts() -> frozenset[str]:
 
 
 def _product(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x [..., K] times a weight, plus bias: in two dimensions, or outside inference mode torch may take a product of
-    three apart, and the bias away from the layout."""
+    """x [..., K] times a weight of tiles, plus bias."""
+    if type(x) is torch.Tensor and not x.requires_grad and not torch.compiler.is_compiling():
+        return multiply.linear(x, weight, bias)  # past torch's way to it, which takes 15 us
+    # In two dimensions, or outside inference mode torch may take a product of three apart, and the bias away from the
+    # layout.
     return matmul(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], weight.shape[0])

@@ -22,20 +22,14 @@ def linear(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
     """x [..., K] times a weight of tiles, plus the stored bias [N]; in the dtype of x."""
     params = weight._params
     flat = x.reshape(-1, x.shape[-1])
-    act, rows = Activation(flat), dict[int, Tensor]()
-    tiles = list(zip(tiles_of(weight), params.kernels, strict=True))
-    if len(tiles) > 1:
-        tiles.sort(key=lambda one: one[0].place[3:5])
-    if len(tiles) > 1 and not _in_bands([tile.place for tile, _ in tiles]):
-        out = _anywhere(act, tiles, bias, params.orig_shape[0])
+    act, tiles = Activation(flat), list(zip(tiles_of(weight), params.kernels, strict=True))
+    if len(tiles) == 1:
+        tile, name = tiles[0]
+        out = by_kernel(name, act, tile, None if bias is None else bias.to(x.dtype))
     else:
-        for tile, name in tiles:
-            p = tile.place
-            first = p.row not in rows
-            own_bias = bias[p.row:p.row + p.rows].to(x.dtype) if first and bias is not None else None
-            out = by_kernel(name, act.columns(p.column, p.columns), tile, own_bias)
-            rows[p.row] = out if first else rows[p.row] + out
-        out = next(iter(rows.values())) if len(rows) == 1 else torch.cat(list(rows.values()), 1)
+        tiles.sort(key=lambda one: one[0].place[3:5])
+        make = _in_order if _in_bands([tile.place for tile, _ in tiles]) else _anywhere
+        out = make(act, tiles, bias, params.orig_shape[0])
     if params.delta is not None:
         out = out + matmul(flat, params.delta.to(x.dtype))
     return out.reshape(*x.shape[:-1], out.shape[-1])
@@ -46,6 +40,18 @@ def _in_bands(places: list[Place]) -> bool:
     heights: dict[int, int] = {}
     return all(heights.setdefault(p.row, p.rows) == p.rows for p in places) and \
         sum(heights.values()) == max(p.row + p.rows for p in places)
+
+
+def _in_order(act: Activation, tiles: list[tuple[Tile, str]], bias: Tensor | None, rows: int) -> Tensor:
+    """The product of bands of tiles, one below the other."""
+    made = dict[int, Tensor]()
+    for tile, name in tiles:
+        p = tile.place
+        first = p.row not in made
+        own_bias = bias[p.row:p.row + p.rows].to(act.x.dtype) if first and bias is not None else None
+        out = by_kernel(name, act.columns(p.column, p.columns), tile, own_bias)
+        made[p.row] = out if first else made[p.row] + out
+    return next(iter(made.values())) if len(made) == 1 else torch.cat(list(made.values()), 1)
 
 
 def _anywhere(act: Activation, tiles: list[tuple[Tile, str]], bias: Tensor | None, rows: int) -> Tensor:

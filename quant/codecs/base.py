@@ -146,7 +146,9 @@ class Codec:
 
 def scalar(scale: Tensor | None) -> Tensor | None:
     """A scale of one value as F32 []."""
-    return None if scale is None else scale.detach().float().reshape(())
+    if scale is None or scale.ndim == 0 and scale.dtype.itemsize == 4 and not scale.requires_grad:
+        return scale
+    return scale.detach().float().reshape(())
 
 
 def stack(tiles: Sequence[Tile], fields: Mapping[str, Field]) -> Tile:

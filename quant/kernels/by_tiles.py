@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear as matmul
 
 if TYPE_CHECKING:
     from ..codecs.base import Codec
@@ -48,7 +49,14 @@ def linear(x: Tensor, kind: Codec, tile: Tile, bias: Tensor | None) -> Tensor:
     Computed in F32."""
     rows, columns = tile.place.rows, tile.place.columns
     step = max(min(ROWS, VALUES // columns // STEP * STEP), STEP)
-    wide, made, weight = x.float().t(), x.new_empty(rows, len(x), dtype=torch.float32), _rows(min(step, rows), columns)
+    weight = _rows(min(step, rows), columns)
+    if rows <= step:
+        kind.decode_rows(tile, 0, rows, weight)
+        added = kind.shift(weight)
+        if bias is not None:
+            added = bias.float() if added is None else added + bias.float()
+        return matmul(x.float(), weight, added).to(x.dtype)
+    wide, made = x.float().t(), x.new_empty(rows, len(x), dtype=torch.float32)
     for first in range(0, rows, step):
         last = min(first + step, rows)
         part, out = weight[:last - first], made[first:last]

@@ -102,8 +102,7 @@ def _at(weight: Tensor, place: Place) -> Tensor:
 
 
 def _tiles(qdata: Tensor, params: Any) -> list[Tile]:
-    tensors = (qdata, *(getattr(params, slot) for slot in SLOTS))
-    return [Tile(place, {name: tensors[slot] for name, slot in held})
+    return [Tile(place, {name: getattr(params, SLOTS[slot - 1]) if slot else qdata for name, slot in held})
             for place, held in zip(params.tiles, params.held, strict=True)]
 
 

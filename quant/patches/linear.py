@@ -121,7 +121,7 @@ def with_patches_beside(operations: Any) -> Any:
             return Changes(weight, bias, held, hooked)
 
         def _functions(self, leaf: str) -> list[Any]:
-            first = getattr(self, f"{leaf}_lowvram_function", None)
+            first = self.__dict__.get(f"{leaf}_lowvram_function")  # asked for by each forward, and mostly not there
             return [*([] if first is None else [first]), *getattr(self, f"{leaf}_function", ())]
 
         def _take_off(self) -> tuple[Any, ...]:
@@ -370,14 +370,18 @@ def with_patches_beside(operations: Any) -> Any:
             return sd
 
         def __getattr__(self, name):
+            parameters = self.__dict__.get("_parameters", ())
+            if name in parameters:  # in half of what torch takes: a forward asks for its weight ten times
+                return parameters[name]
+            if name != "comfy_quant" and not name.startswith(saving.PIECES):
+                return super().__getattr__(name)
             try:
                 return super().__getattr__(name)
             except AttributeError:
                 # The host's merges ask modules for what their state_dict names.
-                if name == "comfy_quant" or name.startswith(saving.PIECES):
-                    found = self.state_dict().get(name)
-                    if found is not None:
-                        return found
+                found = self.state_dict().get(name)
+                if found is not None:
+                    return found
                 raise
 
         def _apply(self, fn, recurse=True):
