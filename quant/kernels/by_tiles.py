@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ..codecs.base import Codec
     from ..tile import Tile
 
-ROWS, STEP = 256, 128  # rows of a tile at most, in multiples of what block scales have in one tile
-VALUES = 1 << 21  # of a tile at most: 8 MB
+STEP = 128  # rows of a tile at least, and in multiples of it: what block scales have in one tile of theirs
+VALUES = 3 << 18  # of a tile of more rows: 3 MB. Smaller ones cost more calls than they save of the cache
 _scratch = threading.local()
 
 
@@ -48,7 +48,7 @@ def linear(x: Tensor, kind: Codec, tile: Tile, bias: Tensor | None) -> Tensor:
     """x [M, K] times a tile [N, K] in its codec's own order, plus bias [N], in x's dtype; without its low-rank branch.
     Computed in F32."""
     rows, columns = tile.place.rows, tile.place.columns
-    step = max(min(ROWS, VALUES // columns // STEP * STEP), STEP)
+    step = max(VALUES // columns // STEP * STEP, STEP)
     weight = _rows(min(step, rows), columns)
     if rows <= step:
         kind.decode_rows(tile, 0, rows, weight)

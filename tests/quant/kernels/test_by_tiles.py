@@ -77,11 +77,12 @@ def test_subnormal_codes_where_the_processor_flushes_them():
 FINITE = [name for name in DECODED if not name.startswith("ggml")]  # whose random bytes hold any F16
 
 
-@pytest.mark.parametrize("tokens", [1, 7, 64, 300])
+@pytest.mark.parametrize("tokens, rows", [(1, 128), (7, 512), (64, 512), (300, 128)])
 @pytest.mark.parametrize("name", FINITE)
-def test_product(name, tokens):
-    """Each of 512 products, with its sum, is rounded in F32, and so are shift and bias: (512 + 3) * 2^-24 of the sum of
+def test_product(name, tokens, rows, monkeypatch):
+    """In one piece and 128 rows at a time. Each of 512 products, with its sum, is rounded in F32, and so are shift and bias: (512 + 3) * 2^-24 of the sum of
     magnitudes bounds the error."""
+    monkeypatch.setattr(by_tiles, "VALUES", rows * COLUMNS)
     kind, tile = codecs()[name], usual(name, ROWS, COLUMNS)
     x, bias = torch.randn(tokens, COLUMNS), torch.randn(ROWS)
     assert by_tiles.takes(x)
