@@ -43,6 +43,7 @@ from .folders import (
     register_model_folder,
     text_folders,
 )
+from .loras import BELOW, layer_shapes, load_lora, lora_files, lora_names, lora_pair, lora_path
 from .machine import MATMULS, Machine, machine
 from .measuring import empty_latent, let_go, weight_bytes
 from .memory import without_memory

@@ -171,6 +171,13 @@ FEATURES = {
         f"{_PATCHER}->hook_backup",
         f"{_PATCHER}->patches",
     )),
+    "LoRAs in diffusers' names": Feature(Text("Load LoRA for Transformer does not work; use ComfyUI's LoRA nodes"), (
+        "comfy.lora:model_lora_keys_unet(model, names)",
+        "comfy.sd:load_lora_for_models(model, clip, lora, strength_model, strength_clip)",
+        "comfy.weight_adapter:LoRAAdapter.load(name, tensors, alpha, dora_scale, read)",
+        "folder_paths:get_filename_list(key)",
+        "folder_paths:get_full_path(key, name)",
+    )),
     "Ascend": Feature(Text("ModelSlim transformers and Ascend MXFP8 Quantize do not work"), (
         "comfy_kitchen:mm_int8",
         *(f"comfy_kitchen.tensor:TensorWiseINT8Layout.{name}" for name in (

@@ -14,6 +14,7 @@ NODES = {
     "nunchaku": ("QT_NunchakuSVDQLoader",),
     "modelslim": ("QT_ModelSlimLoader",),
     "mxfp8": ("QT_AscendMXFP8Quantize",),
+    "load_lora": ("QT_LoadLoRA",),
     "inspect_checkpoint": ("QT_InspectCheckpoint",),
     "build": ("QT_RepackModelSlimWan",),
     "build_quantized": ("QT_BuildFP8Transformer", "QT_BuildNVFP4Transformer"),

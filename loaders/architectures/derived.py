@@ -156,6 +156,23 @@ def origins(table: Mapping[str, list[str]], stored: Collection[str]) -> dict[str
     return found | {name: _whole(name) for name in stored if name not in used}
 
 
+def made_of(name: str, native: Collection[str]) -> dict[str, tuple[Part, ...]]:
+    """The other way round: the host's name -> the stored tensors whose rows make it, for all names of a model in the
+    host's names but biases."""
+    native = [one for one in native if not one.endswith(".bias")]
+    text = "\n".join(native)
+    found = {one: _whole(one).parts for one in native}
+    for pattern, parts in sorted(_table(name).items(), key=lambda row: "{last}" in row[0]):
+        split = [_SPLIT.fullmatch(part) for part in parts if part != "!reshape"]
+        places = _places(pattern, native, text)
+        end = max((int(numbers[0]) for numbers, _ in places), default=0) if "{last}" in pattern else None
+        for numbers, place in places:
+            if end is None or int(numbers[0]) == end:
+                found[place] = tuple(Part(_filled(part[1], numbers), Fraction(part[2] or 0), Fraction(part[3] or 1))
+                                     for part in split if part)
+    return found
+
+
 def _one_by_one(names: Mapping[str, str], stored: Collection[str]) -> dict[str, Origin]:
     """As `origins`, of a map from every stored name that there may be to the host's."""
     found: dict[str, Origin] = {}

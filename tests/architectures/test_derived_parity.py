@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -48,6 +50,7 @@ def test_a_folder_equals_diffusers(tiny):
     assert expected.abs().max() > 0.01
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize("names", ["diffusers", "native"])
 def test_a_lora_does_what_it_does_in_diffusers(tiny, names, tmp_path):
     import comfy.lora
@@ -70,6 +73,30 @@ def test_a_lora_does_what_it_does_in_diffusers(tiny, names, tmp_path):
         expected = case.forward(net, *given)
         weight.copy_(before)
     found = common.apply_model(lora.load_lora(patcher, file, tmp_path), given[0], SIGMA, **case.conds(*given))
+    assert (found - expected).abs().max() / expected.abs().max() < 1e-5
+    assert (expected - plain).abs().max() / expected.abs().max() > 1e-3
+
+
+@pytest.mark.part(3)
+def test_a_lora_on_every_linear_by_our_node(tiny, tmp_path):
+    """In diffusers' names, whichever the host maps: at its strength, and by the scale that its header says."""
+    case, folder, net = tiny
+    given, before = case.inputs(), {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    tensors, merge_it = lora.of_every_linear(net, case.prefix)
+    with host_models.detected(case.model):
+        patcher = load(folder).patcher
+    metadata = {"lora_adapter_metadata": json.dumps({f"{case.prefix}r": 4, f"{case.prefix}lora_alpha": 6})}
+    patched, report = lora.by_our_node(patcher, tensors, tmp_path, metadata, 0.5)
+    assert f"{len(tensors) // 2}" in report or "layers" in report
+    assert "left away" not in report, report
+    try:
+        with torch.no_grad():
+            plain = case.forward(net, *given)
+            merge_it(0.5 * 6 / 4)
+            expected = case.forward(net, *given)
+    finally:
+        net.load_state_dict(before)
+    found = common.apply_model(patched, given[0], SIGMA, **case.conds(*given))
     assert (found - expected).abs().max() / expected.abs().max() < 1e-5
     assert (expected - plain).abs().max() / expected.abs().max() > 1e-3
 

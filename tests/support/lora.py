@@ -46,6 +46,34 @@ def random_lora(targets: dict[str, tuple[int, int]], prefix: str = "transformer.
     return tensors
 
 
+def of_every_linear(net: Any, prefix: str, rank: int = 4) -> tuple[dict[str, torch.Tensor], Callable[[float], None]]:
+    """(a LoRA in diffusers' names on every Linear of a model, what merges it by its definition, W + scale * B A)."""
+    linears = {name: module for name, module in net.named_modules() if isinstance(module, torch.nn.Linear)}
+    g, tensors = torch.Generator().manual_seed(12), {}
+    for name, module in linears.items():
+        rows, columns = module.weight.shape
+        tensors[f"{prefix}{name}.lora_A.weight"] = torch.randn(rank, columns, generator=g) * columns ** -0.5
+        tensors[f"{prefix}{name}.lora_B.weight"] = torch.randn(rows, rank, generator=g) * (0.3 * rank ** -0.5)
+
+    def merge_it(scale: float) -> None:
+        with torch.no_grad():
+            for name, module in linears.items():
+                module.weight += scale * (tensors[f"{prefix}{name}.lora_B.weight"] @ tensors[f"{prefix}{name}.lora_A.weight"])
+
+    return tensors, merge_it
+
+
+def by_our_node(patcher: Any, tensors: dict[str, torch.Tensor], folder: Path, metadata: dict[str, str] | None = None,
+                strength: float = 1.0) -> tuple[Any, str]:
+    """(MODEL, report) of the pack's node, on a file."""
+    from safetensors.torch import save_file
+
+    from quantized_transformers.nodes.load_lora import QT_LoadLoRA
+
+    save_file(tensors, str(folder / "every.safetensors"), metadata)
+    return tuple(QT_LoadLoRA.execute(patcher, "", strength, path=str(folder / "every.safetensors")).args)
+
+
 def follows(base: Any, reference: Any, folder: Path) -> None:
     """A LoRA on a loaded FLUX.1 of conftest's sizes does what diffusers does with W + B A; `reference` is the model that its
     weights mean, and is changed. Taken off, nothing is left."""
