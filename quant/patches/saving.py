@@ -105,6 +105,7 @@ def _with_pairs(tiles: Sequence[Tile], found: Sequence[Any], dtype: torch.dtype)
         if not more:
             out.append(tile)
             continue
+        sizes: dict[str, tuple[Sequence[int], torch.dtype]]
         if p.order:  # in a kernel's order, which pads
             made = longer(tile.apply(lambda tensor: tensor.to("meta")), "meta")
             sizes = {name: (made[name].shape, made[name].dtype) for name in ("down", "up")}
