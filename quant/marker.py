@@ -30,4 +30,4 @@ def marker(conf: dict[str, Any]) -> Tensor:
     """A `comfy_quant` tensor: the JSON of `conf` as U8, as the host stores it."""
     import torch
 
-    return torch.tensor(list(json.dumps(conf).encode()), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(json.dumps(conf).encode()), dtype=torch.uint8)

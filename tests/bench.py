@@ -287,6 +287,7 @@ def main() -> int:
             bench_formats.describing(Path(temp), budget)
             bench_formats.loading(Path(temp), budget)
             bench_linear.linears(budget)
+            bench_patches.layers(budget)
             bench_patches.patching(Path(temp), budget)
             bench_build.writing(Path(temp), budget)
             bench_build.building(Path(temp), budget)

@@ -13,6 +13,7 @@ from typing import Any
 from comfy_kitchen.tensor import QuantizedLayout, QuantizedTensor, TensorWiseINT8Layout, register_layout_class
 
 from ..layout_names import INT8, OWN_INT8
+from .tiled import as_parameter
 
 
 class OwnINT8Layout(QuantizedLayout):
@@ -36,18 +37,14 @@ def renamed(weight: Any) -> Any:
     """
     if not isinstance(weight, QuantizedTensor) or weight._layout_cls != INT8:
         return weight
-    own = QuantizedTensor(weight._qdata, OWN_INT8, weight._params)
-    own._is_param = True  # what torch.nn.Parameter() does, less the clone of every tensor in Params
-    return own
+    return as_parameter(QuantizedTensor(weight._qdata, OWN_INT8, weight._params))
 
 
 def host_named(weight: Any) -> Any:
     """The other way round."""
     if not isinstance(weight, QuantizedTensor) or weight._layout_cls != OWN_INT8:
         return weight
-    host = QuantizedTensor(weight._qdata, INT8, weight._params)
-    host._is_param = True
-    return host
+    return as_parameter(QuantizedTensor(weight._qdata, INT8, weight._params))
 
 
 register_layout_class(OWN_INT8, OwnINT8Layout)

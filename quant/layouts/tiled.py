@@ -135,12 +135,16 @@ def params_of(tiles: Sequence[Tile], dtype: torch.dtype, shape: tuple[int, ...],
         kernels=kernels or ("",) * len(tiles), **named, **more)
 
 
-def parameter(qdata: Tensor, params: Any) -> QuantizedTensor:
-    """A weight parameter. What torch.nn.Parameter() does for tensor subclasses, less the detach(): kitchen's detach
-    clones every tensor in Params, which would copy what is memory-mapped."""
-    weight = QuantizedTensor(qdata, NAME, params)
+def as_parameter(weight: QuantizedTensor) -> QuantizedTensor:
+    """What torch.nn.Parameter() does for tensor subclasses, less the detach(): kitchen's detach clones every tensor in
+    Params, which would copy what is memory-mapped."""
     weight._is_param = True
     return weight
+
+
+def parameter(qdata: Tensor, params: Any) -> QuantizedTensor:
+    """A weight parameter."""
+    return as_parameter(QuantizedTensor(qdata, NAME, params))
 
 
 def with_tiles(weight: QuantizedTensor, tiles: Sequence[Tile], **changes: Any) -> QuantizedTensor:

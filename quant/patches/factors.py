@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..codecs import codec
 from ..layouts.tiled import tiles_of, with_tiles
-from ..tile import Tile
+from ..tile import Place, Tile
 
 LARGEST = 256  # rank of a LoHa as a low-rank pair: a matmul with more costs about as much as the layer itself
 
@@ -52,9 +52,9 @@ class Factor:
         """Numbers that it takes."""
         return self.up.numel() + self.down.numel()
 
-    def product(self, x: Tensor) -> Tensor:
-        """x [..., k] -> [..., n]."""
-        return (x @ self.down.t() * self.scale) @ self.up.t()
+    def add_product(self, x: Tensor, out: Tensor) -> None:
+        """x [m, k] times it on top of out [m, n], in place: scaled and added by the product itself, rounded once."""
+        out.addmm_(x @ self.down.t(), self.up.t(), alpha=self.scale)
 
     def dense(self) -> Tensor:
         """[n, k] in F32."""
@@ -90,10 +90,11 @@ class Kronecker:
         """Numbers that it takes."""
         return self.left.numel() + self.right.numel()
 
-    def product(self, x: Tensor) -> Tensor:
-        """x [..., k] -> [..., n]: row i * n2 + a of the product is left[i] over the groups of what right[a] gives."""
+    def add_product(self, x: Tensor, out: Tensor) -> None:
+        """x [m, k] times it on top of out [m, n], in place: row i * n2 + a of the product is left[i] over the groups of
+        what right[a] gives."""
         grouped = x.unflatten(-1, (self.left.shape[1], self.right.shape[1]))
-        return (self.left @ (grouped @ self.right.t() * self.scale)).flatten(-2)
+        out += (self.left @ (grouped @ self.right.t() * self.scale)).flatten(-2)
 
     def dense(self) -> Tensor:
         """[n, k] in F32."""
@@ -166,14 +167,13 @@ _READ: dict[str, Callable[[Sequence[Any]], Factor | Kronecker | None]] = {
 
 
 def side(x: Tensor, out: Tensor, found: Factors) -> Tensor:
-    """Add to out [..., N] what the factors (on x's device, in its dtype) give for x [..., K]."""
-    for factor in found:
-        own = x[..., factor.column:factor.column + factor.columns]
-        if factor.rows == out.shape[-1]:
-            out = out + factor.product(own)
-        else:
-            out = out.clone() if out.requires_grad else out
-            out[..., factor.row:factor.row + factor.rows] += factor.product(own)
+    """out [..., N], which nobody else has, with what the factors (on x's device, in its dtype and out's) give for
+    x [..., K] on top."""
+    out = out.clone() if out.requires_grad or not out.is_contiguous() else out
+    flat, sums = x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1])
+    for one in found:
+        own = flat if one.columns == flat.shape[1] else flat[:, one.column:one.column + one.columns]
+        one.add_product(own, sums if one.rows == sums.shape[1] else sums[:, one.row:one.row + one.rows])
     return out
 
 
@@ -219,8 +219,7 @@ def appended(tile: Tile, found: Sequence[Factor], dtype: torch.dtype) -> Tile:
     p = tile.place
     downs, ups = [], []
     for factor in found:
-        rows = _overlap(p.row, p.rows, factor.row, factor.rows)
-        columns = _overlap(p.column, p.columns, factor.column, factor.columns)
+        rows, columns = _common(p, factor)
         if rows is None or columns is None:
             continue
         rank = factor.down.shape[0]
@@ -239,9 +238,20 @@ def appended(tile: Tile, found: Sequence[Factor], dtype: torch.dtype) -> Tile:
                        up=torch.cat([*(tile[f].to(dtype) for f in ("up",) if f in tile.fields), *ups], 1))
 
 
+def touches(place: Place, factor: Factor) -> bool:
+    """Whether a factor changes numbers of a tile."""
+    return None not in _common(place, factor)
+
+
 def have_low_rank(tiles: Sequence[Tile]) -> bool:
     """Whether all of these tiles are in codecs with a low-rank branch of their own, which their kernels multiply."""
     return not any(codec(tile.place.codec).fields["down"].optional for tile in tiles)
+
+
+def _common(p: Place, factor: Factor) -> tuple[tuple[slice, slice] | None, tuple[slice, slice] | None]:
+    """The rows and the columns that a tile and a factor have in common."""
+    return (_overlap(p.row, p.rows, factor.row, factor.rows),
+            _overlap(p.column, p.columns, factor.column, factor.columns))
 
 
 def _overlap(start: int, size: int, other: int, other_size: int) -> tuple[slice, slice] | None:

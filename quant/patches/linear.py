@@ -19,7 +19,7 @@ from torch.nn.functional import linear as matmul
 
 from ...host.texts import Text
 from ..layouts.int8 import host_named, renamed
-from ..layouts.tiled import is_tiled, plain_shift, shifts, tiles_of, with_delta
+from ..layouts.tiled import as_parameter, is_tiled, plain_shift, shifts, tiles_of, with_delta
 from . import saving
 from .factors import Factors, added, append, factors, have_low_rank, joined, low_rank, side
 from .loading import Hooked, patches_of, pending
@@ -81,6 +81,8 @@ def with_patches_beside(operations: Any) -> Any:
         own_name = False  # whether the host must not know its INT8 in any case
         grown = 0  # bytes that patches have added since the host was told
         coming: Any = None  # what convert_weight has found for set_weight
+        weight_lowvram_function: Any = None  # of the host's, which it sets where there is one
+        bias_lowvram_function: Any = None
 
         def forward(self, input, *args, **kwargs):
             changes = self.changes()
@@ -112,22 +114,23 @@ def with_patches_beside(operations: Any) -> Any:
 
         def changes(self) -> Changes | None:
             """What is to be done to the weight and bias that the host does not do, if anything."""
-            quantized = isinstance(self.weight, QuantizedTensor)
-            held = self.in_weight()
-            hooked = self.hooked if self.hooked is not None and self.hooked.active else None
-            weight, bias = (self._functions(WEIGHT), self._functions(BIAS)) if quantized else ([], [])
-            if not quantized and held is None or not (weight or bias or held or hooked):
+            held, hooked = self.in_weight(), self.hooked if self.hooked is not None and self.hooked.active else None
+            weight, bias = self._functions()
+            if not (weight or bias or held or hooked):
                 return None
+            if not isinstance(self.weight, QuantizedTensor):  # the host's functions go on with a dense weight
+                return None if held is None else Changes([], [], held, hooked)
             return Changes(weight, bias, held, hooked)
 
-        def _functions(self, leaf: str) -> list[Any]:
-            first = self.__dict__.get(f"{leaf}_lowvram_function")  # asked for by each forward, and mostly not there
-            return [*([] if first is None else [first]), *getattr(self, f"{leaf}_function", ())]
+        def _functions(self) -> tuple[list[Any], list[Any]]:
+            """What the host has for the weight and for the bias."""
+            weight, bias = self.weight_lowvram_function, self.bias_lowvram_function
+            return ([*([] if weight is None else [weight]), *self.weight_function],
+                    [*([] if bias is None else [bias]), *self.bias_function])
 
         def _take_off(self) -> tuple[Any, ...]:
             """Leave the weight and bias without functions; what they were."""
-            kept = tuple(getattr(self, f"{leaf}{kind}", None) for leaf in (WEIGHT, BIAS)
-                         for kind in ("_function", "_lowvram_function"))
+            kept = (self.weight_function, self.weight_lowvram_function, self.bias_function, self.bias_lowvram_function)
             self._put_on(([], None, [], None))
             return kept
 
@@ -225,8 +228,9 @@ def with_patches_beside(operations: Any) -> Any:
             from ... import host
 
             coming = None if host.lacking("LoRA beside the weight") else host.patching(sys._getframe(1))
-            self.coming = None if coming is None else (coming, factors(coming.patches or (), weight.shape))
-            if self.coming is not None and self.coming[1] is not None:
+            found = None if coming is None else factors(coming.patches or (), weight.shape)
+            self.coming = None if coming is None else (coming, found, weight)
+            if found is not None:
                 return stand_in(weight)
             if coming is not None:  # the host would evaluate patches in the dtype of its device
                 weight = weight.to(torch.float32)
@@ -235,7 +239,7 @@ def with_patches_beside(operations: Any) -> Any:
         def set_weight(self, weight, inplace_update=False, seed=None, return_weight=False, **kwargs):
             from ... import host
 
-            (coming, found), self.coming = self.coming or (None, None), None
+            (coming, found, moved), self.coming = self.coming or (None, None, None), None
             if not isinstance(self.weight, QuantizedTensor):
                 if inplace_update:  # which hooks ask for, and the host's mixed-precision Linear does not have
                     self.weight.data.copy_(weight)
@@ -262,8 +266,8 @@ def with_patches_beside(operations: Any) -> Any:
                 self.weight = torch.nn.Parameter(weight.to(self.weight.dtype), requires_grad=False)
                 self.held = Held(self.weight, (), shift)
             else:
-                device = None if coming is None else coming.device
-                self._hold(self.weight if device is None else self.weight.to(device), joined(found))
+                here = coming is None or coming.device in (None, self.weight.device)
+                self._hold(self.weight if here else moved, joined(found))  # the host has made a copy in any case
             self.grown += self._bytes() - before
             return None
 
@@ -280,11 +284,12 @@ def with_patches_beside(operations: Any) -> Any:
             return dense(weight.to(own.dtype), with_delta(own, change).state_dict())
 
         def _hold(self, base: Any, found: list[Any]) -> None:
+            if base.dtype != (dtype := self.weight.dtype):  # a copy is in the dtype that the host patches in
+                base = QuantizedTensor(base._qdata, base._layout_cls, replace(base._params, orig_dtype=dtype))
             if found and is_tiled(base) and low_rank(found) and have_low_rank(tiles_of(base)):
                 self.weight, self.held = append(base, found), None
                 return
-            new = renamed(QuantizedTensor(base._qdata, base._layout_cls, base._params))
-            new._is_param = True  # what torch.nn.Parameter() does, less the clone of every tensor in Params
+            new = as_parameter(renamed(QuantizedTensor(base._qdata, base._layout_cls, base._params)))
             self.weight = new
             self.held = Held(new, [one.made(lambda tensor: tensor.to(new.device, new.dtype)) for one in found]) \
                 if found else None
@@ -344,7 +349,7 @@ def with_patches_beside(operations: Any) -> Any:
 
         def effective(self) -> tuple[Tensor, Tensor | None]:
             """(weight, bias) of the plain Linear that this one stands for with its patches, F32 on the CPU."""
-            changes = self.changes() or Changes(self._functions(WEIGHT), self._functions(BIAS), None, None)
+            changes = self.changes() or Changes(*self._functions(), None, None)
             weight = self._effective(self.weight.detach().to("cpu"), changes)
             if self.bias is None:
                 return weight, None
@@ -385,8 +390,15 @@ def with_patches_beside(operations: Any) -> Any:
                 raise
 
         def _apply(self, fn, recurse=True):
-            held = self.in_weight()
-            super()._apply(fn, recurse)
+            held, weight = self.in_weight(), self.weight
+            if isinstance(weight, QuantizedTensor):  # the host's way copies every tensor in Params, moved or not
+                self.weight = None
+                super()._apply(fn, recurse)
+                moved = fn(weight)
+                self.weight = as_parameter(moved.clone() if moved.is_inference() and
+                                           not torch.is_inference_mode_enabled() else moved)
+            else:
+                super()._apply(fn, recurse)
             self.held = None if held is None else Held(
                 self.weight, [one.made(fn) for one in held.factors],
                 None if held.shift is None else fn(held.shift))

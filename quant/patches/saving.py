@@ -20,7 +20,7 @@ from ..layouts import host_tiles, stored
 from ..layouts.tiled import is_tiled, parameter, params_of, shifts, tiles_of
 from ..marker import marker
 from ..tile import Tile
-from .factors import added, appended, factors, low_rank
+from .factors import added, appended, factors, low_rank, touches
 from .loading import patches_of, pending
 from .stand_ins import lazy
 
@@ -96,15 +96,23 @@ def _with_pairs(tiles: Sequence[Tile], found: Sequence[Any], dtype: torch.dtype)
     def longer(tile: Tile, device: Any) -> Tile:
         return appended(tile, [one.made(lambda tensor: tensor.to(device, dtype)) for one in found], dtype)
 
-    def pair(tile: Tile, name: str, size: Tensor) -> Tensor:
-        return lazy(size.shape, size.dtype, lambda: longer(tile, tile["codes"].device)[name])
+    def pair(tile: Tile, name: str, size: Sequence[int], own: torch.dtype) -> Tensor:
+        return lazy(size, own, lambda: longer(tile, tile["codes"].device)[name])
 
     out = []
     for tile in tiles:
-        sizes = longer(tile.apply(lambda tensor: tensor.to("meta")), "meta")
-        changed = {name: pair(tile, name, sizes[name]) for name in ("down", "up")
-                   if name in sizes.fields and (name not in tile.fields or sizes[name].shape != tile[name].shape)}
-        out.append(Tile(tile.place, {**tile.fields, **changed}))
+        p, more = tile.place, sum(one.down.shape[0] for one in found if touches(tile.place, one))
+        if not more:
+            out.append(tile)
+            continue
+        sizes: dict[str, tuple[Sequence[int], torch.dtype]]
+        if p.order:  # in a kernel's order, which pads
+            made = longer(tile.apply(lambda tensor: tensor.to("meta")), "meta")
+            sizes = {name: (made[name].shape, made[name].dtype) for name in ("down", "up")}
+        else:
+            rank = more + (tile["down"].shape[1] if "down" in tile.fields else 0)
+            sizes = {"down": ((p.columns, rank), dtype), "up": ((p.rows, rank), dtype)}
+        out.append(Tile(p, {**tile.fields, **{name: pair(tile, name, *size) for name, size in sizes.items()}}))
     return out
 
 

@@ -19,13 +19,17 @@ class _Device:
     index: int = 0
 
 
+UNCHANGED = (Tensor.to, Tensor.cpu, Tensor.add_)
+
+
 class StandIn(Tensor):
-    """On the meta device, so that arithmetic with it costs nothing. Moved it stays what it is, and copied into a weight
-    it changes nothing: the host keeps such as what hooks made of a weight, or as what there was before."""
+    """On the meta device, so that arithmetic with it costs nothing. Moved, or with a patch added, it stays what it is,
+    and copied into a weight it changes nothing: the host keeps such as what hooks made of a weight, or as what there
+    was before."""
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        if function in (Tensor.to, Tensor.copy_, Tensor.cpu) and (function is Tensor.copy_ or isinstance(args[0], cls)):
+        if function is Tensor.copy_ or function in UNCHANGED and isinstance(args[0], cls):
             return args[0]
         with torch._C.DisableTorchFunctionSubclass():
             return function(*args, **(kwargs or {}))

@@ -155,6 +155,54 @@ def test_nothing_is_dequantized_for_a_lora(name, monkeypatch):
     assert not has_tile or grown < 3 * 4 * 4 * (net.ROWS + columns) + size + 2000  # shards have a pair each; markers
 
 
+@pytest.mark.parametrize("name", ["fp8", "int8", "nvfp4 shards", "svdq int4"])
+def test_a_weight_is_moved_once(name):
+    """To another device the host copies a weight before it asks what it would be with a LoRA: that copy stays."""
+    from comfy_kitchen.tensor import QuantizedTensor
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.copy_.default and isinstance(args[0], QuantizedTensor):
+                copies.append(args[0]._qdata.data_ptr())
+            elif any(isinstance(arg, QuantizedTensor) for arg in args):
+                others.append(function)
+            return function(*args, **(kwargs or {}))
+
+    ours, _, columns = made(name)
+    patched, copies, others = net.add(ours, net.files(columns)["kohya"]), [], []
+    layer = patched.model.diffusion_model.layer
+    codes, dtype = layer.weight._qdata, layer.weight.dtype
+    with Seen():
+        patched.patch_weight_to_device(net.KEY, device_to=torch.device("cpu", 0))  # which is not "cpu"
+    try:
+        assert copies == [layer.weight._qdata.data_ptr()] and others == [torch.ops.aten.empty_like.default]
+        assert torch.equal(layer.weight._qdata.view(torch.uint8), codes.view(torch.uint8)) and layer.weight.dtype == dtype
+    finally:
+        patched.unpatch_model(patched.offload_device)
+    assert layer.weight._qdata.data_ptr() == codes.data_ptr()
+
+
+@pytest.mark.parametrize("name", net.FORMATS)
+def test_a_move_to_where_it_is_copies_nothing(name):
+    def pointers(weight):
+        own = (getattr(weight._params, name) for name in weight._params._tensor_fields())
+        return [tensor.data_ptr() for tensor in (weight._qdata, *own)]
+
+    ours, _, columns = made(name)
+    patched = net.add(ours, net.files(columns)["kohya"])
+    layer = patched.model.diffusion_model.layer
+    for patcher in (ours, patched):
+        patcher.patch_model(patcher.load_device)
+        try:
+            start = pointers(layer.weight)
+            layer.to("cpu")
+            assert pointers(layer.weight) == start
+            assert isinstance(layer.weight, torch.nn.Parameter) and "weight" in dict(layer.named_parameters())
+        finally:
+            patcher.unpatch_model(patcher.offload_device)
+
+
 NATIVE = {"fp8": ("float8_e4m3fn", "TensorCoreFP8E4M3Layout", {"scale": "recalculate"}),
           "int8": ("int8_tensorwise", "TensorWiseINT8Layout", {"per_channel": True}),
           "convrot": ("int8_tensorwise", "TensorWiseINT8Layout", {
