@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -19,12 +19,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from support import bench, bench_history
 from support.pack import start_comfy
 
-PARTS = ("inspect", "lists", "load", "svdq", "formats", "linear", "patches", "build")
+PARTS = {name: f"support.bench_{name}" for name in ("import", "inspect", "lists", "load", "svdq", "formats", "linear", "lora",
+                                                    "patches", "build")}
 
 
-def main(arguments: list[str] | None = None, parts: Sequence[str] = PARTS, page: Path = bench_history.PAGE) -> int:
+def main(arguments: list[str] | None = None, parts: Mapping[str, str] = PARTS, page: Path = bench_history.PAGE,
+         runs: int = bench.RUNS) -> int:
     parser = argparse.ArgumentParser(prog="dev.py bench", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=parts, metavar="PART", help=f"of {', '.join(parts)}")
+    parser.add_argument("--only", nargs="+", choices=[*parts], metavar="PART", help=f"of {', '.join(parts)}")
     parser.add_argument("--record", nargs="?", const="", metavar="NOTE", help="add the run to docs/bench.md, with a note")
     options = parser.parse_args(arguments)
     if options.record is not None and options.only:
@@ -32,13 +34,13 @@ def main(arguments: list[str] | None = None, parts: Sequence[str] = PARTS, page:
     start_comfy()
     found: dict[str, list[bench.Result]] = {}
     for name in options.only or parts:
-        part, start = importlib.import_module(f"support.bench_{name}"), time.monotonic()
+        part, start = importlib.import_module(parts[name]), time.monotonic()
         print(f"{name}: {part.TITLE}", flush=True)
         if sys.platform != "linux" and getattr(part, "LINUX", False):
             print("  left out: it reads /proc")
             continue
         with tempfile.TemporaryDirectory(prefix="qt-bench-") as folder:
-            found[name] = bench.run(part, Path(folder))
+            found[name] = bench.run(part, Path(folder), runs)
         load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
         print(f"{bench.table(found[name])}\n  ({time.monotonic() - start:.0f} s{load})\n", flush=True)
     over = [f"{name}: {result.row.name}" for name, results in found.items() for result in results if result.over]

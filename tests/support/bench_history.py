@@ -85,7 +85,11 @@ def append(page: Path, found: Mapping[str, Sequence[Result]], run: tuple[str, st
     lines = ["## " + run[0], "", run[1], "", f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS),
              *(f"| {' | '.join(cells.values())} |" for cells in rows.values())]
     text = text.rstrip() + "\n\n" + "\n".join(lines) + "\n"
-    if not rows or parse(text) != [*earlier, Recorded(*run, rows)]:
+    try:
+        same = bool(rows) and parse(text) == [*earlier, Recorded(*run, rows)]
+    except (ValueError, IndexError):  # a row of other cells than the table has
+        same = False
+    if not same:
         raise ValueError(f"this run cannot be written as a table: {run}, {list(rows)}")
     beside = page.with_name(page.name + ".new")
     try:
