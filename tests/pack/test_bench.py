@@ -19,10 +19,10 @@ PART = '''
 from support.bench import Row
 TITLE = "a part of a test"
 def cases(folder):
-    return [(2.0,)]
+    return CASES
 def measure(value):
     import torch
-    return [Row(f"case {value}, threads {torch.get_num_threads()}", value, LIMIT, {"stock": 8.0})]
+    return [Row(f"case {value}, threads {torch.get_num_threads()}", value, 1.5, {"stock": 8.0})]
 '''
 
 
@@ -58,22 +58,22 @@ def test_arms_take_turns_and_the_first_round_does_not_count():
 
 
 def test_parts_run_in_processes_of_one_thread_and_set_the_exit_code(tmp_path, monkeypatch, capsys):
-    for name, limit in (("within", 2), ("beyond", 1.5)):
-        (tmp_path / f"bench_part_{name}.py").write_text(PART.replace("LIMIT", str(limit)), encoding="utf-8")
+    for name, wanted in (("over", "[(2.0,)]"), ("nothing", "[]")):
+        (tmp_path / f"bench_part_{name}.py").write_text(PART.replace("CASES", wanted), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    main, parts, page = dev_bench().main, {name: f"bench_part_{name}" for name in ("within", "beyond")}, tmp_path / "bench.md"
+    main, parts, page = dev_bench().main, {name: f"bench_part_{name}" for name in ("over", "nothing")}, tmp_path / "bench.md"
     page.write_text("# Recorded\n", encoding="utf-8")
-    assert main(["--only", "beyond"], parts, page, runs=1) == 1
-    said = capsys.readouterr().out
-    assert "beyond: case 2.0, threads 1" in said and "within" not in said and bench_history.parse(page.read_text()) == []
-    for wrong in (["--only", "nothing"], ["--record", "--only", "within"]):
+    assert main(["--only", "nothing"], parts, page) == 0
+    assert "nothing: " in (said := capsys.readouterr().out) and "over: " not in said
+    for wrong in (["--only", "another"], ["--record", "--only", "over"]):
         with pytest.raises(SystemExit) as stopped:
             main(wrong, parts, page)
         assert stopped.value.code == 2
-    assert main(["--record", "a machine at rest"], {"within": parts["within"]}, page, runs=1) == 0
+    assert bench_history.parse(page.read_text(encoding="utf-8")) == []
+    assert main(["--record", "a machine at rest"], parts, page, runs=1) == 1
     recorded, = bench_history.parse(page.read_text(encoding="utf-8"))
-    assert list(recorded.rows) == [("within", "case 2.0, threads 1")]
+    assert list(recorded.rows) == [("over", "case 2.0, threads 1")]
     assert recorded.about.endswith("a machine at rest") and "torch " in recorded.about and "ComfyUI 0." in recorded.about
 
 

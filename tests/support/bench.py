@@ -112,7 +112,7 @@ def number(value: float, unit: str = "x") -> str:
 def table(results: list[Result]) -> str:
     """Rows for a terminal, those beyond their budget marked."""
     others = list(dict.fromkeys(who for result in results for who in result.row.beside))
-    width = max(len(result.row.name) for result in results) + 2
+    width = max((len(result.row.name) for result in results), default=0) + 2
     lines = [f"        {'':{width}}{'ours':>9}{'budget':>9}" + "".join(f"{who:>9}" for who in others) + "   three runs"]
     for result in results:
         row = result.row

@@ -25,13 +25,13 @@ def measure(there: str) -> list[Row]:
     with tempfile.TemporaryDirectory(dir=there) as temp:
         folder = Path(temp)
         rows = [_building(folder), _writing(folder)]
-        base = bf16_base(folder / "base", 40, random=False)
+        base = bf16_base(folder / "base", 20, random=False)
         (folder / "building").mkdir()
         grown = child(building_memory, folder / "building", base)
-        rows.append(Row("building: memory for 3 GB of BF16, over its largest tensor", grown / LARGEST, 4.6))
+        rows.append(Row("building: memory for 1.5 GB of BF16, over its largest tensor", grown / LARGEST, 4.6))
         (folder / "writing").mkdir()
-        grown = child(writing_memory, folder / "writing", 40, "cast")["grown"]
-        return [*rows, Row("writing: memory for 3 GB of BF16, over its largest tensor", grown / LARGEST, 4.6)]
+        grown = child(writing_memory, folder / "writing", 20, "cast")["grown"]
+        return [*rows, Row("writing: memory for 1.5 GB of BF16, over its largest tensor", grown / LARGEST, 4.6)]
 
 
 def _building(folder: Path) -> Row:
