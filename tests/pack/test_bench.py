@@ -53,8 +53,18 @@ def test_the_gate_is_the_median_of_the_runs():
 
 def test_arms_take_turns_and_the_first_round_does_not_count():
     calls: list[str] = []
-    found = bench.spent({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, lambda name: calls.append(f"({name})"))
-    assert calls == [*["(a)", "a", "(b)", "b"], *["(b)", "b", "(a)", "a"]] * 2 and set(found) == {"a", "b"}
+    now, takes = [0.0], {"a": iter((100, 1, 9, 2)), "b": iter((50, 4, 4, 5))}
+
+    def arm(name: str) -> None:
+        calls.append(name)
+        now[0] += next(takes[name])
+
+    def before(name: str) -> None:
+        calls.append(f"({name})")
+        now[0] += 1000
+
+    found = bench.spent({"a": lambda: arm("a"), "b": lambda: arm("b")}, 3, before, lambda: now[0])
+    assert calls == [*["(a)", "a", "(b)", "b"], *["(b)", "b", "(a)", "a"]] * 2 and found == {"a": 2, "b": 4}
 
 
 def test_parts_run_in_processes_of_one_thread_and_set_the_exit_code(tmp_path, monkeypatch, capsys):

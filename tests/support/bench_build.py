@@ -48,7 +48,7 @@ def _building(folder: Path) -> Row:
         build_fp8(base_transformer_dir=str(base), model_type="none", output_dir=str(folder / "built"))
 
     took = spent({"build": build, "copy": lambda: [weight.clone() for _ in range(12)]}, 3)
-    return Row("building", took["build"] / took["copy"], 2.5)
+    return Row("building", took["build"] / took["copy"], 4)
 
 
 def _writing(folder: Path) -> Row:
