@@ -68,6 +68,7 @@ def spent(arms: Mapping[str, Callable[[], Any]], times: int = 7, before: Callabl
             del made
             if i:
                 found[name].append(took)
+    gc.unfreeze()
     return {name: median(took) for name, took in found.items()}
 
 

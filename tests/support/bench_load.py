@@ -46,7 +46,7 @@ def measure(folder: str, file: str) -> list[Row]:
     def stock() -> Any:
         return comfy.sd.load_diffusion_model(file)
 
-    took = spent({"ours": ours, "stock": stock}, 5)
+    took = spent({"ours": ours, "stock": stock}, 3)
     more = {}
     for load in (ours, stock):
         gc.collect()

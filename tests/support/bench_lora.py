@@ -113,7 +113,7 @@ def measure() -> list[Row]:
             if arm in state:
                 load(*state[arm])
 
-        took = spent(arms, before=before)
+        took = spent(arms, 3, before)
         off()
         without = took["forward without"] + took["thin"]
         return [Row(f"{name}: apply", took["apply"] / took["product"], 3),
