@@ -10,7 +10,7 @@
     python3 dev.py drift PATH    what of this pack works on another ComfyUI, by its source, without running it
     python3 dev.py lint     ruff, the type checker, and which folder may import which
     python3 dev.py host     start ComfyUI with this pack for your browser (arguments go on to ComfyUI)
-    python3 dev.py bench    timings, ratios and budgets; fails when a budget is broken
+    python3 dev.py bench    ratios, budgets (--only PART, --record NOTE: docs/bench.md); fails when a budget is broken
     python3 dev.py gpu-table     what every format does on this machine's GPU (docs/gpu.md)
     python3 dev.py gpu-kit OUT   all that a GPU machine without a network needs for that
     python3 dev.py gpu-report    what was measured, as docs/performance.md and the README's column

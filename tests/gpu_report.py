@@ -28,7 +28,7 @@ HEAD = """# Performance
 What every format takes on GPUs that we had: whole steps of FLUX.1, single layers, loading, LoRAs. Written by `python3
 dev.py gpu-report` from the rows in `docs/gpu`, which `gpu-table` measured ([GPU](gpu.md) says how, and what the words
 mean). Numbers of formats that were found wrong there are left out. For your own GPU and checkpoint: `python <pack> bench
-REF` ([command line](command_line.md)). Ratios that hold on a CPU, and their budgets: `python3 dev.py bench`.
+REF` ([command line](command_line.md)). Ratios that hold on a CPU: [recorded](bench.md).
 """
 
 

@@ -1,85 +1,23 @@
-"""What a load of packed files costs: GGUF, and integers in words (GPTQ, AWQ, compressed-tensors), against reading the
-same bytes once and what ComfyUI itself does with the model."""
+"""What a load of packed files costs: GGUF, and integers in words (GPTQ, AWQ, compressed-tensors)."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import process_time
 from typing import Any
 
-from support.pack import PACK
+from support.bench import FRESH_MEMORY, Row, spent
 from support.synthetic import flux_modules
 
+TITLE = "loading packed files, over reading every byte into fresh memory once and ComfyUI's own part of the load"
+LINUX = True
+ENVIRONMENT = FRESH_MEMORY
 GROUP = 128
 TOOLS = ("gptq", "awq", "compressed-tensors")
 LIMIT = 1.1
-# Every byte into fresh memory ("read"), or a load, of which what ComfyUI's own loader takes is timed apart ("host").
-# `anon` is the most anonymous memory beyond what there is before, `kept` what the load leaves there.
-SCRIPT = r"""
-import gc, json, os, resource, sys, time
-sys.path.insert(0, os.path.join(os.environ["PACK"], "tests"))
-from support.pack import start_comfy
-start_comfy()
-import comfy.sd, comfy.text_encoders.flux, torch
-from support.anon import Peak, anon
-from quantized_transformers import host
-from quantized_transformers.loaders import model
-from quantized_transformers.loaders.components import text_encoder
-from quantized_transformers.loaders.containers.checkpoint import Checkpoint
-from quantized_transformers.loaders.locate import locate
-import quantized_transformers.quant.kernels.choose, quantized_transformers.quant.linear
-how, path, base = sys.argv[1:4]
-torch.set_num_threads(1)
-
-checkpoint = Checkpoint(locate(path))
-stored = {name: t.nbytes for name, t in checkpoint.load_tensors().items()}
-
-def cpu():
-    usage = resource.getrusage(resource.RUSAGE_THREAD)
-    return usage.ru_utime + usage.ru_stime
-
-spent = {"host": 0.0}
-def timed(name):
-    function = getattr(host, name)
-    def wrapped(*args, **kwargs):
-        start = cpu()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            spent["host"] += cpu() - start
-    setattr(host, name, wrapped)
-for name in ("load_state_dict", "load_text_encoders"):
-    timed(name)
-
-def once():
-    if how == "read":
-        return [tensor.clone() for tensor in Checkpoint(locate(path)).load_tensors().values()]
-    if base:
-        return text_encoder.load(text_encoder.Request(base, overrides=(path,))).clip.patcher
-    return model.rebuild(model.Request(path))
-
-once()  # imports what a first load imports
-gc.collect()
-spent["host"] = 0.0
-with Peak() as peak:
-    start, used = time.perf_counter(), cpu()
-    made = once()
-    seconds, used = time.perf_counter() - start, cpu() - used
-out = {"seconds": seconds, "cpu": used, "anon": peak.more, "kept": anon() - peak.before, "stored": sum(stored.values()),
-       "largest": max(stored.values()), **spent}
-if how != "read":
-    out["size"] = made.model_size()
-print(json.dumps(out))
-"""
-
-
-def _gguf(path: Path, double: int, single: int, hidden: int = 3072) -> int:
+def gguf_flux(path: Path, double: int, single: int, hidden: int = 3072) -> int:
     """A FLUX.1 in Q4_K under its own names, blocks of any bytes; how many tensors that are."""
     import numpy as np
     import torch
@@ -165,50 +103,63 @@ def _t5(folder: Path, layers: int) -> tuple[Path, Path]:
     return base, write(folder / "t5.gguf", tensors, "t5encoder")
 
 
-def _run(how: str, path: Path, base: Path | str = "") -> dict[str, float]:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, how, str(path), str(base)], capture_output=True, text=True,
-                          env={**os.environ, "PACK": str(PACK)}, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def describing(folder: Path, budget: Callable[..., None]) -> None:
-    """Inspect of a GGUF of 1,000 tensors."""
-    from quantized_transformers.loaders.containers.checkpoint import Checkpoint
-    from quantized_transformers.loaders.describe import describe
-    from quantized_transformers.loaders.locate import locate
-
-    path, times = folder / "1000.gguf", []
-    count = _gguf(path, 24, 49, 256)
-    for _ in range(15):
-        start = perf_counter()
-        describe(Checkpoint(locate(str(path))))
-        times.append((perf_counter() - start) * 1e3)
-    budget(f"GGUF of {count} tensors, median of 15", median(times), 10, "ms")
-    path.unlink()
-
-
-def loading(folder: Path, budget: Callable[..., None], rounds: int = 5) -> None:
-    """Loads of packed transformers and a text encoder against their bytes read once and ComfyUI's part of the load."""
-    print("loading packed files, processor time of one thread: against a copy of every byte into fresh memory, and "
-          "ComfyUI's own part of the load")
-    _gguf(folder / "flux.gguf", 2, 4)
-    made: list[tuple[str, Path, Path | str]] = [("GGUF", folder / "flux.gguf", "")]
-    made += [(tool, _packed(folder / tool, tool, 2, 4), "") for tool in TOOLS]
+def cases(folder: Path) -> list[tuple[str, Path, Path | str]]:
+    """(what, its file, for a text encoder the base that it is loaded into)."""
+    gguf_flux(folder / "flux.gguf", 2, 4)
     base, t5 = _t5(folder, 3)
-    made.append(("GGUF T5", t5, base))
-    for name, path, beside in made:
-        rows: dict[str, list[dict[str, float]]] = {"read": [], "load": []}
-        for i in range(rounds):
-            for how in ("read", "load") if i % 2 else ("load", "read"):
-                rows[how].append(_run(how, path, beside))
-        read, load = ({key: median(row[key] for row in found) for key in found[0]} for found in rows.values())
-        print(f"  {name:18}  {load['cpu']:.3f} s, of which ComfyUI {load['host']:.3f} (wall {load['seconds']:.3f}); reading "
-              f"{read['stored'] / 1e9:.2f} GB {read['cpu']:.3f} s; anonymous memory up to {load['anon'] / 1e6:.0f} MB; "
-              f"the file {load['stored'] / 1e6:.0f} MB, the model's size {load['size'] / 1e6:.0f} MB")
-        budget(f"{name}: load, ratio of medians of {rounds}", load["cpu"] / (read["cpu"] + load["host"]), LIMIT, "x")
-        budget(f"{name}: memory beyond what is kept (largest tensor: {load['largest'] / 1e6:.0f} MB)",
-               (load["anon"] - load["kept"]) / 1e6, 1.05 * load["largest"] / 1e6, "MB")
-        if beside:
-            budget(f"{name}: what the patcher counts, of the file's bytes", load["size"] / load["stored"], 1.05, "x")
+    return [("GGUF", folder / "flux.gguf", ""), *((tool, _packed(folder / tool, tool, 2, 4), "") for tool in TOOLS),
+            ("GGUF T5", t5, base)]
+
+
+def measure(name: str, path: str, base: str) -> list[Row]:
+    import gc
+
+    import comfy.sd  # noqa: F401  # ComfyUI's own imports are no part of a load
+    import comfy.text_encoders.flux  # noqa: F401
+
+    import quantized_transformers.quant.kernels.choose
+    import quantized_transformers.quant.linear  # noqa: F401
+    from quantized_transformers import host
+    from quantized_transformers.loaders import model
+    from quantized_transformers.loaders.components import text_encoder
+    from quantized_transformers.loaders.containers.checkpoint import Checkpoint
+    from quantized_transformers.loaders.locate import locate
+    from support.anon import Peak, anon
+
+    stored = [tensor.nbytes for tensor in Checkpoint(locate(path)).load_tensors().values()]
+    of_host: list[float] = []  # what ComfyUI's own loader takes, of each load
+
+    def timed(name: str) -> None:
+        function = getattr(host, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            start = process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                of_host[-1] += process_time() - start
+
+        setattr(host, name, wrapped)
+
+    for function in ("load_state_dict", "load_text_encoders"):
+        timed(function)
+
+    def load() -> Any:
+        of_host.append(0.0)
+        if base:
+            return text_encoder.load(text_encoder.Request(base, overrides=(path,))).clip.patcher
+        return model.rebuild(model.Request(path))
+
+    def read() -> Any:
+        return [tensor.clone() for tensor in Checkpoint(locate(path)).load_tensors().values()]
+
+    took = spent({"load": load, "read": read}, 3)
+    gc.collect()
+    with Peak() as peak:
+        made = load()
+    rows = [Row(f"{name}: load", took["load"] / (took["read"] + median(of_host[1:])), LIMIT),
+            Row(f"{name}: memory beyond what is kept, over the largest tensor", (peak.more - (anon() - peak.before)) / max(stored),
+                1.05)]
+    if base:
+        rows.append(Row(f"{name}: what the patcher counts, over the file's bytes", made.model_size() / sum(stored), 1.05))
+    return rows

@@ -22,7 +22,7 @@ from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.files.unfinished import MARKER
 from quantized_transformers.loaders.locate import locate
 from quantized_transformers.makers.builders.writer import terminal_progress, write_model
-from support import bench_build, crash
+from support import bench, bench_build, crash
 
 pytestmark = pytest.mark.unit
 
@@ -388,7 +388,7 @@ def test_memory_of_a_model_of_3_gb(tmp_path):
         else tmp_path / "big"
     place.mkdir()
     try:
-        found = bench_build.run(bench_build.MEMORY, place, 40, "half")
+        found = bench.child(bench_build.writing_memory, place, 40, "half")
     finally:
         shutil.rmtree(place)
     assert found["source"] > 3e9 and found["written"] > 1.5e9 and found["shards"] == 2

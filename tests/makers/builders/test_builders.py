@@ -16,7 +16,7 @@ import torch
 from quantized_transformers.loaders import model
 from quantized_transformers.makers.builders.fp8 import build_fp8
 from quantized_transformers.makers.builders.nvfp4 import build_nvfp4
-from support import bench_build, qwen_image
+from support import bench, bench_build, qwen_image
 from support.builders import MODELS, Case, Rules, export_fp8
 from support.common import config_of, dequantize, rel_l2, stored
 from support.pack import COMFYUI, PACK
@@ -283,5 +283,5 @@ def test_nodes(tiny, tmp_path):
 def test_memory_does_not_grow_with_the_model(tmp_path):
     """At most two of the largest tensors and 200 MB, whatever the size: 0.8 GB of BF16 would not fit."""
     base = bench_build.bf16_base(tmp_path / "base", 24, 4096, 4096, random=False)
-    grown = bench_build.run(bench_build.BUILD, tmp_path, base, "memory")["grown"]
+    grown = bench.child(bench_build.building_memory, tmp_path, base)
     assert grown < 2 * 4096 * 4096 * 2 + 200e6 < 0.4 * (base / "diffusion_pytorch_model.safetensors").stat().st_size
