@@ -13,7 +13,7 @@ from comfy_kitchen.float_utils import from_blocked
 from torch import Tensor
 
 from ..blocks import swizzle
-from ..decode import e4m3, looked_up, pairs, times
+from ..decode import blocks, e4m3, e8m0, looked_up, mxfp8, pairs, times
 from ..layout_names import is_int8
 from ..tile import Place, Tile
 from . import integers, mx
@@ -56,14 +56,14 @@ def decode_rows(tile: Tile, first: int, last: int, out: Tensor) -> bool:
         else:
             out.copy_(codes)
         if "offset" in tile.fields:
-            out.unflatten(1, (scale.shape[1], -1)).sub_(tile["offset"][first:last].float().unsqueeze(-1))
+            blocks(out, scale).sub_(tile["offset"][first:last].float().unsqueeze(-1))
         times(out, scale)
     elif codec == "e4m3":
         e4m3(codes, scale, out)
     elif codec == "mxfp8":
-        e4m3(codes, mx.decode_e8m0(scale), out)
+        mxfp8(codes, scale, out)
     else:
-        looked_up(codes, _fp4_pairs(), out, mx.decode_e8m0(scale))
+        looked_up(codes, _fp4_pairs(), out, e8m0(scale))
         if codec == "mxfp4_dual":
             times(out, tile["dual"][first:last])
     if mul is not None:

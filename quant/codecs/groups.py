@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _GROUPS = Field(FLOATS, lambda rows, columns: (rows, -1), 0)
 ZEROS = ("uint8", "float32")
+BESIDE = ("zero", "scale", "offset")  # of groups, in the order in which they are taken
 
 
 class Groups(Codec):
@@ -61,14 +62,17 @@ class Groups(Codec):
         return decoded(codes.float(), tile, 1).to(dtype)
 
     def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
-        codes = tile["codes"][first:last]
-        if self.bits == 4:
-            from ..decode import looked_up
+        self.spread(tile["codes"][first:last], out)
+        decode_groups({name: tile[name][first:last] for name in BESIDE if name in tile.fields}, tile.get("group"), out)
 
+    def spread(self, codes: Tensor, out: Tensor) -> None:
+        """Rows of codes, in their own order, into F32 `out` [rows, columns]."""
+        from ..decode import looked_up
+
+        if self.bits == 4:
             looked_up(codes, _pairs(), out)
         else:
             out.copy_(codes)
-        decoded(out, self.cut(tile, first, last - first), 1)
 
     def grouped(self, tile: Tile) -> Tile:
         """A tile as one of codec groups, in its own order."""
@@ -106,6 +110,27 @@ def decoded(codes: Tensor, tile: Tile, axis: int) -> Tensor:
     if "offset" in tile.fields:
         found += spread("offset")
     return codes
+
+
+def decode_groups(beside: dict[str, Tensor], group: Tensor | None, out: Tensor) -> None:
+    """The same for rows on a CPU, codes in F32 `out` [rows, columns]; `beside` has zero, scale and offset of them."""
+    import torch
+
+    from ..decode import blocks, steps
+
+    takes = {"zero": torch.Tensor.sub_, "scale": torch.Tensor.mul_, "offset": torch.Tensor.add_}
+    beside = {name: values.float() for name, values in beside.items()}
+    if group is None:
+        for name, values in beside.items():
+            takes[name](blocks(out, values), values.unsqueeze(-1))
+        return
+    room = None
+    for first, last in steps(*out.shape):
+        part = out[first:last]
+        room = torch.empty_like(part) if room is None else room[:last - first]
+        for name, values in beside.items():
+            torch.index_select(values[first:last].contiguous(), 1, group, out=room)
+            takes[name](part, room)
 
 
 def paired(codes: Tensor) -> Tensor:

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from ..codecs.base import Codec
     from ..tile import Tile
 
-ROWS, STEP = 256, 128  # rows of a tile at most, in multiples of what block scales have in one tile
+STEP = 128  # rows of a tile are multiples of what block scales have in one tile
 VALUES = 1 << 21  # of a tile at most: 8 MB
+# Few tokens are multiplied faster transposed in memory (0.75 of the time at 64), and by tiles that stay in the cache
+# nearest to the processor; the more there are, the more a product gains from tiles that are large (1.1 of it at 1024).
+FEW, ROWS_OF_FEW, ROWS = 128, 256, 512
 _scratch = threading.local()
 
 
@@ -47,8 +50,10 @@ def linear(x: Tensor, kind: Codec, tile: Tile, bias: Tensor | None) -> Tensor:
     """x [M, K] times a tile [N, K] in its codec's own order, plus bias [N], in x's dtype; without its low-rank branch.
     Computed in F32."""
     rows, columns = tile.place.rows, tile.place.columns
-    step = max(min(ROWS, VALUES // columns // STEP * STEP), STEP)
+    few = len(x) <= FEW
+    step = max(min(ROWS_OF_FEW if few else ROWS, VALUES // columns // STEP * STEP), STEP)
     wide, made, weight = x.float().t(), x.new_empty(rows, len(x), dtype=torch.float32), _rows(min(step, rows), columns)
+    wide = wide.contiguous() if few else wide
     for first in range(0, rows, step):
         last = min(first + step, rows)
         part, out = weight[:last - first], made[first:last]
