@@ -127,9 +127,9 @@ def _e4m3_table() -> Tensor:
 
 @cache
 def _e8m0_table(with_factor: bool) -> Tensor:
-    from .ascend.mx import decode_e8m0
-
-    found = decode_e8m0(torch.arange(256, dtype=torch.uint8))
+    bits = torch.arange(256, dtype=torch.int32) << 23
+    bits[0], bits[255] = 0x00400000, 0x7FC00000  # 2^-127 is a subnormal number
+    found = bits.view(torch.float32)
     return _kept(found * _FACTOR if with_factor else found)
 
 
