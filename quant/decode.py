@@ -7,21 +7,27 @@ the memory that it comes into.
 What was measured (one thread, 3072 x 3072, over a copy of F32 of that size): a table of pairs is looked up in 0.7 by
 torch.index_select with I32 indices, in 1.1 by numpy.take (which makes I64 of them) and in 2.5 by an index in brackets;
 shifts of I16 take twice a product's time; a scale for every block, as a view of the rows, costs what one for all costs.
+
+All in one thread: torch shares operations of 32768 values and more among its threads, and each of these waits for the
+last of them. That is 25 to 50 times slower where other processes want the cores, too. Larger ones are numpy's, which
+has no threads, or are taken in pieces that stay in the nearest cache.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
 VALUES = 1 << 18  # decoded at once: F32 of them stay in a processor's cache
+ALONE = (1 << 15) - 64  # values that torch does not share among its threads (at::internal::GRAIN_SIZE)
 # The bits of E4M3 as those of F16, whose exponents count from 2^-14 instead of 2^-6. F16 has subnormal numbers that
 # processors convert at full speed; as F32's, they would cost 150 cycles each, or be taken for zero.
 _SHIFT, _MASK, _FACTOR = 1 << 7, 0xBF80 - (1 << 16), 2.0 ** 8
@@ -65,8 +71,7 @@ def _by_bits(codes: Tensor, factors: Tensor, out: Tensor) -> None:
         half = np.empty(part.shape, np.int16) if half is None else half[:last - first]
         np.multiply(part, _SHIFT, out=half, dtype=np.int16)
         np.bitwise_and(half, _MASK, out=half)
-        made.copy_(torch.from_numpy(half).view(torch.float16))
-        times(made, factor)
+        times(made, factor, torch.from_numpy(half).view(torch.float16))
 
 
 def steps(rows: int, columns: int) -> Iterator[tuple[int, int]]:
@@ -88,28 +93,63 @@ def scaled_e4m3(codes: Tensor, scale: Tensor) -> Tensor:
 
 
 def _entries(table: Tensor, codes: Tensor) -> Tensor:
-    return table.index_select(0, codes.reshape(-1).int()).view(codes.shape)
+    import numpy as np
+
+    return table.index_select(0, torch.from_numpy(codes.numpy().astype(np.int32)).view(-1)).view(codes.shape)
 
 
-def times(values: Tensor, scale: Tensor) -> None:
-    """F32 values [rows, columns] times a scale of [], [rows, 1] or [rows, blocks of a row], in place."""
-    blocks(values, scale).mul_(scale.unsqueeze(-1) if scale.ndim == 2 else scale)
+def times(values: Tensor, scale: Tensor, source: Tensor | None = None) -> None:
+    """F32 values [rows, columns], or those of `source` in any dtype, times a scale of [], [rows, 1] or [rows, blocks of
+    a row], into `values`."""
+    size = values.numel() // scale.numel() if scale.ndim else 1
+    factors, parts = _pieces(scale, 1, size) if scale.ndim else repeat(scale), _pieces(values.view(-1, size), size)
+    if source is None:
+        for part, factor in zip(parts, factors, strict=False):
+            part.mul_(factor)
+    else:
+        for part, found, factor in zip(parts, _pieces(source, size), factors, strict=False):
+            part.copy_(found).mul_(factor)
 
 
-def blocks(values: Tensor, beside: Tensor) -> Tensor:
-    """F32 values [rows, columns] as [rows, blocks, columns of a block] for `beside` [rows, blocks]; `values` for one
-    that is a scalar."""
-    return values.unflatten(1, (beside.shape[1], -1)) if beside.ndim == 2 else values
+def each(act: Callable[[Tensor, Tensor], object], values: Tensor, beside: Tensor) -> None:
+    """An operation in place on F32 values [rows, columns], with what is beside them: [columns], [rows, 1] or [rows,
+    blocks of a row]."""
+    size = values.numel() // beside.numel() if beside.ndim > 1 else values.shape[1]
+    others = _pieces(beside, 1, size) if beside.ndim > 1 else repeat(beside)
+    for part, other in zip(_pieces(values.view(-1, size), size), others, strict=False):
+        act(part, other)
+
+
+def converted(codes: Tensor, out: Tensor) -> None:
+    """Codes of any dtype into F32 `out` of the same shape."""
+    size = out.shape[1]
+    for part, found in zip(_pieces(out.view(-1, size), size), _pieces(codes, size), strict=True):
+        part.copy_(found)
+
+
+def _pieces(values: Tensor, size: int, of: int = 0) -> Sequence[Tensor]:
+    """Values as [any number, size] in pieces of `at_once` values, or of those beside them, which are `of` times as
+    many."""
+    rows = values.reshape(-1, size)
+    return rows.split(max(at_once() // (of or size), 1))
+
+
+def at_once() -> int:
+    """How many values torch works on in this thread alone."""
+    return VALUES if torch.get_num_threads() == 1 else ALONE
 
 
 def looked_up(codes: Tensor, table: Tensor, out: Tensor, scale: Tensor | None = None) -> None:
     """What codes U8 or I16 [rows, n] mean by a table: F32 numbers, or pairs of them as F64, into F32 `out`; times a
     scale of [], [rows, 1] or [rows, blocks of a row]. Codes of I16 are not negative."""
-    index = None
+    import numpy as np
+
+    data, index = codes.numpy(), None
     for first, last in steps(*out.shape):
-        part = codes[first:last]
-        index = torch.empty(part.shape, dtype=torch.int32) if index is None else index[:last - first]
-        torch.index_select(table, 0, index.copy_(part).view(-1), out=out[first:last].view(table.dtype).view(-1))
+        part = data[first:last]
+        index = np.empty(part.shape, np.int32) if index is None else index[:last - first]
+        index[:] = part
+        torch.index_select(table, 0, torch.from_numpy(index).view(-1), out=out[first:last].view(table.dtype).view(-1))
         if scale is not None:
             times(out[first:last], scale[first:last] if scale.ndim else scale)
 

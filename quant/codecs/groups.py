@@ -67,12 +67,12 @@ class Groups(Codec):
 
     def spread(self, codes: Tensor, out: Tensor) -> None:
         """Rows of codes, in their own order, into F32 `out` [rows, columns]."""
-        from ..decode import looked_up
+        from ..decode import converted, looked_up
 
         if self.bits == 4:
             looked_up(codes, _pairs(), out)
         else:
-            out.copy_(codes)
+            converted(codes, out)
 
     def grouped(self, tile: Tile) -> Tile:
         """A tile as one of codec groups, in its own order."""
@@ -116,21 +116,18 @@ def decode_groups(beside: dict[str, Tensor], group: Tensor | None, out: Tensor) 
     """The same for rows on a CPU, codes in F32 `out` [rows, columns]; `beside` has zero, scale and offset of them."""
     import torch
 
-    from ..decode import blocks, steps
+    from ..decode import at_once, each
 
     takes = {"zero": torch.Tensor.sub_, "scale": torch.Tensor.mul_, "offset": torch.Tensor.add_}
-    beside = {name: values.float() for name, values in beside.items()}
     if group is None:
         for name, values in beside.items():
-            takes[name](blocks(out, values), values.unsqueeze(-1))
+            each(takes[name], out, values.float())
         return
-    room = None
-    for first, last in steps(*out.shape):
-        part = out[first:last]
-        room = torch.empty_like(part) if room is None else room[:last - first]
-        for name, values in beside.items():
-            torch.index_select(values[first:last].contiguous(), 1, group, out=room)
-            takes[name](part, room)
+    step = max(at_once() // out.shape[1], 1)
+    room = torch.empty_like(out[:step])
+    for name, values in beside.items():
+        for part, few in zip(out.split(step), values.float().contiguous().split(step), strict=True):
+            takes[name](part, torch.index_select(few, 1, group, out=room[:len(part)]))
 
 
 def paired(codes: Tensor) -> Tensor:

@@ -68,7 +68,11 @@ class NVFP4(Codec):
     def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
         decode_rows(tile["codes"], tile["block"], tile["scale"], first, last, out)
         if "mul" in tile.fields:
-            out.mul_(tile["mul"].float())
+            import torch
+
+            from ..decode import each
+
+            each(torch.Tensor.mul_, out, tile["mul"].float())
 
     def requantize(self, weight: Tensor, like: Tile, seed: int, **options: Any) -> Tile:
         from comfy_kitchen.tensor import get_layout_class

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..decode import VALUES, looked_up, pairs, times
+from ..decode import ALONE, VALUES, each, looked_up, pairs, times
 from . import Type, blocks
 
 Bytes = np.ndarray  # U8 or I8 [count, bytes]
@@ -38,16 +38,18 @@ def decode_rows(codes: Tensor, kind: Type, out: Tensor) -> bool:
     if rule is None:
         return False
     data, made = codes.contiguous().numpy().reshape(-1, kind.size), out.view(-1, kind.block)
-    step, (scale, low) = VALUES // kind.block, rule.scales(data)
-    for first in range(0, len(data), step):
-        part, values = rule.codes(data[first:first + step]), made[first:first + step]
-        if rule.table:
-            looked_up(torch.from_numpy(part.view(np.int16)), _pairs(rule.table), values)
-        else:
-            values.copy_(torch.from_numpy(part))
-        times(values, scale[first:first + step])
-        if low is not None:
-            values.unflatten(1, (low.shape[1], -1)).sub_(low[first:first + step].unsqueeze(-1))
+    step, scaled = VALUES // kind.block, ALONE // -(-kind.block // 16)
+    for start in range(0, len(data), scaled):
+        some, of_some = data[start:start + scaled], made[start:start + scaled]
+        scale, low = rule.scales(some)
+        for first in range(0, len(some), step):
+            part, values = torch.from_numpy(rule.codes(some[first:first + step])), of_some[first:first + step]
+            if rule.table:
+                looked_up(part.view(torch.int16), _pairs(rule.table), values, scale[first:first + step])
+            else:
+                times(values, scale[first:first + step], part)
+            if low is not None:
+                each(Tensor.sub_, values, low[first:first + step])
     return True
 
 

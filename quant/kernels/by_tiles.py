@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 STEP = 128  # rows of a tile are multiples of what block scales have in one tile
 VALUES = 1 << 21  # of a tile at most: 8 MB
-# Few tokens are multiplied faster transposed in memory (0.75 of the time at 64), and by tiles that stay in the cache
-# nearest to the processor; the more there are, the more a product gains from tiles that are large (1.1 of it at 1024).
-FEW, ROWS_OF_FEW, ROWS = 128, 256, 512
+# Every product is shared among torch's threads, which wait for each other: few of them, and large. Up to so many tokens
+# are multiplied faster when they are transposed in memory (in 0.75 of the time at 64; in 1.3 of it at 1024).
+ROWS, FEW = 512, 128
 _scratch = threading.local()
 
 
@@ -50,10 +50,9 @@ def linear(x: Tensor, kind: Codec, tile: Tile, bias: Tensor | None) -> Tensor:
     """x [M, K] times a tile [N, K] in its codec's own order, plus bias [N], in x's dtype; without its low-rank branch.
     Computed in F32."""
     rows, columns = tile.place.rows, tile.place.columns
-    few = len(x) <= FEW
-    step = max(min(ROWS_OF_FEW if few else ROWS, VALUES // columns // STEP * STEP), STEP)
+    step = max(min(ROWS, VALUES // columns // STEP * STEP), STEP)
     wide, made, weight = x.float().t(), x.new_empty(rows, len(x), dtype=torch.float32), _rows(min(step, rows), columns)
-    wide = wide.contiguous() if few else wide
+    wide = wide.contiguous() if len(x) <= FEW else wide
     for first in range(0, rows, step):
         last = min(first + step, rows)
         part, out = weight[:last - first], made[first:last]
