@@ -13,7 +13,7 @@ from comfy_kitchen.float_utils import from_blocked
 from torch import Tensor
 
 from ..blocks import swizzle
-from ..decode import e4m3, looked_up, pairs, times
+from ..decode import converted, e4m3, e8m0, each, looked_up, mxfp8, pairs, times
 from ..layout_names import is_int8
 from ..tile import Place, Tile
 from . import integers, mx
@@ -53,21 +53,21 @@ def decode_rows(tile: Tile, first: int, last: int, out: Tensor) -> bool:
         scale = (scale / tile["input_scale"] if "input_scale" in tile.fields else scale).float()
         if codec == "int4":
             looked_up(codes, _int4_pairs(), out)
-        else:
-            out.copy_(codes)
+        elif "offset" in tile.fields:
+            converted(codes, out)
         if "offset" in tile.fields:
-            out.unflatten(1, (scale.shape[1], -1)).sub_(tile["offset"][first:last].float().unsqueeze(-1))
-        times(out, scale)
+            each(Tensor.sub_, out, tile["offset"][first:last].float())
+        times(out, scale, codes if codec == "int8" and "offset" not in tile.fields else None)
     elif codec == "e4m3":
         e4m3(codes, scale, out)
     elif codec == "mxfp8":
-        e4m3(codes, mx.decode_e8m0(scale), out)
+        mxfp8(codes, scale, out)
     else:
-        looked_up(codes, _fp4_pairs(), out, mx.decode_e8m0(scale))
+        looked_up(codes, _fp4_pairs(), out, e8m0(scale))
         if codec == "mxfp4_dual":
             times(out, tile["dual"][first:last])
     if mul is not None:
-        out.mul_(mul)
+        each(Tensor.mul_, out, mul)
     return True
 
 

@@ -10,6 +10,7 @@ csrc/cpu_ops.cpp). bitsandbytes counts its blocks over the flattened weight: one
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ...host.texts import Text
@@ -40,13 +41,23 @@ class Codebook(Codec):
         return (values * scale.unsqueeze(-1)).view(rows, columns).to(dtype)
 
     def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
-        from ..decode import looked_up, pairs
+        from ..decode import looked_up
 
-        table = pairs(tuple(tile["table"].tolist()), low_first=False)
+        table = _pairs(tile["table"].numpy().tobytes())
         looked_up(tile["codes"][first:last], table, out, tile["scale"][first:last])
 
     def merge(self, tiles: Sequence[Tile]) -> Tile | None:
         return stacked(tiles, self.fields)
+
+
+@lru_cache(maxsize=16)
+def _pairs(table: bytes) -> Tensor:
+    """Of the F32 numbers in these bytes."""
+    import numpy as np
+
+    from ..decode import pairs
+
+    return pairs(np.frombuffer(table, np.float32).tolist(), low_first=False)
 
 
 CODECS = (Codebook(),)

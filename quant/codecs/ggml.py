@@ -39,7 +39,11 @@ class GGML(Codec):
         return decode(tile["codes"], self.kind, tile.place.columns, dtype)
 
     def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
-        decode(tile["codes"][first:last], self.kind, tile.place.columns, out.dtype, out)
+        from ..ggml.rows import decode_rows
+
+        codes = tile["codes"][first:last]
+        if not decode_rows(codes, self.kind, out):
+            decode(codes, self.kind, tile.place.columns, out.dtype, out)
 
     def merge(self, tiles: Sequence[Tile]) -> Tile | None:
         return stacked(tiles, self.fields)

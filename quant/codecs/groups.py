@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _GROUPS = Field(FLOATS, lambda rows, columns: (rows, -1), 0)
 ZEROS = ("uint8", "float32")
+BESIDE = ("zero", "scale", "offset")  # of groups, in the order in which they are taken
 
 
 class Groups(Codec):
@@ -61,14 +62,17 @@ class Groups(Codec):
         return decoded(codes.float(), tile, 1).to(dtype)
 
     def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
-        codes = tile["codes"][first:last]
-        if self.bits == 4:
-            from ..decode import looked_up
+        self.spread(tile["codes"][first:last], out)
+        decode_groups({name: tile[name][first:last] for name in BESIDE if name in tile.fields}, tile.get("group"), out)
 
+    def spread(self, codes: Tensor, out: Tensor) -> None:
+        """Rows of codes, in their own order, into F32 `out` [rows, columns]."""
+        from ..decode import converted, looked_up
+
+        if self.bits == 4:
             looked_up(codes, _pairs(), out)
         else:
-            out.copy_(codes)
-        decoded(out, self.cut(tile, first, last - first), 1)
+            converted(codes, out)
 
     def grouped(self, tile: Tile) -> Tile:
         """A tile as one of codec groups, in its own order."""
@@ -106,6 +110,24 @@ def decoded(codes: Tensor, tile: Tile, axis: int) -> Tensor:
     if "offset" in tile.fields:
         found += spread("offset")
     return codes
+
+
+def decode_groups(beside: dict[str, Tensor], group: Tensor | None, out: Tensor) -> None:
+    """The same for rows on a CPU, codes in F32 `out` [rows, columns]; `beside` has zero, scale and offset of them."""
+    import torch
+
+    from ..decode import at_once, each
+
+    takes = {"zero": torch.Tensor.sub_, "scale": torch.Tensor.mul_, "offset": torch.Tensor.add_}
+    if group is None:
+        for name, values in beside.items():
+            each(takes[name], out, values.float())
+        return
+    step = max(at_once() // out.shape[1], 1)
+    room = torch.empty_like(out[:step])
+    for name, values in beside.items():
+        for part, few in zip(out.split(step), values.float().contiguous().split(step), strict=True):
+            takes[name](part, torch.index_select(few, 1, group, out=room[:len(part)]))
 
 
 def paired(codes: Tensor) -> Tensor:

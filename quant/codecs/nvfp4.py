@@ -27,7 +27,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ...host.texts import Text
-from ..blocks import ceil_to, linear_blocks, pad_rows, swap_nibbles, swizzle
+from ..blocks import ceil_to, linear_blocks, pad_rows, swap_nibbles, swizzle, untiled
 from ..marker import full_precision_marker
 from ..stored import FACTORS, ByteOrder, Leaves, factors, factors_problem, read_scale, scalar_problem
 from ..tile import Coded, Place, Tile
@@ -68,7 +68,11 @@ class NVFP4(Codec):
     def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
         decode_rows(tile["codes"], tile["block"], tile["scale"], first, last, out)
         if "mul" in tile.fields:
-            out.mul_(tile["mul"].float())
+            import torch
+
+            from ..decode import each
+
+            each(torch.Tensor.mul_, out, tile["mul"].float())
 
     def requantize(self, weight: Tensor, like: Tile, seed: int, **options: Any) -> Tile:
         from comfy_kitchen.tensor import get_layout_class
@@ -122,15 +126,11 @@ class NVFP4(Codec):
 def decode_rows(codes: Tensor, block: Tensor, scale: Tensor, first: int, last: int, out: Tensor) -> None:
     """Rows `first` to `last` of codes and block scales in the host's order, into F32 `out`: code * (tensor scale *
     block scale), as comfy-kitchen's eager dequantize_nvfp4 has it. 128 rows of block scales are one row of tiles."""
-    import torch
+    from ..decode import looked_up, scaled_e4m3
 
-    from ..decode import e4m3, looked_up
-
-    start, stop = first // 128 * 128, ceil_to(last, 128)
-    blocks = linear_blocks(block[start:stop], min(stop, len(codes)) - start, codes.shape[1])[first - start:last - start]
-    total = torch.empty(blocks.shape)
-    e4m3(blocks, scale.float(), total)
-    looked_up(codes[first:last], _pairs(), out, total)
+    start = first // 128 * 128
+    blocks = untiled(block[start:ceil_to(last, 128)])[first - start:last - start, :codes.shape[1] // 8]
+    looked_up(codes[first:last], _pairs(), out, scaled_e4m3(blocks, scale.float()))
 
 
 @cache

@@ -67,19 +67,21 @@ class SVDQuant(Codec):
         return residual(part_of(tile)).to(dtype)
 
     def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
-        from ..decode import looked_up
+        import torch
+
+        from ..decode import each, looked_up, times
 
         kind, rows = KIND[self.name], slice(first, last)
         if kind == "nvfp4":
             nvfp4.decode_rows(tile["codes"], tile["scale"], tile["tensor_scale"], first, last, out)
             if "channel_scale" in tile.fields:
-                out.mul_(tile["channel_scale"][rows].float()[:, None])
+                times(out, tile["channel_scale"][rows].float()[:, None])
         else:
             looked_up(tile["codes"][rows], _pairs(kind == "int4"), out, tile["scale"][:, rows].float().t())
             if "zeros" in tile.fields:
-                out.unflatten(1, (tile["zeros"].shape[0], -1)).add_(tile["zeros"][:, rows].float().t().unsqueeze(-1))
+                each(torch.Tensor.add_, out, tile["zeros"][:, rows].float().t())
         if "smooth" in tile.fields:
-            out.div_(tile["smooth"].float())
+            each(torch.Tensor.div_, out, tile["smooth"].float())
 
     def natural(self, tile: Tile) -> Tile:
         if not tile.place.order:

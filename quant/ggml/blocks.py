@@ -136,19 +136,26 @@ def tq2_0(b: Tensor) -> Tensor:
 
 
 def mxfp4(b: Tensor) -> Tensor:
+    return half_e8m0(b[:, :1]) * looked_up(_nibbles(b[:, 1:]), E2M1_DOUBLED)
+
+
+def half_e8m0(byte: Tensor) -> Tensor:
     """An E8M0 scale, halved as the table is doubled; the lowest two are subnormal numbers."""
-    e = b[:, :1].int()
-    scale = torch.where(e < 2, 0x00200000 << e.clamp(max=1), (e - 1) << 23).view(torch.float32)
-    return scale * looked_up(_nibbles(b[:, 1:]), E2M1_DOUBLED)
+    e = byte.int()
+    return torch.where(e < 2, 0x00200000 << e.clamp(max=1), (e - 1) << 23).view(torch.float32)
 
 
 def nvfp4(b: Tensor) -> Tensor:
-    """Four unsigned E4M3 scales (0x7F, their NaN, is nothing) and 4 times 16 codes."""
-    scale = b[:, :4]
-    bad, known = scale & 127 == 127, (scale & 127).view(torch.float8_e4m3fn).float()
-    d = torch.where(bad, torch.where(scale == 127, 0.0, 480.0), known) * 0.5
+    """Four scales and 4 times 16 codes."""
+    d = half_e4m3(b[:, :4])
     codes = bits(b[:, 4:].reshape(-1, 4, 8), (0, 4), 15).reshape(-1, 4, 16)
     return (d.unsqueeze(-1) * looked_up(codes, E2M1_DOUBLED)).flatten(1)
+
+
+def half_e4m3(scale: Tensor) -> Tensor:
+    """An unsigned E4M3 scale (0x7F, its NaN, is nothing), halved."""
+    bad, known = scale & 127 == 127, (scale & 127).view(torch.float8_e4m3fn).float()
+    return torch.where(bad, torch.where(scale == 127, 0.0, 480.0), known) * 0.5
 
 
 def _nibbles(data: Tensor) -> Tensor:

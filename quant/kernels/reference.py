@@ -19,12 +19,15 @@ from ...host.texts import Text
 from ..ascend import integers, mx
 from ..ascend.kinds import KINDS, LEVELS
 from ..ascend.weights import decode, integer_codes
+from ..codecs import codec
 from ..tile import Tile
+from . import by_tiles
 from .base import SLOW, USABLE, Activation, Kernel, Speed, add_low_rank, dense
 
 if TYPE_CHECKING:
     from ...host import Machine
 
+AT_ONCE = 1024  # rows of 4-bit codes that are taken apart at once on a CPU
 Matmul = Callable[[Tensor, Tensor], Tensor]  # I8 [M, K], I8 [K, N] -> I32 [M, N]
 
 
@@ -60,11 +63,15 @@ def patched_bias(tile: Tile, bias: Tensor | None) -> Tensor | float:
 def token_linear(x: Tensor, tile: Tile, bias: Tensor | None, matmul: Matmul) -> Tensor:
     """INT8 and INT4 activations, one scale a token: sums * weight scale * token scale + bias, in F32, rounded once."""
     q, token = integers.per_token(smooth(x, tile), LEVELS[KINDS[tile.place.codec].activation])
-    weight, scale = integer_codes(tile), tile["scale"]
-    size = weight.shape[1] // scale.shape[1]
-    out = sum(matmul(a, w.t()).float() * scale[:, i].float()
-              for i, (a, w) in enumerate(zip(q.split(size, 1), weight.split(size, 1), strict=True)))
-    out = out * token[:, None]
+    rows, scale = tile.place.rows, tile["scale"]
+    step = AT_ONCE if x.device.type == "cpu" else max(rows, 1)
+    made = []
+    for codes, scales in zip(tile["codes"].split(step), scale.split(step), strict=True):
+        weight = integer_codes(tile.having(codes=codes))
+        size = weight.shape[1] // scale.shape[1]
+        made.append(sum(matmul(a, w.t()).float() * scales[:, i].float()
+                        for i, (a, w) in enumerate(zip(q.split(size, 1), weight.split(size, 1), strict=True))))
+    out = (made[0] if len(made) == 1 else torch.cat(made, 1)) * token[:, None]
     return (out if bias is None else out + bias.float()).to(x.dtype)
 
 
@@ -103,6 +110,9 @@ class Reference(Kernel):
         if kind.integer:
             return integer_linear(x, tile, bias, integers.matmul)
         seen = ACTIVATIONS[kind.activation](smooth(x, tile))
+        if by_tiles.takes(seen):
+            plain = by_tiles.linear(seen, codec(tile.place.codec), tile.having(mul=None), bias)
+            return add_low_rank(plain.to(x.dtype), x, tile)
         out = seen @ decode(tile, smoothed=False).t()
         return add_low_rank((out if bias is None else out + bias.float()).to(x.dtype), x, tile)
 

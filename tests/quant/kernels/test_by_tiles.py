@@ -51,6 +51,33 @@ def test_rows_are_the_definition_bit_by_bit(name, optional):
             alike(name, out, wanted[first:first + rows])
 
 
+@pytest.mark.parametrize("name", DECODED)
+def test_one_thread_decodes_in_larger_pieces_what_several_do(name):
+    tile, found = any_bytes(name, ROWS, COLUMNS, groups=GROUPS, optional=name in OPTIONAL), []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(torch.full((ROWS, COLUMNS), float(count)))
+            codecs()[name].decode_rows(tile, 0, ROWS, found[-1])
+    finally:
+        torch.set_num_threads(threads)
+    alike(name, *found)
+
+
+@pytest.mark.parametrize("nan", [False, True])
+def test_every_e4m3_code_with_every_e8m0_scale(nan):
+    codes = torch.arange(256, dtype=torch.uint8).repeat(256, 1)
+    codes[:, 127::128] = codes[:, 127::128] if nan else 0
+    scale = torch.arange(256, dtype=torch.uint8).unsqueeze(1).repeat(1, 8)
+    out, tile = torch.empty(256, 256), Tile(Place("w8a8_mxfp8", 256, 256), {"codes": codes.view(torch.float8_e4m3fn), "scale": scale})
+    for first, last in ((0, 256), (0, 240), (100, 101)):
+        codecs()["w8a8_mxfp8"].decode_rows(tile, first, last, out[first:last])
+        exact = tile["codes"].double() * 2.0 ** (torch.arange(256.0, dtype=torch.float64).unsqueeze(1) - 127)
+        exact[255] = torch.nan
+        same(out[first:last], exact[first:last].float())
+
+
 @pytest.mark.parametrize("scale", [1e-40, 1e-30, 0.5, 6e35, 7e35, 1e38])
 def test_every_e4m3_code_with_scales_of_any_size(scale):
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).reshape(4, 64)
