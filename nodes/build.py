@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..loaders.errors import CheckpointError
-from ..loaders.files.places import cleaned
-from ..makers.publish import target_folder
 from . import inputs
 
 
@@ -41,10 +38,15 @@ class QT_RepackModelSlimWan(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, source: str = "", base: str = "", output: str | None = None,
                         direction: str = "to diffusers") -> bool | str:
+        from ..loaders.errors import CheckpointError
+        from ..loaders.files.places import cleaned
+        from ..makers.publish import target_folder
+        from . import checks
+
         needed = {"source": source} if direction == "to original" and base is not None and not cleaned(base) \
             else {"source": source, "base": base}
         try:
-            inputs.check_new(output, needed, target_folder)
+            checks.check_new(output, needed, target_folder)
         except CheckpointError as error:
             return str(error)
         return True
@@ -53,6 +55,7 @@ class QT_RepackModelSlimWan(io.ComfyNode):
     def execute(cls, source: str, base: str, output: str, direction: str = "to diffusers",
                 link: str = "link") -> io.NodeOutput:
         from ..makers.repack_wan import repack
+        from . import checks
 
-        report = repack(source, base, inputs.new_name(output), direction, link == "link")
+        report = repack(source, base, checks.new_name(output), direction, link == "link")
         return inputs.reported(report)

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..loaders.errors import CheckpointError
-from ..makers.builders.gguf_file import target_file
-from ..makers.builders.gguf_rules import KINDS
-from ..makers.builders.options import one_a_line
-from ..makers.builders.presets import MODEL_TYPES, compiled
 from . import inputs
 
 
@@ -30,11 +25,11 @@ class QT_BuildGGUF(io.ComfyNode):
                 io.String.Input("output", default="",
                                 tooltip="A new .gguf file. A relative path is below models/diffusers_components, where "
                                         "the loader nodes list it; ComfyUI-GGUF looks in models/diffusion_models."),
-                io.Combo.Input("type", options=list(KINDS), default=KINDS[0],
+                inputs.Listed("type", "GGUF types",
                                tooltip="Of the quantized weights. Q8_0: 8.5 bits a weight, nearly the original. Q5 and "
                                        "Q4: smaller; _1 has an offset a block. TQ: only for models of three values. "
                                        "BF16, F16: nothing is quantized."),
-                io.Combo.Input("model_type", options=list(MODEL_TYPES), default="auto",
+                inputs.Listed("model_type", "model types",
                                tooltip="Which layers stay in 16 bits. auto: those that ComfyUI-GGUF's tools leave "
                                        "(embedders, the last layers). A name: also those that Build FP8 Transformer "
                                        "leaves with it. none: no layers."),
@@ -49,18 +44,26 @@ class QT_BuildGGUF(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, base: str = "", keep_patterns: str = "", output: str | None = None,
                         overwrite: bool = False) -> bool | str:
+        from ..loaders.errors import CheckpointError
+        from ..makers.builders.gguf_file import target_file
+        from ..makers.builders.options import one_a_line
+        from ..makers.builders.presets import compiled
+        from . import checks
+
         try:
             compiled(one_a_line(keep_patterns or ""))
-            inputs.check_new(output, {"base": base}, lambda name, read: target_file(name, read, overwrite is not False))
+            checks.check_new(output, {"base": base}, lambda name, read: target_file(name, read, overwrite is not False))
         except CheckpointError as error:
             return str(error)
         return True
 
     @classmethod
-    def execute(cls, base: str, output: str, type: str = KINDS[0], model_type: str = "auto", keep_patterns: str = "",
+    def execute(cls, base: str, output: str, type: str = "Q8_0", model_type: str = "auto", keep_patterns: str = "",
                 overwrite: bool = False) -> io.NodeOutput:
         from ..makers.builders.gguf import build_gguf
+        from ..makers.builders.options import one_a_line
+        from . import checks
 
-        built = build_gguf(base=base, output=inputs.new_name(output), kind=type, model_type=model_type,
+        built = build_gguf(base=base, output=checks.new_name(output), kind=type, model_type=model_type,
                            keep_patterns=one_a_line(keep_patterns), overwrite=overwrite)
         return inputs.reported(built.report)

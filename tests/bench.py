@@ -17,7 +17,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from support import bench_build, bench_formats, bench_linear, bench_lists, bench_patches
+from support import bench_build, bench_formats, bench_import, bench_linear, bench_lists, bench_patches
 from support.pack import COMFYUI, PACK
 
 LOAD = r"""
@@ -179,15 +179,6 @@ def describing(folder: Path) -> None:
         path.unlink()
 
 
-def importing() -> None:
-    from host.test_import import measure
-
-    print("importing the pack into ComfyUI")
-    found = [measure.__wrapped__() for _ in range(5)]
-    budget("import, median of 5", median(f["ms"] for f in found), 30, "ms")
-    budget("modules of other packages", max(len(f["new"]) for f in found), 20, "")
-
-
 ASK = r"""
 import os, sys, time
 sys.path.insert(0, os.path.join(os.environ["PACK"], "tests"))
@@ -277,10 +268,10 @@ def run(script: str, *args: str, **environment: str) -> str:
 def main() -> int:
     with tempfile.TemporaryDirectory(prefix="qt-bench-") as temp:
         describing(Path(temp))
-        importing()
         asking()
         bench_lists.listing(Path(temp), budget)
-        if sys.platform == "linux":  # reads /proc
+        if sys.platform == "linux":  # reads /proc, or forks
+            bench_import.importing(Path(temp), budget)
             loading(Path(temp))
             for precision in ("int4", "nvfp4"):
                 loading_svdquant(Path(temp), precision)
