@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from comfy_api.latest import ComfyExtension
 
@@ -14,10 +15,7 @@ class QuantizedTransformers(ComfyExtension):
         from . import host
 
         host.register_model_folder()
-        if not host.lacking("checks before the queue"):
-            from .nodes.inputs import keep_prompt
-
-            host.on_prompt(keep_prompt)
+        host.on_prompt(_keep_prompt)
         table = host.routes()
         if table is None:
             return
@@ -32,6 +30,12 @@ class QuantizedTransformers(ComfyExtension):
         from .nodes import node_classes
 
         return node_classes()
+
+
+def _keep_prompt(data: Any) -> Any:
+    from .nodes.checks import keep_prompt
+
+    return keep_prompt(data)
 
 
 async def comfy_entrypoint() -> ComfyExtension:

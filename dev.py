@@ -194,12 +194,12 @@ def check_package(python: Path) -> int:
     goes by a link."""
     with tempfile.TemporaryDirectory() as temp:
         link_pack(Path(temp), "quantized_transformers")
-        code = subprocess.call([str(python), "-m", "mypy", "--config-file", str(PACK / "pyproject.toml"),
+        code = subprocess.call([str(python), "-m", "mypy", "--config-file", str(PACK / "tests" / "lint.toml"),
                                 "--cache-dir", str(cache_folder() / "mypy"), "--exclude", "/tests/",
                                 "-p", "quantized_transformers"], cwd=temp)
         lint = ("import sys; from importlinter.cli import lint_imports; "
                 "sys.exit(lint_imports(sys.argv[1], no_cache=True, no_logo=True))")
-        return code or subprocess.call([str(python), "-c", lint, str(PACK / "pyproject.toml")], cwd=temp)
+        return code or subprocess.call([str(python), "-c", lint, str(PACK / "tests" / "lint.toml")], cwd=temp)
 
 
 def host(python: Path, comfyui: Path, arguments: list[str]) -> int:

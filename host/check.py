@@ -64,11 +64,11 @@ def _lacking(feature: str) -> str:
                     missing=Text("{shown} and {count} more", shown=shown, count=len(missing) - 3)
                     if len(missing) > 3 else shown)
     logger.warning("Quantized Transformers: %s (%s)", sentence, DO)
-    found.append(sentence)
+    found_lacks.append(sentence)
     return sentence
 
 
-found: list[str] = []  # the sentences of this process so far, for reports
+found_lacks: list[str] = []  # the sentences of this process so far, for reports
 
 
 def require(*features: str) -> None:

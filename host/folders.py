@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from .check import lacking, needs
+from .start import OWN_FOLDER_KEY
 
-OWN_FOLDER_KEY = "diffusers_components"
 MODEL_FOLDER_KEYS = (OWN_FOLDER_KEY, "diffusers", "diffusion_models", "checkpoints", "vae")
 TEXT_FOLDER_KEYS = ("text_encoders",)
 T = TypeVar("T")
@@ -18,17 +18,6 @@ T = TypeVar("T")
 def ready() -> None:
     """Import the host's loader ahead of use, so that what follows can be timed."""
     import comfy.sd  # noqa: F401
-
-
-def register_model_folder() -> None:
-    """Add models/diffusers_components to ComfyUI's folders, beside what extra_model_paths.yaml says of that key."""
-    import folder_paths
-
-    try:  # ComfyUI is starting: nothing is asked of it that need not be
-        folder_paths.add_model_folder_path(OWN_FOLDER_KEY, os.path.join(folder_paths.models_dir, OWN_FOLDER_KEY))
-    except (AttributeError, TypeError):
-        if not lacking("folders"):  # which says so
-            raise
 
 
 def comfyui_path() -> str:

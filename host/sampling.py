@@ -5,31 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .check import needs, require
+from .check import needs
 from .texts import Text
 
 if TYPE_CHECKING:
     import torch
-
-
-def sampler_names() -> list[str]:
-    """The samplers of the host's KSampler node."""
-    return _names("SAMPLERS")
-
-
-def scheduler_names() -> list[str]:
-    """The schedulers of the host's KSampler node."""
-    return _names("SCHEDULERS")
-
-
-def _names(kind: str) -> list[str]:
-    try:  # asked for while ComfyUI starts: only what is used
-        import comfy.samplers
-
-        return list(getattr(comfy.samplers.KSampler, kind))
-    except (ImportError, AttributeError):
-        require("comparing")  # says so
-        raise
 
 
 @needs("comparing")

@@ -1,30 +1,19 @@
-"""The host's web server, where there is one: its routes, and what its command line allows other origins."""
+"""The host's web server, where there is one: the languages of its pages, and what its command line allows other
+origins."""
 
 from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 KEPT = 1000  # pages whose language is known
 _languages: OrderedDict[str, str] = OrderedDict()
 
 
-def routes() -> Any | None:
-    """The route table that the server adds to itself after all packs are loaded; None where no server runs.
-
-    What is put into it is served with and without the prefix /api.
-    """
-    return getattr(_server(), "routes", None)
-
-
-def on_prompt(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Have `handler` see every prompt that is posted, and return it, before the server checks it in the same task.
-    Where no server runs there are none."""
-    server = _server()
-    if server is not None:
-        server.add_on_prompt_handler(handler)
+def server() -> Any | None:
+    """The web server; None where none runs."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def page_speaks(client: str, language: str) -> None:
@@ -42,11 +31,7 @@ def language_of(client: object) -> str:
 
 def language_of_run() -> str:
     """The language of the page whose prompt runs now; empty where none runs, or it is not known."""
-    return language_of(getattr(_server(), "client_id", None))
-
-
-def _server() -> Any | None:
-    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    return language_of(getattr(server(), "client_id", None))
 
 
 def output_types(node_class: str) -> tuple[str, ...]:

@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .errors import CheckpointError
 from .files.scan import CONFIG, Folder, Root, of_roots
 from .files.selection import DENOISERS, INDEX, PIPELINE, SPLIT, WEIGHTS
 from .files.unfinished import MARKER
+from .names import is_known, text_folders
 
 # What something is loaded as: a transformer; all text encoders of a base; one in the place of one of these; a VAE
 TRANSFORMER, TEXTS, ENCODER, VAE = "transformer", "texts", "encoder", "vae"
@@ -104,10 +104,6 @@ def _of_folder(root: Root, path: str, folder: Folder, alone: Fits) -> Iterator[L
 
 def _of_pipeline(index: Mapping[str, Any], inner: Mapping[str, Folder]) -> Fits:
     """By the classes that model_index.json names and the folders that are there."""
-    from .architectures import is_known
-    from .components.text_encoders import family_of
-    from .components.vaes import by_class_name as vae
-
     def is_there(name: str) -> bool:
         return bool(inner.get(name, Folder((), (), {})).files)
 
@@ -118,17 +114,14 @@ def _of_pipeline(index: Mapping[str, Any], inner: Mapping[str, Folder]) -> Fits:
     fits: Fits = {}
     for part in DENOISERS:
         if is_there(part) or named(part):
-            known = is_there(part) and (not named(part) or is_known(named(part)))
+            known = is_there(part) and (not named(part) or is_known("transformers", named(part)))
             fits[TRANSFORMER] = min(SURE if known else MAYBE, fits.get(TRANSFORMER, MAYBE))
-    if (is_there("vae") or named("vae")) and (not named("vae") or vae(named("vae"))):
+    if (is_there("vae") or named("vae")) and (not named("vae") or is_known("vaes", named("vae"))):
         fits[VAE] = SURE if is_there("vae") else MAYBE
     if any(name.startswith("text_encoder") and is_there(name) for name in inner):
         fits[ENCODER] = LIKELY
-    try:
-        wanted = [name for parts in family_of(dict(index)).encoders for name in parts[:2]]
-    except CheckpointError:
-        return fits
-    return fits | {TEXTS: SURE if all(map(is_there, wanted)) else MAYBE}
+    wanted = text_folders(index)
+    return fits if wanted is None else fits | {TEXTS: SURE if all(map(is_there, wanted)) else MAYBE}
 
 
 def _of_component(config: Mapping[str, Any], alone: Fits) -> Fits:
@@ -138,13 +131,10 @@ def _of_component(config: Mapping[str, Any], alone: Fits) -> Fits:
     if "Autoencoder" in kind:
         return {VAE: SURE}
     if kind:
-        from .architectures import is_known
-
-        return {} if re.search("ControlNet|Adapter", kind) else {TRANSFORMER: SURE if is_known(kind) else MAYBE}
+        known = is_known("transformers", kind)
+        return {} if re.search("ControlNet|Adapter", kind) else {TRANSFORMER: SURE if known else MAYBE}
     if isinstance(classes, list) and classes:
-        from .components.text_encoders import families
-
-        known = any(classes[0] in encoder.classes for family in families() for _, _, encoder in family.encoders)
+        known = is_known("encoders", classes[0])
         others = {TRANSFORMER: MAYBE} if TRANSFORMER in alone else {}
         return {ENCODER: SURE} if known else {ENCODER: MAYBE, **others}
     return {kind: fit for kind, fit in alone.items() if kind in (TRANSFORMER, ENCODER)}

@@ -12,6 +12,7 @@ from .architectures import diffusers_classes
 from .architectures.derived import Companion
 from .errors import CheckpointError
 from .families import families
+from .families.repos import KNOWN_BASES
 from .files import hubs
 from .files.places import Fetch, LocalFolder, candidates, cleaned, resolve
 from .files.selection import (
@@ -26,16 +27,7 @@ from .files.selection import (
 )
 from .files.source import Source, read_json
 
-# The bases of the support matrix.
-KNOWN_BASES = (
-    "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.2-dev",
-    "black-forest-labs/FLUX.2-dev-NVFP4", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", "Wan-AI/Wan2.2-I2V-A14B-Diffusers",
-    "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "hunyuanvideo-community/HunyuanVideo", "Qwen/Qwen-Image",
-    "Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511", "Tongyi-MAI/Z-Image-Turbo",
-    "black-forest-labs/FLUX.2-klein-4B", "stabilityai/stable-diffusion-3.5-large", "lodestones/Chroma1-HD",
-    "Wan-AI/Wan2.1-VACE-14B-diffusers", "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v",
-    "HiDream-ai/HiDream-I1-Full", "Lightricks/LTX-2")
-# Their components that belong to the transformer in the host (companions_of).
+# Components of known bases that belong to the transformer in the host (companions_of).
 _COMPANIONS = {"Lightricks/LTX-2": ("connectors",)}
 
 

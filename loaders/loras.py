@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from .architectures.derived import Part, made_of
 from .architectures.diffusers_classes import DERIVED
 from .containers.safetensors import TensorInfo
 from .errors import CheckpointError
+from .files.places import cleaned
 from .words import first_ten
 
 if TYPE_CHECKING:
@@ -66,6 +68,28 @@ class Converted:
     renamed: int = 0
     text: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+
+
+def find(lora: str | None, path: str | None) -> str:
+    """The file of a name in the host's folders of LoRAs, or of a path, or such a name, that wins over it. Raises
+    CheckpointError where it is not there, or no .safetensors file."""
+    name = cleaned(path) or cleaned(lora)
+    found = os.path.expanduser(name)
+    if not os.path.isabs(found):
+        found = host.lora_path(name) or found
+    if not name or not os.path.isfile(found):
+        raise CheckpointError(Text("this LoRA is not there"), name,
+                              Text("choose a file of ComfyUI's folder loras, or give a path"))
+    if not found.endswith(".safetensors"):
+        raise CheckpointError(Text("this is no .safetensors file"), name,
+                              Text("choose a LoRA in safetensors; others may hold code"))
+    return found
+
+
+def stamp(file: str) -> str:
+    """What is another where a file is."""
+    state = os.stat(file)
+    return f"{file} {state.st_mtime_ns} {state.st_size}"
 
 
 def apply(model: Any, file: str, strength: float) -> tuple[Any, str]:

@@ -16,9 +16,8 @@ NODES = {
     "mxfp8": ("QT_AscendMXFP8Quantize",),
     "load_lora": ("QT_LoadLoRA",),
     "inspect_checkpoint": ("QT_InspectCheckpoint",),
-    "build": ("QT_RepackModelSlimWan",),
+    "build": ("QT_RepackModelSlimWan", "QT_BuildGGUF"),
     "build_quantized": ("QT_BuildFP8Transformer", "QT_BuildNVFP4Transformer"),
-    "build_gguf": ("QT_BuildGGUF",),
     "save_quantized": ("QT_SaveQuantizedModel",),
     "compare": ("QT_CompareModels",),
 }

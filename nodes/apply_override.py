@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.texts import said
-from ..loaders.families.nunchaku.files import KNOWN
-from ..loaders.families.repos import OVERRIDES
-from ..loaders.local import LIKELY, MAYBE, SURE, TRANSFORMER, Local
-from . import inputs, nvfp4
-
-
-def _fit(one: Local) -> int | None:
-    """Quantized ones first."""
-    fit = one.fits.get(TRANSFORMER)
-    return fit if fit in (None, MAYBE) else SURE if one.quantized else LIKELY
+from . import inputs
 
 
 class QT_ApplyTransformerOverride(io.ComfyNode):
@@ -34,7 +24,7 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The base, from Load Base Model or any loader of the same "
                                                 "architecture."),
-                inputs.checkpoints("override", _fit, (*OVERRIDES, *KNOWN),
+                inputs.checkpoints("override", "overrides",
                                    tooltip="What ComfyUI's model folders hold of transformers, those first that are "
                                            "called quantized, and the known repo ids."),
                 io.Combo.Input("kind", optional=True, options=["auto", "component", "weights"], default="auto",
@@ -52,27 +42,32 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
                                        "FlashInfer needs a Blackwell GPU; the report says what was taken."),
                 inputs.revision(),
                 inputs.download_missing(),
-                nvfp4.byte_order(),
+                inputs.byte_order(),
             ],
             outputs=[io.Model.Output(), io.String.Output("report", display_name="report")],
             hidden=[io.Hidden.unique_id])
 
     @classmethod
     def validate_inputs(cls, override: str = "", reference: str = "") -> bool | str:
-        return inputs.ready(cls, override, (*OVERRIDES, *KNOWN), reference)
+        from . import checks
+
+        return checks.ready(cls, override, "overrides", reference)
 
     @classmethod
     def fingerprint_inputs(cls, override: str = "", reference: str = "", model=None, **kwargs) -> str:
-        return inputs.fingerprint(override, reference, **kwargs)
+        from . import checks
+
+        return checks.fingerprint(override, reference, **kwargs)
 
     @classmethod
     def execute(cls, model, override: str = "", kind: str = "auto", reference: str = "", weights_name: str = "",
                 compute: str = "auto", fp4_backend: str = "auto", revision: str = "",
                 download_missing: bool = False, byte_order: str = "auto") -> io.NodeOutput:
         from ..loaders import model as models
+        from . import checks
 
-        request = models.Request(inputs.chosen(reference, override), weights_name=weights_name, revision=revision,
+        request = models.Request(checks.chosen(reference, override), weights_name=weights_name, revision=revision,
                                  compute=compute, fp4_backend=fp4_backend, download=download_missing,
                                  byte_order=byte_order)
         loaded = models.override(model, request, kind)
-        return io.NodeOutput(loaded.patcher, said(loaded.report))
+        return inputs.loaded(loaded.patcher, loaded.report)

@@ -6,15 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.texts import Text
-from ..loaders.errors import CheckpointError
-from ..loaders.files.places import cleaned, find_path
-from ..makers.builders.options import SHARD_SIZE, one_a_line, shard_bytes
-from ..makers.builders.presets import MODEL_TYPES, PATTERN_PRESETS, compiled
-from ..makers.publish import target_folder
 from . import inputs
 
 CATEGORY = f"{inputs.CATEGORY}/build"
+SHARD_SIZE = "5GB"  # makers/builders/options.py has it, too
 
 
 def _shared() -> list[Any]:
@@ -39,8 +34,16 @@ def _shared() -> list[Any]:
 def _check(references: tuple[str | None, ...], patterns: str | None, max_shard_size: str | None,
            output: str | None, overwrite: bool | None) -> bool | str:
     """validate_inputs; None is what comes by a link, and is looked at when the node runs."""
+    from ..host.texts import Text
+    from ..loaders.errors import CheckpointError
+    from ..loaders.files.places import cleaned, find_path
+    from ..makers.builders.options import one_a_line, shard_bytes
+    from ..makers.builders.presets import compiled
+    from ..makers.publish import target_folder
+    from . import checks
+
     for reference in references:
-        found = inputs.check_reference(reference)
+        found = checks.check_reference(reference)
         if found is not True:
             return found
     try:
@@ -50,7 +53,7 @@ def _check(references: tuple[str | None, ...], patterns: str | None, max_shard_s
         compiled(one_a_line(patterns or ""))
         shard_bytes(SHARD_SIZE if max_shard_size is None else max_shard_size)
         if output is not None:
-            target_folder(inputs.new_name(output), [find_path(cleaned(reference)) for reference in references
+            target_folder(checks.new_name(output), [find_path(cleaned(reference)) for reference in references
                                                     if reference and cleaned(reference)], overwrite is not False)
     except CheckpointError as error:
         return str(error)
@@ -75,7 +78,7 @@ class QT_BuildFP8Transformer(io.ComfyNode):
                                 tooltip="backbone.pt, or its folder (ModelOpt's --quantized-torch-ckpt-save-path). "
                                         "Needed only when the export carries no scales."),
                 base, output,
-                io.Combo.Input("model_type", options=list(MODEL_TYPES), default="auto",
+                inputs.Listed("model_type", "model types",
                                tooltip="Which layers stay in BF16, as SGLang-Diffusion validated them. auto: by "
                                        "_class_name in config.json. wan22 is for the first transformer only."),
                 io.String.Input("keep_bf16_patterns", default="", multiline=True, optional=True,
@@ -99,8 +102,10 @@ class QT_BuildFP8Transformer(io.ComfyNode):
                 keep_bf16_patterns: str = "", maxbound: float = 448.0, max_shard_size: str = SHARD_SIZE,
                 overwrite: bool = False) -> io.NodeOutput:
         from ..makers.builders.fp8 import build_fp8
+        from ..makers.builders.options import one_a_line, shard_bytes
+        from . import checks
 
-        built = build_fp8(output_dir=inputs.new_name(output), modelopt_hf_dir=modelopt_export,
+        built = build_fp8(output_dir=checks.new_name(output), modelopt_hf_dir=modelopt_export,
                           modelopt_backbone_ckpt=backbone, base_transformer_dir=base, model_type=model_type,
                           keep_bf16_patterns=one_a_line(keep_bf16_patterns), maxbound=maxbound,
                           shard_bytes=shard_bytes(max_shard_size), overwrite=overwrite)
@@ -122,7 +127,7 @@ class QT_BuildNVFP4Transformer(io.ComfyNode):
             search_aliases=["modelopt", "nvfp4", "fp4", "quantize", "convert", "build transformer", "blackwell"],
             inputs=[
                 export, base, output,
-                io.Combo.Input("pattern_preset", options=list(PATTERN_PRESETS), default="none",
+                inputs.Listed("pattern_preset", "pattern presets",
                                tooltip="Which layers stay in BF16. flux1-nvfp4: the set that SGLang-Diffusion "
                                        "validated for FLUX.1."),
                 io.String.Input("keep_bf16_patterns", default="", multiline=True, optional=True,
@@ -145,8 +150,10 @@ class QT_BuildNVFP4Transformer(io.ComfyNode):
                 keep_bf16_patterns: str = "", swap_weight_nibbles: bool = False, max_shard_size: str = SHARD_SIZE,
                 overwrite: bool = False) -> io.NodeOutput:
         from ..makers.builders.nvfp4 import build_nvfp4
+        from ..makers.builders.options import one_a_line, shard_bytes
+        from . import checks
 
-        built = build_nvfp4(output_dir=inputs.new_name(output), modelopt_hf_dir=modelopt_export,
+        built = build_nvfp4(output_dir=checks.new_name(output), modelopt_hf_dir=modelopt_export,
                             base_transformer_dir=base, pattern_preset=pattern_preset,
                             keep_bf16_patterns=one_a_line(keep_bf16_patterns),
                             swap_weight_nibbles=swap_weight_nibbles, shard_bytes=shard_bytes(max_shard_size),

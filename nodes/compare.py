@@ -5,7 +5,6 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from .. import host
-from ..host.texts import said
 from . import inputs
 
 # Asked here, too: a ComfyUI without them costs this node, where a schema that raises costs all of the pack.
@@ -49,6 +48,7 @@ class QT_CompareModels(io.ComfyNode):
     @classmethod
     def execute(cls, reference_model, model, positive, negative, latent_image, seed: int, steps: int, cfg: float,
                 sampler_name: str, scheduler: str, denoise: float = 1.0, vae=None) -> io.NodeOutput:
+        from ..host.texts import said
         from ..makers.compare.models import compare_models
 
         report, picture = compare_models(

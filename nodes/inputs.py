@@ -1,61 +1,67 @@
-"""Inputs that several nodes share, and the checks that answer before a prompt is queued."""
+"""Inputs and outputs that several nodes share.
+
+ComfyUI imports the nodes at every start, and asks them for no more than what they are called and connect to: what lists
+hold (lists.py), checks (checks.py) and all that loads is imported when it is asked for.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import os
-from collections.abc import Callable, Iterable, Mapping
-from contextvars import ContextVar
-from dataclasses import fields
-from functools import cache
-from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from comfy_api.latest import io, ui
 
-from .. import host
-from ..host.texts import Text, asked, said, usual
-from ..loaders import local
-from ..loaders.errors import CheckpointError
-from ..loaders.families import choices_of
-from ..loaders.files.places import cleaned, downloadable, find_path
-from ..loaders.locate import locate
-
 CATEGORY = "loaders/quantized"
-logger = logging.getLogger(__name__)
 REFERENCE_TIP = ("A path (folder, .safetensors file or index) or a repo id such as owner/name. "
                  "When it is not empty it wins over the list.")
 
 
-Fit = Callable[[local.Local], int | None]
-_lists: dict[tuple[Any, ...], tuple[Any, list[str], str]] = {}  # (what it was made of, values, what a new node has)
+class Listed(io.Combo.Input):
+    """A choice whose options and default are those of a list in lists.py, as it is whenever they are read: for a page,
+    and for a prompt, but not while ComfyUI starts."""
+
+    def __init__(self, id: str, name: str, **others: Any) -> None:
+        self.list = name
+        super().__init__(id, **others)
+
+    @property
+    def options(self) -> list[str]:
+        from . import lists
+
+        return lists.made(self.list).values
+
+    @options.setter
+    def options(self, value: object) -> None:
+        """ComfyUI's class sets it, to nothing."""
+
+    @property
+    def default(self) -> str:
+        from . import lists
+
+        return lists.made(self.list).start
+
+    @default.setter
+    def default(self, value: object) -> None:
+        """ComfyUI's class sets it, to nothing."""
 
 
-def checkpoints(name: str, fit: str | Fit, known: tuple[str, ...], tooltip: str, first: tuple[str, ...] = ()) -> Any:
-    """The list of what a node can load: what the model folders hold, what fits best first, then the known repo ids.
-
-    `fit` of something in a model folder is local.SURE, LIKELY or MAYBE, or None for what is not to be listed; or a
-    kind of local's, for how well it can be loaded as that. A new node starts with `first`, else with the first that is
-    sure or likely to load, else with the first known repo.
-    """
-    found = local.references()
-    kept = _lists.get((name, fit, known))
-    if kept is None or kept[0] is not found:
-        fits = [(how, one.reference) for one in found
-                if (how := one.fits.get(fit) if isinstance(fit, str) else fit(one)) is not None]
-        fits.sort(key=lambda pair: pair[0])  # those that fit alike stay in their order
-        values = list(dict.fromkeys([*first, *(reference for _, reference in fits), *known]))
-        start = [*first, *(reference for how, reference in fits if how < local.MAYBE), *known][0]
-        kept = _lists[name, fit, known] = found, values, start
-    # ComfyUI copies the values into what it answers
-    return io.Combo.Input(name, optional=True, options=kept[1], default=kept[2], tooltip=tooltip)
+def checkpoints(name: str, listed: str, tooltip: str) -> Any:
+    """The list of what a node can load (lists.py)."""
+    return Listed(name, listed, optional=True, tooltip=tooltip)
 
 
 def reported(report: str) -> Any:
     """The output of a node that gives a report and shows it, in the language of the page whose prompt runs."""
+    from ..host.texts import said
+
     words = said(report)
     return io.NodeOutput(words, ui=ui.PreviewText(words))
+
+
+def loaded(value: Any, report: str) -> Any:
+    """The outputs of a node that loads something and says what it was."""
+    from ..host.texts import said
+
+    return io.NodeOutput(value, said(report))
 
 
 def reference() -> Any:
@@ -81,143 +87,10 @@ def compute() -> Any:
                                   "in every matmul.")
 
 
-def referring(classes: Iterable[Any]) -> dict[str, dict[str, Any]]:
-    """Node id -> what the web part must know to ask about it, of every node that takes a free reference: `input`, the
-    list that the reference wins over; `others`, the inputs that choose among the checkpoint's files; `kind`, that of
-    the catalog's entries it loads, or None."""
-    from ..views.card import Query
-    from ..views.catalog import LOADS_WITH
-
-    asked = {field.name for field in fields(Query)} - {"reference"}
-    kinds = {node: kind for kind, (node, _) in LOADS_WITH.items()}
-    found = {}
-    for schema in (cls.define_schema() for cls in classes):
-        names = [given.id for given in schema.inputs]
-        if "reference" in names:
-            listed = next(given.id for given in schema.inputs if isinstance(given, io.Combo.Input))
-            found[schema.node_id] = {"input": listed, "kind": kinds.get(schema.node_id),
-                                     "others": [name for name in names if name in asked - {listed}]}
-    return found
-
-
-def chosen(reference: str | None, listed: str | None) -> str:
-    """What a node loads: the free reference where there is one, else what is chosen in the list."""
-    return cleaned(reference) or cleaned(listed)
-
-
-def check_reference(reference: str | None, download: bool | None = False) -> bool | str:
-    """validate_inputs: True, or why the free reference cannot be resolved."""
-    return not cleaned(reference) or _found(cleaned(reference), download)
-
-
-def _found(reference: str, download: bool | None) -> bool | str:
-    if not (download and downloadable(reference)):
-        try:
-            find_path(reference)
-        except CheckpointError as error:
-            return str(error)
-    return True
-
-
-def check_choice(listed: str | None, known: Iterable[str], reference: str | None,
-                 download: bool | None = False) -> bool | str:
-    """validate_inputs of a list and the reference that wins over it: True, or why neither can be resolved.
-
-    A list that validate_inputs has as an argument is not compared with its options by the host (execution.py,
-    validate_inputs), so a shared workflow may name what is not here as long as its reference is, or name it by another
-    spelling. `known` are the repo ids of the list: the load says how to get them. None comes from another node.
-    """
-    if reference is None or cleaned(reference):
-        return check_reference(reference, download)
-    if listed is None or listed in known:
-        return True
-    return _found(str(listed), download)
-
-
-def check_new(output: str | None, references: Mapping[str, str | None],
-              target: Callable[[str, list[Path]], object]) -> None:
-    """Raise CheckpointError where what a node reads is not given or not here, or `target(output, what it reads)`
-    refuses the output. None comes by a link, and is looked at when the node runs."""
-    read = []
-    for name, reference in references.items():
-        if reference is not None and not cleaned(reference):
-            raise CheckpointError(Text("no {name} is given", name=name), "",
-                                  Text("give a path, or a repo id that is on this machine"))
-        read += [find_path(reference)] if reference is not None else []
-    if output is not None:
-        target(new_name(output), read)
-
-
-def new_name(text: str) -> str:
-    """The name of what a node writes, as typed or pasted. A relative one may have the separators of Windows.
-
-    Raises CheckpointError for a full path of Windows where that would only be an odd name.
-    """
-    name = cleaned(text)
-    if os.name == "nt" or name.startswith(("/", "~")):
-        return name
-    if PureWindowsPath(name).drive:
-        raise CheckpointError(Text("this is a path of Windows, which this machine does not run"), name,
-                              Text("give a name relative to ComfyUI's folders, or a path of this machine"))
-    return name.replace("\\", "/")
-
-
-_prompt: ContextVar[dict[str, Any] | None] = ContextVar("prompt", default=None)
-
-
-def keep_prompt(data: Any) -> Any:
-    """For host.on_prompt: what is posted, and the language of the page that posts it, kept for the checks of its nodes,
-    which the host asks in the same task."""
-    prompt, client = (data.get("prompt"), data.get("client_id")) if isinstance(data, dict) else (None, None)
-    asked.set(host.language_of(client) or usual())
-    _prompt.set(prompt if isinstance(prompt, dict) else None)
-    return data
-
-
-def ready(cls: Any, listed: str | None, known: Iterable[str], reference: str | None) -> bool | str:
-    """validate_inputs of a node that refers to a checkpoint: True, or why it would fail when the prompt runs, by its
-    files and by what it is wired to (views/queue_check.py). `cls` is the node as the host asks it, with its own id.
-
-    Where nothing tells which prompt it is of, the reference alone is looked for (`check_choice`).
-    """
-    prompt, node = _prompt.get(), getattr(getattr(cls, "hidden", None), "unique_id", None)
-    if prompt is None or node not in prompt:
-        return check_choice(listed, known, reference, True)
-    from ..views.queue_check import Prompt, problem
-
-    try:
-        found = problem(Prompt(prompt, _referring(), host.output_types), node)
-    except Exception:  # a fault of this check must not keep anything from running
-        logger.exception("Quantized Transformers: node %s cannot be checked before it runs", node)
-        return True
-    return str(found) if found else True
-
-
-@cache
-def _referring() -> dict[str, dict[str, Any]]:
-    from . import node_classes
-
-    return referring(node_classes())
-
-
-def fingerprint(listed: str, reference: str = "", **inputs: Any) -> str:
-    """A hash of a transformer node's inputs and of the files behind them."""
-    def files() -> list[str]:
-        return locate(chosen(reference, listed), component=inputs.get("component", "transformer"),
-                      weights_name=inputs.get("weights_name", ""), revision=inputs.get("revision", ""),
-                      need_weights=inputs.get("weights", "load") == "load",
-                      choices=choices_of(inputs)).paths
-
-    return stamp(files, listed, reference, sorted(inputs.items(), key=str))
-
-
-def stamp(files: Callable[[], Iterable[str]], *facts: Any) -> str:
-    """A hash of `facts` and of size and time of every file, so that changed files are loaded again."""
-    parts = list(map(repr, facts))
-    try:
-        for path in files():
-            stat = os.stat(path)
-            parts.append(f"{path} {stat.st_size} {stat.st_mtime_ns}")
-    except (CheckpointError, OSError) as error:
-        parts.append(repr(error))  # the same in every language
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def byte_order() -> Any:
+    return io.Combo.Input("byte_order", options=["auto", "modelopt", "modelopt_tiled", "comfyui"], default="auto",
+                          optional=True, advanced=True,
+                          tooltip="Of NVFP4 files that do not tell it. auto: by markers, names, shapes and values, and "
+                                  "refused where none of them says. modelopt: even columns in the low nibble, block "
+                                  "scales row-major. modelopt_tiled: scales in 128 x 4 tiles. comfyui: high nibble, "
+                                  "tiles.")

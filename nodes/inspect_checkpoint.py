@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..host.texts import said
-from ..loaders.families.nunchaku.files import KNOWN
-from ..loaders.families.repos import OVERRIDES
-from ..loaders.local import MAYBE, TRANSFORMER, Local
-from ..loaders.locate import KNOWN_BASES
 from . import inputs
-
-
-def _fit(one: Local) -> int | None:
-    """Everything, transformers first."""
-    return one.fits.get(TRANSFORMER, MAYBE)
 
 
 class QT_InspectCheckpoint(io.ComfyNode):
@@ -29,7 +19,7 @@ class QT_InspectCheckpoint(io.ComfyNode):
                         "quantization, the format of every layer, and what would refuse to load.",
             search_aliases=["what is this model", "checkpoint info", "layer map", "quantization"],
             inputs=[
-                inputs.checkpoints("checkpoint", _fit, (*OVERRIDES, *KNOWN, *KNOWN_BASES),
+                inputs.checkpoints("checkpoint", "anything",
                                    tooltip="All that ComfyUI's model folders hold, transformers first, and known repo "
                                            "ids."),
                 inputs.reference(),
@@ -43,24 +33,30 @@ class QT_InspectCheckpoint(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint: str = "", reference: str = "") -> bool | str:
-        return inputs.ready(cls, checkpoint, (*OVERRIDES, *KNOWN, *KNOWN_BASES), reference)
+        from . import checks
+
+        return checks.ready(cls, checkpoint, "anything", reference)
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str = "", reference: str = "", **kwargs) -> str:
-        return inputs.fingerprint(checkpoint, reference, **kwargs)
+        from . import checks
+
+        return checks.fingerprint(checkpoint, reference, **kwargs)
 
     @classmethod
     def execute(cls, checkpoint: str = "", reference: str = "", weights_name: str = "") -> io.NodeOutput:
         import numpy
         import torch
 
+        from ..host.texts import said
         from ..loaders.containers.checkpoint import Checkpoint
         from ..loaders.describe import describe
         from ..loaders.locate import locate
         from ..loaders.report import describe_report
         from ..views.layer_map import layer_map
+        from . import checks
 
-        description = describe(Checkpoint(locate(inputs.chosen(reference, checkpoint), weights_name=weights_name)))
+        description = describe(Checkpoint(locate(checks.chosen(reference, checkpoint), weights_name=weights_name)))
         report = said(describe_report(description))
         picture = torch.from_numpy(numpy.asarray(layer_map(description), dtype=numpy.float32) / 255)[None]
         shown = {**ui.PreviewText(report).as_dict(), **ui.PreviewImage(picture, cls=cls).as_dict()}

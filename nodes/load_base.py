@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.texts import said
-from ..loaders.local import TRANSFORMER
-from ..loaders.locate import KNOWN_BASES
-from . import inputs, nvfp4
+from . import inputs
 
 
 class QT_LoadBaseModel(io.ComfyNode):
@@ -24,7 +21,7 @@ class QT_LoadBaseModel(io.ComfyNode):
                             "fp8", "nvfp4", "quantized", "gguf", "gguf loader", "unet loader", "diffusion model", "awq",
                             "gptq", "int8", "bitsandbytes", "nf4", "compressed-tensors"],
             inputs=[
-                inputs.checkpoints("base_model", TRANSFORMER, KNOWN_BASES,
+                inputs.checkpoints("base_model", "transformers",
                                    tooltip="What ComfyUI's model folders (diffusers, diffusion_models, checkpoints) "
                                            "hold of transformers, and the known repo ids."),
                 io.Combo.Input("component", optional=True, options=["transformer", "transformer_2"],
@@ -38,26 +35,31 @@ class QT_LoadBaseModel(io.ComfyNode):
                                                       "device."),
                 inputs.revision(),
                 inputs.download_missing(),
-                nvfp4.byte_order(),
+                inputs.byte_order(),
             ],
             outputs=[io.Model.Output(), io.String.Output("report", display_name="report")],
             hidden=[io.Hidden.unique_id])
 
     @classmethod
     def validate_inputs(cls, base_model: str = "", reference: str = "") -> bool | str:
-        return inputs.ready(cls, base_model, KNOWN_BASES, reference)
+        from . import checks
+
+        return checks.ready(cls, base_model, "transformers", reference)
 
     @classmethod
     def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:
-        return inputs.fingerprint(base_model, reference, **kwargs)
+        from . import checks
+
+        return checks.fingerprint(base_model, reference, **kwargs)
 
     @classmethod
     def execute(cls, base_model: str = "", component: str = "transformer", weights: str = "load", reference: str = "",
                 dtype: str = "default", revision: str = "", download_missing: bool = False,
                 byte_order: str = "auto") -> io.NodeOutput:
         from ..loaders import model
+        from . import checks
 
-        request = model.Request(inputs.chosen(reference, base_model), component, revision=revision, dtype=dtype,
+        request = model.Request(checks.chosen(reference, base_model), component, revision=revision, dtype=dtype,
                                 download=download_missing, byte_order=byte_order)
         loaded = model.load(request) if weights == "load" else model.defer(request)
-        return io.NodeOutput(loaded.patcher, said(loaded.report))
+        return inputs.loaded(loaded.patcher, loaded.report)

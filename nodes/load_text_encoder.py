@@ -6,10 +6,6 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.texts import said
-from ..loaders.components import overrides
-from ..loaders.local import ENCODER, TEXTS
-from ..loaders.locate import KNOWN_BASES
 from . import inputs
 
 OVERRIDE_TIP = inputs.REFERENCE_TIP.replace(".safetensors file or index", ".safetensors or .gguf file, index")
@@ -28,7 +24,7 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
             search_aliases=["diffusers folder", "clip loader", "t5", "umt5", "llama", "qwen", "mistral", "sharded",
                             "gguf clip", "quantized text encoder"],
             inputs=[
-                inputs.checkpoints("base_model", TEXTS, KNOWN_BASES,
+                inputs.checkpoints("base_model", "text encoders of bases",
                                    tooltip="Whole pipeline folders (with model_index.json) in ComfyUI's model folders "
                                            "(diffusers), what can be an all-in-one checkpoint, and the known repo "
                                            "ids."),
@@ -50,28 +46,32 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, base_model: str = "", reference: str = "", override: str = "",
                         override_2: str = "") -> bool | str:
-        return inputs.ready(cls, base_model, KNOWN_BASES, reference)
+        from . import checks
+
+        return checks.ready(cls, base_model, "text encoders of bases", reference)
 
     @classmethod
     def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:
-        from ..loaders.components import text_encoder
+        from ..loaders.components import overrides, text_encoder
+        from . import checks
 
-        request = text_encoder.Request(inputs.chosen(reference, base_model), kwargs.get("revision", ""),
+        request = text_encoder.Request(checks.chosen(reference, base_model), kwargs.get("revision", ""),
                                        overrides=overrides.chosen(kwargs))
-        return inputs.stamp(lambda: [path for part in text_encoder.sources(request) for path in part.paths],
+        return checks.stamp(lambda: [path for part in text_encoder.sources(request) for path in part.paths],
                             base_model, reference, sorted(kwargs.items(), key=str))
 
     @classmethod
     def execute(cls, base_model: str = "", reference: str = "", dtype: str = "default", revision: str = "",
                 download_missing: bool = False, **others: str) -> io.NodeOutput:
-        from ..loaders.components import text_encoder
+        from ..loaders.components import overrides, text_encoder
+        from . import checks
 
-        loaded = text_encoder.load(text_encoder.Request(inputs.chosen(reference, base_model), revision, dtype,
+        loaded = text_encoder.load(text_encoder.Request(checks.chosen(reference, base_model), revision, dtype,
                                                         download_missing, overrides.chosen(others)))
-        return io.NodeOutput(loaded.clip, said(loaded.report))
+        return inputs.loaded(loaded.clip, loaded.report)
 
 
 def _override(name: str, tooltip: str) -> tuple[Any, Any]:
     """The list and the free reference that wins over it."""
-    return (inputs.checkpoints(name, ENCODER, (), tooltip, first=(overrides.NONE,)),
+    return (inputs.checkpoints(name, "text encoders", tooltip),
             io.String.Input(f"{name}_reference", optional=True, default="", tooltip=OVERRIDE_TIP))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.texts import said
-from ..loaders.local import VAE
-from ..loaders.locate import KNOWN_BASES
 from . import inputs
 
 
@@ -22,7 +19,7 @@ class QT_LoadBaseVAE(io.ComfyNode):
                         "ComfyUI's model of that family does.",
             search_aliases=["diffusers folder", "load vae", "autoencoder", "sharded"],
             inputs=[
-                inputs.checkpoints("base_model", VAE, KNOWN_BASES,
+                inputs.checkpoints("base_model", "VAEs",
                                    tooltip="The diffusers base whose vae is loaded, or a VAE: what ComfyUI's model "
                                            "folders (diffusers, vae, checkpoints) hold of them, and the known repo "
                                            "ids."),
@@ -38,19 +35,23 @@ class QT_LoadBaseVAE(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, base_model: str = "", reference: str = "") -> bool | str:
-        return inputs.ready(cls, base_model, KNOWN_BASES, reference)
+        from . import checks
+
+        return checks.ready(cls, base_model, "VAEs", reference)
 
     @classmethod
     def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:
         from ..loaders.components import vae
+        from . import checks
 
-        request = vae.Request(inputs.chosen(reference, base_model), kwargs.get("revision", ""))
-        return inputs.stamp(lambda: vae.source(request).paths, base_model, reference, sorted(kwargs.items(), key=str))
+        request = vae.Request(checks.chosen(reference, base_model), kwargs.get("revision", ""))
+        return checks.stamp(lambda: vae.source(request).paths, base_model, reference, sorted(kwargs.items(), key=str))
 
     @classmethod
     def execute(cls, base_model: str = "", reference: str = "", dtype: str = "default", revision: str = "",
                 download_missing: bool = False) -> io.NodeOutput:
         from ..loaders.components import vae
+        from . import checks
 
-        loaded = vae.load(vae.Request(inputs.chosen(reference, base_model), revision, dtype, download_missing))
-        return io.NodeOutput(loaded.vae, said(loaded.report))
+        loaded = vae.load(vae.Request(checks.chosen(reference, base_model), revision, dtype, download_missing))
+        return inputs.loaded(loaded.vae, loaded.report)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.texts import said
-from ..loaders.families.modelslim.files import EXPERTS, KNOWN, local_folders
 from . import inputs
 
 
@@ -22,13 +20,12 @@ class QT_ModelSlimLoader(io.ComfyNode):
             search_aliases=["ascend", "npu", "msmodelslim", "w8a8", "mxfp8", "mxfp4", "wan2.2 w8a8", "int8", "w4a4",
                             "quantized"],
             inputs=[
-                io.Combo.Input("folder", optional=True, options=(found := [*dict.fromkeys([*local_folders(), *KNOWN])]),
-                               default=found[0],
-                               tooltip="Folders with a quant_model_description*.json in ComfyUI's model folders, and "
-                                       "known repo ids."),
-                io.Combo.Input("component", optional=True, options=list(EXPERTS), default="transformer",
-                               tooltip="Which of two experts: transformer is high_noise_model, transformer_2 is "
-                                       "low_noise_model. A single model is transformer."),
+                inputs.checkpoints("folder", "modelslim",
+                                   tooltip="Folders with a quant_model_description*.json in ComfyUI's model folders, "
+                                           "and known repo ids."),
+                inputs.Listed("component", "experts", optional=True,
+                              tooltip="Which of two experts: transformer is high_noise_model, transformer_2 is "
+                                      "low_noise_model. A single model is transformer."),
                 inputs.reference(),
                 inputs.compute(),
                 inputs.revision(),
@@ -39,17 +36,22 @@ class QT_ModelSlimLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, folder: str = "", reference: str = "") -> bool | str:
-        return inputs.ready(cls, folder, KNOWN, reference)
+        from . import checks
+
+        return checks.ready(cls, folder, "modelslim", reference)
 
     @classmethod
     def fingerprint_inputs(cls, folder: str = "", reference: str = "", **kwargs) -> str:
-        return inputs.fingerprint(folder, reference, **kwargs)
+        from . import checks
+
+        return checks.fingerprint(folder, reference, **kwargs)
 
     @classmethod
     def execute(cls, folder: str = "", component: str = "transformer", reference: str = "", compute: str = "auto",
                 revision: str = "", download_missing: bool = False) -> io.NodeOutput:
         from ..loaders import model
+        from . import checks
 
-        loaded = model.load(model.Request(inputs.chosen(reference, folder), component, revision=revision,
+        loaded = model.load(model.Request(checks.chosen(reference, folder), component, revision=revision,
                                           compute=compute, download=download_missing, family="modelslim"))
-        return io.NodeOutput(loaded.patcher, said(loaded.report))
+        return inputs.loaded(loaded.patcher, loaded.report)

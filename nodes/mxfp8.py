@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.texts import said
 from . import inputs
 
 
@@ -36,4 +35,4 @@ class QT_AscendMXFP8Quantize(io.ComfyNode):
         from ..makers.online_mxfp8 import quantize
 
         patcher, report = quantize(model, keep_high_precision or "", backend)
-        return io.NodeOutput(patcher, said(report))
+        return inputs.loaded(patcher, report)

@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from comfy_api.latest import io
 
-from ..host.texts import said
-from ..loaders.families.nunchaku.files import KNOWN, METHODS, PRECISIONS, Choice, named_file
-from ..loaders.local import MAYBE, SURE, TRANSFORMER, Local
 from . import inputs
-
-
-def _fit(one: Local) -> int | None:
-    """Nunchaku's by name; what may have been renamed; not what is called by another quantization."""
-    if TRANSFORMER not in one.fits:
-        return None
-    if one.method in METHODS or one.called(named_file):
-        return SURE
-    return MAYBE if not one.quantized or re.search("(?i)nunchaku|int4|fp4", one.reference) else None
 
 
 class QT_NunchakuSVDQLoader(io.ComfyNode):
@@ -34,11 +20,11 @@ class QT_NunchakuSVDQLoader(io.ComfyNode):
             search_aliases=["nunchaku", "svdquant", "svdq", "int4", "nvfp4", "fp4", "4-bit", "awq", "lightning",
                             "quantized"],
             inputs=[
-                inputs.checkpoints("weights", _fit, KNOWN,
+                inputs.checkpoints("weights", "nunchaku",
                                    tooltip="What ComfyUI's model folders hold, and the known repo ids: a svdq-* file, "
                                            "or a folder of the older kind with two files. Last of the local ones are "
                                            "those whose names do not tell."),
-                io.Combo.Input("precision", optional=True, options=list(PRECISIONS), default="auto",
+                inputs.Listed("precision", "precisions", optional=True,
                                tooltip="Which file to take where there are several, and what the file must hold. auto: "
                                        "nvfp4 on Blackwell GPUs, int4 elsewhere. The tensors decide what it is."),
                 io.Int.Input("rank", optional=True, default=0, min=0, max=1024,
@@ -60,20 +46,26 @@ class QT_NunchakuSVDQLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, weights: str = "", reference: str = "") -> bool | str:
-        return inputs.ready(cls, weights, KNOWN, reference)
+        from . import checks
+
+        return checks.ready(cls, weights, "nunchaku", reference)
 
     @classmethod
     def fingerprint_inputs(cls, weights: str = "", reference: str = "", **kwargs) -> str:
-        return inputs.fingerprint(weights, reference, **kwargs)
+        from . import checks
+
+        return checks.fingerprint(weights, reference, **kwargs)
 
     @classmethod
     def execute(cls, weights: str = "", precision: str = "auto", rank: int = 0, reference: str = "",
                 weights_name: str = "", backend: str = "auto", revision: str = "",
                 download_missing: bool = False) -> io.NodeOutput:
         from ..loaders import model
+        from ..loaders.families.nunchaku.files import Choice
+        from . import checks
 
-        request = model.Request(inputs.chosen(reference, weights), weights_name=weights_name, revision=revision,
+        request = model.Request(checks.chosen(reference, weights), weights_name=weights_name, revision=revision,
                                 download=download_missing, family="nunchaku", choices=Choice(precision, rank),
                                 backend=backend)
         loaded = model.load(request)
-        return io.NodeOutput(loaded.patcher, said(loaded.report))
+        return inputs.loaded(loaded.patcher, loaded.report)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..loaders.errors import CheckpointError
 from . import inputs
 
 
@@ -36,12 +35,14 @@ class QT_SaveQuantizedModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename: str | None = None) -> bool | str:
+        from ..loaders.errors import CheckpointError
         from ..makers.save import target_file
+        from . import checks
 
         if filename is None:  # from another node: known when it runs
             return True
         try:
-            target_file(inputs.new_name(filename))
+            target_file(checks.new_name(filename))
         except CheckpointError as error:
             return str(error)
         return True
@@ -49,6 +50,7 @@ class QT_SaveQuantizedModel(io.ComfyNode):
     @classmethod
     def execute(cls, model, filename: str, format: str = "exact", overwrite: bool = False) -> io.NodeOutput:
         from ..makers.save import save
+        from . import checks
 
-        _, report = save(model, inputs.new_name(filename), format, overwrite)
+        _, report = save(model, checks.new_name(filename), format, overwrite)
         return inputs.reported(report)

@@ -28,7 +28,7 @@ GET variants?reference= -> the forms in which the model that this is one of is p
     fits, verdict, verdict_text, on_disk}], the best for this machine first. Nothing is asked of a hub.
 GET device -> views/doctor.facts ("hub": the key of the preferred one). The first one also starts the process that reads
     files, which a first badge would else wait for.
-GET page -> what a page asks once: nodes {node: {input, others [inputs], kind | null}} (nodes/inputs.referring), colours
+GET page -> what a page asks once: nodes {node: {input, others [inputs], kind | null}} (nodes/checks.referring), colours
     {format: "#rrggbb"}, "" being that of a format that no report knows.
 POST download {"items": [{"reference", "node", ... as describe}], "target": "cache" | "models", "hub": "huggingface" |
     "modelscope", "plan": true}
@@ -52,6 +52,39 @@ POST and DELETE need an Origin that is this host, or none; POST a JSON body of t
 
 from __future__ import annotations
 
-from .handlers import add_routes
+from collections.abc import Awaitable, Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["add_routes"]
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from .handlers import Routes
+
+PREFIX = "/quantized_transformers"
+# Method, path, and the method of handlers.Routes that answers. What answers is imported with the first request.
+ROUTES = (
+    ("GET", "describe", "describe"), ("GET", "catalog", "list_catalog"), ("GET", "device", "device"),
+    ("GET", "variants", "list_variants"), ("GET", "page", "page"), ("POST", "language", "speak"),
+    ("POST", "download", "start_download"), ("GET", "download", "watch_download"),
+    ("DELETE", "download", "cancel_download"), ("POST", "download/cancel", "cancel_download"),
+    ("POST", "migrate", "migrate"))
+
+
+def add_routes(table: Any) -> None:
+    """Add the routes to the host's table (web.RouteTableDef)."""
+    @cache
+    def routes() -> Routes:
+        from .handlers import Routes
+
+        return Routes()
+
+    for method, path, name in ROUTES:
+        table.route(method, f"{PREFIX}/{path}")(_handler(routes, name, method != "GET"))
+
+
+def _handler(routes: Callable[[], Routes], name: str, writes: bool) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def respond(request: web.Request) -> web.Response:
+        return await routes().respond(request, name, writes)
+
+    return respond

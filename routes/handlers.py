@@ -1,11 +1,11 @@
-"""The routes themselves; what they answer is described at the top of the package."""
+"""What the routes answer; it is described at the top of the package."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Callable, Hashable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import host
 from ..host.texts import Text, asked, spoken
@@ -31,12 +31,11 @@ from .work import STATUS, Answer, BusyError, Pool, answer, error_value, guarded,
 if TYPE_CHECKING:
     from aiohttp import web
 
-PREFIX = "/quantized_transformers"
 MAX_CLIENT = 100  # characters
 
 
 class Routes:
-    """The state behind the routes: the helper, threads, downloads."""
+    """The state behind the routes: the helper, threads, downloads. `respond` is what the server calls."""
 
     def __init__(self) -> None:
         self.helper = Helper()
@@ -85,7 +84,7 @@ class Routes:
     async def page(self, request: web.Request) -> Answer:
         def work() -> Answer:
             from ..nodes import node_classes
-            from ..nodes.inputs import referring
+            from ..nodes.checks import referring
             from ..views.layer_map import css_colours
 
             return answer({"nodes": referring(node_classes()), "colours": css_colours()})
@@ -152,29 +151,15 @@ class Routes:
                                   Text("send JSON")) from error
         return await self.read(("migrate", text), lambda: answer(self.helper.ask("migrate", text)))
 
+    async def respond(self, request: web.Request, name: str, writes: bool) -> web.Response:
+        """What the method of this name answers: origin and size first, every refusal as JSON."""
+        from aiohttp import web
 
-def add_routes(table: Any) -> None:
-    """Add the routes to the host's table (web.RouteTableDef)."""
-    routes = Routes()
-    for method, path, handler in (
-            ("GET", "describe", routes.describe), ("GET", "catalog", routes.list_catalog),
-            ("GET", "device", routes.device), ("GET", "variants", routes.list_variants), ("GET", "page", routes.page),
-            ("POST", "language", routes.speak), ("POST", "download", routes.start_download),
-            ("GET", "download", routes.watch_download), ("DELETE", "download", routes.cancel_download),
-            ("POST", "download/cancel", routes.cancel_download), ("POST", "migrate", routes.migrate)):
-        table.route(method, f"{PREFIX}/{path}")(_handler(handler, method != "GET"))
-
-
-def _handler(handle: Callable[[web.Request], Awaitable[Answer]], writes: bool) -> Callable[[web.Request], Any]:
-    """An aiohttp handler around one of ours: origin and size first, every refusal as JSON."""
-    from aiohttp import web
-
-    async def respond(request: web.Request) -> web.Response:
         asked.set(language(request.headers.get("Accept-Language", "")))
         try:
             check_origin(request, writes)
             check_query(request)
-            done = await handle(request)
+            done = await getattr(self, name)(request)
         except RefusedError as error:
             done = error.answer
         except HelperError as error:
@@ -185,5 +170,3 @@ def _handler(handle: Callable[[web.Request], Awaitable[Answer]], writes: bool) -
             done = refusal(429, Text("too many requests at once"), "", Text("try again in a moment"))
         return web.Response(status=done.status, body=done.body, content_type="application/json", charset="utf-8",
                             headers={"Cache-Control": "no-store"})
-
-    return respond

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..loaders.families import families
+from ..loaders.families.repos import KNOWN_BASES
 from ..loaders.files import hubs
 from ..loaders.files.places import downloadable
-from ..loaders.locate import KNOWN_BASES
 from .verdict import Verdict, of_formats
 
 # What a repo's name says of its architecture, the first that fits.

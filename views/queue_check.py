@@ -36,7 +36,7 @@ class Problem(NamedTuple):
 
 
 class Prompt:
-    """A prompt's nodes. `refers`: node type -> what nodes.inputs.referring says of it; `outputs`: node type -> the
+    """A prompt's nodes. `refers`: node type -> what nodes.checks.referring says of it; `outputs`: node type -> the
     types of its outputs, empty for an unknown one."""
 
     def __init__(self, nodes: Mapping[str, Any], refers: Mapping[str, Mapping[str, Any]],

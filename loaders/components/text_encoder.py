@@ -21,10 +21,11 @@ from ..files.places import Fetch
 from ..files.source import Source, read_json
 from ..locate import locate
 from ..model import attach_lora
+from ..names import text_classes
 from ..words import first_ten, size
 from . import whole_text_encoders
 from .pipeline import Pipeline, locate_each, locate_parts
-from .text_encoders import classes, family_of
+from .text_encoders import family_of
 from .text_encoders.base import Encoder, Family, set_dtype
 from .text_part import EYES, Part, assemble_part, fits, formats_of, unknown
 from .whole import find
@@ -219,7 +220,7 @@ def _part(pipeline: Pipeline, folder: str, tokenizer: str, encoder: Encoder, ove
                               Text("finish the download of this folder"))
     named = (config.get("architectures") or [config.get("_class_name", "")])[0]
     if named not in encoder.classes:
-        said = classes(pipeline.index).get(folder, encoder.classes[0])
+        said = text_classes(pipeline.index).get(folder, encoder.classes[0])
         raise CheckpointError(Text("{folder} is {name}, but model_index.json says {said}", folder=folder,
                                    name=named or Text("of no named class"), said=said),
                               source.folder, Text("download this folder again"))

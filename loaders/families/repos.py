@@ -1,8 +1,17 @@
-"""Published checkpoints of families that know theirs by name; apart, because the nodes' lists need them while ComfyUI
-starts."""
+"""Published checkpoints by name: bases, and those of families that know theirs. Apart from what reads them: the nodes'
+lists need no more than the names."""
 
 from __future__ import annotations
 
+# The bases of the support matrix.
+KNOWN_BASES = (
+    "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.2-dev",
+    "black-forest-labs/FLUX.2-dev-NVFP4", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", "Wan-AI/Wan2.2-I2V-A14B-Diffusers",
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "hunyuanvideo-community/HunyuanVideo", "Qwen/Qwen-Image",
+    "Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511", "Tongyi-MAI/Z-Image-Turbo",
+    "black-forest-labs/FLUX.2-klein-4B", "stabilityai/stable-diffusion-3.5-large", "lodestones/Chroma1-HD",
+    "Wan-AI/Wan2.1-VACE-14B-diffusers", "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v",
+    "HiDream-ai/HiDream-I1-Full", "Lightricks/LTX-2")
 # The nine validated overrides of the support matrix.
 MODELOPT = (
     "lmsys/flux1-dev-modelopt-fp8-sglang-transformer", "lmsys/flux1-dev-modelopt-nvfp4-sglang-transformer",

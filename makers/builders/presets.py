@@ -139,7 +139,7 @@ def unmatched(patterns: Mapping[str, Callable[[str], object]], names: Collection
     return [Text("these patterns match no layer: {patterns}", patterns=first_ten(lost))] if lost else []
 
 
-# Patterns are compiled when they are first used: nodes import this module.
+# Patterns are compiled when they are first used: the nodes' lists need this module's names.
 _BLOCKS = r"(model\.diffusion_model\.)?(\w*(blocks|layers)|mid_block\.attentions)\.\d+(?=\.|$)"
 _HIGH = r"(?i)(^|\.)(norm|ada|time|mod$|mod\.|mod_|\w+_mod(\.|$)|\w*(modulation|scale_shift|embed))"
 _SPELLINGS = ((r"(\.(?:audio_)?ff)\.net\.0\.proj$", r"\1.proj_in"),

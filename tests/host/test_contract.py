@@ -33,7 +33,7 @@ def asked_anew():
     check._lacking.cache_clear()
     yield
     check._lacking.cache_clear()
-    check.found.clear()
+    check.found_lacks.clear()
 
 
 def leaned_on() -> set[str]:
@@ -72,7 +72,7 @@ def test_everything_that_is_leaned_on_is_declared():
 
 
 def test_this_host_has_it_all():
-    assert host.all_lacks() == {} and check.found == []
+    assert host.all_lacks() == {} and check.found_lacks == []
     assert doctor.facts()["ComfyUI's parts"] == "all that this pack uses are there"
 
 

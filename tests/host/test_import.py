@@ -16,7 +16,7 @@ pytestmark = pytest.mark.host
 
 # The host's own imports at the time custom nodes load (main.py imports these first), then the pack as the host loads it.
 MEASURE = """
-import asyncio, importlib.util, json, os, sys, time
+import asyncio, importlib.util, json, os, sys
 sys.argv = ["main.py", "--cpu"]
 sys.path.insert(0, os.environ["COMFYUI_PATH"])
 import comfy.options; comfy.options.enable_args_parsing()
@@ -24,16 +24,18 @@ import folder_paths, nodes, server, execution
 from comfy_api.latest import ComfyExtension, io, ui
 import comfy_extras.nodes_preview_any
 before = set(sys.modules)
-start = time.perf_counter()
 name = os.environ["PACK"].replace(".", "_x_")
 spec = importlib.util.spec_from_file_location(name, os.path.join(os.environ["PACK"], "__init__.py"))
 module = importlib.util.module_from_spec(spec)
 sys.modules[name] = module
-spec.loader.exec_module(module)
-classes = asyncio.run(asyncio.run(module.comfy_entrypoint()).get_node_list())
-schemas = [c.GET_SCHEMA().node_id for c in classes]
-ms = (time.perf_counter() - start) * 1e3
-print(json.dumps({"ms": ms, "nodes": schemas, "all": sorted(sys.modules),
+async def start():
+    server.PromptServer(asyncio.get_running_loop())
+    spec.loader.exec_module(module)
+    extension = await module.comfy_entrypoint()
+    await extension.on_load()
+    return [c.GET_SCHEMA().node_id for c in await extension.get_node_list()]
+schemas = asyncio.run(start())
+print(json.dumps({"nodes": schemas, "all": sorted(sys.modules), "routes": len(server.PromptServer.instance.routes),
                   "new": sorted(m for m in set(sys.modules) - before if not m.startswith(name))}))
 """
 NODES = ["QT_LoadBaseModel", "QT_LoadBaseTextEncoder", "QT_LoadBaseVAE", "QT_ApplyTransformerOverride",
@@ -45,7 +47,8 @@ HEAVY = ("diffusers", "transformers.models", "torchao", "peft", "flashinfer", "n
 
 @cache
 def measure(pack=PACK, without: str = "") -> dict:
-    """Import the pack in a fresh process with the host's imports in place: ms, node ids, new foreign modules.
+    """Start the pack in a fresh process with the host's imports and its server in place, as the host does: node ids, all
+    modules, new foreign ones.
 
     `without`: a name of the host's that is deleted before.
     """
@@ -61,6 +64,10 @@ def test_import_is_light():
     assert found["nodes"] == NODES
     assert len(found["new"]) <= 20, found["new"]
     assert not [m for m in found["new"] if m.startswith(HEAVY)]
+    ours = started(found)
+    assert len(ours) <= 20, ours
+    assert not [name for name in ours if name.startswith(("commands", "loaders", "makers", "quant", "views"))], \
+        "what loads, and what lists need, is imported when it is asked for"
 
 
 def test_a_broken_part_costs_only_its_own_nodes(tmp_path):
@@ -76,6 +83,27 @@ def test_a_broken_part_costs_only_its_own_nodes(tmp_path):
     assert "a_package_that_is_not_there" in found["log"]
 
 
+def started(found: dict) -> list[str]:
+    """The pack's own modules of what was imported, by their paths."""
+    prefix = str(PACK).replace(".", "_x_")
+    return [name.removeprefix(prefix).strip(".").replace(".", "/") for name in found["all"] if name.startswith(prefix)]
+
+
+def test_the_seam_says_what_it_has():
+    """host/__init__.py imports a module with the first of its names; what it tells type checkers is the same."""
+    import ast
+
+    from quantized_transformers import host
+
+    tree = ast.parse((PACK / "host" / "__init__.py").read_text(encoding="utf-8"))
+    told = next(node for node in tree.body if isinstance(node, ast.If))
+    assert {node.module: [alias.name for alias in node.names] for node in told.body} == \
+        {module: names.split() for module, names in host._NAMES.items()}
+    assert all(getattr(host, name) is not None for name in host._HOMES)
+    assert not {path.stem for path in (PACK / "host").glob("*.py")} & set(host._HOMES), "a module would hide it"
+    assert not hasattr(host, "no_such_name")
+
+
 @pytest.mark.full
 def test_a_host_without_sampler_names_costs_one_node():
     found = measure(without="comfy.samplers.KSampler.SAMPLERS")
@@ -89,12 +117,11 @@ def test_no_optional_package_is_needed():
     import ast
 
     always = {"comfy_api", "__future__"} | set(sys.stdlib_module_names)
-    prefix = str(PACK).replace(".", "_x_")
-    started = {name.removeprefix(prefix).strip(".").replace(".", "/") for name in measure()["all"]}
+    first = set(started(measure()))
     for folder in (*FOLDERS, "."):
         for path in (PACK / folder).rglob("*.py") if folder != "." else (PACK / "__init__.py", PACK / "__main__.py"):
             module = path.relative_to(PACK).with_suffix("").as_posix().removesuffix("__init__").rstrip("/")
-            allowed = always if module in started else always | {"torch", "numpy", "comfy_kitchen"}
+            allowed = always if module in first else always | {"torch", "numpy", "comfy_kitchen"}
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
                     [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []

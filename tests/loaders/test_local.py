@@ -10,10 +10,11 @@ import pytest
 
 from quantized_transformers import host, nodes
 from quantized_transformers.loaders import local
+from quantized_transformers.loaders.families.repos import KNOWN_BASES
 from quantized_transformers.loaders.files.unfinished import MARKER
 from quantized_transformers.loaders.local import ENCODER, LIKELY, MAYBE, SURE, TEXTS, TRANSFORMER, VAE
-from quantized_transformers.loaders.locate import KNOWN_BASES, locate
-from quantized_transformers.nodes import inputs
+from quantized_transformers.loaders.locate import locate
+from quantized_transformers.nodes import checks
 from quantized_transformers.views import catalog, known
 
 pytestmark = pytest.mark.unit
@@ -69,7 +70,7 @@ def lists() -> dict[str, tuple[list[str], str]]:
     """Node -> (what its list has of the model folders, what a new node starts with), as ComfyUI is told."""
     found = {}
     for cls in nodes.node_classes():
-        name = inputs.referring([cls]).get(cls.GET_SCHEMA().node_id, {}).get("input")
+        name = checks.referring([cls]).get(cls.GET_SCHEMA().node_id, {}).get("input")
         if name:
             options = cls.GET_NODE_INFO_V1()["input"]["optional"][name][1]
             here = [value for value in options["options"] if value not in known.KNOWN_CHECKPOINTS]

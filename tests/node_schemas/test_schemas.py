@@ -95,7 +95,7 @@ def test_changes_are_noticed(now):
 def test_every_list_gives_way_to_its_reference():
     """The host compares a list with its options unless validate_inputs takes it: a new node must, too."""
     from quantized_transformers.nodes import node_classes
-    from quantized_transformers.nodes.inputs import referring
+    from quantized_transformers.nodes.checks import referring
 
     found = referring(node_classes())
     assert len(found) == 7
@@ -110,7 +110,7 @@ def test_every_list_gives_way_to_its_reference():
 @pytest.mark.parametrize(("typed", "name"), [
     (' "a/b"', "a/b"), ("a\\b c", "a/b c"), ("/x\\y", "/x\\y"), ("'~/a'", "~/a")])
 def test_names_of_what_is_written(typed, name):
-    from quantized_transformers.nodes.inputs import new_name
+    from quantized_transformers.nodes.checks import new_name
 
     assert new_name(typed) == (name if os.name != "nt" else typed.strip().strip("\"'"))
 
@@ -121,6 +121,18 @@ def test_a_path_of_windows_is_no_name_elsewhere():
 
     for name in ("C:\\models\\x", '"D:/x"', "\\\\server\\share\\x"):
         assert "path of Windows" in QT_SaveQuantizedModel.validate_inputs(name)
+
+
+def test_defaults_are_the_builders():
+    """Of what a node says at ComfyUI's start, without the module that has it."""
+    import inspect
+
+    from quantized_transformers.makers.builders.gguf_rules import KINDS
+    from quantized_transformers.makers.builders.options import SHARD_SIZE
+    from quantized_transformers.nodes import build, build_quantized
+
+    assert build_quantized.SHARD_SIZE == SHARD_SIZE
+    assert inspect.signature(build.QT_BuildGGUF.execute).parameters["type"].default == KINDS[0]
 
 
 def test_every_input_explains_itself():

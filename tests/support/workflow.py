@@ -29,7 +29,7 @@ def queued(node: Any, **inputs: Any) -> bool | str:
     import inspect
     from types import SimpleNamespace
 
-    from quantized_transformers.nodes.inputs import keep_prompt
+    from quantized_transformers.nodes.checks import keep_prompt
 
     keep_prompt({"prompt": {"1": {"class_type": node.__name__, "inputs": inputs}}})
     asked = type(node.__name__, (node,), {"hidden": SimpleNamespace(unique_id="1")})  # as the host makes it

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from ....host.texts import Text
 from ...errors import CheckpointError
+from ...names import is_of, text_classes
 from .base import Family
 
 
@@ -49,22 +49,14 @@ def families() -> tuple[Family, ...]:
         *mt5.FAMILIES)
 
 
-def classes(index: dict[str, Any]) -> dict[str, str]:
-    """The text encoders that model_index.json names: component -> transformers class."""
-    return {name: entry[1] for name, entry in index.items()
-            if re.fullmatch(r"text_encoder(_\d+)?", name) and isinstance(entry, list) and len(entry) == 2 and entry[1]}
-
-
 def family_of(index: dict[str, Any]) -> Family:
     """The family of a base, by the pipeline's class and those of all its text encoders.
 
     Raises CheckpointError with the names of both when there is none.
     """
-    pipeline, named = str(index.get("_class_name", "")), classes(index)
+    pipeline, named = str(index.get("_class_name", "")), text_classes(index)
     for family in families():
-        own = {folder: encoder for folder, _, encoder in family.encoders if folder.startswith("text_encoder")}
-        if (pipeline.startswith(family.pipelines) and named.keys() == own.keys()
-                and all(named[folder] in encoder.classes for folder, encoder in own.items())):
+        if is_of(index, named, family.pipelines, {folder: encoder.classes for folder, _, encoder in family.encoders}):
             return family
     encoders = ", ".join(f"{name} {kind}" for name, kind in named.items()) or Text("no text encoder")
     raise CheckpointError(Text("the text encoders of {pipeline} are not supported: {encoders}",

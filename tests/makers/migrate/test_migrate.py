@@ -279,7 +279,7 @@ SIZES = {1: "CLIPLoaderGGUF", 2: "DualCLIPLoaderGGUF", 3: "TripleCLIPLoaderGGUF"
 @pytest.mark.parametrize(("kind", "files", "wanted"), TEXT_ENCODERS, ids=[f"{kind} {files[0]}" for kind, files, _ in TEXT_ENCODERS])
 def test_the_base_of_gguf_text_encoders(kind, files, wanted):
     """A base where type and names leave no choice; each that is chosen is one of the node's list."""
-    from quantized_transformers.loaders.locate import KNOWN_BASES
+    from quantized_transformers.loaders.families.repos import KNOWN_BASES
 
     names = {f"clip_name{i + 1}": file for i, file in enumerate(files)} if len(files) > 1 else {"clip_name": files[0]}
     inputs = names | ({"type": kind} if len(files) < 3 else {})
