@@ -1,5 +1,5 @@
 """Codes to F32 on a CPU, in a few passes over what its caches hold: bit by bit what comfy-kitchen's eager decoding and
-the codecs' definitions give, and 7 to 17 times as fast (`python3 dev.py bench`).
+the codecs' definitions give, and several times as fast (`python3 dev.py bench`).
 
 Everything writes into rows that are there already, a few at a time. A third of what a decoded weight costs otherwise is
 the memory that it comes into.
@@ -9,7 +9,7 @@ torch.index_select with I32 indices, in 1.1 by numpy.take (which makes I64 of th
 shifts of I16 take twice a product's time; a scale for every block, as a view of the rows, costs what one for all costs.
 
 All in one thread: torch shares operations of 32768 values and more among its threads, and each of these waits for the
-last of them. That is 25 to 50 times slower where other processes want the cores, too. Larger ones are numpy's, which
+last of them. That is 20 to 50 times slower where other processes want the cores, too. Larger ones are numpy's, which
 has no threads, or are taken in pieces that stay in the nearest cache.
 """
 

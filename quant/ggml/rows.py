@@ -1,4 +1,4 @@
-"""ggml's blocks -> numbers on a CPU, bit by bit what blocks.py gives and 3 to 5 times as fast.
+"""ggml's blocks -> numbers on a CPU, bit by bit what blocks.py gives and 2 to 4 times as fast.
 
 All codes of many blocks are taken apart as bytes: shifted and masked eight at a time (numpy shifts words with the
 processor's vectors, bytes one by one), then moved to where their values are in runs of 4 to 64 bytes, and become F32
