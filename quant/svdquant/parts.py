@@ -90,8 +90,8 @@ def _check(leaves: dict[str, Tensor], leaf: str, dtypes: tuple[str, ...], shape:
 def _finite(tensor: Tensor) -> bool:
     """Whether all values are: read once and copied nowhere, which is ten times as fast as isfinite()."""
     import torch
-    if tensor.dtype == torch.float8_e4m3fn:  # no infinities, and one NaN of each sign
-        return int((tensor.view(torch.uint8) & 0x7F).max()) < 0x7F
+    if tensor.dtype == torch.float8_e4m3fn:  # no infinities, and one NaN of each sign, which is the largest
+        return int(tensor.view(torch.int8).max()) < 0x7F and int(tensor.view(torch.uint8).max()) < 0xFF
     return all(math.isfinite(end) for end in torch.aminmax(tensor))  # either is NaN where a value is
 
 
