@@ -13,9 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..blocks import swap_nibbles
-
-_CACHED = 1 << 18  # bytes that stay in a core's cache through several passes
+from ..blocks import CACHED, look_up
 
 
 class _Order(NamedTuple):
@@ -61,19 +59,14 @@ def unpack_qweight(packed: Tensor) -> Tensor:
         return _unpack(packed.view(torch.uint8), torch.int32, (n // 128, half // 32), _QWEIGHT, (n, half))
     # Words looked up where they lie: one pass, where permuting axes this short takes two slow ones. Near each other
     # first, where 128 rows are more than stays in a core's cache.
-    tiles, count = half // 32, 8 if 128 * half <= _CACHED else 2
+    tiles, count = half // 32, 8 if 128 * half <= CACHED else 2
     stored = packed.contiguous().numpy().view(np.int32).reshape(n // 128, tiles, 8, 128)  # bn kt n16
     natural, places = np.empty((n // 128, 8 // count, tiles * count * 128), np.int32), _places_of_rows(tiles, count)
     for some, out in zip(stored, natural, strict=True):
         for i in range(len(out)):
             near = np.ascontiguousarray(some[:, i * count:(i + 1) * count])
-            _look_up(near, places, out[i])
+            look_up(near, places, out[i])
     return torch.from_numpy(natural.view(np.uint8).reshape(n, half))
-
-
-def _look_up(stored: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
-    """out = stored[places], all contiguous and of one dimension in effect; the places must be there."""
-    np.take(stored.reshape(-1), places, out=out.reshape(-1), mode="wrap")  # "raise", the default, goes through a buffer
 
 
 @lru_cache(maxsize=8)
@@ -101,42 +94,6 @@ def pack_micro_scales(scale: Tensor) -> Tensor:
     n, groups = scale.shape
     out = _pack(scale.view(torch.uint8), torch.int32, (n // 128, groups // 4), _MICRO, (groups, n))
     return out.view(scale.dtype)
-
-
-def tile_micro_scales(scale: Tensor) -> Tensor:
-    """E4M3 [N, K/16] natural order -> the host's 128 x 4 tiles, padded with zeros: [N up to 128, K/16 up to 4]. What
-    `blocks.swizzle` does, several times as fast."""
-    padding = (0, -scale.shape[1] % 4, 0, -len(scale) % 128)
-    lanes = scale.view(torch.uint8)
-    lanes = (torch.nn.functional.pad(lanes, padding) if any(padding) else lanes).contiguous()
-    tiles = lanes.view(torch.int32).view(len(lanes) // 128, 4, 32, -1)  # bn n32 n kt | bn kt n n32 (int32 = 4 scales)
-    if tiles.device.type != "cpu":
-        moved = _permuted(tiles, (0, 3, 2, 1))
-    else:
-        words = tiles.numpy().reshape(len(tiles), -1)
-        places = np.arange(words.shape[1]).reshape(tiles.shape[1:]).transpose(2, 1, 0).reshape(-1)
-        out = np.empty_like(words)
-        for some, into in zip(words, out, strict=True):
-            _look_up(some, places, into)
-        moved = torch.from_numpy(out)
-    return moved.view(-1).view(torch.uint8).view(lanes.shape).view(scale.dtype)
-
-
-def swap_nibbles_(codes: Tensor) -> Tensor:
-    """Exchange the two codes of every byte of U8 [N, K/2], in place; K is a multiple of 16."""
-    if codes.device.type != "cpu":
-        return codes.copy_(swap_nibbles(codes))
-    high = np.empty(_CACHED // 8, np.uint64)
-    four, mask = np.uint64(4), np.uint64(0x0F0F0F0F0F0F0F0F)
-    words = codes.view(-1).numpy().view(np.uint64)
-    for at in range(0, len(words), len(high)):
-        part = words[at:at + len(high)]
-        upper = np.right_shift(part, four, out=high[:len(part)])
-        upper &= mask
-        part &= mask
-        part <<= four
-        part |= upper
-    return codes
 
 
 def unpack_scales(packed: Tensor) -> Tensor:
@@ -213,7 +170,7 @@ def unpack_awq(packed: Tensor, interleaved: int = 1) -> Tensor:
     stored = packed.contiguous().cpu().numpy().view(np.uint32).reshape(rows4, -1)
     out = np.empty((rows4 * 4, half), np.uint8)
     natural = out.view(np.uint32).reshape(interleaved, -1, units, 4).swapaxes(0, 1)  # by stored row
-    step = max(1, _CACHED // (half * 4 * interleaved)) * interleaved
+    step = max(1, CACHED // (half * 4 * interleaved)) * interleaved
     for at in range(0, rows4, step):
         lanes = stored[at:at + step]
         if not at or len(lanes) < step:
@@ -221,7 +178,7 @@ def unpack_awq(packed: Tensor, interleaved: int = 1) -> Tensor:
             places = words.transpose(4, 0, 2, 1, 3).reshape(-1)
             planes = np.empty((2, 2, lanes.size // 4), np.uint32)
             moved = np.empty_like(planes[0])
-        _look_up(lanes, places, planes)
+        look_up(lanes, places, planes)
         for swap in _SWAPS:
             _swap(planes, moved, *swap)
         first = at * 4 // interleaved

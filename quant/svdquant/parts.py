@@ -227,8 +227,7 @@ def tile_of(part: Part) -> Tile:
     fields = {field: getattr(part, field) for field in FIELDS if getattr(part, field) is not None}
     if part.kind == "nvfp4":
         from .. import blocks
-        from . import packing
 
-        fields["codes"] = blocks.pad_rows(packing.swap_nibbles_(part.codes))
-        fields["scale"] = packing.tile_micro_scales(part.scale)
+        fields["codes"] = blocks.pad_rows(blocks.swap_nibbles(part.codes, part.codes))
+        fields["scale"] = blocks.swizzle(part.scale)
     return Tile(Place(CODEC[part.kind, part.unsigned], part.rows, part.columns), fields)
