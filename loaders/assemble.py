@@ -257,7 +257,7 @@ def _pass_on(native: NativeStateDict, module: Module, leaves: Mapping[str, Tenso
 
     from ..quant.marker import marker
 
-    conf = json.loads(bytes(leaves["comfy_quant"].tolist()))
+    conf = json.loads(leaves["comfy_quant"].numpy().tobytes())
     if dequantize:
         leaves = {**leaves, "comfy_quant": marker({**conf, "full_precision_matrix_mult": True})}
     native.tensors.update({f"{module.native}.{leaf}": tensor for leaf, tensor in leaves.items()})

@@ -17,7 +17,7 @@ def full_precision_marker(name: str, part: dict[str, Tensor], formats: tuple[str
     if stored is None:
         return False
     try:
-        conf = json.loads(bytes(stored.tolist()))
+        conf = json.loads(stored.cpu().numpy().tobytes())
     except ValueError as error:
         raise ValueError(Text("{name}.comfy_quant is no JSON", name=name)) from error
     if conf.get("format") not in formats:

@@ -210,7 +210,7 @@ def _add_quantized(plan: Plan, base: Component, name: str, shared: list[str], kn
             codes = scratch("codes", part.numel() // 2, torch.uint8)
             blocks = scratch("blocks", part.numel() // GROUP, torch.float8_e4m3fn)
             quantize(part.view(-1, GROUP), scale, codes, blocks)
-            return (put(name, start // 2, swap_nibbles(codes) if high_first else codes)
+            return (put(name, start // 2, swap_nibbles(codes, codes) if high_first else codes)
                     + put(f"{module}.weight_scale", start // GROUP, blocks))
 
         def write(put: Put) -> Parts:

@@ -75,8 +75,8 @@ def one_scale(tiles: Sequence[Tile]) -> bool:
     """Whether one scale holds for all tiles, which have nothing but what the host's layout has."""
     import torch
 
-    return all(torch.equal(tile["scale"], tiles[0]["scale"]) and not {"down", "up"} & tile.fields.keys()
-               for tile in tiles)
+    return not any({"down", "up"} & tile.fields.keys() for tile in tiles) \
+        and all(torch.equal(tile["scale"], tiles[0]["scale"]) for tile in tiles[1:])
 
 
 def leaves(tile: Tile, **names: str) -> dict[str, Tensor]:

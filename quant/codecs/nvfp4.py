@@ -98,8 +98,10 @@ class NVFP4(Codec):
         whole = tiles[0]
         if len(tiles) > 1:
             codes = cat([tile["codes"] for tile in tiles])
-            blocks = torch.cat([linear_blocks(tile["block"], *tile["codes"].shape) for tile in tiles])
-            whole = whole.having(codes=codes, block=swizzle(blocks))
+            blocks = [tile["block"] for tile in tiles]
+            if any(len(tile["codes"]) % 128 for tile in tiles):
+                blocks = [swizzle(torch.cat([linear_blocks(tile["block"], *tile["codes"].shape) for tile in tiles]))]
+            whole = whole.having(codes=codes, block=cat(blocks) if len(blocks) > 1 else blocks[0])
         return leaves(whole.having(codes=pad_rows(whole["codes"])), block="weight_scale", scale="weight_scale_2")
 
     def of_host(self, weight: Any, input_scale: Tensor | None) -> Tile | None:

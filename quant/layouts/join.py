@@ -79,7 +79,7 @@ def _one_input(tiles: Sequence[Tile], names: Sequence[str], mixed: bool) -> tupl
     static, notes, one = len(inputs) == len(quantized), list[str](), None
     if static and not mixed:  # a mixed group is multiplied in full precision
         one = inputs[0] if len(inputs) == 1 else torch.stack(inputs).max()
-        if any(not torch.equal(scale, inputs[0]) for scale in inputs):
+        if any(not torch.equal(scale, inputs[0]) for scale in inputs[1:]):
             notes.append(Text("different input scales in one group, the largest is used: {names}",
                               names=", ".join(names)))
     elif inputs and not mixed:

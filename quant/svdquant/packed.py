@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_kitchen.float_utils import from_blocked
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..blocks import ceil_to, swap_nibbles
+from ..blocks import ceil_to, linear_blocks, swap_nibbles
 from ..tile import Place, Tile
 from . import packing
 from .parts import CODEC, FIELDS, KIND, Part, tile_of
@@ -28,8 +27,7 @@ def part_of(tile: Tile) -> Part:
         fields = _unpacked(tile)
     elif kind == "nvfp4":
         fields["codes"] = swap_nibbles(tile["codes"][:place.rows])
-        fields["scale"] = from_blocked(tile["scale"].view(torch.uint8), place.rows, place.columns // 16) \
-            .contiguous().view(tile["scale"].dtype)
+        fields["scale"] = linear_blocks(tile["scale"], place.rows, place.columns // 2)
     return Part(kind, **{name: fields[name] for name in FIELDS if name in fields},
                 unsigned=place.codec == CODEC["int4", True])
 

@@ -6,13 +6,14 @@ never computed with. E4M3 goes through its U8 view, because some torch builds ca
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_CACHED = 1 << 18  # bytes that stay in a core's cache through several passes; torch takes no second thread for them
+from ..blocks import CACHED, look_up
 
 
 class _Order(NamedTuple):
@@ -56,18 +57,23 @@ def unpack_qweight(packed: Tensor) -> Tensor:
     n, half = packed.shape
     if packed.device.type != "cpu":
         return _unpack(packed.view(torch.uint8), torch.int32, (n // 128, half // 32), _QWEIGHT, (n, half))
-    # The same in two passes, up to twice as fast: words that are 16 bytes apart come together, then 16 bytes (a complex
-    # number is copied as its bits) go where they belong.
-    stored = packed.contiguous().view(-1).view(torch.int32).numpy().reshape(n // 128, half // 32, 8, 32, 2, 2)
-    out = np.empty((n // 128, 8, 2, 8, half // 32, 2), np.complex128)  # bn n16 nh n8 kt kh
-    step = max(1, _CACHED // (128 * half))
-    working = np.empty((step, half // 32, 8, 8), np.complex128)  # bn kt n16 n8
-    for at in range(0, len(out), step):
-        quads = working[:len(out) - at]
-        for nh, kh in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            quads.view(np.int32)[:] = stored[at:at + step, ..., nh, kh]
-            out[at:at + step, :, nh, :, :, kh] = quads.transpose(0, 2, 3, 1)
-    return torch.from_numpy(out.view(np.uint8).reshape(n, half))
+    # Words looked up where they lie: one pass, where permuting axes this short takes two slow ones. Near each other
+    # first, where 128 rows are more than stays in a core's cache.
+    tiles, count = half // 32, 8 if 128 * half <= CACHED else 2
+    stored = packed.contiguous().numpy().view(np.int32).reshape(n // 128, tiles, 8, 128)  # bn kt n16
+    natural, places = np.empty((n // 128, 8 // count, tiles * count * 128), np.int32), _places_of_rows(tiles, count)
+    for some, out in zip(stored, natural, strict=True):
+        for i in range(len(out)):
+            near = np.ascontiguousarray(some[:, i * count:(i + 1) * count])
+            look_up(near, places, out[i])
+    return torch.from_numpy(natural.view(np.uint8).reshape(n, half))
+
+
+@lru_cache(maxsize=8)
+def _places_of_rows(tiles: int, count: int) -> np.ndarray:
+    """Where the words of 16 * `count` rows of `tiles` tiles (64 columns each) lie in packed order, in natural order."""
+    words = np.arange(tiles * count * 128).reshape(1, tiles, count, *_QWEIGHT.inner[1:])
+    return words.transpose(_QWEIGHT.natural).reshape(-1)
 
 
 def pack_qweight(codes: Tensor) -> Tensor:
@@ -88,26 +94,6 @@ def pack_micro_scales(scale: Tensor) -> Tensor:
     n, groups = scale.shape
     out = _pack(scale.view(torch.uint8), torch.int32, (n // 128, groups // 4), _MICRO, (groups, n))
     return out.view(scale.dtype)
-
-
-def tile_micro_scales(scale: Tensor) -> Tensor:
-    """E4M3 [N, K/16] natural order -> the host's 128 x 4 tiles, padded with zeros: [N up to 128, K/16 up to 4]. What
-    `blocks.swizzle` does, several times as fast."""
-    padding = (0, -scale.shape[1] % 4, 0, -len(scale) % 128)
-    lanes = torch.nn.functional.pad(scale.view(torch.uint8), padding).contiguous()
-    tiles = lanes.view(torch.int32).view(len(lanes) // 128, 4, 32, -1)  # bn n32 n kt | bn kt n n32 (int32 = 4 scales)
-    return _permuted(tiles, (0, 3, 2, 1)).view(torch.uint8).view(lanes.shape).view(scale.dtype)
-
-
-def swap_nibbles_(codes: Tensor) -> Tensor:
-    """Exchange the two codes of every byte of U8 [N, K/2], in place; K is a multiple of 16."""
-    for words in codes.view(-1).view(torch.int64).split(_CACHED // 8):
-        high = words >> 4
-        high &= 0x0F0F0F0F0F0F0F0F
-        words &= 0x0F0F0F0F0F0F0F0F
-        words <<= 4
-        words |= high
-    return codes
 
 
 def unpack_scales(packed: Tensor) -> Tensor:
@@ -156,20 +142,21 @@ def pack_up(up: Tensor) -> Tensor:
     return _pack(up, torch.int32, (n // 16, r // 16), _UP, (n, r))
 
 
-# A uint4 lies at index j2 j1 j0 i1 i0 (bits) of 16 bytes: column i * 8 + j of 32. It goes to index i1 i0 j2 j1 j0. The
-# first bit is which of two planes of 8 bytes it is in: the first swap exchanges j2 and i1, the others stay in a plane.
-_PLANES = (8, 0x00FF00FF00FF00FF)
-_SWAPS = ((28, 0xF0F0F0F0), (8, 0x0000FF000000FF00), (4, 0x00F000F000F000F0))
+# A uint4 lies at index j2 j1 j0 i1 i0 (bits) of 16 bytes: column i * 8 + j of 32, which belongs at i1 i0 j2 j1 j0. Of
+# four words, told apart by the first two bits, two at a time exchange one bit of their number with one of the other
+# three: j2 with j0, that with i0, and j1 with i1. Then they are numbered by i0 and i1.
+_SWAPS = ((0, 16, 0x0000FFFF), (0, 4, 0x0F0F0F0F), (1, 8, 0x00FF00FF))
 
 
-def _swap(low: Tensor, high: Tensor, shift: int, mask: int, moved: Tensor) -> None:
-    """Exchange, in place, the bits of `mask` in `low` with those `shift` above them in `high`, which may be the same;
-    `moved` is working memory of their size."""
-    torch.bitwise_right_shift(low, shift, out=moved)
+def _swap(words: np.ndarray, moved: np.ndarray, bit: int, shift: int, mask: int) -> None:
+    """In words U32 [2, 2, ...], exchange in place the bits `mask` << `shift` of those whose `bit` of their number (0 is
+    the first) is 0 with the bits `mask` of those where it is 1; `moved` is working memory for half of them."""
+    low, high = words.swapaxes(0, bit)
+    np.right_shift(low, np.uint32(shift), out=moved)
     moved ^= high
-    moved &= mask
+    moved &= np.uint32(mask)
     high ^= moved
-    moved <<= shift
+    moved <<= np.uint32(shift)
     low ^= moved
 
 
@@ -180,32 +167,34 @@ def unpack_awq(packed: Tensor, interleaved: int = 1) -> Tensor:
     """
     rows4, half = packed.shape
     units = half // 16  # of 16 bytes a row
-    # numpy's large arrays take huge pages, torch's do not: a tenth of the page faults.
-    out = torch.from_numpy(np.empty((rows4 * 4, half), np.uint8)).to(packed.device)
-    natural = out.view(-1).view(torch.int64).view(interleaved, -1, units, 2).transpose(0, 1)  # by stored row
-    step = max(1, _CACHED // (half * 4 * interleaved)) * interleaved
-    working = torch.empty(2, 2, min(step, rows4) * 4, units, dtype=torch.int64, device=packed.device)
+    stored = packed.contiguous().cpu().numpy().view(np.uint32).reshape(rows4, -1)
+    out = np.empty((rows4 * 4, half), np.uint8)
+    natural = out.view(np.uint32).reshape(interleaved, -1, units, 4).swapaxes(0, 1)  # by stored row
+    step = max(1, CACHED // (half * 4 * interleaved)) * interleaved
     for at in range(0, rows4, step):
-        lanes = packed[at:at + step].contiguous().view(-1).view(torch.int64).view(-1, half // 32, 4, 2, 2)
-        rows = len(lanes) * 4
-        planes, moved = working[:, :, :rows]
-        # n4 k64 n k32 plane | plane n4 n k64 k32
-        planes.view(2, -1, 4, half // 32, 2).copy_(lanes.permute(4, 0, 2, 1, 3))
-        _swap(planes[0], planes[1], *_PLANES, moved[0])
+        lanes = stored[at:at + step]
+        if not at or len(lanes) < step:
+            words = np.arange(lanes.size).reshape(-1, half // 32, 4, 2, 4)  # n4 k64 n k32 word | word n4 n k64 k32
+            places = words.transpose(4, 0, 2, 1, 3).reshape(-1)
+            planes = np.empty((2, 2, lanes.size // 4), np.uint32)
+            moved = np.empty_like(planes[0])
+        look_up(lanes, places, planes)
         for swap in _SWAPS:
-            _swap(planes, planes, *swap, moved)
+            _swap(planes, moved, *swap)
         first = at * 4 // interleaved
-        natural[first:first + rows // interleaved] = planes.view(2, -1, interleaved, units).permute(1, 2, 3, 0)
-    return out
+        into = natural[first:first + len(lanes) * 4 // interleaved]
+        for word in range(4):
+            into[..., word] = planes[word & 1, word >> 1].reshape(-1, interleaved, units)
+    return torch.from_numpy(out).to(packed.device)
 
 
 def pack_awq(codes: Tensor) -> Tensor:
     """The inverse of `unpack_awq`: U8 [N, K/2] -> int32 [N/4, K/2]."""
     n, half = codes.shape
-    planes = codes.contiguous().view(-1).view(torch.int64).view(-1, 2).t().contiguous()
-    moved = torch.empty_like(planes)
+    words = codes.contiguous().cpu().numpy().view(np.uint32).reshape(-1, 2, 2).transpose(2, 1, 0)  # i1 i0 | i0 i1
+    planes = np.ascontiguousarray(words)
+    moved = np.empty_like(planes[0])
     for swap in reversed(_SWAPS):
-        _swap(planes, planes, *swap, moved)
-    _swap(planes[0], planes[1], *_PLANES, moved[0])
-    lanes = planes.view(2, n // 4, 4, half // 32, 2).permute(1, 3, 2, 4, 0)
-    return lanes.reshape(-1).view(torch.int32).view(n // 4, half)
+        _swap(planes, moved, *swap)
+    lanes = planes.reshape(4, n // 4, 4, half // 32, 2).transpose(1, 3, 2, 4, 0)
+    return torch.from_numpy(lanes.reshape(-1).view(np.int32).reshape(n // 4, half)).to(codes.device)

@@ -58,6 +58,26 @@ def test_nvfp4_across_blocks_of_work():
     assert torch.equal(codes, theirs._quantized_data) and torch.equal(blocks.view(torch.uint8), block.view(torch.uint8))
 
 
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.bfloat16, 1e-38), (torch.bfloat16, 2e37), (torch.float16, 1e-5),
+                                               (torch.float32, 1e-42), (torch.float32, 1.0)])
+def test_nvfp4_at_the_ends_of_a_dtype(dtype, factor):
+    """Codes are looked up by the bits of a weight; here by the division that defines them, subnormal numbers among them."""
+    torch.manual_seed(1)
+    w = (torch.randn(96, 128) * factor).to(dtype)
+    scale_2 = nvfp4.scale_of(largest(w))
+    codes, blocks = nvfp4.quantize(w.clone(), scale_2)
+    values = w.float().view(-1, 16)
+    block = values.abs().amax(1) / (6 * scale_2)
+    block[block == 0] = 1.0
+    block = block.clamp(2.0 ** -9, 448).to(torch.float8_e4m3fn)
+    quotients = values / (block.float() * scale_2)[:, None]
+    sizes = quotients.abs()
+    wanted = sum((sizes > bound).int() for bound in (0.25, 1.25, 2.5, 5.0)) \
+        + sum((sizes >= bound).int() for bound in (0.75, 1.75, 3.5)) + 8 * (quotients < 0)
+    assert torch.equal(blocks.view(-1).view(torch.uint8), block.view(torch.uint8))
+    assert torch.equal(codes.view(-1, 8), (wanted[:, ::2] | wanted[:, 1::2] << 4).to(torch.uint8))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_fp8_is_its_formula(dtype):
     """amax / 448 and F32 division, clamped; also where a scale is smaller than the weight needs."""

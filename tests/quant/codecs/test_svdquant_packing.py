@@ -106,21 +106,6 @@ def test_parts_share_no_memory_with_what_they_are_made_of(kind):
         assert torch.equal(tensor.view(-1).view(torch.uint8), kept[field].view(-1).view(torch.uint8)), field
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(128, 64), (256, 320), (192, 320), (40, 48)])
-def test_micro_scales_in_tiles_are_the_hosts(rows, columns):
-    from comfy_kitchen.float_utils import to_blocked
-
-    scale = torch.randint(0, 256, (rows, columns // 16), dtype=torch.uint8)
-    tiles = packing.tile_micro_scales(scale.view(torch.float8_e4m3fn))
-    assert torch.equal(tiles.view(torch.uint8), to_blocked(scale, flatten=False))
-
-
-def test_nibbles_are_exchanged_in_place():
-    codes = torch.randint(0, 256, (3000, 104), dtype=torch.uint8)  # more than one piece
-    expected = codes // 16 + codes % 16 * 16
-    assert packing.swap_nibbles_(codes) is codes and torch.equal(codes, expected)
-
-
 @pytest.mark.parametrize("kind", ["int4", "nvfp4"])
 def test_fused_rows_split_as_they_would_unpack_alone(kind):
     """docs/sources/nunchaku.md, "Fused rows": parts of 128 rows are whole blocks of the packed tensors."""
