@@ -96,7 +96,7 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
         def _kernel_of(self, name: str) -> str:
             """The kernel for tiles of a codec in this layer."""
             found = chosen.get(name, "")
-            if found and kernel(found).at_load:  # whose matmul is in full precision
+            if found and kernel(found).full_precision:
                 return found
             off = self._full_precision_mm or self._full_precision_mm_config or \
                 found and kernel(found).host_switches and codec(name).switch in self._disabled_formats

@@ -20,11 +20,11 @@ def facts() -> dict[str, Any]:
     """JSON-able facts. Without ComfyUI only versions and the environment; never raises for what is not installed.
 
     With it: "device", "capability" (CUDA's, or None), "cuda", "hip", "npu", "kitchen" (back end -> "available" or why
-    not), "nunchaku", "flashinfer", "<kind> matmul", and "families": [{"family", "verdict", "text"}].
+    not), "nunchaku", "flashinfer", "triton", "<kind> matmul", and "families": [{"family", "verdict", "text"}].
     """
     out: dict[str, Any] = {"this pack": _pack(), "python": sys.version.split()[0], "ComfyUI": host.version()}
     out |= {package: _version(package) for package in PACKAGES}
-    out |= {"nunchaku": _nunchaku(), "flashinfer": _flashinfer(), "matplotlib": _matplotlib()}
+    out |= {"nunchaku": _nunchaku(), "flashinfer": _flashinfer(), "triton": _triton(), "matplotlib": _matplotlib()}
     if out["ComfyUI"] != "not found":
         out |= _device()
     return out | host.environment()
@@ -75,6 +75,12 @@ def _flashinfer() -> str:
         return Text("not installed")
     version = _version("flashinfer-python")
     return version if version != "not installed" else Text("installed, version unknown")
+
+
+def _triton() -> str:
+    """Its version, by either name: torch has it on Linux, on Windows it is a package of others."""
+    return next((found for package in ("triton", "triton-windows") if (found := _version(package)) != "not installed"),
+                Text("not installed"))
 
 
 def _matplotlib() -> str:

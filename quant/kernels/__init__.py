@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # Modules with `get(variant)`, in the order in which they are preferred; a kernel is called as its module is, with
 # ":variant" where it has several.
-MODULES = ("torch_npu", "at_load", "comfy_kitchen", "reference", "nunchaku", "flashinfer")
+MODULES = ("torch_npu", "at_load", "triton", "comfy_kitchen", "reference", "nunchaku", "flashinfer")
 
 
 @cache

@@ -19,7 +19,7 @@ class AtLoad(Dequantize):
 
     name, title, device = "at_load", "dequantized when loaded", "npu"
     codecs = frozenset(one.name for one in CODECS)
-    at_load = True
+    at_load = full_precision = True
 
     def runs(self, name: str, machine: Machine) -> str:
         return "" if machine.kind == self.device else Text("ComfyUI does not run models on an Ascend NPU here")

@@ -63,7 +63,8 @@ class Kernel:
     it is for files all of whose layers in its codecs it runs. `own_layout`: it takes tiles only, also where the host's
     layout would hold them. `host_switches`: whether it is off where the host has the codec's format off.
     `takes_host_layouts`: whether it also multiplies weights in the host's own layouts (host_tiles.py). `at_load`:
-    whether weights of its codecs are dequantized once, when they are loaded.
+    whether weights of its codecs are dequantized once, when they are loaded. `full_precision`: whether activations stay
+    as they are, so that layers that ask for that keep it.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Kernel:
     host_switches = False
     takes_host_layouts = False
     at_load = False
+    full_precision = False
 
     def probe(self, machine: Machine) -> Any:
         """What it finds of what it needs (Machine.found), without side effects."""

@@ -17,7 +17,7 @@ from .layers import Arm
 from .machine import Where
 from .rows import Rows
 
-LIMIT = 420
+LIMIT = 600  # the Triton kernels are compiled here, some two hundred of them
 # Relative RMS of what a format makes of normally distributed activations, with a margin of two: the mantissa of E4M3;
 # NVFP4's and MXFP4's blocks; half a step of 1/127 and of 1/7 of the largest of a row, of 64 columns.
 NOISE = {"fp8": 0.055, "nvfp4": 0.2, "w8a8": 0.03, "w8a8_dynamic": 0.03, "w4a4_dynamic": 0.5, "w4a8_dynamic": 0.03,
@@ -58,7 +58,7 @@ def check(arm: Arm, where: Where) -> dict[str, Any]:
         found["eager"] = max(found["eager"], _relative(out, eager))
         if (out.dtype, tuple(out.shape)) != (x.dtype, (count, rows)):
             raise ValueError(f"{count} rows give {out.dtype} {list(out.shape)}")
-    bound = EXACT if arm.kernel == "" or arm.codec not in NOISE else NOISE[arm.codec]
+    bound = EXACT if arm.kernel in ("", "triton") or arm.codec not in NOISE else NOISE[arm.codec]
     untouched = _fingerprint(module) == before
     return {**found, "bound": bound, "untouched": untouched,
             "ok": found["finite"] and untouched and found["exact"] <= bound and found["eager"] <= EAGER}

@@ -44,10 +44,12 @@ def arms(machine: Any) -> Iterator[Arm]:
             continue
         if name.startswith("ggml_") and name not in GGML:
             continue
+        found = [one for one in kernels() if name in one.codecs and not one.runs(name, machine)
+                 and not (one.device and one.device != machine.kind)]
         if codec.word:
             yield Arm(name)
-        run = [one.name for one in kernels() if name in one.codecs and not one.runs(name, machine)
-               and not (one.device and one.device != machine.kind)]
+            yield from (Arm(name, "host", one.name) for one in found if one.takes_host_layouts and one.full_precision)
+        run = [one.name for one in found]
         for layout in ("tiles", *(["shards"] if name in ("fp8", "nvfp4") else [])):
             yield from (Arm(name, layout, kernel) for kernel in ("", *run))
 

@@ -33,6 +33,7 @@ ARMS = {
     "fp8, ComfyUI alone": Arm("fp8", "host", "host"),
     "fp8": Arm("fp8", "host", "auto"),
     "fp8, q k v with scales of their own": Arm("fp8", "shards", "auto"),
+    "nvfp4, ComfyUI alone": Arm("nvfp4", "host", "host"),
     "nvfp4": Arm("nvfp4", "host", "auto"),
     "mxfp8": Arm("w8a8_mxfp8", "host", "auto"),
     "int8": Arm("w8a8_dynamic", "host", "auto"),

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -35,6 +36,7 @@ def test_an_impostor_and_a_line_for_each_family(tmp_path):
     assert "0.16.1" in facts["nunchaku"] and "statistics library" in facts["nunchaku"]
     assert facts["device"] == "cpu" and facts["kitchen"]["eager"].startswith("available")
     assert facts["torch_npu"] == facts["flashinfer"] == "not installed"
+    assert (facts["triton"] == "not installed") is (find_spec("triton") is None)
     levels = {row["family"]: row["verdict"] for row in facts["families"]}
     assert levels.pop("BF16, F16, F32") == "green" and set(levels.values()) == {"amber"} and len(levels) == 24
     text = lines(facts)
