@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import TYPE_CHECKING
+
 from comfy_kitchen.tensor import QuantizedTensor
 from torch import Tensor
 
 from ..codecs import codecs
 from ..tile import Tile
+
+if TYPE_CHECKING:
+    from ..codecs.base import Codec
 
 
 def tile_of(weight: object, input_scale: Tensor | None = None) -> Tile | None:
@@ -14,4 +20,10 @@ def tile_of(weight: object, input_scale: Tensor | None = None) -> Tile | None:
     the layer has beside it."""
     if not isinstance(weight, QuantizedTensor) or getattr(weight._params, "transposed", False):  # not all layouts say
         return None
-    return next((tile for kind in codecs().values() if (tile := kind.of_host(weight, input_scale)) is not None), None)
+    return next((tile for kind in _of_the_host() if (tile := kind.of_host(weight, input_scale)) is not None), None)
+
+
+@cache
+def _of_the_host() -> tuple[Codec, ...]:
+    """The codecs whose numbers the host has, too."""
+    return tuple(kind for kind in codecs().values() if kind.word)
