@@ -74,8 +74,8 @@ def tile(codes, scale, factor, zero, offset, group, channel, dual, mul, first, c
         if channel is not None:
             value *= tl.load(channel + n, mask=n < N, other=0).to(tl.float32)[:, None]
         if dual is not None:
-            at = n.to(tl.int64)[:, None] * dual_row + (k // 512)[None, :]
-            value *= tl.load(dual + at, mask=inside, other=0)
+            at = n.to(tl.int64) * dual_row + column // 512  # BC columns have one
+            value *= tl.load(dual + at, mask=n < N, other=0)[:, None]
         if mul is not None:
             factors = tl.load(mul + k, mask=k < K, other=1).to(tl.float32)[None, :]
             value = tl.div_rn(value, tl.broadcast_to(factors, (BR, BC))) if DIVIDE else value * factors
