@@ -125,7 +125,7 @@ def looked_up(codes: Tensor, table: Tensor, out: Tensor, scale: Tensor | None = 
         index = torch.from_numpy(data.astype(np.int32)).view(-1)
         torch.index_select(table, 0, index, out=out.view(table.dtype).view(-1))
         if scale is not None:
-            (out.unflatten(1, (scale.shape[1], -1)) if scale.ndim else out).mul_(scale.unsqueeze(-1) if scale.ndim else scale)
+            times(out, scale)
         return
     for first, last in steps(*out.shape):
         part = data[first:last]

@@ -81,7 +81,8 @@ class TritonKernel(Kernel):
     def linear(self, act: Activation, tile: Tile, bias: Tensor | None) -> Tensor:
         x = act.x
         tile = codec(tile.place.codec).natural(tile)
-        if x.requires_grad or x.dtype not in (*HALF, torch.float32) or not len(x) or x.device != tile["codes"].device:
+        learns = x.requires_grad or bias is not None and bias.requires_grad and torch.is_grad_enabled()
+        if learns or x.dtype not in (*HALF, torch.float32) or not len(x) or x.device != tile["codes"].device:
             return dense(x, tile, bias)
         bare = tile.having(down=None, up=None)
         if type(x) is Tensor and not torch.compiler.is_compiling():

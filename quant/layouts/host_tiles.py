@@ -26,6 +26,6 @@ def tile_of(weight: object, input_scale: Tensor | None = None) -> Tile | None:
 
 @cache
 def _kinds(layout: str) -> tuple[Codec, ...]:
-    """The codecs that a layout of this name may be of: those that say so, or else those that say none."""
-    return tuple(kind for kind in codecs().values() if kind.layout == layout) \
-        or tuple(kind for kind in codecs().values() if not kind.layout)
+    """The codecs whose numbers a layout of this name may hold: those that say so, or else those that name none."""
+    kinds = [kind for kind in codecs().values() if kind.word]
+    return tuple(kind for kind in kinds if kind.layout == layout) or tuple(kind for kind in kinds if not kind.layout)

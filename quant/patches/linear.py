@@ -17,6 +17,7 @@ from comfy_kitchen.tensor import QuantizedTensor
 from torch import Tensor
 from torch.nn.functional import linear as matmul
 
+from ... import host
 from ...host.texts import Text
 from ..layouts.int8 import host_named, renamed
 from ..layouts.tiled import as_parameter, is_tiled, plain_shift, shifts, tiles_of, with_delta
@@ -155,8 +156,6 @@ def with_patches_beside(operations: Any) -> Any:
 
         def _dense(self, input: Tensor, changes: Changes) -> Tensor:
             """The product with the weight as the host's functions make it of the dequantized one, in F32."""
-            from ... import host
-
             kept = self._take_off()
             try:
                 weight, bias, done = host.fetch_weight(self, input)
@@ -172,8 +171,6 @@ def with_patches_beside(operations: Any) -> Any:
 
         def _effective(self, weight: Tensor, changes: Changes, dtype: torch.dtype = torch.float32) -> Tensor:
             """A weight as it came, with all changes: in F32; functions that are not the host's see it in `dtype`."""
-            from ... import host
-
             made = weight.to(torch.float32)
             made = made.dequantize() if isinstance(made, QuantizedTensor) else made.clone()
             made = added(made, changes.held.factors) if changes.held else made
@@ -187,8 +184,6 @@ def with_patches_beside(operations: Any) -> Any:
 
         def _bias(self, bias: Tensor, changes: Changes) -> Tensor:
             """A bias as it goes with a plain weight, with all changes."""
-            from ... import host
-
             bias = bias.clone()  # the host's functions change what they are given
             for function in changes.bias:
                 bias = function(bias)
@@ -225,8 +220,6 @@ def with_patches_beside(operations: Any) -> Any:
         def convert_weight(self, weight, inplace=False, **kwargs):
             if not isinstance(weight, QuantizedTensor):
                 return super().convert_weight(weight, inplace=inplace, **kwargs)
-            from ... import host
-
             coming = None if host.lacking("LoRA beside the weight") else host.patching(sys._getframe(1))
             found = None if coming is None else factors(coming.patches or (), weight.shape)
             self.coming = None if coming is None else (coming, found, weight)
@@ -237,8 +230,6 @@ def with_patches_beside(operations: Any) -> Any:
             return weight.dequantize()
 
         def set_weight(self, weight, inplace_update=False, seed=None, return_weight=False, **kwargs):
-            from ... import host
-
             (coming, found, moved), self.coming = self.coming or (None, None, None), None
             if not isinstance(self.weight, QuantizedTensor):
                 if inplace_update:  # which hooks ask for, and the host's mixed-precision Linear does not have
@@ -299,8 +290,6 @@ def with_patches_beside(operations: Any) -> Any:
             shift = self._shift()
             if shift is None:
                 return bias
-            from ... import host
-
             coming = None if host.lacking("LoRA beside the weight") else host.patching(sys._getframe(1))
             return stand_in(bias) if coming is not None and coming.hook else self._shifted(bias, shift)
 

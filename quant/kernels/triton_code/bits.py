@@ -74,20 +74,21 @@ def pairs(codes, row, column, K, rows, HIGH_FIRST: tl.constexpr, WHOLE: tl.const
 
 
 @triton.jit
-def words(codes, n, column, N, K, CODE: tl.constexpr, WHOLE: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr):
-    """GPTQ's and AWQ's words I32 -> codes in F32 [BR, BC]. Their rows are columns here (quant/codecs/words.py)."""
-    rows = (n < N)[:, None]
+def words(codes, first, column, N, K, CODE: tl.constexpr, WHOLE: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr):
+    """GPTQ's and AWQ's words I32 -> codes in F32 [BR, BC], of rows from `first` on, a multiple of BR.
+    Their rows are columns here (quant/codecs/words.py)."""
     if CODE == "awq4":  # row 8 j + i is in nibble i / 2, or 4 + i / 2 for odd i, of word j
-        k = column + tl.arange(0, BC)
-        nibble = (n % 8) // 2 + n % 2 * 4
-        at = k[None, :].to(tl.int64) * (N // 8) + (n // 8)[:, None]
+        k, j, i = column + tl.arange(0, BC), first // 8 + tl.arange(0, BR // 8), tl.arange(0, 8)
+        at, rows = k[None, :].to(tl.int64) * (N // 8) + j[:, None], (j < N // 8)[:, None]
         word = tl.load(codes + at, mask=rows if WHOLE else rows & (k < K)[None, :], other=0)
-        return ((word >> (4 * nibble)[:, None]) & 15).to(tl.float32)
+        shift = (i // 2 + i % 2 * 4) * 4
+        return tl.reshape((tl.expand_dims(word, 1) >> shift[None, :, None]) & 15, (BR, BC)).to(tl.float32)
     else:
         PER: tl.constexpr = 8 if CODE == "gptq4" else 4
         MASK: tl.constexpr = 15 if CODE == "gptq4" else 255
         j = column // PER + tl.arange(0, BC // PER)
-        at = j[None, :].to(tl.int64) * N + n[:, None]
+        n = first + tl.arange(0, BR)
+        at, rows = j[None, :].to(tl.int64) * N + n[:, None], (n < N)[:, None]
         word = tl.load(codes + at, mask=rows if WHOLE else rows & (j < K // PER)[None, :], other=0)
         shift = tl.arange(0, PER) * (32 // PER)
         many = (tl.expand_dims(word, 2) >> shift[None, None, :]) & MASK

@@ -15,12 +15,12 @@ from .ggml import added_to, codes_of, scale_of
 
 
 @triton.jit
-def tile(codes, scale, factor, zero, offset, group, channel, dual, mul, n, column, N, K,
+def tile(codes, scale, factor, zero, offset, group, channel, dual, mul, first, column, N, K,
          code_row, scale_row, scale_group, dual_row,
          CODE: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, DIVIDE: tl.constexpr,
          BLOCK: tl.constexpr, SIZE: tl.constexpr, WHOLE: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr):
-    """Rows n [BR] and columns [column, column + BC) of a weight [N, K], F32 [BR, BC]; `column` is a multiple of BC, and
-    K, too, where WHOLE.
+    """Rows [first, first + BR) and columns [column, column + BC) of a weight [N, K], F32 [BR, BC]; `first` is a
+    multiple of BR, `column` of BC, and K, too, where WHOLE.
 
         ((code - zero) * scale + offset) * channel * dual * mul       or / mul, where DIVIDE
 
@@ -30,6 +30,7 @@ def tile(codes, scale, factor, zero, offset, group, channel, dual, mul, n, colum
     but the codes may be None. Of ggml's types (SCALE "block", or "shifted" where groups have something to add), `codes`
     have everything, in blocks of BLOCK values and SIZE bytes.
     """
+    n = first + tl.arange(0, BR)
     rows = (n < N)[:, None]
     row = n.to(tl.int64)[:, None] * code_row
     k = column + tl.arange(0, BC)
@@ -55,7 +56,7 @@ def tile(codes, scale, factor, zero, offset, group, channel, dual, mul, n, colum
             value += spread(added_to(codes, at, j, known, CODE), BR, NG, BC)
         return value
     else:
-        value = _values(codes, factor, n, row, column, N, K, CODE, WHOLE, BR, BC)
+        value = _values(codes, factor, first, rows, row, column, N, K, CODE, WHOLE, BR, BC)
         at = n.to(tl.int64)[:, None] * scale_row + g[None, :] * scale_group
         if zero is not None:
             value -= spread(tl.load(zero + at, mask=known, other=0).to(tl.float32), BR, NG, BC)
@@ -73,8 +74,8 @@ def tile(codes, scale, factor, zero, offset, group, channel, dual, mul, n, colum
         if channel is not None:
             value *= tl.load(channel + n, mask=n < N, other=0).to(tl.float32)[:, None]
         if dual is not None:
-            at = n.to(tl.int64)[:, None] * dual_row + (k // 512)[None, :]
-            value *= tl.load(dual + at, mask=inside, other=0)
+            at = n.to(tl.int64) * dual_row + column // 512  # BC columns have one
+            value *= tl.load(dual + at, mask=n < N, other=0)[:, None]
         if mul is not None:
             factors = tl.load(mul + k, mask=k < K, other=1).to(tl.float32)[None, :]
             value = tl.div_rn(value, tl.broadcast_to(factors, (BR, BC))) if DIVIDE else value * factors
@@ -82,10 +83,9 @@ def tile(codes, scale, factor, zero, offset, group, channel, dual, mul, n, colum
 
 
 @triton.jit
-def _values(codes, table, n, row, column, N, K, CODE: tl.constexpr, WHOLE: tl.constexpr, BR: tl.constexpr,
+def _values(codes, table, first, rows, row, column, N, K, CODE: tl.constexpr, WHOLE: tl.constexpr, BR: tl.constexpr,
             BC: tl.constexpr):
     """What codes mean without their scales, F32 [BR, BC]."""
-    rows = (n < N)[:, None]
     if CODE == "int4":
         return ((pairs(codes, row, column, K, rows, False, WHOLE, BC) ^ 8) - 8).to(tl.float32)
     elif CODE == "uint4":
@@ -97,7 +97,7 @@ def _values(codes, table, n, row, column, N, K, CODE: tl.constexpr, WHOLE: tl.co
     elif CODE == "table":
         return of_table(table, pairs(codes, row, column, K, rows, True, WHOLE, BC))
     elif CODE == "gptq4" or CODE == "gptq8" or CODE == "awq4":
-        return words(codes, n, column, N, K, CODE, WHOLE, BR, BC)
+        return words(codes, first, column, N, K, CODE, WHOLE, BR, BC)
     else:
         k = column + tl.arange(0, BC)
         byte = tl.load(codes + row + k[None, :], mask=rows if WHOLE else rows & (k < K)[None, :], other=0)

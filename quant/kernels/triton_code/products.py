@@ -14,11 +14,10 @@ def store(codes, scale, factor, zero, offset, group, channel, dual, mul, out, N,
           CODE: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, DIVIDE: tl.constexpr,
           BLOCK: tl.constexpr, SIZE: tl.constexpr, WHOLE: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr):
     """out [N, K], contiguous, in its own dtype. A program makes [BR, BC] of it."""
-    n = tl.program_id(1) * BR + tl.arange(0, BR)
-    column = tl.program_id(0) * BC
-    value = tile(codes, scale, factor, zero, offset, group, channel, dual, mul, n, column, N, K,
+    first, column = tl.program_id(1) * BR, tl.program_id(0) * BC
+    value = tile(codes, scale, factor, zero, offset, group, channel, dual, mul, first, column, N, K,
                  code_row, scale_row, scale_group, dual_row, CODE, SCALE, GROUP, DIVIDE, BLOCK, SIZE, WHOLE, BR, BC)
-    k = column + tl.arange(0, BC)
+    n, k = first + tl.arange(0, BR), column + tl.arange(0, BC)
     at, rows = n.to(tl.int64)[:, None] * K + k[None, :], (n < N)[:, None]
     tl.store(out + at, value.to(out.dtype.element_ty), mask=rows if WHOLE else rows & (k < K)[None, :])
 
@@ -35,14 +34,15 @@ def multiply(codes, scale, factor, zero, offset, group, channel, dual, mul, x, b
     below = tl.cdiv(M, BM)  # programs that share rows of the weight are neighbours: its bytes stay in the L2 cache
     pid, part = tl.program_id(0), tl.program_id(1)
     m = pid % below * BM + tl.arange(0, BM)
-    n = pid // below * BR + tl.arange(0, BR)
+    first = pid // below * BR
+    n = first + tl.arange(0, BR)
     total = tl.zeros((BM, BR), tl.float32)
     for step in range(STEPS):
         column = (part * STEPS + step) * BC
         k = column + tl.arange(0, BC)
         inside = (m < M)[:, None] if WHOLE else (m < M)[:, None] & (k < K)[None, :]
         seen = tl.load(x + m.to(tl.int64)[:, None] * x_row + k[None, :], mask=inside, other=0)
-        value = tile(codes, scale, factor, zero, offset, group, channel, dual, mul, n, column, N, K,
+        value = tile(codes, scale, factor, zero, offset, group, channel, dual, mul, first, column, N, K,
                      code_row, scale_row, scale_group, dual_row, CODE, SCALE, GROUP, DIVIDE, BLOCK, SIZE, WHOLE, BR, BC)
         total = tl.dot(seen, tl.trans(value.to(seen.dtype)), total)
     if bias is not None:
