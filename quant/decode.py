@@ -39,10 +39,11 @@ def e4m3(codes: Tensor, scale: Tensor, out: Tensor) -> None:
     if codes.shape[1] % 2 or not codes.is_contiguous():
         looked_up(codes.view(torch.uint8), _e4m3_table(), out, scale)
         return
-    table = _e4m3_pairs()
+    words, table = codes.view(torch.uint16), _e4m3_pairs()
     if scale.ndim == 0 and out.numel() >= FOLDED:
-        table, scale = (table.view(torch.float32) * scale).view(torch.float64), None
-    looked_up(codes.view(torch.uint16), table, out, scale)
+        looked_up(words, (table.view(torch.float32) * scale).view(torch.float64), out)
+    else:
+        looked_up(words, table, out, scale)
 
 
 def mxfp8(codes: Tensor, byte: Tensor, out: Tensor) -> None:
@@ -77,6 +78,10 @@ def _entries(table: Tensor, codes: Tensor) -> Tensor:
 def times(values: Tensor, scale: Tensor, source: Tensor | None = None) -> None:
     """F32 values [rows, columns], or those of `source` in any dtype, times a scale of [], [rows, 1] or [rows, blocks of
     a row], into `values`."""
+    if source is None and values.numel() <= ALONE:  # in one piece
+        values = values.unflatten(1, (scale.shape[1], -1)) if scale.ndim else values
+        values.mul_(scale.unsqueeze(-1) if scale.ndim else scale)
+        return
     size = values.numel() // scale.numel() if scale.ndim else 1
     factors, parts = _pieces(scale, 1, size) if scale.ndim else repeat(scale), _pieces(values.view(-1, size), size)
     if source is None:
@@ -121,9 +126,9 @@ def looked_up(codes: Tensor, table: Tensor, out: Tensor, scale: Tensor | None = 
     import numpy as np
 
     data, index = codes.numpy(), None
-    if out.numel() <= ALONE:
-        index = torch.from_numpy(data.astype(np.int32)).view(-1)
-        torch.index_select(table, 0, index, out=out.view(table.dtype).view(-1))
+    if out.numel() <= ALONE:  # in one piece
+        places = torch.from_numpy(data.astype(np.int32)).view(-1)
+        torch.index_select(table, 0, places, out=out.view(table.dtype).view(-1))
         if scale is not None:
             times(out, scale)
         return
