@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from support import bench, bench_history
 from support.pack import start_comfy
 
-PARTS = {name: f"support.bench_{name}" for name in ("import", "inspect", "lists", "load", "svdq", "formats", "linear", "lora",
-                                                    "patches", "build")}
+PARTS = {name: f"support.bench_{name}" for name in ("import", "inspect", "lists", "load", "svdq", "formats", "calls", "linear",
+                                                    "lora", "patches", "build")}
 
 
 def main(arguments: list[str] | None = None, parts: Mapping[str, str] = PARTS, page: Path = bench_history.PAGE,
