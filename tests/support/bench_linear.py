@@ -13,8 +13,10 @@ FORMATS = {"FP8": ("fp8", 1.5, 3, "TensorCoreFP8E4M3Layout"), "NVFP4": ("nvfp4",
            "MXFP8": ("w8a8_mxfp8", 1.5, 3, "TensorCoreMXFP8Layout"), "INT8 W8A16": ("w8a16", 1.5, 3, ""),
            "INT8 W8A8, F32 sums": ("w8a8_dynamic", 1.5, None, ""), "INT8 of ComfyUI": ("w8a8_dynamic", 1.5, None, "TensorWiseINT8Layout"),
            "SVDQ INT4": ("svdq_int4", 1.7, 4, ""), "FP8 rows": ("fp8_blocks", None, 3, ""),
-           "UINT4 groups": ("u4_groups", None, 4, ""), "NF4": ("codebook", None, 4, ""),
-           "GGUF Q8_0": ("ggml_q8_0", None, None, ""), "GGUF Q4_K": ("ggml_q4_k", None, None, "")}
+           "UINT4 groups": ("u4_groups", None, 4, ""), "NF4": ("codebook", None, 4, ""), "MXFP4": ("w4a4_mxfp4", None, 4, ""),
+           "GPTQ": ("u4_gptq", None, 4, ""), "AWQ": ("u4_awq", None, 4, ""), "GGUF Q8_0": ("ggml_q8_0", None, 3, ""),
+           "GGUF Q4_0": ("ggml_q4_0", None, 4, ""), "GGUF Q4_K": ("ggml_q4_k", None, 4, ""), "GGUF Q5_K": ("ggml_q5_k", None, 5, ""),
+           "GGUF Q6_K": ("ggml_q6_k", None, 5, ""), "GGUF IQ4_XS": ("ggml_iq4_xs", None, 5, "")}
 SIZE, TOKENS = 3072, 64
 LINUX = True
 TITLE = (f"a Linear of {SIZE} x {SIZE} at {TOKENS} tokens over a plain one in F32; decoding over a copy (beside: ComfyUI's own "
@@ -97,7 +99,7 @@ def measure() -> list[Row]:
                 kind.decode_rows(tile, first, first + 256, rows)
 
         arms["decode"] = decode
-        took = spent(arms)
+        took = spent(arms, 5)
         return [Row(f"{name}: forward", took["forward"] / took["dense"], forward_limit,
                     {who: took[who] / took["dense"] for who in ("stock", "whole", "int_mm") if who in took}),
                 Row(f"{name}: decode", took["decode"] / took["copy"], decode_limit,
