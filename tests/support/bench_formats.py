@@ -153,7 +153,7 @@ def measure(name: str, path: str, base: str) -> list[Row]:
     def read() -> Any:
         return [tensor.clone() for tensor in Checkpoint(locate(path)).load_tensors().values()]
 
-    took = spent({"load": load, "read": read}, 3)
+    took = spent({"load": load, "read": read}, 2)
     gc.collect()
     with Peak() as peak:
         made = load()

@@ -99,7 +99,7 @@ def measure() -> list[Row]:
                 kind.decode_rows(tile, first, first + 256, rows)
 
         arms["decode"] = decode
-        took = spent(arms)
+        took = spent(arms, 5)
         return [Row(f"{name}: forward", took["forward"] / took["dense"], forward_limit,
                     {who: took[who] / took["dense"] for who in ("stock", "whole", "int_mm") if who in took}),
                 Row(f"{name}: decode", took["decode"] / took["copy"], decode_limit,
