@@ -144,6 +144,7 @@ FEATURES = {
         "comfy_kitchen:scaled_mm_nvfp4",
         "comfy_kitchen.scaled_mm_v2:scaled_mm_v2",
         "comfy_kitchen:list_backends",
+        "comfy_kitchen:use_backend(name) ?",
         "comfy.ops:linear_input_act ?",
         "comfy.ops:run_every_op() ?",
         "comfy_kitchen:quantize_int8_rowwise ?",

@@ -7,7 +7,7 @@ modulation whose halves are exchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -94,13 +94,26 @@ class Layers:
         """One piece of a quantized layer; each can be taken once."""
         if layer.name not in self._open:
             assert layer.read is not None
-            self._open[layer.name] = list(layer.read(layer, self.tensors.take(layer)))
+            self._open[layer.name] = list(_apart(layer.read(layer, self.tensors.take(layer))))
         splits = self._open[layer.name]
         taken, splits[split] = splits[split], None
         assert taken is not None
         if not any(splits):
             del self._open[layer.name]
         return taken
+
+
+def _apart(pieces: Sequence[Coded]) -> Iterator[Coded]:
+    """Pieces of one stored layer with tensors of their own: no file can be saved of modules whose tensors are one in
+    memory."""
+    earlier: set[int] = set()
+
+    def own(tensor: Tensor) -> Tensor:
+        return tensor.clone() if tensor.data_ptr() in earlier else tensor
+
+    for piece in pieces:
+        yield piece._replace(tiles=tuple([tile.apply(own) for tile in piece.tiles]))
+        earlier.update(tensor.data_ptr() for tile in piece.tiles for tensor in tile.fields.values())
 
 
 def assemble(plan: LoadPlan, tensors: Tensors, *, dequantize: bool = False, own: Collection[str] = (),

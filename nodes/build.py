@@ -79,11 +79,11 @@ class QT_BuildGGUF(io.ComfyNode):
                 io.String.Input("output", default="",
                                 tooltip="A new .gguf file. A relative path is below models/diffusers_components, where "
                                         "the loader nodes list it; ComfyUI-GGUF looks in models/diffusion_models."),
-                inputs.Listed("type", "GGUF types",
+                inputs.Listed("type", "GGUF_types",
                                tooltip="Of the quantized weights. Q8_0: 8.5 bits a weight, nearly the original. Q5 and "
                                        "Q4: smaller; _1 has an offset a block. TQ: only for models of three values. "
                                        "BF16, F16: nothing is quantized."),
-                inputs.Listed("model_type", "model types",
+                inputs.Listed("model_type", "model_types",
                                tooltip="Which layers stay in 16 bits. auto: those that ComfyUI-GGUF's tools leave "
                                        "(embedders, the last layers). A name: also those that Build FP8 Transformer "
                                        "leaves with it. none: no layers."),

@@ -78,7 +78,7 @@ class QT_BuildFP8Transformer(io.ComfyNode):
                                 tooltip="backbone.pt, or its folder (ModelOpt's --quantized-torch-ckpt-save-path). "
                                         "Needed only when the export carries no scales."),
                 base, output,
-                inputs.Listed("model_type", "model types",
+                inputs.Listed("model_type", "model_types",
                                tooltip="Which layers stay in BF16, as SGLang-Diffusion validated them. auto: by "
                                        "_class_name in config.json. wan22 is for the first transformer only."),
                 io.String.Input("keep_bf16_patterns", default="", multiline=True, optional=True,
@@ -127,7 +127,7 @@ class QT_BuildNVFP4Transformer(io.ComfyNode):
             search_aliases=["modelopt", "nvfp4", "fp4", "quantize", "convert", "build transformer", "blackwell"],
             inputs=[
                 export, base, output,
-                inputs.Listed("pattern_preset", "pattern presets",
+                inputs.Listed("pattern_preset", "pattern_presets",
                                tooltip="Which layers stay in BF16. flux1-nvfp4: the set that SGLang-Diffusion "
                                        "validated for FLUX.1."),
                 io.String.Input("keep_bf16_patterns", default="", multiline=True, optional=True,

@@ -62,8 +62,8 @@ def _as_anything(one: Local) -> int | None:
 
 CHECKPOINTS = {
     "transformers": Checkpoints(_as(TRANSFORMER), KNOWN_BASES),
-    "text encoders of bases": Checkpoints(_as(TEXTS), KNOWN_BASES),
-    "text encoders": Checkpoints(_as(ENCODER), first=(NONE,)),
+    "text_encoders_of_bases": Checkpoints(_as(TEXTS), KNOWN_BASES),
+    "text_encoders": Checkpoints(_as(ENCODER), first=(NONE,)),
     "VAEs": Checkpoints(_as(VAE), KNOWN_BASES),
     "overrides": Checkpoints(_as_override, (*OVERRIDES, *nunchaku.KNOWN)),
     "nunchaku": Checkpoints(_as_nunchaku, nunchaku.KNOWN),
@@ -122,4 +122,4 @@ def _gguf_types() -> tuple[str, ...]:
 
 _PLAIN: dict[str, Callable[[], Any]] = {
     "modelslim": _modelslim, "experts": lambda: modelslim.EXPERTS, "precisions": lambda: nunchaku.PRECISIONS,
-    "LoRAs": _loras, "model types": _model_types, "pattern presets": _pattern_presets, "GGUF types": _gguf_types}
+    "LoRAs": _loras, "model_types": _model_types, "pattern_presets": _pattern_presets, "GGUF_types": _gguf_types}

@@ -24,7 +24,7 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
             search_aliases=["diffusers folder", "clip loader", "t5", "umt5", "llama", "qwen", "mistral", "sharded",
                             "gguf clip", "quantized text encoder"],
             inputs=[
-                inputs.checkpoints("base_model", "text encoders of bases",
+                inputs.checkpoints("base_model", "text_encoders_of_bases",
                                    tooltip="Whole pipeline folders (with model_index.json) in ComfyUI's model folders "
                                            "(diffusers), what can be an all-in-one checkpoint, and the known repo "
                                            "ids."),
@@ -48,7 +48,7 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
                         override_2: str = "") -> bool | str:
         from . import checks
 
-        return checks.ready(cls, base_model, "text encoders of bases", reference)
+        return checks.ready(cls, base_model, "text_encoders_of_bases", reference)
 
     @classmethod
     def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:
@@ -73,5 +73,5 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
 
 def _override(name: str, tooltip: str) -> tuple[Any, Any]:
     """The list and the free reference that wins over it."""
-    return (inputs.checkpoints(name, "text encoders", tooltip),
+    return (inputs.checkpoints(name, "text_encoders", tooltip),
             io.String.Input(f"{name}_reference", optional=True, default="", tooltip=OVERRIDE_TIP))

@@ -205,9 +205,9 @@ except ValueError as error:
     assert "black-forest-labs/FLUX.1-dev" in str(error), error
 else:
     raise AssertionError("QT_BuildGGUF")
-# these two take MODELs only
+# these take MODELs, and one of them a file of a LoRA, only
 assert {*FIRST, *BUILDERS, "QT_BuildGGUF", "QT_AscendMXFP8Quantize", "QT_RepackModelSlimWan", "QT_SaveQuantizedModel",
-        "QT_CompareModels"} == set(nodes)
+        "QT_CompareModels", "QT_LoadLoRA"} == set(nodes)
 print("no socket")
 """
 

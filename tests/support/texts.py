@@ -23,7 +23,7 @@ NOT_READ = ("lacking", "needs", "require", "startswith", "endswith", "partition"
 LOGS = ("logger", "logging")
 # Of the contract only what does not work is said, and that is Text; the others draw with fonts that know no Chinese, or
 # are pages of the command `bench`, which speaks English as all commands' own words do.
-ENGLISH = ("host/texts.py", "host/contract.py", "makers/compare/plot.py", "views/bench_page.py")
+ENGLISH = ("host/__init__.py", "host/texts.py", "host/contract.py", "makers/compare/plot.py", "views/bench_page.py")
 
 
 def files() -> Iterator[tuple[str, Path]]:

@@ -324,7 +324,7 @@ def test_command_and_node(base, tmp_path, capsys, monkeypatch):
     import json
 
     from quantized_transformers.commands import build_gguf as command
-    from quantized_transformers.nodes.build_gguf import QT_BuildGGUF
+    from quantized_transformers.nodes.build import QT_BuildGGUF
 
     pipeline = base[0]
     parser = argparse.ArgumentParser()
