@@ -150,7 +150,8 @@ FEATURES = {
         "comfy_kitchen:quantize_int8_rowwise ?",
         "comfy.ops:cast_bias_weight(module, dtype=, device=, bias_dtype=, offloadable=, compute_dtype=, want_requant=)",
         "comfy.ops:uncast_bias_weight(module, weight, bias, stream)",
-        f"{_LINEAR}->weight_function ?",
+        f"{_LINEAR}->weight_function",
+        f"{_LINEAR}->bias_function",
     )),
     "SVDQuant": Feature(Text("Nunchaku's SVDQuant transformers cannot be loaded"), (
         "comfy_kitchen.tensor:TensorCoreSVDQuantW4A4Layout",

@@ -98,18 +98,6 @@ def look_up(stored: Any, places: Any, out: Any) -> None:
     np.take(stored.reshape(-1), places, out=out.reshape(-1), mode="wrap")  # "raise", the default, goes through a buffer
 
 
-def untiled(tiles: Tensor) -> Tensor:
-    """The same with all rows and columns of the padding, of whole tiles on a CPU: four scales at a time, which takes a
-    quarter of what comfy-kitchen's operation does."""
-    import numpy as np
-    import torch
-
-    rows, columns = tiles.shape
-    words = tiles.view(torch.uint8).numpy().view(np.uint32).reshape(rows // 128, columns // 4, 32, 4)
-    found = np.ascontiguousarray(words.transpose(0, 3, 2, 1)).view(np.uint8)
-    return torch.from_numpy(found.reshape(rows, columns)).view(tiles.dtype)
-
-
 def pad_rows(data: Tensor) -> Tensor:
     """Pad with zero rows to a multiple of 16, as the host's NVFP4 layout stores it; a view when nothing is missing."""
     import torch

@@ -124,51 +124,32 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
             if is_tiled(weight):  # of which the host's forward knows nothing
                 host.before_layer()
                 return self.forward_comfy_cast_weights(input, input.dtype)
-            if of_host and self._host_tile(input) is not None:
-                return self.forward_comfy_cast_weights(input, input.dtype, weight_only_quant=True)
+            if of_host and (tile := self._host_tile(input)) is not None:
+                return self._fetched(input, lambda moved, bias: _by_host_tile(
+                    of_host[tile.place.codec], input, tile if moved is weight else host_tile(moved), moved, bias))
             if self._decoded_here(input):
-                host.before_layer()
-                return self._decoded(input)
+                return self._fetched(input, lambda moved, bias: _decoded(input, moved, bias))
             if self._multiplied_here(input):
-                host.before_layer()
-                return self._multiplied(input)
+                return self._fetched(input, lambda moved, bias: _flat(
+                    input, lambda x: int8.linear(x, moved, bias)))
             return super().forward(input, *args, **kwargs)
 
-        def _forward(self, input, weight, bias):
-            native, tile = super()._forward, self._host_tile(input, weight) if of_host else None
-            if tile is None:
-                return native(input, weight, bias)
-            run = of_host[tile.place.codec]
-            return or_exact(lambda: _by(run, input, tile, bias), lambda: native(input, weight.dequantize(), bias),
-                            f"{codec(tile.place.codec).title} by {run.title}")
-
-        def _decoded(self, input):
-            """The product with a weight in the host's layout, which is decoded for it (_decoded_here)."""
+        def _fetched(self, input, multiply):
+            """What `multiply` makes of the weight and bias where the input is: past the host's forward."""
+            host.before_layer()
             weight, bias, done = host.fetch_weight(self, input)
             try:
-                tile = host_tile(weight)
-                if tile is None:  # an INT8 that no codec has
-                    return matmul(input, weight.dequantize().to(input.dtype), bias)
-                return _by(DEQUANTIZE, input, tile, bias)
+                return multiply(weight, bias)
             finally:
                 done(weight, bias)
 
-        def _multiplied(self, input):
-            """The product with a weight in the host's INT8 (_multiplied_here)."""
-            weight, bias, done = host.fetch_weight(self, input)
-            try:
-                out = int8.linear(input.reshape(-1, input.shape[-1]), weight, bias)
-                return out.reshape(*input.shape[:-1], out.shape[-1])
-            finally:
-                done(weight, bias)
-
-        def _host_tile(self, x: Any, weight: Any = None) -> Any:
+        def _host_tile(self, x: Any) -> Any:
             """The weight as a tile where this layer is in the host's layout and multiplied by a kernel of this pack:
             quantized, unpatched, and not asked for otherwise."""
             takes = (isinstance(x, torch.Tensor) and not isinstance(x, QuantizedTensor)
                      and not x.requires_grad and not self._full_precision_mm_config
                      and not operations._full_precision_mm and self._is_its_own())
-            tile = host_tile(self.weight if weight is None else weight) if takes else None
+            tile = host_tile(self.weight) if takes else None
             return tile if tile is not None and tile.place.codec in of_host else None
 
         def _decoded_here(self, x: Any) -> bool:
@@ -204,10 +185,25 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
     return with_patches_beside(type("TileOperations", (operations,), {"Linear": Linear}))
 
 
-def _by(run: Any, x: torch.Tensor, tile: Any, bias: torch.Tensor | None) -> torch.Tensor:
-    """x [..., K] times a tile by a kernel, plus bias."""
-    out = run.linear(Activation(x.reshape(-1, x.shape[-1])), tile, bias)
+def _flat(x: torch.Tensor, multiply: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """What `multiply` makes of x [..., K] as [M, K], in the shape of x."""
+    out = multiply(x.reshape(-1, x.shape[-1]))
     return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+def _by_host_tile(run: Any, x: torch.Tensor, tile: Any, weight: Any, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [..., K] times a weight in the host's layout, which is this tile, by a kernel; plus bias."""
+    return or_exact(lambda: _flat(x, lambda flat: run.linear(Activation(flat), tile, bias)),
+                    lambda: matmul(x, weight.dequantize().to(x.dtype), bias),
+                    f"{codec(tile.place.codec).title} by {run.title}")
+
+
+def _decoded(x: torch.Tensor, weight: Any, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [..., K] times a weight in the host's layout, which is decoded for it, plus bias."""
+    tile = host_tile(weight)
+    if tile is None:  # an INT8 that no codec has
+        return matmul(x, weight.dequantize().to(x.dtype), bias)
+    return _flat(x, lambda flat: DEQUANTIZE.linear(Activation(flat), tile, bias))
 
 
 @cache

@@ -28,8 +28,8 @@ def linear(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
         out = by_kernel(name, act, tile, None if bias is None else bias.to(x.dtype))
     else:
         tiles.sort(key=lambda one: one[0].place[3:5])
-        make = _in_order if _in_bands([tile.place for tile, _ in tiles]) else _anywhere
-        out = make(act, tiles, bias, params.orig_shape[0])
+        out = _in_order(act, tiles, bias) if _in_bands([tile.place for tile, _ in tiles]) else \
+            _anywhere(act, tiles, bias, params.orig_shape[0])
     if params.delta is not None:
         out = out + matmul(flat, params.delta.to(x.dtype))
     return out.reshape(*x.shape[:-1], out.shape[-1])
@@ -42,7 +42,7 @@ def _in_bands(places: list[Place]) -> bool:
         sum(heights.values()) == max(p.row + p.rows for p in places)
 
 
-def _in_order(act: Activation, tiles: list[tuple[Tile, str]], bias: Tensor | None, rows: int) -> Tensor:
+def _in_order(act: Activation, tiles: list[tuple[Tile, str]], bias: Tensor | None) -> Tensor:
     """The product of bands of tiles, one below the other."""
     made = dict[int, Tensor]()
     for tile, name in tiles:

@@ -149,9 +149,7 @@ def origins(table: Mapping[str, list[str]], stored: Collection[str]) -> dict[str
             end = max(int(numbers[0]) for numbers in blocks)
             blocks = {numbers: there for numbers, there in blocks.items() if int(numbers[0]) == end}
         for numbers, there in blocks.items():
-            made = tuple(Part(_filled(part[1], numbers), Fraction(part[2] or 0), Fraction(part[3] or 1))
-                         for part in split if part)
-            found[_filled(pattern, numbers)] = Origin(made, "!reshape" in parts)
+            found[_filled(pattern, numbers)] = Origin(_parts(parts, numbers), "!reshape" in parts)
             used |= there
     return found | {name: _whole(name) for name in stored if name not in used}
 
@@ -163,14 +161,18 @@ def made_of(name: str, native: Collection[str]) -> dict[str, tuple[Part, ...]]:
     text = "\n".join(native)
     found = {one: _whole(one).parts for one in native}
     for pattern, parts in sorted(_table(name).items(), key=lambda row: "{last}" in row[0]):
-        split = [_SPLIT.fullmatch(part) for part in parts if part != "!reshape"]
         places = _places(pattern, native, text)
         end = max((int(numbers[0]) for numbers, _ in places), default=0) if "{last}" in pattern else None
         for numbers, place in places:
             if end is None or int(numbers[0]) == end:
-                found[place] = tuple(Part(_filled(part[1], numbers), Fraction(part[2] or 0), Fraction(part[3] or 1))
-                                     for part in split if part)
+                found[place] = _parts(parts, numbers)
     return found
+
+
+def _parts(row: list[str], numbers: tuple[str, ...]) -> tuple[Part, ...]:
+    """The parts that a row of a table names, with these numbers."""
+    return tuple(Part(_filled(part[1], numbers), Fraction(part[2] or 0), Fraction(part[3] or 1))
+                 for part in map(_SPLIT.fullmatch, row) if part and part[0] != "!reshape")
 
 
 def _one_by_one(names: Mapping[str, str], stored: Collection[str]) -> dict[str, Origin]:

@@ -9,10 +9,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from comfy_kitchen.float_utils import from_blocked
 from torch import Tensor
 
-from ..blocks import swizzle
+from ..blocks import linear_blocks, swizzle
 from ..decode import converted, e4m3, e8m0, each, looked_up, mxfp8, pairs, times
 from ..layout_names import is_int8
 from ..tile import Place, Tile
@@ -143,7 +142,6 @@ def from_host(weight: Any, kind: str) -> Tile | None:
         return Tile(Place(kind, rows, columns),
                     {"codes": data, "scale": p.scale.float().reshape(-1, 1).expand(rows, 1).contiguous()})
     if KINDS[kind].codec == "mxfp8" and weight._layout_cls == "TensorCoreMXFP8Layout":
-        scale = from_blocked(p.scale.view(torch.uint8), data.shape[0], data.shape[1] // BLOCK)
-        return Tile(Place(kind, rows, columns),
-                    {"codes": data[:rows, :columns], "scale": scale[:rows, :-(-columns // BLOCK)].contiguous()})
+        scale = linear_blocks(p.scale.view(torch.uint8), rows, 8 * -(-columns // BLOCK))  # of eight bytes of NVFP4 each
+        return Tile(Place(kind, rows, columns), {"codes": data[:rows, :columns], "scale": scale})
     return None

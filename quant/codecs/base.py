@@ -146,7 +146,9 @@ class Codec:
 
 def scalar(scale: Tensor | None) -> Tensor | None:
     """A scale of one value as F32 []."""
-    if scale is None or scale.ndim == 0 and scale.dtype.itemsize == 4 and not scale.requires_grad:
+    import torch
+
+    if scale is None or scale.ndim == 0 and scale.dtype == torch.float32 and not scale.requires_grad:
         return scale
     return scale.detach().float().reshape(())
 

@@ -27,7 +27,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ...host.texts import Text
-from ..blocks import ceil_to, linear_blocks, pad_rows, swap_nibbles, swizzle, untiled
+from ..blocks import ceil_to, linear_blocks, pad_rows, swap_nibbles, swizzle
 from ..marker import full_precision_marker
 from ..stored import FACTORS, ByteOrder, Leaves, factors, factors_problem, read_scale, scalar_problem
 from ..tile import Coded, Place, Tile
@@ -131,7 +131,7 @@ def decode_rows(codes: Tensor, block: Tensor, scale: Tensor, first: int, last: i
     from ..decode import looked_up, scaled_e4m3
 
     start = first // 128 * 128
-    blocks = untiled(block[start:ceil_to(last, 128)])[first - start:last - start, :codes.shape[1] // 8]
+    blocks = linear_blocks(block[start:ceil_to(last, 128)], last - start, codes.shape[1])[first - start:]
     looked_up(codes[first:last], _pairs(), out, scaled_e4m3(blocks, scale.float()))
 
 
