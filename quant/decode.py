@@ -51,6 +51,11 @@ def mxfp8(codes: Tensor, byte: Tensor, out: Tensor) -> None:
     e4m3(codes, e8m0(byte), out)
 
 
+def of_rows(tensor: Tensor, first: int, last: int) -> Tensor:
+    """Rows `first` to `last`; the tensor itself where these are all, as of every small layer."""
+    return tensor if last - first == len(tensor) else tensor[first:last]
+
+
 def steps(rows: int, columns: int) -> Iterator[tuple[int, int]]:
     """First and last row of what is decoded at once: as many times as it takes, and equal numbers of rows."""
     most = max(VALUES // max(columns, 1), 1)

@@ -122,12 +122,11 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
             if not isinstance(weight, QuantizedTensor):
                 return super().forward(input, *args, **kwargs)
             if is_tiled(weight):  # of which the host's forward knows nothing
-                host.before_layer()
-                return self.forward_comfy_cast_weights(input, input.dtype)
+                return self._fetched(input, lambda moved, bias: self._of_tiles(input, moved, bias))
             if of_host and (tile := self._host_tile(input)) is not None:
                 return self._fetched(input, lambda moved, bias: _by_host_tile(
                     of_host[tile.place.codec], input, tile if moved is weight else host_tile(moved), moved, bias))
-            if self._decoded_here(input):
+            if self._decoded_here(input, weight):
                 return self._fetched(input, lambda moved, bias: _decoded(input, moved, bias))
             if self._multiplied_here(input):
                 return self._fetched(input, lambda moved, bias: _flat(
@@ -152,11 +151,11 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
             tile = host_tile(self.weight) if takes else None
             return tile if tile is not None and tile.place.codec in of_host else None
 
-        def _decoded_here(self, x: Any) -> bool:
+        def _decoded_here(self, x: Any, weight: Any) -> bool:
             """Whether the host would dequantize the weight of this layer, which is in its own layout, for a product
             that is made here (kernels/by_tiles.py)."""
-            return self._full_precision_mm and by_tiles.takes(x) and isinstance(self.weight, QuantizedTensor) \
-                and self.weight._layout_cls in _known_layouts() and self._is_its_own()
+            return self._full_precision_mm and by_tiles.takes(x) and weight._layout_cls in _known_layouts() \
+                and self._is_its_own()
 
         def _multiplied_here(self, x: Any) -> bool:
             """Whether the host would multiply by INT8 codes on a CPU."""
@@ -171,22 +170,24 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
         def forward_comfy_cast_weights(self, input, *args, **kwargs):
             if not is_tiled(self.weight):
                 return super().forward_comfy_cast_weights(input, *args, **kwargs)
-            weight, bias, done = host.fetch_weight(self, input)
-            try:
-                if not is_tiled(weight):  # what dynamic VRAM hands out on a CPU
-                    return matmul(input, weight.to(input.dtype), plain_bias(self.weight, bias))
-                if self.__dict__.get("comfy_force_cast_weights") and \
-                        all(codec(place.codec).requantizes for place in weight._params.tiles):
-                    return matmul(input, weight.dequantize().to(input.dtype), plain_bias(weight, bias))
-                return _product(input, weight, bias)
-            finally:
-                done(weight, bias)
+            return self._fetched(input, lambda moved, bias: self._of_tiles(input, moved, bias))
+
+        def _of_tiles(self, input, weight, bias):
+            """x times what the host has fetched of this layer, which is made of tiles."""
+            if not is_tiled(weight):  # what dynamic VRAM hands out on a CPU
+                return matmul(input, weight.to(input.dtype), plain_bias(self.weight, bias))
+            if self.__dict__.get("comfy_force_cast_weights") and \
+                    all(codec(place.codec).requantizes for place in weight._params.tiles):
+                return matmul(input, weight.dequantize().to(input.dtype), plain_bias(weight, bias))
+            return _product(input, weight, bias)
 
     return with_patches_beside(type("TileOperations", (operations,), {"Linear": Linear}))
 
 
 def _flat(x: torch.Tensor, multiply: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """What `multiply` makes of x [..., K] as [M, K], in the shape of x."""
+    if x.ndim == 2:
+        return multiply(x)
     out = multiply(x.reshape(-1, x.shape[-1]))
     return out.reshape(*x.shape[:-1], out.shape[-1])
 

@@ -21,18 +21,17 @@ from .tile import Place, Tile
 def linear(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
     """x [..., K] times a weight of tiles, plus the stored bias [N]; in the dtype of x."""
     params = weight._params
-    flat = x.reshape(-1, x.shape[-1])
-    act, tiles = Activation(flat), list(zip(tiles_of(weight), params.kernels, strict=True))
-    if len(tiles) == 1:
-        tile, name = tiles[0]
-        out = by_kernel(name, act, tile, None if bias is None else bias.to(x.dtype))
+    flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    act = Activation(flat)
+    if len(params.tiles) == 1:
+        out = by_kernel(params.kernels[0], act, tiles_of(weight)[0], None if bias is None else bias.to(x.dtype))
     else:
-        tiles.sort(key=lambda one: one[0].place[3:5])
+        tiles = sorted(zip(tiles_of(weight), params.kernels, strict=True), key=lambda one: one[0].place[3:5])
         out = _in_order(act, tiles, bias) if _in_bands([tile.place for tile, _ in tiles]) else \
             _anywhere(act, tiles, bias, params.orig_shape[0])
     if params.delta is not None:
         out = out + matmul(flat, params.delta.to(x.dtype))
-    return out.reshape(*x.shape[:-1], out.shape[-1])
+    return out if x.ndim == 2 else out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 def _in_bands(places: list[Place]) -> bool:

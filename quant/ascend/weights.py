@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import linear_blocks, swizzle
-from ..decode import converted, e4m3, e8m0, each, looked_up, mxfp8, pairs, times
+from ..decode import converted, e4m3, e8m0, each, looked_up, mxfp8, of_rows, pairs, times
 from ..layout_names import is_int8
 from ..tile import Place, Tile
 from . import integers, mx
@@ -45,7 +45,7 @@ def decode(tile: Tile, *, smoothed: bool = True) -> Tensor:
 def decode_rows(tile: Tile, first: int, last: int, out: Tensor) -> bool:
     """Rows of what `decode` gives, into F32 `out`, on a CPU; False for columns that are no whole blocks."""
     codec = KINDS[tile.place.codec].codec
-    codes, scale, mul = tile["codes"][first:last], tile["scale"][first:last], tile.get("mul")
+    codes, scale, mul = of_rows(tile["codes"], first, last), of_rows(tile["scale"], first, last), tile.get("mul")
     if tile.place.columns % (DUAL_BLOCK if codec == "mxfp4_dual" else scale.shape[1]):
         return False
     if codec in ("int8", "int4"):
@@ -55,7 +55,7 @@ def decode_rows(tile: Tile, first: int, last: int, out: Tensor) -> bool:
         elif "offset" in tile.fields:
             converted(codes, out)
         if "offset" in tile.fields:
-            each(Tensor.sub_, out, tile["offset"][first:last].float())
+            each(Tensor.sub_, out, of_rows(tile["offset"], first, last).float())
         times(out, scale, codes if codec == "int8" and "offset" not in tile.fields else None)
     elif codec == "e4m3":
         e4m3(codes, scale, out)
@@ -64,7 +64,7 @@ def decode_rows(tile: Tile, first: int, last: int, out: Tensor) -> bool:
     else:
         looked_up(codes, _fp4_pairs(), out, e8m0(scale))
         if codec == "mxfp4_dual":
-            times(out, tile["dual"][first:last])
+            times(out, of_rows(tile["dual"], first, last))
     if mul is not None:
         each(Tensor.mul_, out, mul)
     return True

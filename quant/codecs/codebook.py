@@ -41,10 +41,10 @@ class Codebook(Codec):
         return (values * scale.unsqueeze(-1)).view(rows, columns).to(dtype)
 
     def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
-        from ..decode import looked_up
+        from ..decode import looked_up, of_rows
 
         table = _pairs(tile["table"].numpy().tobytes())
-        looked_up(tile["codes"][first:last], table, out, tile["scale"][first:last])
+        looked_up(of_rows(tile["codes"], first, last), table, out, of_rows(tile["scale"], first, last))
 
     def merge(self, tiles: Sequence[Tile]) -> Tile | None:
         return stacked(tiles, self.fields)

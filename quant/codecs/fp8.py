@@ -45,9 +45,9 @@ class FP8(Codec):
         return dequantize_per_tensor_fp8(tile["codes"], tile["scale"], dtype)
 
     def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
-        from ..decode import e4m3
+        from ..decode import e4m3, of_rows
 
-        e4m3(tile["codes"][first:last], tile["scale"], out)
+        e4m3(of_rows(tile["codes"], first, last), tile["scale"], out)
 
     def requantize(self, weight: Tensor, like: Tile, seed: int, **options: Any) -> Tile:
         from comfy_kitchen.tensor import get_layout_class

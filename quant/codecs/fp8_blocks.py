@@ -46,11 +46,11 @@ class FP8Blocks(Codec):
     def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
         import torch
 
-        from ..decode import e4m3
+        from ..decode import e4m3, of_rows
 
         codes, scale = tile["codes"], tile["scale"]
         if codes.dtype == torch.float8_e4m3fn and codes.shape[1] % scale.shape[1] == 0:
-            e4m3(codes[first:last], scale[first:last], out)
+            e4m3(of_rows(codes, first, last), of_rows(scale, first, last), out)
         else:
             super().decode_rows(tile, first, last, out)
 

@@ -62,8 +62,11 @@ class Groups(Codec):
         return decoded(codes.float(), tile, 1).to(dtype)
 
     def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
-        self.spread(tile["codes"][first:last], out)
-        decode_groups({name: tile[name][first:last] for name in BESIDE if name in tile.fields}, tile.get("group"), out)
+        from ..decode import of_rows
+
+        self.spread(of_rows(tile["codes"], first, last), out)
+        beside = {name: of_rows(tile[name], first, last) for name in BESIDE if name in tile.fields}
+        decode_groups(beside, tile.get("group"), out)
 
     def spread(self, codes: Tensor, out: Tensor) -> None:
         """Rows of codes, in their own order, into F32 `out` [rows, columns]."""

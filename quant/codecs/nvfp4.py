@@ -128,11 +128,11 @@ class NVFP4(Codec):
 def decode_rows(codes: Tensor, block: Tensor, scale: Tensor, first: int, last: int, out: Tensor) -> None:
     """Rows `first` to `last` of codes and block scales in the host's order, into F32 `out`: code * (tensor scale *
     block scale), as comfy-kitchen's eager dequantize_nvfp4 has it. 128 rows of block scales are one row of tiles."""
-    from ..decode import looked_up, scaled_e4m3
+    from ..decode import looked_up, of_rows, scaled_e4m3
 
     start = first // 128 * 128
     blocks = linear_blocks(block[start:ceil_to(last, 128)], last - start, codes.shape[1])[first - start:]
-    looked_up(codes[first:last], _pairs(), out, scaled_e4m3(blocks, scale.float()))
+    looked_up(of_rows(codes, first, last), _pairs(), out, scaled_e4m3(blocks, scale.float()))
 
 
 @cache

@@ -69,17 +69,18 @@ class SVDQuant(Codec):
     def decode_rows(self, tile: Tile, first: int, last: int, out: Tensor) -> None:
         import torch
 
-        from ..decode import each, looked_up, times
+        from ..decode import each, looked_up, of_rows, times
 
-        kind, rows = KIND[self.name], slice(first, last)
+        kind = KIND[self.name]
         if kind == "nvfp4":
             nvfp4.decode_rows(tile["codes"], tile["scale"], tile["tensor_scale"], first, last, out)
             if "channel_scale" in tile.fields:
-                times(out, tile["channel_scale"][rows].float()[:, None])
+                times(out, of_rows(tile["channel_scale"], first, last).float()[:, None])
         else:
-            looked_up(tile["codes"][rows], _pairs(kind == "int4"), out, tile["scale"][:, rows].float().t())
+            looked_up(of_rows(tile["codes"], first, last), _pairs(kind == "int4"), out,
+                      of_rows(tile["scale"].t(), first, last).float())
             if "zeros" in tile.fields:
-                each(torch.Tensor.add_, out, tile["zeros"][:, rows].float().t())
+                each(torch.Tensor.add_, out, of_rows(tile["zeros"].t(), first, last).float())
         if "smooth" in tile.fields:
             each(torch.Tensor.div_, out, tile["smooth"].float())
 

@@ -58,7 +58,8 @@ def linear(x: Tensor, kind: Codec, tile: Tile, bias: Tensor | None) -> Tensor:
         added = kind.shift(weight)
         if bias is not None:
             added = bias.float() if added is None else added + bias.float()
-        return matmul(x.float(), weight, added).to(x.dtype)
+        out = matmul(x.float(), weight, added)
+        return out if out.dtype == x.dtype else out.to(x.dtype)
     wide, made = x.float().t(), x.new_empty(rows, len(x), dtype=torch.float32)
     wide = wide.contiguous() if len(x) <= FEW else wide
     for first in range(0, rows, step):
@@ -75,8 +76,14 @@ def linear(x: Tensor, kind: Codec, tile: Tile, bias: Tensor | None) -> Tensor:
 
 def _rows(rows: int, columns: int) -> Tensor:
     """F32 [rows, columns] of this thread, used again. No inference tensor, which could be written in that mode only."""
+    views: dict[tuple[int, int], Tensor] | None = getattr(_scratch, "views", None)
+    found = None if views is None else views.get((rows, columns))  # nearly always: a model has few shapes of layers
+    if found is not None:
+        return found
     held = getattr(_scratch, "held", None)
-    if held is None or held.numel() < rows * columns:
-        with torch.inference_mode(False):
-            held = _scratch.held = torch.empty(rows * columns)
-    return held[:rows * columns].view(rows, columns)
+    with torch.inference_mode(False):
+        if views is None or held is None or held.numel() < rows * columns:
+            held, views = torch.empty(rows * columns), {}
+            _scratch.held, _scratch.views = held, views
+        found = views[rows, columns] = held[:rows * columns].view(rows, columns)
+    return found
