@@ -12,8 +12,8 @@ from torch.nn.functional import linear as matmul
 
 from .codecs import codec
 from .exact import or_exact
-from .kernels import kernel
-from .kernels.base import Activation
+from .kernels import by_tiles, kernel
+from .kernels.base import Activation, dense_below
 from .layouts.tiled import TilesLayout, is_tiled, tiles_of
 from .tile import Place, Tile
 
@@ -27,11 +27,20 @@ def linear(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
         out = by_kernel(params.kernels[0], act, tiles_of(weight)[0], None if bias is None else bias.to(x.dtype))
     else:
         tiles = sorted(zip(tiles_of(weight), params.kernels, strict=True), key=lambda one: one[0].place[3:5])
-        out = _in_order(act, tiles, bias) if _in_bands([tile.place for tile, _ in tiles]) else \
-            _anywhere(act, tiles, bias, params.orig_shape[0])
+        if by_tiles.takes(flat) and all(not name and _is_decoded(tile, flat) for tile, name in tiles):
+            out = dense_below(flat, [tile for tile, _ in tiles], bias)
+        elif _in_bands([tile.place for tile, _ in tiles]):
+            out = _in_order(act, tiles, bias)
+        else:
+            out = _anywhere(act, tiles, bias, params.orig_shape[0])
     if params.delta is not None:
         out = out + matmul(flat, params.delta.to(x.dtype))
     return out if x.ndim == 2 else out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+def _is_decoded(tile: Tile, x: Tensor) -> bool:
+    """Whether a tile is as wide as x [M, K], and not plain numbers already."""
+    return tile.place.columns == x.shape[1] and tile.place.codec != "plain"
 
 
 def _in_bands(places: list[Place]) -> bool:

@@ -5,7 +5,7 @@ A new kernel is one module with `get` and one line in the registry (`MODULES`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -129,12 +129,25 @@ def dense(x: Tensor, tile: Tile, bias: Tensor | None) -> Tensor:
     kind = codec(tile.place.codec)
     tile = kind.natural(tile)
     if tile.place.codec != "plain" and by_tiles.takes(x):
-        return add_low_rank(by_tiles.linear(x, kind, tile, bias), x, tile)
+        return add_low_rank(by_tiles.linear(x, (tile,), bias), x, tile)
     weight = kind.residual(tile, torch.float32 if kind.shifts else x.dtype)
     shift = kind.shift(weight)
     if shift is not None:
         bias = (shift if bias is None else bias.float() + shift).to(x.dtype)
     return add_low_rank(matmul(x, weight.to(x.dtype), bias), x, tile)
+
+
+def dense_below(x: Tensor, tiles: Sequence[Tile], bias: Tensor | None) -> Tensor:
+    """`dense` of tiles one below the other, all as wide as x, where by_tiles takes x: in one product if they are small,
+    and without a copy of the outputs."""
+    tiles = [codec(tile.place.codec).natural(tile) for tile in tiles]
+    out = by_tiles.linear(x, tiles, bias)
+    if any("down" in tile.fields for tile in tiles):
+        for tile, part in zip(tiles, out.split([tile.place.rows for tile in tiles], 1), strict=True):
+            down, up = tile.get("down"), tile.get("up")
+            if down is not None and up is not None and down.shape[1]:
+                part.addmm_(x @ down.to(x.dtype), up.to(x.dtype).t())
+    return out
 
 
 def add_low_rank(out: Tensor, x: Tensor, tile: Tile) -> Tensor:

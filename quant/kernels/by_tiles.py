@@ -1,5 +1,6 @@
 """x times a dequantized weight on a CPU, a few hundred rows at a time: decoded into memory that is used again and stays
-in the processor's cache, then multiplied. No layer is ever whole in F32.
+in the processor's cache, then multiplied. No layer is ever whole in F32, but small ones are multiplied at once, also
+where they are several tiles.
 
 Activations of 16 bit are multiplied in F32 where the processor has no units for them: faster there, and rounded once.
 """
@@ -7,6 +8,7 @@ Activations of 16 bit are multiplied in F32 where the processor has no units for
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -14,9 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear as matmul
 
+from ..codecs import codec
+
 if TYPE_CHECKING:
-    from ..codecs.base import Codec
     from ..tile import Tile
+
+Piece = tuple["Tile", int, int]  # rows of a tile: the first, and the one behind the last
 
 STEP = 128  # rows of a tile at least, and in multiples of it: what block scales have in one tile of theirs
 # Numbers of a tile of more rows: 6 MB. Every product is shared among torch's threads, which wait for each other: few of
@@ -47,31 +52,65 @@ def has_units(dtype: torch.dtype) -> bool:
         return True
 
 
-def linear(x: Tensor, kind: Codec, tile: Tile, bias: Tensor | None) -> Tensor:
-    """x [M, K] times a tile [N, K] in its codec's own order, plus bias [N], in x's dtype; without its low-rank branch.
-    Computed in F32."""
-    rows, columns = tile.place.rows, tile.place.columns
+def linear(x: Tensor, tiles: Sequence[Tile], bias: Tensor | None) -> Tensor:
+    """x [M, K] times tiles [any rows, K] one below the other, in their codecs' own order, plus bias [all rows], in x's
+    dtype; without low-rank branches. Computed in F32."""
+    rows, columns = sum(tile.place.rows for tile in tiles), x.shape[1]
     step = max(VALUES // columns // STEP * STEP, STEP)
     weight = _rows(min(step, rows), columns)
     if rows <= step:
-        kind.decode_rows(tile, 0, rows, weight)
-        added = kind.shift(weight)
+        added = _decode([(tile, 0, tile.place.rows) for tile in tiles], weight)
         if bias is not None:
             added = bias.float() if added is None else added + bias.float()
         out = matmul(x.float(), weight, added)
         return out if out.dtype == x.dtype else out.to(x.dtype)
     wide, made = x.float().t(), x.new_empty(rows, len(x), dtype=torch.float32)
-    wide = wide.contiguous() if len(x) <= FEW else wide
-    for first in range(0, rows, step):
-        last = min(first + step, rows)
+    wide, first = wide.contiguous() if len(x) <= FEW else wide, 0
+    for pieces in _pieces(tiles, step):
+        last = first + sum(end - start for _, start, end in pieces)
         part, out = weight[:last - first], made[first:last]
-        kind.decode_rows(tile, first, last, part)
+        shift = _decode(pieces, part)
         torch.mm(part, wide, out=out)
-        if (shift := kind.shift(part)) is not None:
+        if shift is not None:
             out += shift[:, None]
+        first = last
     if bias is not None:
         made += bias[:, None]
     return made.t().contiguous().to(x.dtype)
+
+
+def _pieces(tiles: Sequence[Tile], step: int) -> Iterator[list[Piece]]:
+    """All rows of the tiles, `step` of them at a time."""
+    found, room = list[Piece](), step
+    for tile in tiles:
+        first = 0
+        while first < tile.place.rows:
+            last = min(first + room, tile.place.rows)
+            found.append((tile, first, last))
+            room, first = room - (last - first), last
+            if not room:
+                yield found
+                found, room = [], step
+    if found:
+        yield found
+
+
+def _decode(pieces: Sequence[Piece], out: Tensor) -> Tensor | None:
+    """Pieces one below the other into F32 `out`; what they add to the bias, F32 [rows], or None."""
+    if len(pieces) == 1:
+        tile, first, last = pieces[0]
+        kind = codec(tile.place.codec)
+        kind.decode_rows(tile, first, last, out)
+        return kind.shift(out)
+    shifts, parts = [], out.split([last - first for _, first, last in pieces])
+    for (tile, first, last), part in zip(pieces, parts, strict=True):
+        kind = codec(tile.place.codec)
+        kind.decode_rows(tile, first, last, part)
+        shifts.append(kind.shift(part))
+    if all(shift is None for shift in shifts):
+        return None
+    return torch.cat([part.new_zeros(len(part)) if shift is None else shift
+                      for shift, part in zip(shifts, parts, strict=True)])
 
 
 def _rows(rows: int, columns: int) -> Tensor:

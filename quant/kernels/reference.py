@@ -19,7 +19,6 @@ from ...host.texts import Text
 from ..ascend import integers, mx
 from ..ascend.kinds import KINDS, LEVELS
 from ..ascend.weights import decode, integer_codes
-from ..codecs import codec
 from ..tile import Tile
 from . import by_tiles
 from .base import SLOW, USABLE, Activation, Kernel, Speed, add_low_rank, dense
@@ -111,7 +110,7 @@ class Reference(Kernel):
             return integer_linear(x, tile, bias, integers.matmul)
         seen = ACTIVATIONS[kind.activation](smooth(x, tile))
         if by_tiles.takes(seen):
-            plain = by_tiles.linear(seen, codec(tile.place.codec), tile.having(mul=None), bias)
+            plain = by_tiles.linear(seen, (tile.having(mul=None),), bias)
             return add_low_rank(plain.to(x.dtype), x, tile)
         out = seen @ decode(tile, smoothed=False).t()
         return add_low_rank((out if bias is None else out + bias.float()).to(x.dtype), x, tile)

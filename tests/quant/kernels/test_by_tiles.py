@@ -8,9 +8,11 @@ import threading
 import pytest
 import torch
 
+from quantized_transformers.quant import multiply
 from quantized_transformers.quant.codecs import codecs
 from quantized_transformers.quant.kernels import by_tiles
 from quantized_transformers.quant.kernels.base import DEQUANTIZE, Activation
+from quantized_transformers.quant.layouts.tiled import parameter, params_of
 from quantized_transformers.quant.tile import Place, Tile
 from support.tiles import any_bytes, usual
 
@@ -122,6 +124,36 @@ def test_product(name, tokens, rows, monkeypatch):
         found = DEQUANTIZE.linear(Activation(x), tile, own)
         assert found.dtype == torch.float32 and found.is_contiguous()
         assert ((found - exact).abs() <= 515 * 2.0 ** -24 * size).all()
+
+
+@pytest.mark.parametrize("ranks", [(0, 0, 0, 0), (8, 0, 32, 16)])
+@pytest.mark.parametrize("rows", [4096, 128])
+def test_product_of_several_tiles(rows, ranks, monkeypatch):
+    """One below the other, of any codecs: at once, and in pieces that do not end where tiles do. The bound is that of one tile, and
+    for a low-rank branch its two sums and the addition."""
+    monkeypatch.setattr(by_tiles, "VALUES", rows * COLUMNS)
+    names, heights = ("fp8", "svdq_int4_unsigned", "nvfp4", "w8a16"), (320, 64, 128, 192)
+    tiles, at = [], 0
+    for i, (name, height, rank) in enumerate(zip(names, heights, ranks, strict=True)):
+        tile = usual(name, height, COLUMNS, seed=i)
+        low = {"down": torch.randn(COLUMNS, rank) / 20, "up": torch.randn(height, rank) / 20} if rank else {}
+        tiles.append(tile.having(**low).at(at))
+        at += height
+    weight = parameter(*params_of(tiles, torch.float32, (at, COLUMNS)))
+    x, bias = torch.randn(7, COLUMNS), torch.randn(at)
+    residuals = [codecs()[name].residual(tile, torch.float32).double() for name, tile in zip(names, tiles, strict=True)]
+    shift = codecs()[names[1]].shift(residuals[1])
+    added = torch.zeros(at).double().index_add(0, torch.arange(320, 384), shift)
+    branches = [tile["up"].double() @ tile["down"].double().t() if "up" in tile.fields else 0 for tile in tiles]
+    sizes = [tile["up"].double().abs() @ tile["down"].double().abs().t() if "up" in tile.fields else 0 for tile in tiles]
+    dense = torch.cat([residual + branch for residual, branch in zip(residuals, branches, strict=True)])
+    magnitudes = torch.cat([residual.abs() + size for residual, size in zip(residuals, sizes, strict=True)])
+    shift_size = torch.zeros(at).double().index_add(0, torch.arange(320, 384), codecs()[names[1]].shift(residuals[1].abs()))
+    for own in (None, bias):
+        exact = x.double() @ dense.t() + added + (0 if own is None else own.double())
+        size = x.double().abs() @ magnitudes.t() + shift_size + bias.abs()
+        found = multiply.linear(x, weight, own)
+        assert found.is_contiguous() and ((found - exact).abs() <= (515 + max(ranks) + 3) * 2.0 ** -24 * size).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
