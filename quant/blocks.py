@@ -65,7 +65,9 @@ def linear_blocks(tiles: Tensor, rows: int, half: int) -> Tensor:
 
         return from_blocked(lanes, rows, columns).contiguous().view(tiles.dtype)
     lanes = lanes.reshape(ceil_to(rows, 128), ceil_to(columns, 4))
-    return look_up_rows(lanes, _places(lanes.shape[1] // 4, False))[:rows, :columns].contiguous().view(tiles.dtype)
+    made = look_up_rows(lanes, _places(lanes.shape[1] // 4, False))
+    made = made if made.shape == (rows, columns) else made[:rows, :columns].contiguous()
+    return made.view(tiles.dtype)
 
 
 @lru_cache(maxsize=16)
@@ -84,11 +86,8 @@ def look_up_rows(lanes: Tensor, places: Any) -> Tensor:
     import numpy as np
     import torch
 
-    out = empty(lanes.shape, torch.uint8)
-    words, made = (tensor.view(-1).numpy().view(np.int32) for tensor in (lanes.contiguous(), out))
-    for at in range(0, len(words), len(places)):
-        look_up(words[at:at + len(places)], places, made[at:at + len(places)])
-    return out
+    words = lanes.contiguous().numpy().reshape(-1, 4 * len(places)).view(np.int32)
+    return torch.from_numpy(words.take(places, 1).view(np.uint8)).view(lanes.shape)
 
 
 def look_up(stored: Any, places: Any, out: Any) -> None:
