@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear as matmul
 
+from ..memory import empty
+
 if TYPE_CHECKING:
     from ..codecs.base import Codec
     from ..tile import Tile
@@ -51,7 +53,7 @@ def linear(x: Tensor, kind: Codec, tile: Tile, bias: Tensor | None) -> Tensor:
     """x [M, K] times a tile [N, K] in its codec's own order, plus bias [N], in x's dtype; without its low-rank branch.
     Computed in F32."""
     rows, columns = tile.place.rows, tile.place.columns
-    step = max(VALUES // columns // STEP * STEP, STEP)
+    step = _step(columns)
     weight = _rows(min(step, rows), columns)
     if rows <= step:
         kind.decode_rows(tile, 0, rows, weight)
@@ -71,6 +73,28 @@ def linear(x: Tensor, kind: Codec, tile: Tile, bias: Tensor | None) -> Tensor:
     if bias is not None:
         made += bias[:, None]
     return made.t().contiguous().to(x.dtype)
+
+
+def times(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same for a weight [N, K] that is there in F32."""
+    return matmul(x.float(), weight, bias if bias is None else bias.float()).to(x.dtype)
+
+
+def decoded(kind: Codec, tile: Tile) -> Tensor:
+    """What `linear` multiplies by, F32 [N, K]."""
+    if tile.place.codec == "plain":
+        return tile["codes"]
+    rows, columns = tile.place.rows, tile.place.columns
+    step, weight = _step(columns), empty((rows, columns), torch.float32)
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        kind.decode_rows(tile, first, last, weight[first:last])
+    return weight
+
+
+def _step(columns: int) -> int:
+    """Rows of a tile that are decoded at once."""
+    return max(VALUES // columns // STEP * STEP, STEP)
 
 
 def _rows(rows: int, columns: int) -> Tensor:
