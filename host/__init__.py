@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         device_memory,
         device_name,
         device_type,
+        empty_cache,
         float_bytes,
         forget_peak,
         free_memory,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         is_out_of_memory,
         kitchen_backends,
         progress,
+        spare_memory,
         synchronize,
         torch_builds,
     )
@@ -73,7 +75,7 @@ if TYPE_CHECKING:
         unpatched_tensors,
     )
     from .passthrough import NO_DIFFUSION, TRIED, Network, config_name, header_of, network, unet_names
-    from .sampling import decode_latents, sample, start_of
+    from .sampling import around_sampling, decode_latents, sample, start_of
     from .server import language_of, other_origins_allowed, output_types, page_speaks
     from .start import OWN_FOLDER_KEY, on_prompt, register_model_folder, routes, sampler_names, scheduler_names
     from .text_encoders import (
@@ -114,8 +116,8 @@ _NAMES = {
     "checkpoints": "Parts load_text_encoders_of parts_of",
     "devices": (
         "allocated_memory amd_architecture capability compute_device device_memory device_name device_type "
-        "float_bytes forget_peak free_memory has_matmul is_cpu is_out_of_memory kitchen_backends progress synchronize "
-        "torch_builds"
+        "empty_cache float_bytes forget_peak free_memory has_matmul is_cpu is_out_of_memory kitchen_backends progress "
+        "spare_memory synchronize torch_builds"
     ),
     "dynamic": "start_dynamic_vram",
     "elsewhere": "act_for start_when_needed",
@@ -134,7 +136,7 @@ _NAMES = {
         "quantized_weight refuse_to_run takes_attention_preferences tensors_for_saving unpatched_tensors"
     ),
     "passthrough": "NO_DIFFUSION TRIED Network config_name header_of network unet_names",
-    "sampling": "decode_latents sample start_of",
+    "sampling": "around_sampling decode_latents sample start_of",
     "server": "language_of other_origins_allowed output_types page_speaks",
     "start": "OWN_FOLDER_KEY on_prompt register_model_folder routes sampler_names scheduler_names",
     "text_encoders": (

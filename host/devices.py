@@ -143,28 +143,50 @@ def synchronize() -> None:
         wait()
 
 
-@needs("devices")
-def allocated_memory(peak: bool = False) -> int:
-    """Bytes that torch has allocated on the host's device, or the most since `forget_peak`; 0 where torch does not
-    count both (a CPU, MPS, DirectML)."""
-    counter = _counter()
-    return int(counter.max_memory_allocated() if peak else counter.memory_allocated()) if counter else 0
+def allocated_memory(peak: bool = False, device: torch.device | None = None) -> int:
+    """Bytes that torch has allocated on a device (None: the host's), or the most since `forget_peak`; 0 where torch
+    does not count both (a CPU, MPS, DirectML)."""
+    device = device or compute_device()
+    counter = _counter(device)
+    return int(counter.max_memory_allocated(device) if peak else counter.memory_allocated(device)) if counter else 0
 
 
-@needs("devices")
-def forget_peak() -> None:
+def forget_peak(device: torch.device | None = None) -> None:
     """Let the peak of `allocated_memory` begin anew."""
-    counter = _counter()
+    device = device or compute_device()
+    counter = _counter(device)
     if counter:
-        counter.reset_peak_memory_stats()
+        counter.reset_peak_memory_stats(device)
 
 
-def _counter() -> Any:
-    """torch's module for the host's device, where that counts memory and its peak; else None."""
+def _counter(device: torch.device) -> Any:
+    """torch's module for a device, where that counts memory and its peak; else None."""
     import torch
 
-    module = None if is_cpu() else getattr(torch, device_type(), None)
+    module = getattr(torch, device.type, None)
     return module if hasattr(module, "max_memory_allocated") else None
+
+
+@needs("keeping decoded weights")
+def spare_memory(device: torch.device, activations: int = 0) -> int:
+    """Bytes of a device's memory that nobody needs at present: what is free, less what the host keeps free for itself
+    and others and a step's `activations`; negative where that is short. Where it is the whole machine's: less a quarter
+    of all of it."""
+    import comfy.model_management as management
+
+    free = management.get_free_memory(device)
+    if device.type in ("cpu", "mps"):
+        return int(free - management.get_total_memory(device) // 4)
+    reserve = max(management.minimum_inference_memory(), management.extra_reserved_memory() + activations)
+    return int(free - reserve)
+
+
+@needs("keeping decoded weights")
+def empty_cache() -> None:
+    """Give back what torch has allocated and nobody uses."""
+    import comfy.model_management
+
+    comfy.model_management.soft_empty_cache()
 
 
 def free_memory(device: torch.device, patcher: Any) -> int:

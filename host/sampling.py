@@ -52,6 +52,30 @@ def sample(patcher: Any, start: tuple[torch.Tensor, torch.Tensor], on_step: Call
     return result.to("cpu")
 
 
+@needs("keeping decoded weights")
+def around_sampling(patcher: Any, key: str, begin: Callable[[Any], Any]) -> None:
+    """Whenever this patcher or a clone of it samples, `begin(the one that does)` makes a run: `run.step(call)` is
+    called instead of every `call()` that evaluates the model, and `run.end()` at last, whatever happens."""
+    from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+
+    def sampled(sample: Any, *args: Any, **kwargs: Any) -> Any:
+        guider = sample.class_obj
+        run = begin(guider.model_patcher)
+
+        def step(evaluate: Any, *args: Any, **kwargs: Any) -> Any:
+            return run.step(lambda: evaluate(*args, **kwargs))
+
+        # into options that are of this sampling alone
+        add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, step, guider.model_options, is_model_options=True)
+        try:
+            return sample(*args, **kwargs)
+        finally:
+            run.end()
+
+    patcher.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, sampled)
+
+
 def decode_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """Pictures [N, H, W, C] in 0..1 of a latent; the frames of a video one after the other."""
     import torch

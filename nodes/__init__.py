@@ -14,7 +14,7 @@ NODES = {
     "nunchaku": ("QT_NunchakuSVDQLoader",),
     "modelslim": ("QT_ModelSlimLoader",),
     "mxfp8": ("QT_AscendMXFP8Quantize",),
-    "load_lora": ("QT_LoadLoRA",),
+    "load_lora": ("QT_LoadLoRA", "QT_KeepDecoded"),
     "inspect_checkpoint": ("QT_InspectCheckpoint",),
     "build": ("QT_RepackModelSlimWan", "QT_BuildGGUF"),
     "build_quantized": ("QT_BuildFP8Transformer", "QT_BuildNVFP4Transformer"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from .. import host
 from . import multiply
 from .codecs import codec, codecs
 from .exact import or_exact, with_exact_answers
+from .kept import Kept
 from .kernels import by_tiles, int8, kernel
 from .kernels.base import DEQUANTIZE, Activation
 from .layout_names import INT8, OWN_INT8
@@ -30,6 +31,7 @@ from .layouts.host_tiles import tile_of as host_tile
 from .layouts.tiled import is_tiled, parameter, params_of, plain_bias, tiles_of
 from .marker import marker
 from .patches.linear import with_patches_beside
+from .tile import Place, Tile
 
 
 def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
@@ -47,6 +49,7 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
 
     class Linear(operations.Linear):
         weight: Any
+        kept: Kept | None = None  # while a MODEL samples whose decoded weights are kept
         _full_precision_mm_config: bool
 
         def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
@@ -121,6 +124,10 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
             weight = self.weight
             if not isinstance(weight, QuantizedTensor):
                 return super().forward(input, *args, **kwargs)
+            if not torch.compiler.is_compiling() and self.kept is not None:  # in this order: nothing to guard
+                out = self.kept.times(self, input)
+                if out is not None:
+                    return out
             if is_tiled(weight):  # of which the host's forward knows nothing
                 return self._fetched(input, lambda moved, bias: self._of_tiles(input, moved, bias))
             if of_host and (tile := self._host_tile(input)) is not None:
@@ -132,6 +139,38 @@ def with_tiles_of(operations: Any, kernels: Mapping[str, str] | None = None, *,
                 return self._fetched(input, lambda moved, bias: _flat(
                     input, lambda x: int8.linear(x, moved, bias)))
             return super().forward(input, *args, **kwargs)
+
+        def decoding(self, like: torch.Tensor) -> list[tuple[Tile, Callable[[], torch.Tensor]]]:
+            """Where a product with activations such as `like` (Kernel.decodes) is one with the decoded weight: its
+            tiles (without fields: all of it at once), and what decodes each. Empty where it is not, or where somebody
+            changes the weight before."""
+            weight, forced = self.weight, bool(self.__dict__.get("comfy_force_cast_weights"))
+            if self.weight_function or self.bias_function or self._parameters.get("pre_quant_scale") is not None:
+                return []
+            whole = Tile(Place("plain", *weight.shape))
+            if is_tiled(weight):
+                places = weight._params.tiles
+                if forced and all(codec(place.codec).requantizes for place in places):
+                    return [(whole, lambda: weight.dequantize().to(like.dtype))]
+                found = list(zip(tiles_of(weight), map(kernel, weight._params.kernels), strict=True))
+            elif of_host and (tile := self._host_tile(like)) is not None:
+                found = [(tile, of_host[tile.place.codec])]
+            elif not self._full_precision_mm:
+                return []
+            else:
+                tile = host_tile(weight) if self._decoded_here(like, weight) else None
+                if tile is None:  # by the host's way
+                    return [(whole, lambda: weight.to(like.dtype).dequantize())]
+                found = [(tile, DEQUANTIZE)]
+            if not all(run.decodes(tile.place.codec, like) for tile, run in found):
+                return []
+            return [(tile, partial(run.decoded, tile, like)) for tile, run in found]
+
+        def _apply(self, fn, recurse=True):
+            if self.kept is not None:
+                self.kept.forget()
+                self.kept = None
+            return super()._apply(fn, recurse)
 
         def _fetched(self, input, multiply):
             """What `multiply` makes of the weight and bias where the input is: past the host's forward."""

@@ -152,14 +152,15 @@ def _how_wrong(row: dict[str, Any]) -> str:
 
 def _steps(run: Run) -> list[str]:
     return _step_table(run, 4, "A step of FLUX.1, 1024 x 1024, batch 1") + _step_table(
-        run, 5, "The same at 512 x 512, and a fifth of its blocks compiled")
+        run, 5, "The same at 512 x 512, and a fifth of its blocks compiled") + _step_table(
+        run, 14, "The same with decoded weights kept, without dynamic VRAM")
 
 
 def _step_table(run: Run, stage: int, title: str) -> list[str]:
     rows = []
     for row in run.of(stage):
         head, _, _ = row["key"].rpartition("bf16") if row["key"].endswith("bf16") else row["key"].rpartition(", ")
-        base = run.row(stage, "bf16" if stage == 4 else f"{head.rstrip(', ')}, bf16")
+        base = run.row(stage, "bf16" if stage in (4, 14) else f"{head.rstrip(', ')}, bf16")
         rows.append((row["key"], row["kernel"] or "dequantized", f"{row['step']:.4f} s",
                      _ratio(row["step"], base["step"]) if base else "-", f"{100 * row['launch'] / row['step']:.0f} %",
                      _gigabytes(row["held"]), _gigabytes(row["peak"])))

@@ -22,8 +22,8 @@ from gpu.rows import Rows, read
 
 STAGES = {0: "versions", 1: "ceilings", 2: "correctness", 3: "layer_times", 4: "whole_steps", 5: "small_and_compiled",
           6: "loras", 7: "memory", 8: "profiles", 9: "other_models", 10: "through_nodes", 11: "offload", 12: "offload",
-          13: "offload"}
-SWITCHES = {12: ["--disable-dynamic-vram"], 13: ["--disable-pinned-memory"]}  # of ComfyUI, for a stage
+          13: "offload", 14: "kept"}
+SWITCHES = {12: ["--disable-dynamic-vram"], 13: ["--disable-pinned-memory"], 14: ["--disable-dynamic-vram"]}  # of ComfyUI, for a stage
 AGAIN = 12  # new processes for a stage whose rows kill theirs
 
 

@@ -119,6 +119,15 @@ class Kernel:
         """The same by the codec's definition."""
         return dense(act.x, tile, bias)
 
+    def decodes(self, name: str, like: Tensor) -> bool:
+        """Whether `linear` multiplies activations of this dtype and device, as many as `like` [tokens, 0] has rows, by
+        the weight of a codec as a whole, in full precision: so that it can be kept decoded (kept.py)."""
+        return False
+
+    def decoded(self, tile: Tile, like: Tensor) -> Tensor:
+        """That weight [rows, columns], without its low-rank branch, for tiles of which it `decodes` the codec."""
+        return decoded(tile, like)
+
     def ordered(self, tile: Tile) -> Tile:
         """A tile in the order of bytes that `linear` takes."""
         return codec(tile.place.codec).natural(tile)
@@ -128,8 +137,11 @@ def dense(x: Tensor, tile: Tile, bias: Tensor | None) -> Tensor:
     """x times the dequantized tile, full-precision activations; the low-rank branch as it is."""
     kind = codec(tile.place.codec)
     tile = kind.natural(tile)
-    if tile.place.codec != "plain" and by_tiles.takes(x):
-        return add_low_rank(by_tiles.linear(x, (tile,), bias), x, tile)
+    if by_tiles.takes(x):
+        if tile.place.codec != "plain":
+            return add_low_rank(by_tiles.linear(x, (tile,), bias), x, tile)
+        if tile["codes"].dtype == torch.float32:
+            return add_low_rank(by_tiles.times(x, tile["codes"], bias), x, tile)
     weight = kind.residual(tile, torch.float32 if kind.shifts else x.dtype)
     shift = kind.shift(weight)
     if shift is not None:
@@ -148,6 +160,16 @@ def dense_below(x: Tensor, tiles: Sequence[Tile], bias: Tensor | None) -> Tensor
             if down is not None and up is not None and down.shape[1]:
                 part.addmm_(x @ down.to(x.dtype), up.to(x.dtype).t())
     return out
+
+
+def decoded(tile: Tile, like: Tensor) -> Tensor:
+    """The weight that `dense` multiplies activations such as these by (Kernel.decodes), bit by bit, without the
+    low-rank branch."""
+    kind = codec(tile.place.codec)
+    tile = kind.natural(tile)
+    if by_tiles.takes(like) and (tile.place.codec != "plain" or tile["codes"].dtype == torch.float32):
+        return by_tiles.decoded(tile)
+    return kind.residual(tile, torch.float32 if kind.shifts else like.dtype).to(like.dtype)
 
 
 def add_low_rank(out: Tensor, x: Tensor, tile: Tile) -> Tensor:
@@ -170,6 +192,9 @@ class Dequantize(Kernel):
                                     "precision (costs about 6-13 % of the linear layers' time on a GPU)"))
         return Speed(SLOW, Text("weights stay quantized in memory and are dequantized for every matmul, in full "
                                 "precision"))
+
+    def decodes(self, name: str, like: Tensor) -> bool:
+        return True
 
     def linear(self, act: Activation, tile: Tile, bias: Tensor | None) -> Tensor:
         return dense(act.x, tile, bias)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear as matmul
 
 from ..codecs import codec
+from ..memory import empty
 
 if TYPE_CHECKING:
     from ..tile import Tile
@@ -56,7 +57,7 @@ def linear(x: Tensor, tiles: Sequence[Tile], bias: Tensor | None) -> Tensor:
     """x [M, K] times tiles [any rows, K] one below the other, in their codecs' own order, plus bias [all rows], in x's
     dtype; without low-rank branches. Computed in F32."""
     rows, columns = sum(tile.place.rows for tile in tiles), x.shape[1]
-    step = max(VALUES // columns // STEP * STEP, STEP)
+    step = _step(columns)
     weight = _rows(min(step, rows), columns)
     if rows <= step:
         added = _decode([(tile, 0, tile.place.rows) for tile in tiles], weight)
@@ -111,6 +112,28 @@ def _decode(pieces: Sequence[Piece], out: Tensor) -> Tensor | None:
         return None
     return torch.cat([part.new_zeros(len(part)) if shift is None else shift
                       for shift, part in zip(shifts, parts, strict=True)])
+
+
+def times(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same for a weight [N, K] that is there in F32."""
+    return matmul(x.float(), weight, bias if bias is None else bias.float()).to(x.dtype)
+
+
+def decoded(tile: Tile) -> Tensor:
+    """What `linear` multiplies by, F32 [N, K]."""
+    if tile.place.codec == "plain":
+        return tile["codes"]
+    rows, columns, kind = tile.place.rows, tile.place.columns, codec(tile.place.codec)
+    step, weight = _step(columns), empty((rows, columns), torch.float32)
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        kind.decode_rows(tile, first, last, weight[first:last])
+    return weight
+
+
+def _step(columns: int) -> int:
+    """Rows of a tile that are decoded at once."""
+    return max(VALUES // columns // STEP * STEP, STEP)
 
 
 def _rows(rows: int, columns: int) -> Tensor:

@@ -121,6 +121,9 @@ class ComfyKitchen(Kernel):
             and not (name == "w8a8_mxfp8" and "MXFP8" in machine.matmuls)
         return Text("activations stay unquantized") if kept else ""
 
+    def decodes(self, name: str, like: Tensor) -> bool:
+        return name not in RUN and not (name in KINDS and KINDS[name].integer)
+
     def linear(self, act: Activation, tile: Tile, bias: Tensor | None) -> Tensor:
         name = tile.place.codec
         run = RUN.get(name)

@@ -102,6 +102,9 @@ class Reference(Kernel):
         return Speed(USABLE if machine.kind == "npu" else SLOW,
                      Text("plain torch with the NPU's arithmetic: exact, and slow"))
 
+    def decodes(self, name: str, like: Tensor) -> bool:
+        return name in KINDS and not KINDS[name].activation
+
     def linear(self, act: Activation, tile: Tile, bias: Tensor | None) -> Tensor:
         x, kind = act.x, KINDS.get(tile.place.codec)
         if kind is None or not kind.activation:

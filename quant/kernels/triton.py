@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,20 @@ class TritonKernel(Kernel):
 
     def quantizes(self, name: str, machine: Machine) -> str:
         return Text("nothing multiplies {format} layers quantized", format=codec(name).title)
+
+    def decodes(self, name: str, like: Tensor) -> bool:
+        """Not for few rows of activations: decoding on the way into the product reads less than a decoded weight."""
+        return like.dtype not in HALF or shape_for(len(like), self.way) is None
+
+    def decoded(self, tile: Tile, like: Tensor) -> Tensor:
+        """By the definition, which is what the kernel has proven that it gives."""
+        if like.dtype not in (*HALF, torch.float32):
+            return super().decoded(tile, like)
+        tile = codec(tile.place.codec).natural(tile)
+        weight = torch.empty(tile.place.rows, tile.place.columns, dtype=like.dtype, device=tile["codes"].device)
+        for first, last, part in _defined(tile, like.dtype):
+            weight[first:last] = part
+        return weight
 
     def linear(self, act: Activation, tile: Tile, bias: Tensor | None) -> Tensor:
         x = act.x
@@ -142,17 +156,21 @@ def _launch() -> Any:
 
 
 def is_defined(weight: Tensor, tile: Tile) -> bool:
-    """Whether a decoded weight is the definition; some rows at a time, of codecs that have some rows alone."""
+    """Whether a decoded weight is the definition."""
+    return all(same(weight[first:last], part) for first, last, part in _defined(tile, weight.dtype))
+
+
+def _defined(tile: Tile, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
+    """First and last row, and those rows by the definition: some at a time, of codecs that have some rows alone."""
     kind, rows = codec(tile.place.codec), tile.place.rows
     for first in range(0, rows, STEP):
-        count = min(STEP, rows - first)
+        last = min(first + STEP, rows)
         try:
-            part = kind.cut(tile, first, count)
+            part = kind.cut(tile, first, last - first)
         except ValueError:
-            return same(weight, definition(tile, weight.dtype))
-        if not same(weight[first:first + count], definition(part, weight.dtype)):
-            return False
-    return True
+            yield 0, rows, definition(tile, dtype)
+            return
+        yield first, last, definition(part, dtype)
 
 
 def definition(tile: Tile, dtype: torch.dtype) -> Tensor:

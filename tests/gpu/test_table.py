@@ -73,12 +73,13 @@ def test_every_stage(tmp_path, monkeypatch, capfd):
     # Those that need no switch of ComfyUI's as the process of theirs does it, which test_kit.py starts for two of them.
     # 13 is 12 with another switch, which ComfyUI knows.
     code = in_this_process(monkeypatch, out, "--tiny", "--one", "--stage", *map(str, range(12)))
-    code = code or in_this_process(monkeypatch, out, "--tiny", "--stage", "12")
+    code = code or in_this_process(monkeypatch, out, "--tiny", "--stage", "12", "14")
     assert gpu_table.STAGES[12] == gpu_table.STAGES[13] and cli_args.parser.parse_args(gpu_table.SWITCHES[13])
     rows = {(row["stage"], row["key"]): row for row in read(out)}
     assert not {key: row["error"] for key, row in rows.items() if "error" in row} and code == 0, capfd.readouterr()
-    by_stage = {stage: {key: row for (at, key), row in rows.items() if at == stage} for stage in range(13)}
+    by_stage = {stage: {key: row for (at, key), row in rows.items() if at == stage} for stage in (*range(13), 14)}
     assert all(by_stage.values())
+    assert all("0 of" not in row["report"] for key, row in by_stage[14].items() if key.endswith(", kept"))
     correct = by_stage[2]
     wanted = {name for name in codecs() if not name.startswith("ggml_")} | set(layers.GGML)
     assert {key.split()[0] for key in correct} - {"bf16"} == wanted - {"plain"}

@@ -39,7 +39,8 @@ print(json.dumps({"nodes": schemas, "all": sorted(sys.modules), "routes": len(se
                   "new": sorted(m for m in set(sys.modules) - before if not m.startswith(name))}))
 """
 NODES = ["QT_LoadBaseModel", "QT_LoadBaseTextEncoder", "QT_LoadBaseVAE", "QT_ApplyTransformerOverride",
-         "QT_NunchakuSVDQLoader", "QT_ModelSlimLoader", "QT_AscendMXFP8Quantize", "QT_LoadLoRA", "QT_InspectCheckpoint",
+         "QT_NunchakuSVDQLoader", "QT_ModelSlimLoader", "QT_AscendMXFP8Quantize", "QT_LoadLoRA", "QT_KeepDecoded",
+         "QT_InspectCheckpoint",
          "QT_RepackModelSlimWan", "QT_BuildGGUF", "QT_BuildFP8Transformer", "QT_BuildNVFP4Transformer", "QT_SaveQuantizedModel",
          "QT_CompareModels"]
 HEAVY = ("diffusers", "transformers.models", "torchao", "peft", "flashinfer", "nunchaku", "torch_npu", "matplotlib")

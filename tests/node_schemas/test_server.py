@@ -108,6 +108,18 @@ def test_the_main_job(server):
     assert 1e-3 < flux.rel_l2(latent_of(server, fp8), latent_of(server, bf16)) < 0.25
 
 
+def test_decoded_weights_are_kept_while_it_samples(server):
+    """The same picture as without, in the node's own words on the way."""
+    base = {"1": load_base("", base_model="tiny-flux-fp8")}
+    plain = server.run({**base, **text_to_image(["1", 0], "decoded_")})
+    kept = server.run({**base, "2": {"class_type": "QT_KeepDecoded", "inputs": {"model": ["1", 0]}},
+                       **text_to_image(["2", 0], "kept_"), "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 1]}}})
+    assert not error_of(plain) and not error_of(kept)
+    assert kept["outputs"]["3"]["text"][0].startswith("33 of 33 quantized layers are decoded for every product")
+    assert "Keep Weights Decoded: kept 33 of 33 layers decoded, 0.03 GB." in server.text()
+    assert flux.rel_l2(latent_of(server, kept), latent_of(server, plain)) < 1e-5
+
+
 def test_nvfp4_of_another_architecture(server, tmp_path):
     """Wan: base deferred, transformer overridden by a real NVFP4 export, sampled as video latents."""
     from support import wan

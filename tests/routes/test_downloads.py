@@ -207,7 +207,7 @@ else:
     raise AssertionError("QT_BuildGGUF")
 # these take MODELs, and one of them a file of a LoRA, only
 assert {*FIRST, *BUILDERS, "QT_BuildGGUF", "QT_AscendMXFP8Quantize", "QT_RepackModelSlimWan", "QT_SaveQuantizedModel",
-        "QT_CompareModels", "QT_LoadLoRA"} == set(nodes)
+        "QT_CompareModels", "QT_LoadLoRA", "QT_KeepDecoded"} == set(nodes)
 print("no socket")
 """
 

@@ -17,6 +17,7 @@ FORMATS = {"FP8": ("fp8", 1.5, 3, "TensorCoreFP8E4M3Layout"), "NVFP4": ("nvfp4",
            "GPTQ": ("u4_gptq", None, 4, ""), "AWQ": ("u4_awq", None, 4, ""), "GGUF Q8_0": ("ggml_q8_0", None, 3, ""),
            "GGUF Q4_0": ("ggml_q4_0", None, 4, ""), "GGUF Q4_K": ("ggml_q4_k", None, 4, ""), "GGUF Q5_K": ("ggml_q5_k", None, 5, ""),
            "GGUF Q6_K": ("ggml_q6_k", None, 5, ""), "GGUF IQ4_XS": ("ggml_iq4_xs", None, 5, "")}
+KEPT = {"FP8": "fp8", "NVFP4": "nvfp4", "SVDQ INT4": "svdq_int4"}  # format -> its codec; with the decoded weight kept
 SIZE, TOKENS = 3072, 64
 LINUX = True
 TITLE = (f"a Linear of {SIZE} x {SIZE} at {TOKENS} tokens over a plain one in F32; decoding over a copy (beside: ComfyUI's own "
@@ -33,8 +34,11 @@ def measure() -> list[Row]:
     from comfy_kitchen.tensor import QuantizedTensor
 
     from quantized_transformers.quant.codecs import codec
+    from quantized_transformers.quant.kept import Kept
     from quantized_transformers.quant.kernels import by_tiles, int8, kernel
     from quantized_transformers.quant.kernels.base import DEQUANTIZE, Activation
+    from quantized_transformers.quant.layouts import stored
+    from quantized_transformers.quant.layouts.tiled import parameter, params_of
     from quantized_transformers.quant.linear import with_tiles_of
     from quantized_transformers.quant.marker import marker
     from quantized_transformers.quant.tile import Place, Tile
@@ -105,10 +109,19 @@ def measure() -> list[Row]:
                 Row(f"{name}: decode", took["decode"] / took["copy"], decode_limit,
                     {who: took[arm] / took["copy"] for arm, who in (("kitchen", "stock"), ("gguf-py", "gguf-py")) if arm in took})]
 
+    def kept(name: str, word: str) -> Row:
+        made = ours.Linear(SIZE, SIZE, bias=False)
+        made.weight, made.quant_format = parameter(*params_of([usual(word, SIZE, SIZE)], torch.float32, (SIZE, SIZE))), stored.FORMAT
+        made.kept = Kept()
+        made(x)
+        made.kept.decode(made)
+        took = spent({"dense": lambda: torch.nn.functional.linear(x, plain), "forward": lambda: made(x)}, 5)
+        return Row(f"{name}, kept: forward", took["forward"] / took["dense"], 1.1)
+
     with torch.inference_mode():
         tile = usual("nvfp4", 4 * SIZE, SIZE)
         DEQUANTIZE.linear(Activation(x[:, :128]), usual("fp8", 64, 128), None)  # what torch's first product takes
         with Peak() as peak:
             made = DEQUANTIZE.linear(Activation(x), tile, None)
         memory = Row(f"memory beside a layer of {4 * SIZE} x {SIZE}", (peak.more - made.nbytes) / 1e6, 16, unit="MB")
-        return [row for name in FORMATS for row in one(name)] + [memory]
+        return [row for name in FORMATS for row in one(name)] + [kept(*one) for one in KEPT.items()] + [memory]
