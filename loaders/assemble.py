@@ -300,4 +300,4 @@ def _put(native: NativeStateDict, module: Module, name: str, parts: list[Tensor]
     whole = parts[0] if len(parts) == 1 else cat(parts)
     whole = whole.reshape(module.shape) if module.shape else whole
     # diffusers' scale|shift against the vendor's shift|scale
-    native.tensors[name] = torch.cat(tuple(reversed(whole.chunk(2)))) if module.swap_halves else whole
+    native.tensors[name] = cat(whole.chunk(2)[::-1]) if module.swap_halves else whole

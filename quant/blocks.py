@@ -30,11 +30,9 @@ def swap_nibbles(codes: Tensor, out: Tensor | None = None) -> Tensor:
     stored, made, upper = codes.contiguous().view(-1).numpy(), out.view(-1).numpy(), np.empty(CACHED, np.uint8)
     for at in range(0, len(stored), CACHED):
         part, into = stored[at:at + CACHED], made[at:at + CACHED]
-        word, low = (np.uint8, 0x0F) if len(part) % 8 else (np.uint64, 0x0F0F0F0F0F0F0F0F)
-        high = np.right_shift(part.view(word), word(4), out=upper[:len(part)].view(word))
-        high &= word(low)
-        swapped = np.bitwise_and(part.view(word), word(low), out=into.view(word))
-        swapped <<= word(4)
+        # by 16, because numpy shifts single bytes one after the other
+        high = np.floor_divide(part, np.uint8(16), out=upper[:len(part)])
+        swapped = np.multiply(part, np.uint8(16), out=into)
         swapped |= high
     return out
 

@@ -7,22 +7,24 @@ The arithmetic is that of nvidia-modelopt's NVFP4QTensor, byte for byte (tested 
     code    = e2m1(w / (block * scale_2)), ties to even, the sign that of the quotient
 
 comfy-kitchen's quantize_nvfp4 divides in another order, stores 0 for blocks of zeros and keeps the sign of -0.
+
+Weights are not divided: bits of magnitudes order as the magnitudes do, so a weight's own bits tell its code by where
+codes begin for its block scale (nvfp4_bounds.py). Even and odd columns lie apart meanwhile: what is looked up for a
+group is in the order of its pairs, and codes come out as the low and the high halves of bytes in order.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+import threading
 from typing import TYPE_CHECKING, Any
 
-from .blocks import BLOCK
+from .nvfp4_bounds import GROUP, PAIRS, Bounds, block_scales, bounds_of
 
 if TYPE_CHECKING:
-    from torch import Tensor, dtype
+    from torch import Tensor
 
-GROUP = 16
 MAX = 6.0 * 448.0
-# Midpoints between neighbouring E2M1 magnitudes, and whether the upper code begins above or at them (ties to even).
-_LIMITS = ((0.25, True), (0.75, False), (1.25, True), (1.75, False), (2.5, True), (3.5, False), (5.0, True))
+BLOCK = 1 << 17  # weights worked on at a time: what is made of them stays in a core's cache
 
 
 def scale_of(amax: float) -> Tensor:
@@ -45,61 +47,104 @@ def quantize(weight: Tensor, scale_2: Tensor, codes: Tensor | None = None,
     if weight.dtype not in (torch.bfloat16, torch.float16):
         weight = weight.float()
     rows, columns = weight.shape
-    bounds = _bounds(float(scale_2), weight.dtype)
+    bounds = bounds_of(float(scale_2), weight.dtype)
     codes = torch.empty(rows, columns // 2, dtype=torch.uint8) if codes is None else codes
     blocks = torch.empty(rows, columns // GROUP, dtype=torch.float8_e4m3fn) if blocks is None else blocks
-    for part, code, block in zip(weight.reshape(-1).split(BLOCK), codes.view(-1).split(BLOCK // 2),
-                                 blocks.view(-1).split(BLOCK // GROUP), strict=True):
-        _quantize_block(part, scale_2, bounds, code, block)
+    stored, code = weight.reshape(-1).view(torch.uint8).numpy().view(bounds.word), codes.view(-1).numpy()
+    block = blocks.view(-1).view(torch.uint8).numpy()
+    for start in range(0, len(stored), BLOCK):
+        end = min(start + BLOCK, len(stored))
+        _quantize_block(stored[start:end], bounds, code[start // 2:end // 2], block[start // GROUP:end // GROUP])
     return codes, blocks
 
 
-def _quantize_block(part: Tensor, scale_2: Tensor, bounds: Any, code: Tensor, block: Tensor) -> None:
-    import numpy
+def _quantize_block(stored: Any, bounds: Bounds, codes: Any, blocks: Any) -> None:
+    """Bits of weights of whole groups -> their codes, two a byte, and E4M3 block scales."""
+    import numpy as np
+
+    sizes, odd, bound, nibbles, reached, low, within, index = _memory(len(stored), bounds.word)
+    bits = 8 * bounds.word.itemsize
+    pairs = stored.view(odd.dtype)  # an even column and an odd one
+    np.copyto(sizes[0], pairs, casting="unsafe")
+    np.copyto(sizes[1], np.right_shift(pairs, bits, out=odd), casting="unsafe")
+    np.greater(sizes, 1 << bits - 1, out=nibbles.view(bool))  # below zero; -0 is not
+    sizes <<= 1
+    _block_scales(sizes, bounds, bound, odd, index, blocks)
+    np.copyto(index, blocks)
+    if bounds.nonzero is not None:
+        nibbles &= _reached(sizes, bounds.nonzero, index, bound, reached)
+    nibbles *= 8
+    regular = bounds.regular[0] <= blocks.min() and blocks.max() <= bounds.regular[1]
+    for table in bounds.codes[:2 if regular else 7]:
+        nibbles += _reached(sizes, table, index, bound, reached)
+    if regular:  # codes 3, 5 and 7 begin an octave apart, so do 4 and 6: two steps an octave from there on
+        bounds.octave.take(index, out=bound.view(bounds.octave.dtype), mode="wrap")
+        np.maximum(sizes, bound, out=sizes)
+        sizes -= bound
+        np.copyto(low, sizes, casting="unsafe")  # the place in an octave, which is 256 here
+        nibbles += _reached(low, bounds.within, index, within, reached)
+        sizes >>= 8
+        np.copyto(low, sizes, casting="unsafe")  # the octave
+        nibbles += low
+        nibbles += low
+    even, upper = nibbles
+    upper *= 16
+    np.add(even, upper, out=codes)
+
+
+def _block_scales(sizes: Any, bounds: Bounds, largest: Any, spare: Any, index: Any, blocks: Any) -> None:
+    """The scales of all groups, by their largest magnitude."""
+    import numpy as np
     import torch
 
-    signed = torch.int16 if part.element_size() == 2 else torch.int32
-    bits = part.view(signed).numpy().view(bounds.dtype)
-    # The first values of all groups beside each other, then the second ones, ...: what is done a group runs over them.
-    stored = numpy.ascontiguousarray(bits.reshape(-1, GROUP).T)
-    magnitudes = stored & bounds.dtype.type((1 << 8 * bits.itemsize - 1) - 1)
-    scale = torch.from_numpy(magnitudes.max(0)).view(part.dtype).float().div_(6.0 * scale_2)
-    scale[scale == 0] = 1.0
-    block.copy_(scale.clamp_(2.0 ** -9, 448.0))
-    rows = bounds.view(f"V{bounds.itemsize * 8}").reshape(-1)  # all bounds of a scale as one value
-    whole = rows.take(block.view(torch.uint8).numpy())
-    sign, *limits = numpy.ascontiguousarray(whole.view(bounds.dtype).reshape(-1, 8).T)
-    nibbles = numpy.greater_equal(stored, sign).view(numpy.uint8)
-    nibbles *= numpy.uint8(8)  # faster than a shift
-    reached = numpy.empty(stored.shape, bool)
-    for limit in limits:
-        nibbles += numpy.greater_equal(magnitudes, limit, out=reached).view(numpy.uint8)
-    packed = nibbles[1::2]
-    packed *= numpy.uint8(16)
-    packed |= nibbles[::2]
-    for column, values in zip(code.view(-1, GROUP // 2).numpy().T, packed, strict=True):
-        column[:] = values
+    np.maximum(sizes[0], sizes[1], out=largest)
+    words, folded, shift = largest.view(np.uint64), spare.view(np.uint64)[:largest.nbytes // 8], 32
+    while shift >= 8 * largest.itemsize:  # to the lowest of the numbers in a word of 64 bits
+        np.right_shift(words, shift, out=folded)
+        np.maximum(largest, folded.view(largest.dtype), out=largest)
+        shift //= 2
+    top = largest[::PAIRS]
+    for at in range(8 // largest.itemsize, PAIRS, 8 // largest.itemsize):
+        top = np.maximum(top, largest[at::PAIRS])
+    top >>= 1
+    if bounds.blocks is None:
+        found = block_scales(torch.from_numpy(top.view(np.int32)).view(torch.float32), bounds.scale_2)
+        np.copyto(blocks, found.view(torch.uint8).numpy())
+    else:
+        np.copyto(index, top)
+        bounds.blocks.take(index, out=blocks, mode="wrap")
 
 
-@lru_cache(maxsize=8)
-def _bounds(scale_2: float, dtype: dtype) -> Any:
-    """Where codes begin, as bits of floats of `dtype`, for each E4M3 block scale under this tensor scale: [128, 8].
-    Bits of magnitudes order as these do, so a weight's own bits tell its code, and nothing is divided.
+def _reached(sizes: Any, table: Any, index: Any, bound: Any, reached: Any) -> Any:
+    """1 where a magnitude has reached the bound that a table has for its group, else 0."""
+    import numpy as np
 
-    The first is of numbers with a sign: from there on the quotient is below zero. The others are of magnitudes, from
-    where on it is in the next code. Found by halving with the very division that defines the code.
-    """
-    import torch
+    table.take(index, out=bound.view(table.dtype), mode="wrap")  # "raise", the default, goes through a buffer
+    np.greater_equal(sizes, bound, out=reached.view(bool))
+    return reached
 
-    signed = torch.int16 if dtype.itemsize == 2 else torch.int32
-    divisors = torch.arange(128, dtype=torch.uint8).view(torch.float8_e4m3fn).float()[:, None] * scale_2
-    limits, above = (torch.tensor(values) for values in zip((0.0, True), *_LIMITS, strict=True))
-    low = torch.zeros(128, 8, dtype=torch.int64)
-    high = torch.full_like(low, int(torch.tensor(float("inf"), dtype=dtype).view(signed)))
-    while not torch.equal(low, high):
-        middle = (low + high) // 2
-        quotient = middle.to(signed).view(dtype).float() / divisors
-        there = torch.where(above, quotient > limits, quotient >= limits)
-        low, high = torch.where(there, low, middle + 1).minimum(high), torch.where(there, middle, high)
-    high[:, 0] += 1 << 8 * dtype.itemsize - 1
-    return high.numpy().astype(f"u{dtype.itemsize}")
+
+class _Local(threading.local):
+    """This thread's memory for a block: fresh pages would cost more than what is done in them."""
+
+    made: tuple[tuple[int, Any], tuple[Any, ...]] | None = None
+
+
+_LOCAL = _Local()
+
+
+def _memory(count: int, word: Any) -> tuple[Any, ...]:
+    """Arrays for `count` weights, as even and odd columns where there are two rows: magnitudes, pairs of bits, bounds,
+    codes, comparisons, low bytes, bounds of those, and places in a table. Pairs lie where comparisons and low bytes do
+    later."""
+    import numpy as np
+
+    if _LOCAL.made is None or _LOCAL.made[0] != (count, word):
+        half = count // 2
+        odd = np.empty(half, f"u{2 * word.itemsize}")
+        spare = odd.view(np.uint8)
+        _LOCAL.made = (count, word), (
+            np.empty((2, half), word), odd, np.empty(half, word), np.empty((2, half), np.uint8),
+            spare[:count].reshape(2, half), spare[-count:].reshape(2, half), np.empty(half, np.uint8),
+            np.empty(half // PAIRS, np.intp))
+    return _LOCAL.made[1]

@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from support.bench import Row, child, spent
 
-TITLE = "build-fp8 from BF16, over copying as many bytes into fresh memory; the writer, over plain writes of its bytes"
+TITLE = "build-fp8 and build-nvfp4 from BF16, over copying as many bytes into fresh memory; the writer, over plain writes of its bytes"
 LINUX = True
 LARGEST = 6144 * 6144 * 2  # bytes of each tensor of what is built or written for its memory
 
@@ -24,7 +25,7 @@ def cases(folder: Path) -> list[tuple[Path]]:
 def measure(there: str) -> list[Row]:
     with tempfile.TemporaryDirectory(dir=there) as temp:
         folder = Path(temp)
-        rows = [_building(folder), _writing(folder)]
+        rows = [*_building(folder), _writing(folder)]
         base = bf16_base(folder / "base", 20, random=False)
         (folder / "building").mkdir()
         grown = child(building_memory, folder / "building", base)
@@ -34,21 +35,23 @@ def measure(there: str) -> list[Row]:
         return [*rows, Row("writing: memory for 1.5 GB of BF16, over its largest tensor", grown / LARGEST, 4.6)]
 
 
-def _building(folder: Path) -> Row:
+def _building(folder: Path) -> list[Row]:
     """Two passes over each weight (scale, codes), the output synced, against one copy into fresh tensors."""
     import torch
 
     from quantized_transformers.makers.builders.fp8 import build_fp8
+    from quantized_transformers.makers.builders.nvfp4 import build_nvfp4
 
-    base = bf16_base(folder / "built-from", 12)
+    base = str(bf16_base(folder / "built-from", 12))
     weight = torch.ones(LARGEST, dtype=torch.uint8)
 
-    def build() -> None:
+    def build(how: Callable[..., Any], **options: str) -> None:
         shutil.rmtree(folder / "built", ignore_errors=True)
-        build_fp8(base_transformer_dir=str(base), model_type="none", output_dir=str(folder / "built"))
+        how(base_transformer_dir=base, output_dir=str(folder / "built"), **options)
 
-    took = spent({"build": build, "copy": lambda: [weight.clone() for _ in range(12)]}, 3)
-    return Row("building", took["build"] / took["copy"], 4)
+    took = spent({"fp8": lambda: build(build_fp8, model_type="none"), "nvfp4": lambda: build(build_nvfp4),
+                  "copy": lambda: [weight.clone() for _ in range(12)]}, 3)
+    return [Row("building", took["fp8"] / took["copy"], 4), Row("building NVFP4", took["nvfp4"] / took["copy"], 2)]
 
 
 def _writing(folder: Path) -> Row:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from support.bench import Row, spent
-from support.synthetic import fp8_flux_twins
+from support.synthetic import flux_twins
 
 RANK = 32
 LAYERS = ("double_blocks.0.img_attn.qkv", "double_blocks.0.img_attn.proj", "double_blocks.0.img_mlp.0")
@@ -15,7 +15,7 @@ TITLE = f"a LoRA of rank {RANK} on {len(LAYERS)} FP8 layers of FLUX.1's shapes, 
 
 
 def cases(folder: Path) -> list[tuple[Path, Path]]:
-    return [fp8_flux_twins(folder, double=1, single=1)]
+    return [flux_twins(folder, double=1, single=1)]
 
 
 def measure(folder: str, file: str) -> list[Row]:

@@ -75,4 +75,5 @@ def measure(precision: str, path: str) -> list[Row]:
     del made
     return [Row(f"{precision}: load", took["load"] / took["read"]),
             Row(f"{precision}: repack, with its reads", repack / took["read"], 2),
+            Row(f"{precision}: the same, a GB of the file", repack / size * 1e9, 0.8, unit="s"),
             Row(f"{precision}: memory, over the file's size", peak.more / size, 1.3)]

@@ -48,35 +48,71 @@ def flux_header(path: Path, double: int, single: int, hidden: int = 3072) -> int
     return len(header)
 
 
-def fp8_flux_twins(folder: Path, double: int, single: int, hidden: int = 3072) -> tuple[Path, Path]:
-    """(diffusers FP8 folder, native FP8 file with ComfyUI markers) of the same sizes and formats, random codes.
+def flux_twins(folder: Path, double: int, single: int, kind: str = "FP8") -> tuple[Path, Path]:
+    """(diffusers folder, native file with ComfyUI's markers) of FLUX.1's width, of the same sizes and formats, random
+    codes: ModelOpt's exports for "FP8" and "NVFP4", whose q, k and v of an attention share a scale in the latter, and
+    msModelSlim's W8A8_DYNAMIC for "INT8".
 
-    As ModelOpt's default export: every Linear FP8 but the two kinds of proj_out.
+    As ModelOpt's default export in FP8: every Linear is quantized but the two kinds of proj_out; else those of the blocks
+    alone, as published ones are.
     """
     import torch
     from safetensors.torch import save_file
 
-    def tensors_of(style: str) -> dict[str, torch.Tensor]:
+    def tensors_of(style: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         out: dict[str, torch.Tensor] = {}
-        for module in flux_modules(double, single, hidden, style):
-            plain = module.native == "final_layer.linear" or module.native.endswith("linear2")
+        types: dict[str, str] = {}
+        for module in flux_modules(double, single, 3072, style):
+            plain = module.native == "final_layer.linear" or module.native.endswith("linear2") \
+                or kind != "FP8" and "_blocks." not in module.native
             for i, (stored, rows) in enumerate(zip(module.stored, module.rows, strict=True)):
                 shape = (rows, *module.inner)
                 if plain or not module.linear:
                     out[f"{stored}.{module.stored_leaf}"] = torch.randn(1).to(torch.bfloat16).expand(shape).contiguous()
                 else:
-                    out[f"{stored}.weight"] = torch.randint(0, 100, shape, dtype=torch.uint8).view(torch.float8_e4m3fn)
-                    out[f"{stored}.weight_scale"] = torch.tensor(0.001 * (i + 1))
-                    out[f"{stored}.input_scale"] = torch.tensor(0.01)
-                    if style == "native":
-                        marker = json.dumps({"format": "float8_e4m3fn"}).encode()
-                        out[f"{stored}.comfy_quant"] = torch.tensor(list(marker), dtype=torch.uint8)
+                    types[stored] = "W8A8_DYNAMIC"
+                    out |= {f"{stored}.{leaf}": tensor for leaf, tensor in _quantized(kind, style, *shape, i).items()}
                 if module.bias:
                     out[f"{stored}.bias"] = torch.zeros(rows, dtype=torch.bfloat16)
-        return out
+        return out, types
 
-    ours, stock = folder / "fp8", folder / "native.safetensors"
+    ours, stock = folder / kind.lower(), folder / f"native-{kind.lower()}.safetensors"
     ours.mkdir()
-    save_file(tensors_of("diffusers"), str(ours / "diffusion_pytorch_model.safetensors"))
-    save_file(tensors_of("native"), str(stock))
+    tensors, types = tensors_of("diffusers")
+    config: dict[str, Any] = {
+        "_class_name": "FluxTransformer2DModel", "in_channels": 64, "num_layers": double, "num_single_layers": single,
+        "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
+        "guidance_embeds": True, "axes_dims_rope": [16, 56, 56]}
+    if kind == "INT8":
+        save_file(tensors, str(ours / "quant_model_weight_w8a8_dynamic.safetensors"))
+        described = {name: types.get(name.rpartition(".")[0], "FLOAT") for name in tensors}
+        (ours / "quant_model_description_w8a8_dynamic.json").write_text(
+            json.dumps({"model_quant_type": "W8A8_DYNAMIC", **described}))
+    else:
+        save_file(tensors, str(ours / "diffusion_pytorch_model.safetensors"))
+        config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": kind}
+    (ours / "config.json").write_text(json.dumps(config))
+    del tensors
+    save_file(tensors_of("native")[0], str(stock))
     return ours, stock
+
+
+def _quantized(kind: str, style: str, rows: int, columns: int, place: int) -> dict[str, Any]:
+    """The tensors of a quantized layer, the `place`th of those that ComfyUI has as one."""
+    import torch
+
+    native, codes = style == "native", torch.randint(0, 100, (rows, columns), dtype=torch.uint8)
+    if kind == "INT8":
+        leaves = {"weight": codes.view(torch.int8), "weight_scale": torch.full((rows, 1), 0.001)}
+        leaves |= {} if native else {"weight_offset": torch.zeros(rows, 1)}
+    else:
+        leaves = {"input_scale": torch.tensor(0.01)}
+        if kind == "FP8":
+            leaves |= {"weight": codes.view(torch.float8_e4m3fn), "weight_scale": torch.tensor(0.001 * (place + 1))}
+        else:
+            blocks = (-(-rows // 128) * 128, -(-columns // 64) * 4) if native else (rows, columns // 16)
+            leaves |= {"weight": codes[:, :columns // 2].contiguous(), "weight_scale_2": torch.tensor(0.001 * (1 + place // 3)),
+                       "weight_scale": torch.randint(1, 100, blocks, dtype=torch.uint8).view(torch.float8_e4m3fn)}
+    word = {"FP8": "float8_e4m3fn", "NVFP4": "nvfp4", "INT8": "int8_tensorwise"}[kind]
+    marker = {"comfy_quant": torch.tensor(list(json.dumps({"format": word}).encode()), dtype=torch.uint8)}
+    return leaves | (marker if native else {})

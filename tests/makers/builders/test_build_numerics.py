@@ -78,6 +78,50 @@ def test_nvfp4_at_the_ends_of_a_dtype(dtype, factor):
     assert torch.equal(codes.view(-1, 8), (wanted[:, ::2] | wanted[:, 1::2] << 4).to(torch.uint8))
 
 
+@pytest.mark.parametrize("scale_2", [2.0 ** -12, 0.00123, 0.0009765, 1e-36, 3e33])
+def test_every_bf16_number_under_many_block_scales(scale_2):
+    """All finite BF16 numbers (-0, subnormal ones and ties among them) that a group's largest one allows, for all eight
+    mantissas of E4M3 and both of its ends; by ModelOpt under the same tensor scale. One group's largest number a call:
+    block scales are looked up by it, and decide how codes are told."""
+    from modelopt.torch.quantization.qtensor.nvfp4_tensor import NVFP4QTensor
+
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    every = every[every.isfinite()]
+    scale = torch.tensor(scale_2, dtype=torch.float32)
+    wide = torch.tensor([448, *(2 ** e * (1 + m / 8) for e in (-6, -2, 1, 7) for m in range(8)), 2 ** -7, 1.45 * 2 ** -9, 2 ** -9, 1e-4])
+    seen = set()
+    for share in (1.0, 1.06, 0.95, 2.0):  # the number of a scale, of those that are rounded to it, and beyond the greatest
+        for top in (wide * 6 * scale * share).to(torch.bfloat16).unique():
+            if not top.isfinite():
+                continue
+            values = every[every.abs() <= top]
+            values = torch.cat([values, values.new_zeros(-len(values) % 15)]).view(-1, 15)
+            w = torch.cat([values[:, :7], top.expand(len(values), 1), values[:, 7:]], 1)
+            w = torch.cat([w, torch.zeros_like(w[:1]), -torch.zeros_like(w[:1])])
+            theirs, block, _ = NVFP4QTensor.quantize(w.clone(), 16, weights_scaling_factor_2=scale)
+            codes, blocks = nvfp4.quantize(w, scale)
+            assert torch.equal(blocks.view(torch.uint8), block.view(torch.uint8))
+            assert torch.equal(codes, theirs._quantized_data), float(top)
+            seen.add(int(block.view(torch.uint8)[0, 0]))
+    assert len(seen) > 30 and {1, 126} <= seen
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_blocks_of_work_with_and_without_far_block_scales(dtype):
+    """Groups so small that their scale is E4M3's least, subnormal or clamped, beside others: they are told another way."""
+    from modelopt.torch.quantization.qtensor.nvfp4_tensor import NVFP4QTensor
+
+    torch.manual_seed(2)
+    w = torch.randn(300, 2048)
+    w[100:200] *= (2.0 ** -torch.randint(0, 30, (100, 128, 1)).float()).expand(100, 128, 16).reshape(100, 2048)
+    w = w.to(dtype)
+    scale_2 = nvfp4.scale_of(largest(w))
+    theirs, block, _ = NVFP4QTensor.quantize(w.clone(), 16, weights_scaling_factor_2=scale_2)
+    codes, blocks = nvfp4.quantize(w, scale_2)
+    assert torch.equal(blocks.view(torch.uint8), block.view(torch.uint8)) and int(block.view(torch.uint8).min()) == 1
+    assert torch.equal(codes, theirs._quantized_data)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_fp8_is_its_formula(dtype):
     """amax / 448 and F32 division, clamped; also where a scale is smaller than the weight needs."""
