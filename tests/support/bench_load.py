@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from support.bench import FRESH_MEMORY, Row, spent
-from support.synthetic import flux_twins
+from support.synthetic import flux_twins, wan_twins
 
-TITLE = "loading an FP8, NVFP4 or W8A8 folder, over stock ComfyUI loading the same weights from one native file"
+TITLE = "loading a folder of FLUX.1 in FP8 or NVFP4, or of Wan in W8A8, over stock ComfyUI loading the same weights from one native file"
 LINUX = True
 ENVIRONMENT = FRESH_MEMORY
 
@@ -17,7 +17,7 @@ ENVIRONMENT = FRESH_MEMORY
 def cases(folder: Path) -> list[tuple[str, Path, Path]]:
     """A fifth of FLUX.1's depth, a tenth where bytes are laid out anew: what does not grow with it (headers, the one swapped
     modulation) weighs nearly as little here as in the real model, within the memory of a small machine."""
-    return [("FP8", *flux_twins(folder, 4, 8)), *((kind, *flux_twins(folder, 2, 4, kind)) for kind in ("NVFP4", "INT8"))]
+    return [("FP8", *flux_twins(folder, 4, 8)), ("NVFP4", *flux_twins(folder, 2, 4, "NVFP4")), ("W8A8", *wan_twins(folder, 3))]
 
 
 def measure(kind: str, folder: str, file: str) -> list[Row]:

@@ -50,58 +50,76 @@ def flux_header(path: Path, double: int, single: int, hidden: int = 3072) -> int
 
 def flux_twins(folder: Path, double: int, single: int, kind: str = "FP8") -> tuple[Path, Path]:
     """(diffusers folder, native file with ComfyUI's markers) of FLUX.1's width, of the same sizes and formats, random
-    codes: ModelOpt's exports for "FP8" and "NVFP4", whose q, k and v of an attention share a scale in the latter, and
-    msModelSlim's W8A8_DYNAMIC for "INT8".
+    codes: ModelOpt's exports for "FP8" and "NVFP4", whose q, k and v of an attention share a scale in the latter.
 
     As ModelOpt's default export in FP8: every Linear is quantized but the two kinds of proj_out; else those of the blocks
     alone, as published ones are.
     """
-    import torch
     from safetensors.torch import save_file
 
-    def tensors_of(style: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        out: dict[str, torch.Tensor] = {}
-        types: dict[str, str] = {}
-        for module in flux_modules(double, single, 3072, style):
-            plain = module.native == "final_layer.linear" or module.native.endswith("linear2") \
-                or kind != "FP8" and "_blocks." not in module.native
-            for i, (stored, rows) in enumerate(zip(module.stored, module.rows, strict=True)):
-                shape = (rows, *module.inner)
-                if plain or not module.linear:
-                    out[f"{stored}.{module.stored_leaf}"] = torch.randn(1).to(torch.bfloat16).expand(shape).contiguous()
-                else:
-                    types[stored] = "W8A8_DYNAMIC"
-                    out |= {f"{stored}.{leaf}": tensor for leaf, tensor in _quantized(kind, style, *shape, i).items()}
-                if module.bias:
-                    out[f"{stored}.bias"] = torch.zeros(rows, dtype=torch.bfloat16)
-        return out, types
+    def quantized(module: Any) -> bool:
+        return not (module.native == "final_layer.linear" or module.native.endswith("linear2")
+                    or kind != "FP8" and "_blocks." not in module.native)
 
     ours, stock = folder / kind.lower(), folder / f"native-{kind.lower()}.safetensors"
     ours.mkdir()
-    tensors, types = tensors_of("diffusers")
-    config: dict[str, Any] = {
+    save_file(_tensors(flux_modules(double, single, 3072), quantized, kind, False)[0], str(ours / "diffusion_pytorch_model.safetensors"))
+    (ours / "config.json").write_text(json.dumps({
         "_class_name": "FluxTransformer2DModel", "in_channels": 64, "num_layers": double, "num_single_layers": single,
         "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
-        "guidance_embeds": True, "axes_dims_rope": [16, 56, 56]}
-    if kind == "INT8":
-        save_file(tensors, str(ours / "quant_model_weight_w8a8_dynamic.safetensors"))
-        described = {name: types.get(name.rpartition(".")[0], "FLOAT") for name in tensors}
-        (ours / "quant_model_description_w8a8_dynamic.json").write_text(
-            json.dumps({"model_quant_type": "W8A8_DYNAMIC", **described}))
-    else:
-        save_file(tensors, str(ours / "diffusion_pytorch_model.safetensors"))
-        config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": kind}
-    (ours / "config.json").write_text(json.dumps(config))
-    del tensors
-    save_file(tensors_of("native")[0], str(stock))
+        "guidance_embeds": True, "axes_dims_rope": [16, 56, 56],
+        "quantization_config": {"quant_method": "modelopt", "quant_algo": kind}}))
+    save_file(_tensors(flux_modules(double, single, 3072, "native"), quantized, kind, True)[0], str(stock))
     return ours, stock
 
 
-def _quantized(kind: str, style: str, rows: int, columns: int, place: int) -> dict[str, Any]:
+def wan_twins(folder: Path, layers: int) -> tuple[Path, Path]:
+    """The same of Wan2.2 T2V A14B's width in msModelSlim's W8A8_DYNAMIC, which keeps the vendor's names: every Linear of the
+    blocks."""
+    from safetensors.torch import save_file
+
+    from quantized_transformers.loaders.architectures.base import Naming
+    from quantized_transformers.loaders.architectures.wan import Wan
+
+    dims = {"hidden": 5120, "in": 16, "out": 16, "ffn": 13824, "layers": layers, "image": 0, "positions": 0}
+    modules = list(Wan().modules(dims, Naming("native")))
+    ours, stock = folder / "int8", folder / "native-int8.safetensors"
+    ours.mkdir()
+    tensors, quantized = _tensors(modules, lambda module: module.native.startswith("blocks."), "INT8", False)
+    save_file(tensors, str(ours / "quant_model_weight_w8a8_dynamic.safetensors"))
+    described = {name: "W8A8_DYNAMIC" if name.rpartition(".")[0] in quantized and not name.endswith(".bias") else "FLOAT"
+                 for name in tensors}
+    (ours / "quant_model_description_w8a8_dynamic.json").write_text(
+        json.dumps({"model_quant_type": "W8A8_DYNAMIC", **described}))
+    del tensors
+    save_file(_tensors(modules, lambda module: module.native.startswith("blocks."), "INT8", True)[0], str(stock))
+    return ours, stock
+
+
+def _tensors(modules: list, wanted: Any, kind: str, native: bool) -> tuple[dict[str, Any], set[str]]:
+    """(the tensors of these modules, the stored names of those that are quantized: Linears that are `wanted`)."""
+    import torch
+
+    out: dict[str, torch.Tensor] = {}
+    names: set[str] = set()
+    for module in modules:
+        for i, (stored, rows) in enumerate(zip(module.stored, module.rows, strict=True)):
+            shape = (rows, *module.inner)
+            if module.linear and wanted(module):
+                names.add(stored)
+                out |= {f"{stored}.{leaf}": tensor for leaf, tensor in _quantized(kind, native, rows, module.inner[0], i).items()}
+            else:
+                out[f"{stored}.{module.stored_leaf}"] = torch.randn(1).to(torch.bfloat16).expand(shape).contiguous()
+            if module.bias:
+                out[f"{stored}.bias"] = torch.zeros(rows, dtype=torch.bfloat16)
+    return out, names
+
+
+def _quantized(kind: str, native: bool, rows: int, columns: int, place: int) -> dict[str, Any]:
     """The tensors of a quantized layer, the `place`th of those that ComfyUI has as one."""
     import torch
 
-    native, codes = style == "native", torch.randint(0, 100, (rows, columns), dtype=torch.uint8)
+    codes = torch.randint(0, 100, (rows, columns), dtype=torch.uint8)
     if kind == "INT8":
         leaves = {"weight": codes.view(torch.int8), "weight_scale": torch.full((rows, 1), 0.001)}
         leaves |= {} if native else {"weight_offset": torch.zeros(rows, 1)}
