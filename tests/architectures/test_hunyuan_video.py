@@ -279,20 +279,18 @@ def lora() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def load_lora(lora, tmp_path_factory):
     """The host's node, on a file in a loras folder."""
-    import folder_paths
-
     from nodes import LoraLoaderModelOnly
 
     folder = tmp_path_factory.mktemp("loras")
     save_file(lora, str(folder / "tiny-hunyuan.safetensors"))
-    folder_paths.add_model_folder_path("loras", str(folder))
 
     def load_lora(patcher):
         patched = LoraLoaderModelOnly().load_lora_model_only(patcher, "tiny-hunyuan.safetensors", 1.0)[0]
         assert sum(map(len, patched.patches.values())) == len(LORA)
         return patched
 
-    return load_lora
+    with common.model_folder("loras", folder):
+        yield load_lora
 
 
 def low_vram(patcher):

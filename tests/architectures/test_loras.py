@@ -219,19 +219,17 @@ def test_a_file_that_is_none(file, match, video, tmp_path):
 
 
 def test_a_name_in_the_folder_of_loras(video, tmp_path):
-    import folder_paths
-
     base, _ = video
-    folder_paths.add_model_folder_path("loras", str(tmp_path))
-    (tmp_path / "sub").mkdir()
-    save_file(pair("transformer.transformer_blocks.0.ff.net.2", 256, 1024), str(tmp_path / "sub" / "qt_one.safetensors"))
-    listed = next(given for given in QT_LoadLoRA.define_schema().inputs if given.id == "lora").options
-    assert "sub/qt_one.safetensors" in [name.replace("\\", "/") for name in listed]
-    assert QT_LoadLoRA.validate_inputs(lora="sub/qt_one.safetensors") is True
-    for given in ({"lora": "sub/qt_one.safetensors"}, {"path": '"sub/qt_one.safetensors"'}):
-        patched, _ = QT_LoadLoRA.execute(base, **given).args
-        assert len(patched.patches) == 1
-    patched, report = QT_LoadLoRA.execute(base, lora="sub/qt_one.safetensors", strength=0.0).args
-    assert not patched.patches and "strength 0" in report
-    marks = [QT_LoadLoRA.fingerprint_inputs(lora="sub/qt_one.safetensors", strength=s) for s in (1.0, 0.5)]
-    assert marks[0] != marks[1]
+    with common.model_folder("loras", tmp_path):
+        (tmp_path / "sub").mkdir()
+        save_file(pair("transformer.transformer_blocks.0.ff.net.2", 256, 1024), str(tmp_path / "sub" / "qt_one.safetensors"))
+        listed = next(given for given in QT_LoadLoRA.define_schema().inputs if given.id == "lora").options
+        assert "sub/qt_one.safetensors" in [name.replace("\\", "/") for name in listed]
+        assert QT_LoadLoRA.validate_inputs(lora="sub/qt_one.safetensors") is True
+        for given in ({"lora": "sub/qt_one.safetensors"}, {"path": '"sub/qt_one.safetensors"'}):
+            patched, _ = QT_LoadLoRA.execute(base, **given).args
+            assert len(patched.patches) == 1
+        patched, report = QT_LoadLoRA.execute(base, lora="sub/qt_one.safetensors", strength=0.0).args
+        assert not patched.patches and "strength 0" in report
+        marks = [QT_LoadLoRA.fingerprint_inputs(lora="sub/qt_one.safetensors", strength=s) for s in (1.0, 0.5)]
+        assert marks[0] != marks[1]

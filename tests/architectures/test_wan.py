@@ -19,7 +19,7 @@ from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.locate import locate
 from support import lora as lora_tools
 from support import wan
-from support.common import assembled, config_of, dequantize, quantized_fp8, rel_l2, save, stored
+from support.common import assembled, config_of, dequantize, model_folder, quantized_fp8, rel_l2, save, stored
 
 pytestmark = pytest.mark.parity
 
@@ -351,14 +351,12 @@ def lora() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def load_lora(lora, tmp_path_factory):
     """The host's node, on a file in a loras folder."""
-    import folder_paths
-
     from nodes import LoraLoaderModelOnly
 
     folder = tmp_path_factory.mktemp("loras")
     save_file(lora, str(folder / "tiny_wan.safetensors"))
-    folder_paths.add_model_folder_path("loras", str(folder))
-    return lambda patcher: LoraLoaderModelOnly().load_lora_model_only(patcher, "tiny_wan.safetensors", 1.0)[0]
+    with model_folder("loras", folder):
+        yield lambda patcher: LoraLoaderModelOnly().load_lora_model_only(patcher, "tiny_wan.safetensors", 1.0)[0]
 
 
 def merged(folder, lora) -> torch.Tensor:

@@ -112,6 +112,21 @@ def _fake_nvfp4(inputs: torch.Tensor, block_size: int, amax: torch.Tensor, *bits
 SUMS = 2e-6
 
 
+@contextlib.contextmanager
+def model_folder(kind: str, folder: Path) -> Iterator[None]:
+    """ComfyUI looks for models of a kind in this folder, too, which is gone afterwards."""
+    import folder_paths
+
+    known = folder_paths.folder_names_and_paths
+    before = known[kind]
+    known[kind] = ([*before[0], str(folder)], before[1])
+    try:
+        yield
+    finally:
+        known[kind] = before
+        folder_paths.filename_list_cache.pop(kind, None)
+
+
 def rel_l2(a: torch.Tensor, b: torch.Tensor) -> float:
     """||a - b|| / ||b||, in F64."""
     return float((a.double() - b.double()).norm() / b.double().norm())
