@@ -80,7 +80,10 @@ def main() -> int:
                for name, module in COMMANDS.items()}
     for name, module in modules.items():
         module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.__doc__))
-    options = parser.parse_args()
+    given = sys.argv[1:]
+    at = given.index("--") if "--" in given and getattr(modules.get(given[0]), "MORE", False) else len(given)
+    options = parser.parse_args(given[:at])
+    options.more = given[at + 1:]
     module = modules[options.command]
     start_host(module.NEEDS_HOST)
     try:

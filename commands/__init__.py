@@ -1,4 +1,5 @@
 """The command line's commands, one module each: HELP, NEEDS_HOST, add_arguments(parser) and run(options) -> exit code.
+With MORE, what stands behind -- is in options.more.
 
 NEEDS_HOST: "no", "yes", or "if found" (with ComfyUI, and without it).
 """
@@ -15,5 +16,6 @@ COMMANDS = {
     "compare": "compare",
     "bench": "bench",
     "migrate": "migrate",
+    "serve": "serve",
     "doctor": "doctor",
 }

@@ -15,7 +15,7 @@ from ..files.source import Source
 from ..locate import base_of_quantized, locate, select_transformer
 
 Wanted = Callable[[dict[str, Any]], Sequence[str]]
-TEXT_FOLDERS = ("tokenizer", "processor", "feature_extractor", "image_processor")
+TEXT_FOLDERS = ("tokenizer", "processor", "feature_extractor", "image_processor", "scheduler")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""SGLang-Diffusion's server: what it is asked to serve (identity.py), and the command that starts it (flags.py)."""

@@ -1,0 +1,87 @@
+"""What SGLang 0.5.23 knows of the models that this pack loads: by which name it finds a local folder's settings, which
+pairs its makers have validated, and which models are guided by a second evaluation."""
+
+from __future__ import annotations
+
+VERSION = "0.5.23"
+# Bases that sglang/multimodal_gen/registry.py has settings for; --model-id takes the last part of one.
+BASES = (
+    "black-forest-labs/FLUX.1-dev",
+    "black-forest-labs/FLUX.2-dev",
+    "black-forest-labs/FLUX.2-klein-4B",
+    "black-forest-labs/FLUX.2-klein-9B",
+    "black-forest-labs/FLUX.2-klein-base-4B",
+    "black-forest-labs/FLUX.2-klein-base-9B",
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+    "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+    "Wan-AI/Wan2.2-I2V-A14B-Diffusers",
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+    "hunyuanvideo-community/HunyuanVideo",
+    "Qwen/Qwen-Image",
+    "Qwen/Qwen-Image-2512",
+    "Qwen/Qwen-Image-Edit",
+    "Qwen/Qwen-Image-Edit-2509",
+    "Qwen/Qwen-Image-Edit-2511",
+    "Qwen/Qwen-Image-Layered",
+    "Tongyi-MAI/Z-Image",
+    "Tongyi-MAI/Z-Image-Turbo",
+    "Lightricks/LTX-2",
+    "baidu/ERNIE-Image",
+    "baidu/ERNIE-Image-Turbo",
+    "meituan-longcat/LongCat-Image",
+    "meituan-longcat/LongCat-Image-Edit",
+    "krea/Krea-2",
+    "stabilityai/stable-diffusion-3-medium-diffusers",
+    "stabilityai/stable-diffusion-3.5-medium",
+    "stabilityai/stable-diffusion-3.5-large",
+)
+# model_index.json's class -> the base whose settings a folder of another name gets, where one is the usual model of it
+BY_CLASS = {
+    "FluxPipeline": "FLUX.1-dev",
+    "Flux2Pipeline": "FLUX.2-dev",
+    "QwenImagePipeline": "Qwen-Image",
+    "QwenImageEditPlusPipeline": "Qwen-Image-Edit-2511",
+    "HunyuanVideoPipeline": "HunyuanVideo",
+    "ZImagePipeline": "Z-Image-Turbo",
+}
+# The nine rows of SGLang's quantization page: (base, override).
+VALIDATED = frozenset(
+    {
+        ("black-forest-labs/FLUX.1-dev", "lmsys/flux1-dev-modelopt-fp8-sglang-transformer"),
+        ("black-forest-labs/FLUX.2-dev", "lmsys/flux2-dev-modelopt-fp8-sglang-transformer"),
+        ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "lmsys/wan22-t2v-a14b-modelopt-fp8-sglang-transformer"),
+        ("hunyuanvideo-community/HunyuanVideo", "lmsys/hunyuanvideo-modelopt-fp8-sglang-transformer"),
+        ("Qwen/Qwen-Image", "lmsys/qwen-image-modelopt-fp8-sglang-transformer"),
+        ("Qwen/Qwen-Image-Edit-2511", "lmsys/qwen-image-edit-modelopt-fp8-sglang-transformer"),
+        ("black-forest-labs/FLUX.1-dev", "lmsys/flux1-dev-modelopt-nvfp4-sglang-transformer"),
+        ("black-forest-labs/FLUX.2-dev", "black-forest-labs/FLUX.2-dev-NVFP4"),
+        ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "lmsys/wan22-t2v-a14b-modelopt-nvfp4-sglang-transformer"),
+    }
+)
+# For which its makers choose FlashInfer's cuDNN (row 9).
+CUDNN = "lmsys/wan22-t2v-a14b-modelopt-nvfp4-sglang-transformer"
+FP4_BACKEND = "SGLANG_DIFFUSION_FLASHINFER_FP4_GEMM_BACKEND"
+# Words in the names of pipeline classes whose servers make videos, in jobs with files.
+VIDEO = ("Wan", "HunyuanVideo", "LTX", "Mochi", "CogVideo", "Cosmos", "SkyReels")
+# Guidance is an input of the model: one evaluation a step, and a second one is an error or a waste.
+DISTILLED = ("FluxPipeline", "Flux2Pipeline", "Flux2KleinPipeline", "HunyuanVideoPipeline", "ZImagePipeline")
+
+
+def model_id(repo: str, pipeline_class: str) -> str:
+    """The name by which SGLang finds the settings of a base; empty where it has to go by the pipeline's class."""
+    last = repo.rpartition("/")[2].lower()
+    known = {base.rpartition("/")[2].lower(): base.rpartition("/")[2] for base in BASES}
+    return known.get(last) or BY_CLASS.get(pipeline_class, "")
+
+
+def is_video(pipeline_class: str) -> bool:
+    """Whether a pipeline makes videos."""
+    return any(word in pipeline_class for word in VIDEO)
+
+
+def is_validated(base: str, override: str) -> bool:
+    """Whether this base and this override, or the repo that it is a file of, are one of the nine rows."""
+    return any(base == one and (override == other or override.startswith(f"{other}/")) for one, other in VALIDATED)
