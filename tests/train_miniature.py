@@ -17,6 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,8 @@ def main() -> None:
     transformer.save_pretrained(out / "transformer")
     vae.to(torch.bfloat16).save_pretrained(out / "vae")
     FlowMatchEulerDiscreteScheduler(shift=1.0).save_pretrained(out / "scheduler")
-    index = {"_class_name": "FluxPipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    index = {"_class_name": "FluxPipeline", "_diffusers_version": version("diffusers"),
+             "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
              "transformer": ["diffusers", "FluxTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"]}
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     say(f"written to {out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.2f} MB")

@@ -1,0 +1,157 @@
+"""SGLang: its server on this CPU, its own reading of arguments, and its own models of requests (`dev.py test server`)."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import zipimport
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+MISSING = "python3 dev.py test server makes what this needs"
+OPENAI = "sglang/multimodal_gen/runtime/entrypoints/openai"  # in its wheel
+# One thread: SGLang, too, runs beside what a test does. Nothing is fetched.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
+PARSER = """
+import contextlib, dataclasses, io, json, os, sys
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # where SGLang logs
+from sglang.multimodal_gen.runtime.server_args import prepare_server_args
+for line in sys.stdin:
+    usage = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(usage):
+            found = prepare_server_args(json.loads(line))
+        answer = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+        answer["pipeline_config"] = type(found.pipeline_config).__name__
+    except (Exception, SystemExit) as error:
+        answer = {"error": " ".join([*usage.getvalue().splitlines()[-1:], str(error)])}
+    print(json.dumps(answer, default=str), file=answers, flush=True)
+"""
+
+
+def folder() -> Path | None:
+    """Where dev.py put the wheel, and the environment in which the server runs."""
+    return Path(os.environ["QT_SGLANG"]) if "QT_SGLANG" in os.environ else None
+
+
+def program(name: str) -> Path | None:
+    """"python" or "sglang" of that environment; None where it was not built."""
+    path = (folder() or Path()) / "env" / "bin" / name
+    return path if folder() and path.is_file() else None
+
+
+def module(name: str) -> ModuleType:
+    """A file of OPENAI that needs no more than pydantic, read from the wheel."""
+    root = folder()
+    assert root, MISSING
+    wheel, = root.glob("sglang-*.whl")
+    spec = zipimport.zipimporter(f"{wheel}/{OPENAI}").find_spec(name)
+    assert spec and spec.loader
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+class Parser:
+    """`with Parser() as parse: parse(argv)` is SGLang's own reading of the arguments after `sglang serve`: the fields of
+    its ServerArgs, with the name of the pipeline's settings; or {"error": why it would not start}."""
+
+    def __enter__(self) -> Parser:
+        self.process = subprocess.Popen([str(program("python")), "-c", PARSER], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
+                                        env={**os.environ, **ENVIRONMENT})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()
+
+    def __call__(self, argv: Sequence[str]) -> dict[str, Any]:
+        assert self.process.stdin and self.process.stdout
+        print(json.dumps(list(argv)), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+
+def free_ports(count: int) -> int:
+    """The first of so many loopback ports in a row that nobody listens at."""
+    while True:
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError, OverflowError):
+            first = 0
+            for at in range(count):
+                one = held.enter_context(socket.socket())
+                one.bind(("127.0.0.1", first and first + at))
+                first = first or one.getsockname()[1]
+            return first
+
+
+def command(model: Path, *more: str, replicas: int = 1) -> tuple[int, list[str]]:
+    """(port, the whole command) of a server of `model` on ports of its own: SGLang takes the one after its own for a
+    broker, one for each replica's scheduler, and one where ranks meet."""
+    port = free_ports(3 + replicas)
+    return port, [str(program("sglang")), "serve", "--model-path", str(model), "--host", "127.0.0.1", "--port", str(port),
+                  "--scheduler-port", str(port + 2), "--master-port", str(port + 2 + replicas), "--strict-ports",
+                  "--warmup-mode", "off", *more]
+
+
+class Server:
+    """`with Server(folder, port, command) as server:` starts SGLang in `folder` and waits until it can draw."""
+
+    def __init__(self, folder: Path, port: int, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        self.folder, self.port, self.command, self.env = folder, port, list(command), dict(env or {})
+        self.log = folder / "sglang.log"
+
+    def __enter__(self) -> Server:
+        with open(self.log, "wb") as log:  # a session of its own: __exit__ ends it with all that it started
+            self.process = subprocess.Popen(self.command, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT,
+                                            env={**os.environ, **ENVIRONMENT, **self.env}, start_new_session=True)
+        problem, deadline = "did not answer within 300 s", time.time() + 300
+        while time.time() < deadline:
+            if self.process.poll() is not None:
+                problem = f"stopped with {self.process.returncode}"
+                break
+            with contextlib.suppress(OSError):
+                if self.request("/health")[0] == 200:
+                    return self
+            time.sleep(0.2)
+        self.__exit__()
+        raise RuntimeError(f"SGLang {problem}:\n{self.text()[-6000:]}")
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def request(self, path: str, body: dict | None = None, timeout: float = 120) -> tuple[int, Any]:
+        """(status, JSON or text) of a GET, or of a POST of `body`."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                status, kind, answer = response.status, response.headers.get_content_type(), response.read()
+        except urllib.error.HTTPError as error:
+            status, kind, answer = error.code, error.headers.get_content_type(), error.read()
+        return status, json.loads(answer) if kind == "application/json" else answer.decode()
+
+    def picture(self, **fields: Any) -> bytes:
+        """The bytes of one picture's file, by a request of just these fields."""
+        status, answer = self.request("/v1/images/generations", {"response_format": "b64_json", **fields})
+        assert status == 200, f"{answer}\n{self.text()[-3000:]}"
+        one, = answer["data"]
+        return base64.b64decode(one["b64_json"])
