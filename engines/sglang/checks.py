@@ -64,6 +64,12 @@ def of_references(base: Base, overrides: Sequence[tuple[str, Override]], loras: 
             )
         for problem in description.notes:
             yield Check(NOTE, problem)
+    if word := known.diffusers_word(base.folder):
+        yield Check(
+            REFUSED,
+            Text("SGLang gives every folder with {word} in its path to diffusers, overrides unseen", word=word),
+            Text("link or move the folder to a path without it"),
+        )
     if loras and any(override.description.family != "none" for _, override in overrides):
         yield Check(
             NOTE, Text("on quantized layers SGLang applies a LoRA beside the weight: merging is refused there")

@@ -54,6 +54,7 @@ PROMISED = (
     "--lora-weight-name",
     "--lora-nickname",
     "--lora-alpha",
+    "--backend",
 )
 _FREE = ("--output-path", "--input-save-path")  # paths that change no picture
 
@@ -183,6 +184,8 @@ def _argv(
         str(scheduler),
         "--master-port",
         str(scheduler + MASTER - SCHEDULER + max(layout.data, 1)),
+        "--backend",
+        "sglang",
         "--strict-ports",
         "true",
         "--input-save-path",

@@ -69,6 +69,14 @@ VIDEO = ("Wan", "HunyuanVideo", "LTX", "Mochi", "CogVideo", "Cosmos", "SkyReels"
 # Guidance is an input of the model: one evaluation a step, and a second one is an error or a waste.
 DISTILLED = ("FluxPipeline", "Flux2Pipeline", "Flux2KleinPipeline", "HunyuanVideoPipeline", "ZImagePipeline")
 
+# In the path of a model: SGLang takes it for a quantized repo that diffusers alone loads, whatever --backend says.
+_DIFFUSERS = ("-awq", "-gptq", "-4bit")
+
+
+def diffusers_word(path: str) -> str:
+    """The word in a base's path for which SGLang hands it to diffusers; empty where there is none."""
+    return next((word for word in _DIFFUSERS if word in path.lower()), "")
+
 
 def model_id(repo: str, pipeline_class: str) -> str:
     """The name by which SGLang finds the settings of a base; empty where it has to go by the pipeline's class."""
