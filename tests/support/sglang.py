@@ -43,7 +43,7 @@ for line in sys.stdin:
 
 def folder() -> Path | None:
     """Where dev.py put the wheel, and the environment in which the server runs."""
-    return Path(os.environ["QT_SGLANG"]) if "QT_SGLANG" in os.environ else None
+    return Path(os.environ["QT_SGLANG"]) if os.environ.get("QT_SGLANG") else None
 
 
 def program(name: str) -> Path | None:
