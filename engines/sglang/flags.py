@@ -21,41 +21,10 @@ from .installed import COMMAND, Installed, find
 from .layout import Layout
 from .references import Base, LoRA, Override, base_of, lora_of, override_of
 
-SCHEDULER, MASTER = (
-    100,
-    101,
-)  # above --port; one scheduler port for each copy of the model, the master port behind them
+SCHEDULER = 100  # above --port: a port for each copy of the model, and the one where ranks meet behind them
 OFFLOADS = ("auto", "none", "layerwise")
 # Flags that say what is served, where, and on what: behind -- they would make the name a lie.
-PROMISED = (
-    "--host",
-    "--port",
-    "--served-model-name",
-    "--model-path",
-    "--model",
-    "--num-gpus",
-    "--tp-size",
-    "--sp-degree",
-    "--ulysses-degree",
-    "--ring-degree",
-    "--kv-gather-degree",
-    "--cfg-parallel-size",
-    "--enable-cfg-parallel",
-    "--dp-size",
-    "--dp",
-    "--data-parallel-size",
-    "--scheduler-port",
-    "--master-port",
-    "--strict-ports",
-    "--quantization",
-    "--config",
-    "--lora-path",
-    "--lora-scale",
-    "--lora-weight-name",
-    "--lora-nickname",
-    "--lora-alpha",
-    "--backend",
-)
+PROMISED = frozenset(["--host", "--port", "--served-model-name", "--model-path", "--model", "--num-gpus", "--tp-size", "--sp-degree", "--ulysses-degree", "--ring-degree", "--kv-gather-degree", "--cfg-parallel-size", "--enable-cfg-parallel", "--dp-size", "--dp", "--data-parallel-size", "--scheduler-port", "--master-port", "--strict-ports", "--quantization", "--config", "--lora-path", "--lora-scale", "--lora-weight-name", "--lora-nickname", "--lora-alpha", "--backend"])
 _FREE = ("--output-path", "--input-save-path")  # paths that change no picture
 
 
@@ -161,38 +130,16 @@ def _argv(
         flag = f"--{role.replace('_', '-')}" + ("-path" if override.kind == "component" else "-weights-path")
         argv += [flag, override.path]
     for lora in loras:
-        argv += [
-            "--lora-path",
-            lora.path,
-            "--lora-nickname",
-            f"qt-{lora.part.mark}",
-            "--lora-scale",
-            f"{lora.strength:g}",
-        ]
+        argv += ["--lora-path", lora.path, "--lora-nickname", f"qt-{lora.part.mark}"]
+        argv += ["--lora-scale", f"{lora.strength:g}"]
     argv += layout.flags()
     if request.offload != "auto":
         argv += ["--dit-layerwise-offload", "true" if request.offload == "layerwise" else "false"]
     scheduler = request.port + SCHEDULER
-    argv += [
-        "--served-model-name",
-        str(identity),
-        "--host",
-        request.host,
-        "--port",
-        str(request.port),
-        "--scheduler-port",
-        str(scheduler),
-        "--master-port",
-        str(scheduler + MASTER - SCHEDULER + max(layout.data, 1)),
-        "--backend",
-        "sglang",
-        "--strict-ports",
-        "true",
-        "--input-save-path",
-        "",
-        "--output-path",
-        str(Path(request.state).absolute()) if known.is_video(base.pipeline_class) else "",
-    ]
+    output = str(Path(request.state).absolute()) if known.is_video(base.pipeline_class) else ""
+    argv += ["--served-model-name", str(identity), "--host", request.host, "--port", str(request.port)]
+    argv += ["--scheduler-port", str(scheduler), "--master-port", str(scheduler + max(layout.data, 1) + 1)]
+    argv += ["--strict-ports", "true", "--backend", "sglang", "--input-save-path", "", "--output-path", output]
     return [*argv, *request.more]
 
 
