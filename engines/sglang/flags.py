@@ -24,7 +24,12 @@ from .references import Base, LoRA, Override, base_of, lora_of, override_of
 SCHEDULER = 100  # above --port: a port for each copy of the model, and the one where ranks meet behind them
 OFFLOADS = ("auto", "none", "layerwise")
 # Flags that say what is served, where, and on what: behind -- they would make the name a lie.
-PROMISED = frozenset(["--host", "--port", "--served-model-name", "--model-path", "--model", "--num-gpus", "--tp-size", "--sp-degree", "--ulysses-degree", "--ring-degree", "--kv-gather-degree", "--cfg-parallel-size", "--enable-cfg-parallel", "--dp-size", "--dp", "--data-parallel-size", "--scheduler-port", "--master-port", "--strict-ports", "--quantization", "--config", "--lora-path", "--lora-scale", "--lora-weight-name", "--lora-nickname", "--lora-alpha", "--backend"])
+PROMISED = frozenset({
+    "--host", "--port", "--served-model-name", "--model-path", "--model", "--num-gpus", "--tp-size", "--sp-degree",
+    "--ulysses-degree", "--ring-degree", "--kv-gather-degree", "--cfg-parallel-size", "--enable-cfg-parallel",
+    "--dp-size", "--dp", "--data-parallel-size", "--scheduler-port", "--master-port", "--strict-ports",
+    "--quantization", "--config", "--lora-path", "--lora-scale", "--lora-weight-name", "--lora-nickname",
+    "--lora-alpha", "--backend"})
 _FREE = ("--output-path", "--input-save-path")  # paths that change no picture
 
 
