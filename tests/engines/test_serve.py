@@ -295,3 +295,25 @@ def test_an_installation_is_asked_by_its_own_python(tmp_path):
     assert found is not None and found.command == str(program) and found.sglang == "" and found.torch and found.gpus == ()
     with pytest.raises(CheckpointError, match="no such command"):
         installed.find(str(tmp_path / "gone"))
+
+
+def test_what_is_missing_is_fetched_on_consent_and_whole(hub, tmp_path):
+    """From a local hub, into an empty cache: all of the base but what nobody reads, and the override. The commits are the names."""
+    from support.hub import COMMIT, FakeRepo
+    from support.hub import Hub as Server
+
+    base = FakeRepo.of(Path(hub(FLUX1)))
+    base.files["README.md"] = b"about"
+    with Server({FLUX1: base, FP8: FakeRepo.of(Path(hub(FP8)))}) as server:
+        env = {"HF_HUB_CACHE": str(tmp_path), "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        asked = serve(hub, FLUX1, "--override", FP8, env=env)
+        assert asked.returncode == 1 and "is not on this machine" in asked.stderr and not server.log
+        done = serve(hub, FLUX1, "--override", FP8, "--download", "--json", env=env)
+        assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["identity"] == f"qt:{FLUX1}@{COMMIT[:12]}+transformer={FP8}@{COMMIT[:12]}"
+    folder = Path(told["argv"][told["argv"].index("--model-path") + 1])
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert there == set(base.files) - {"README.md"} and folder.is_relative_to(tmp_path)
+    again = serve(hub, FLUX1, "--override", FP8, "--json", env={**env, "HF_ENDPOINT": "http://127.0.0.1:1"})
+    assert json.loads(again.stdout) == told
