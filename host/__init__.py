@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .check import all_lacks, found_lacks, is_there, lacking, require, starters, version
     from .checkpoints import Parts, load_text_encoders_of, parts_of
     from .devices import (
+        all_devices,
         allocated_memory,
         amd_architecture,
         capability,
@@ -115,7 +116,7 @@ _NAMES = {
     "check": "all_lacks found_lacks is_there lacking require starters version",
     "checkpoints": "Parts load_text_encoders_of parts_of",
     "devices": (
-        "allocated_memory amd_architecture capability compute_device device_memory device_name device_type "
+        "all_devices allocated_memory amd_architecture capability compute_device device_memory device_name device_type "
         "empty_cache float_bytes forget_peak free_memory has_matmul is_cpu is_out_of_memory kitchen_backends progress "
         "spare_memory synchronize torch_builds"
     ),

@@ -36,6 +36,7 @@ FEATURES = {
         "comfy.model_management:get_torch_device_name(device)",
         "comfy.model_management:is_device_cpu(device)",
         "comfy.model_management:is_oom(error) ?",
+        "comfy.model_management:get_all_torch_devices() ?",
     )),
     "memory": Feature(Text("the forms of a model are not ordered by what fits on this machine"), (
         "comfy.model_management:get_total_memory(device)",

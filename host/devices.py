@@ -30,6 +30,15 @@ def compute_device() -> torch.device:
 
 
 @needs("devices")
+def all_devices() -> list[torch.device]:
+    """The devices that the host can share one model's work among; the one it runs models on where it does not say."""
+    import comfy.model_management
+
+    every = getattr(comfy.model_management, "get_all_torch_devices", None)
+    return list(every()) if every else [comfy.model_management.get_torch_device()]
+
+
+@needs("devices")
 def device_type() -> str:
     """The type of the device the host runs models on: "cuda", "npu", "cpu", ..."""
     import comfy.model_management

@@ -101,6 +101,11 @@ def _device() -> dict[str, Any]:
         "torch_npu": npu.torch_npu or (Text("does not import: {error}", error=npu.import_error) if npu.import_error
                                        else Text("not installed")),
         "CANN": npu.cann, "Ascend generation": npu.generation, "kitchen": host.kitchen_backends()}
+    count = len(host.all_devices())
+    if count > 1:
+        out["several GPUs"] = Text(
+            "{count}: ComfyUI's MultiGPU CFG Split evaluates both halves of a step at once, at a CFG above 1; Select "
+            "CLIP Device puts text encoders on another", count=count)
     native = Text("native")
     out |= {f"{kind} matmul": native if kind in machine.matmuls else
             Text("emulated (needs NVIDIA {needs} or newer)", needs=needs)

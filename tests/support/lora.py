@@ -26,14 +26,14 @@ def low_vram(patcher: Any, run: Callable[[Any], torch.Tensor]) -> torch.Tensor:
 
 def load_lora(patcher: Any, tensors: dict[str, torch.Tensor], folder: Path) -> Any:
     """The host's own LoraLoaderModelOnly at strength 1, on a file in a loras folder."""
-    import folder_paths
     from safetensors.torch import save_file
 
     from nodes import LoraLoaderModelOnly
+    from support.common import model_folder
 
     save_file(tensors, str(folder / f"{folder.name}.safetensors"))
-    folder_paths.add_model_folder_path("loras", str(folder))
-    return LoraLoaderModelOnly().load_lora_model_only(patcher, f"{folder.name}.safetensors", 1.0)[0]
+    with model_folder("loras", folder):
+        return LoraLoaderModelOnly().load_lora_model_only(patcher, f"{folder.name}.safetensors", 1.0)[0]
 
 
 def random_lora(targets: dict[str, tuple[int, int]], prefix: str = "transformer.") -> dict[str, torch.Tensor]:
