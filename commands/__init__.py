@@ -1,6 +1,7 @@
 """The command line's commands, one module each: HELP, NEEDS_HOST, add_arguments(parser) and run(options) -> exit code.
 
-NEEDS_HOST: "no", "yes", or "if found" (with ComfyUI, and without it).
+NEEDS_HOST: "no", "yes", "if found" (with ComfyUI, and without it), or "folders": where its models are, and it is not
+started; the options then have `base_directory` and `extra_model_paths_config`.
 """
 
 from __future__ import annotations
@@ -15,5 +16,6 @@ COMMANDS = {
     "compare": "compare",
     "bench": "bench",
     "migrate": "migrate",
+    "workflow": "workflow",
     "doctor": "doctor",
 }

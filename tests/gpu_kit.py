@@ -27,7 +27,7 @@ LIMIT = 60 * 2 ** 20  # bytes, with the checkout
 WHEELS = ("comfy-kitchen", "comfy-aimdo", "torchsde", "trampoline")
 OF_COMFYUI = ("comfy", "comfy_api", "comfy_extras", "comfy_execution", "utils", "app", "middleware", "api_server")
 TOKENIZERS = ("_tokenizer/", "_tokenizer_", "sd1_tokenizer/")
-OF_PACK = ("host", "quant", "loaders", "makers", "views", "routes", "nodes", "commands", "__init__.py", "__main__.py",
+OF_PACK = ("host", "quant", "loaders", "makers", "views", "engines", "routes", "nodes", "commands", "__init__.py", "__main__.py",
            "pyproject.toml", "tests/gpu", "tests/gpu_table.py", "tests/support")
 START = """#!/usr/bin/env bash
 # bash start.sh [STAGE ...]: unpack once, then measure; rows go to $OUT/gpu-table.jsonl (docs/gpu.md).

@@ -10,7 +10,7 @@ from pathlib import Path
 PACK = Path(__file__).resolve().parents[2]
 COMFYUI = Path(os.environ["COMFYUI_PATH"])
 # the pack's code, from the ground up
-FOLDERS = ("host", "quant", "loaders", "makers", "views", "routes", "nodes", "commands")
+FOLDERS = ("host", "quant", "loaders", "makers", "views", "engines", "routes", "nodes", "commands")
 
 
 def import_pack() -> None:

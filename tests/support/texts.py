@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[2]
-ROOMS = ("host", "loaders", "makers", "nodes", "quant", "routes", "views")
+ROOMS = ("engines", "host", "loaders", "makers", "nodes", "quant", "routes", "views")
 LANGUAGES = tuple(sorted(path.name for path in (PACK / "locales").iterdir() if path.name != "en"))
 # Words that only English bends: another language may leave their placeholders out.
 BENT = re.compile(r"s\d*")

@@ -1,0 +1,1 @@
+"""Where a model runs when this ComfyUI alone is not enough."""
