@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ def find_comfyui() -> Path | None:
     return next((path for path in candidates if (path / "comfy").is_dir() and (path / "main.py").is_file()), None)
 
 
-def start_host(needed: str) -> None:
+def start_host(needed: str, options: argparse.Namespace | None = None) -> None:
     """Put ComfyUI on sys.path with its default options (on the CPU where torch has no accelerator)."""
     path = find_comfyui()
-    if needed == "yes" and path is None:
+    folders = [options.base_directory] if needed == "folders" and options and options.base_directory else []
+    if (needed == "yes" or folders) and path is None:
         sys.exit("ComfyUI was not found.\n  what to do: put this pack into its custom_nodes folder, or set "
                  "COMFYUI_PATH")
     if path is None:
@@ -46,26 +48,38 @@ def start_host(needed: str) -> None:
 
         host.starters.append(lambda: start_host("maybe"))  # for what only ComfyUI knows
         return
-    sys.path.insert(0, str(path))
-    arguments, sys.argv = sys.argv, [sys.argv[0]]
-    import comfy.options
+    if needed == "folders":
+        assert options is not None
+        if folders and not os.path.isdir(options.base_directory):
+            sys.exit(f"--base-directory: there is no folder {options.base_directory}")
+        _read_arguments(path, "--cpu", *(["--base-directory", *folders] if folders else []))
+        _model_folders(path, options.extra_model_paths_config)
+        return
     import torch
-    comfy.options.enable_args_parsing()
-    if not (torch.cuda.is_available() or torch.backends.mps.is_available() or hasattr(torch, "npu")):
-        sys.argv.append("--cpu")
-    import comfy.cli_args  # noqa: F401  # reads sys.argv once
-    sys.argv = arguments
+    there = torch.cuda.is_available() or torch.backends.mps.is_available() or hasattr(torch, "npu")
+    _read_arguments(path, *([] if there else ["--cpu"]))
     _model_folders(path)
 
 
-def _model_folders(comfyui: Path) -> None:
-    """ComfyUI's model folders as its server has them: extra_model_paths.yaml, and this pack's own."""
-    from utils.extra_config import load_extra_path_config
+def _read_arguments(comfyui: Path, *arguments: str) -> None:
+    """Put ComfyUI on sys.path and let it read these as its command line, which it does once."""
+    sys.path.insert(0, str(comfyui))
+    ours, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    import comfy.options
+    comfy.options.enable_args_parsing()
+    import comfy.cli_args  # noqa: F401
+    sys.argv = ours
 
+
+def _model_folders(comfyui: Path, more: Sequence[str] = ()) -> None:
+    """ComfyUI's model folders as its server has them: extra_model_paths.yaml, and this pack's own."""
     from quantized_transformers import host
 
-    if (comfyui / "extra_model_paths.yaml").is_file():
-        load_extra_path_config(str(comfyui / "extra_model_paths.yaml"))
+    usual = comfyui / "extra_model_paths.yaml"
+    for file in (*([str(usual)] if usual.is_file() else ()), *more):
+        from utils.extra_config import load_extra_path_config
+
+        load_extra_path_config(file)
     host.register_model_folder()
 
 
@@ -85,7 +99,7 @@ def main() -> int:
     options = parser.parse_args(given[:at])
     options.more = given[at + 1:]
     module = modules[options.command]
-    start_host(module.NEEDS_HOST)
+    start_host(module.NEEDS_HOST, options)
     try:
         return module.run(options)
     except CheckpointError as error:

@@ -1,7 +1,8 @@
 """The command line's commands, one module each: HELP, NEEDS_HOST, add_arguments(parser) and run(options) -> exit code.
 With MORE, what stands behind -- is in options.more.
 
-NEEDS_HOST: "no", "yes", or "if found" (with ComfyUI, and without it).
+NEEDS_HOST: "no", "yes", "if found" (with ComfyUI, and without it), or "folders": where its models are, and it is not
+started; the options then have `base_directory` and `extra_model_paths_config`.
 """
 
 from __future__ import annotations
@@ -17,5 +18,6 @@ COMMANDS = {
     "bench": "bench",
     "migrate": "migrate",
     "serve": "serve",
+    "workflow": "workflow",
     "doctor": "doctor",
 }

@@ -1,1 +1,2 @@
-"""Where a model runs, when it is not this ComfyUI: `sglang` drives SGLang-Diffusion's server."""
+"""Where a model runs when this ComfyUI alone is not enough: `sglang` drives SGLang-Diffusion's server, `worker` is for
+many ComfyUIs."""

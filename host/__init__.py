@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         download_folder,
         environment,
         folder_kinds,
+        model_file,
         model_folders,
         once,
         output_folder,
@@ -124,8 +125,8 @@ _NAMES = {
     "elsewhere": "act_for start_when_needed",
     "errors": "CheckpointError HostChanged",
     "folders": (
-        "MODEL_FOLDER_KEYS comfyui_path download_folder environment folder_kinds model_folders once "
-        "output_folder ready text_folders"
+        "MODEL_FOLDER_KEYS comfyui_path download_folder environment folder_kinds model_file model_folders "
+        "once output_folder ready text_folders"
     ),
     "loras": "BELOW layer_shapes load_lora lora_files lora_names lora_pair lora_path",
     "machines": "MATMULS Machine machine",

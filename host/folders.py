@@ -57,6 +57,16 @@ def download_folder(key: str) -> str:
     return next((path for path in folders if os.path.basename(path) != "unet"), folders[0])  # "unet" is its old name
 
 
+def model_file(kind: str, name: str) -> str:
+    """The path of a name in the host's lists of a kind ("loras"), as its own loaders look it up; empty when it is not
+    there, and outside of it."""
+    try:
+        import folder_paths
+    except ImportError:
+        return ""
+    return str(folder_paths.get_full_path(kind, name) or "")
+
+
 def folder_kinds() -> dict[str, list[str]]:
     """Each of model_folders and text_folders -> what ComfyUI calls it ("checkpoints"); several names may have one."""
     kinds: dict[str, list[str]] = {}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .check import needs
+from .folders import model_file
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +36,7 @@ def lora_files() -> list[str]:
 
 def lora_path(name: str) -> str:
     """The path of a name of `lora_files`; empty when it is not there."""
-    import folder_paths
-
-    return str(folder_paths.get_full_path("loras", name) or "")
+    return model_file("loras", name)
 
 
 @needs("LoRAs in diffusers' names")

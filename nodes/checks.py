@@ -92,7 +92,7 @@ def referring(classes: Iterable[Any]) -> dict[str, dict[str, Any]]:
     """Node id -> what the web part must know to ask about it, of every node that takes a free reference: `input`, the
     list that the reference wins over; `others`, the inputs that choose among the checkpoint's files; `kind`, that of
     the catalog's entries it loads, or None."""
-    from ..views.card import Query
+    from ..loaders.queries import Query
     from ..views.catalog import LOADS_WITH
 
     asked = {field.name for field in fields(Query)} - {"reference"}
@@ -129,7 +129,8 @@ def ready(cls: Any, listed: str | None, name: str, reference: str | None) -> boo
     prompt, node = _prompt.get(), getattr(getattr(cls, "hidden", None), "unique_id", None)
     if prompt is None or node not in prompt:
         return check_choice(listed, lists.known(name), reference, True)
-    from ..views.queue_check import Prompt, problem
+    from ..loaders.prompts import Prompt
+    from ..views.queue_check import problem
 
     try:
         found = problem(Prompt(prompt, _referring(), host.output_types), node)

@@ -20,7 +20,8 @@ from typing import Any
 from .. import host
 from ..host.texts import Text, packed
 from ..loaders.errors import CheckpointError, MissingFiles, OtherKind
-from ..views.card import Query, card
+from ..loaders.queries import Query
+from ..views.card import card
 from ..views.confine import OutsideError, TooLargeError, confined
 
 KEPT = 512  # cards of the last different questions

@@ -12,10 +12,10 @@ from pathlib import Path
 from secrets import token_hex
 
 from ..host.texts import Text
+from ..loaders import download_plans as plans
 from ..loaders.errors import CheckpointError
 from ..loaders.files import hub
-from ..views.card import Query, locate_parts
-from . import plans
+from ..loaders.queries import Query, locate_parts
 
 KEPT = 50  # finished jobs that can still be asked for
 AT_ONCE = 2

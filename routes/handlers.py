@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from .. import host
 from ..host.texts import Text, asked, spoken
+from ..loaders import download_plans as plans
 from ..loaders.errors import CheckpointError
+from ..loaders.queries import Query
 from ..views import variants
-from ..views.card import Query, judged
-from . import downloads, plans
+from ..views.card import judged
+from . import downloads
 from .catalog import CatalogView
 from .helper import Helper, HelperError
 from .requests import (

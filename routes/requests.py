@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 from .. import host
 from ..host.texts import Text, chosen, usual
 from ..loaders.components import overrides
+from ..loaders.download_plans import TARGETS, Asked
 from ..loaders.errors import CheckpointError
 from ..loaders.files import hubs
 from ..loaders.files.places import cleaned
-from ..views.card import Query
-from .plans import TARGETS, Asked
+from ..loaders.queries import Query
 from .work import Answer, refusal
 
 if TYPE_CHECKING:

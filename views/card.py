@@ -10,14 +10,13 @@ import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from .. import host
 from ..host.texts import Text, joined
 from ..loaders.architectures import Dims, by_name
 from ..loaders.architectures.base import tensor_name
-from ..loaders.components import overrides
 from ..loaders.containers.checkpoint import Checkpoint
 from ..loaders.describe import config_title, describe, describe_config, is_derived
 from ..loaders.description import CheckpointDescription
@@ -25,10 +24,9 @@ from ..loaders.errors import CheckpointError, MissingFiles
 from ..loaders.families import choices_of, families, named
 from ..loaders.families.names import PICTURES, TEXTS, beside, whole
 from ..loaders.files import hubs
-from ..loaders.files.places import Fetch, cleaned, downloadable
-from ..loaders.files.selection import COMPONENTS
+from ..loaders.files.places import downloadable
 from ..loaders.files.source import Source
-from ..loaders.locate import locate
+from ..loaders.queries import TEXT_ENCODER, VAE, Query, locate_parts
 from ..quant.stored import PLAIN_DTYPES
 from . import verdict
 from .confine import check_headers
@@ -38,75 +36,6 @@ from .known import known
 DEFERRED = "deferred"  # the badge of a base without weights
 SHOWN = 20  # problems and notes
 OF_ONE_FAMILY = {"QT_NunchakuSVDQLoader": "nunchaku", "QT_ModelSlimLoader": "modelslim"}
-TEXT_ENCODER, VAE = "QT_LoadBaseTextEncoder", "QT_LoadBaseVAE"
-NODES = ("QT_LoadBaseModel", "QT_ApplyTransformerOverride", "QT_NunchakuSVDQLoader", "QT_ModelSlimLoader",
-         "QT_InspectCheckpoint", TEXT_ENCODER, VAE)
-
-
-@dataclass(frozen=True)
-class Query:
-    """A reference and what else chooses among its files, as the widgets of `node` have it.
-
-    `weights` "defer to override" asks for the configuration only; `base` is the reference of the model that an override
-    must fit; `layers` adds the layer map; the `override` inputs are those of Load Base Text Encoder. Raises
-    CheckpointError for values that no widget has.
-    """
-
-    reference: str
-    node: str = "QT_InspectCheckpoint"
-    component: str = "transformer"
-    weights_name: str = ""
-    revision: str = ""
-    precision: str = "auto"
-    rank: int = 0
-    weights: str = "load"
-    base: str = ""
-    base_component: str = "transformer"
-    layers: bool = False
-    override: str = ""
-    override_reference: str = ""
-    override_2: str = ""
-    override_2_reference: str = ""
-
-    @property
-    def overrides(self) -> tuple[str, ...]:
-        """References to what takes the place of a base's text encoders."""
-        return overrides.chosen(vars(self)) if self.node == TEXT_ENCODER else ()
-
-    def __post_init__(self) -> None:
-        choices = {"node": NODES, "component": COMPONENTS, "base_component": COMPONENTS,
-                   "weights": ("load", "defer to override")}
-        for family in families():
-            choices |= family.options
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise CheckpointError(Text("{name} is none of {allowed}", name=name, allowed=", ".join(allowed)),
-                                      repr(str(getattr(self, name))[:80]), Text("correct it"))
-        object.__setattr__(self, "reference", cleaned(self.reference))
-        if not self.reference:
-            raise CheckpointError(Text("no checkpoint is chosen"),
-                                  do=Text("pick one in the list, or give a path or repo id"))
-        if not 0 <= self.rank <= 1024:
-            raise CheckpointError(Text("rank is not in 0..1024"), str(self.rank), Text("correct it"))
-
-
-def locate_parts(query: Query, download: bool | Fetch = False) -> list[Source]:
-    """The files that `query.node` loads of the reference: one Source, or several for text encoders.
-
-    `download` as in sources.resolve. Raises CheckpointError as the nodes do.
-    """
-    if query.node == TEXT_ENCODER:
-        from ..loaders.components import text_encoder
-
-        return text_encoder.sources(text_encoder.Request(query.reference, query.revision, download=download,
-                                                         overrides=query.overrides))
-    if query.node == VAE:
-        from ..loaders.components import vae
-
-        return [vae.source(vae.Request(query.reference, query.revision, download=download))]
-    return [locate(query.reference, component=query.component, weights_name=query.weights_name,
-                   revision=query.revision, need_weights=query.weights == "load", download=download,
-                   choices=choices_of(vars(query)))]
 
 
 def card(query: Query) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from ..host.texts import one_line
 from ..loaders import local
 from ..loaders.errors import CheckpointError, OtherKind
 from ..loaders.families import families
-from .card import Query, title
+from ..loaders.queries import Query
+from .card import title
 from .known import KNOWN_CHECKPOINTS
 from .verdict import RED
 

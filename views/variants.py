@@ -15,7 +15,7 @@ from ..loaders.errors import CheckpointError
 from ..loaders.families import families
 from ..loaders.files import hubs
 from ..loaders.files.places import cleaned, downloadable
-from .card import Query, locate_parts
+from ..loaders.queries import Query, locate_parts
 from .catalog import LOADS_WITH
 from .verdict import AMBER, GREEN, RED, Verdict, of_formats
 

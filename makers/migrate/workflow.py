@@ -9,6 +9,7 @@ from typing import Any
 
 from ...host.texts import Text, joined
 from ...loaders.errors import CheckpointError
+from ...loaders.prompts import prompt_in
 from .graphs import ApiGraph, Graph, PageGraph
 from .rules import NUNCHAKU_MODELS, OPTIONS, Left, convert, foreign, has_rule
 
@@ -46,14 +47,12 @@ def migrate(workflow: dict[str, Any]) -> Migrated:
 
 
 def _graphs(workflow: dict[str, Any]) -> Iterable[Graph]:
-    prompt = workflow.get("prompt", workflow)
     if isinstance(workflow.get("nodes"), list):
         subgraphs = (workflow.get("definitions") or {}).get("subgraphs") or []
         yield PageGraph(workflow, subgraphs)
         for inner in subgraphs:
             yield PageGraph(inner, subgraphs, outer=[workflow, *subgraphs])
-    elif isinstance(prompt, dict) and prompt and all(isinstance(node, dict) and "class_type" in node
-                                                     for node in prompt.values()):
+    elif prompt := prompt_in(workflow):
         yield ApiGraph(prompt)
 
 

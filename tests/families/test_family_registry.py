@@ -13,7 +13,8 @@ from quantized_transformers.loaders import families, model
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.locate import locate
-from quantized_transformers.views.card import Query, card
+from quantized_transformers.loaders.queries import Query
+from quantized_transformers.views.card import card
 from support import flux
 from support.common import stored
 

@@ -164,7 +164,8 @@ def test_the_rest_of_the_pack_works(feature, tiny, monkeypatch):
 def test_without_memory_estimates_badges_say_the_rest(tiny, monkeypatch):
     import comfy.model_management
 
-    from quantized_transformers.views.card import Query, card, judged
+    from quantized_transformers.loaders.queries import Query
+    from quantized_transformers.views.card import card, judged
 
     before = judged(card(Query(str(tiny.fp8))))
     monkeypatch.delattr(comfy.model_management, "unet_dtype")

@@ -20,7 +20,8 @@ FILES = [path for folder in FOLDERS for path in sorted((PACK / folder).rglob("*.
 # families that write it, its builder with node and command, what SGLang does with it, and the markers of 0.1.
 NAMES_NVFP4 = ("host/", "loaders/families/", "quant/kernels/", "quant/codecs/", "quant/packed/", "quant/ggml/", "quant/svdquant/", "quant/convert/nvfp4",
                "quant/layouts/old.py", "engines/sglang/", "makers/builders/", "nodes/build_quantized.py", "nodes/__init__.py",
-               "nodes/apply_override.py", "nodes/load_base.py", "nodes/inputs.py", "nodes/nunchaku.py", "commands/build_nvfp4.py", "commands/__init__.py")
+               "nodes/apply_override.py", "nodes/load_base.py", "nodes/inputs.py", "nodes/nunchaku.py", "commands/build_nvfp4.py", "commands/__init__.py",
+               "engines/worker/loaders.py")
 REPOS = ("loaders/locate.py", "loaders/files/addresses.py", "views/variants.py")  # published under a name that has it
 
 

@@ -14,11 +14,12 @@ import pytest
 
 from quantized_transformers import host
 from quantized_transformers.loaders import model
+from quantized_transformers.loaders.download_plans import Asked
 from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.loaders.queries import Query
 from quantized_transformers.routes import downloads, helper
-from quantized_transformers.routes.plans import Asked
 from quantized_transformers.views import catalog
-from quantized_transformers.views.card import Query, card, judged
+from quantized_transformers.views.card import card, judged
 from quantized_transformers.views.confine import OutsideError, TooLargeError, check_headers, confined
 from support import common, host_models, svdquant_models, text_gguf
 from support import text_encoders as tiny_texts

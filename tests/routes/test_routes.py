@@ -214,7 +214,7 @@ def test_catalog(server, svdq):
 
 def test_page_knows_every_node_that_refers(server):
     """Against the nodes as the host lists them, and what `describe` takes."""
-    from quantized_transformers.views.card import NODES
+    from quantized_transformers.loaders.queries import NODES
     from quantized_transformers.views.catalog import LOADS_WITH
 
     status, page = ask(server, "GET", "page")

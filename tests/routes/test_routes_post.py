@@ -298,6 +298,31 @@ def test_migration_knows_the_nodes_it_makes(server):
             assert default == "" or default in (choices or [options.get("default")]), (kind, name)
 
 
+def test_workers_know_the_nodes_that_name_files(server):
+    """Widgets by position, and of which folder a stock loader's lists are."""
+    from quantized_transformers.engines.worker.loaders import SERVER, STOCK, WIDGETS
+
+    folders = {folder for stock in STOCK.values() for folder in stock.files.values()}
+    for folder in folders:
+        (server.base / "models" / folder).mkdir(exist_ok=True)
+        (server.base / "models" / folder / f"of_{folder}.safetensors").write_bytes(b"")
+    infos = server.get("/object_info")
+    for folder in folders:
+        (server.base / "models" / folder / f"of_{folder}.safetensors").unlink()
+    assert {name for name in infos if name.startswith("QT_Server")} <= {SERVER} | WIDGETS.keys()
+    for kind, widgets in WIDGETS.items():
+        if kind == SERVER and kind not in infos:
+            continue
+        info = infos[kind]
+        inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+        names = [name for order in ("required", "optional") for name in info["input_order"].get(order, [])]
+        shown = [name for name in names if inputs[name][0] not in ("MODEL", "CLIP", "VAE")]
+        assert shown[:len(widgets)] == list(widgets), kind
+        for name, folder in (STOCK[kind].files if kind in STOCK else {}).items():
+            listed = inputs[name][0] if isinstance(inputs[name][0], list) else inputs[name][1]["options"]
+            assert [one for one in listed if one.startswith("of_")] == [f"of_{folder}.safetensors"], (kind, name)
+
+
 def test_migrated_workflow_runs(server, svdq, hub):
     """A workflow of nunchaku's nodes, migrated over HTTP: its file is offered by its published name; then a picture."""
     save_file({"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.randn(8, 256),

@@ -19,11 +19,12 @@ from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.locate import locate
+from quantized_transformers.loaders.queries import Query
 from quantized_transformers.loaders.report import describe_report
 from quantized_transformers.makers.save import save
 from quantized_transformers.quant.host_formats import HOST_FORMATS
 from quantized_transformers.views import verdict
-from quantized_transformers.views.card import Query, card
+from quantized_transformers.views.card import card
 from support import flux
 from support.common import rel_l2
 

@@ -266,7 +266,8 @@ def test_shards_and_quantized_transformers(whole, tmp_path):
 
 def test_badges(whole, tmp_path):
     """What the nodes' badges say of the file: of the part that the node takes, from headers."""
-    from quantized_transformers.views.card import Query, card
+    from quantized_transformers.loaders.queries import Query
+    from quantized_transformers.views.card import card
 
     tensors = load_file(whole[0])
     for node, prefix in (("QT_LoadBaseTextEncoder", ENCODERS), ("QT_LoadBaseVAE", VAE)):

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 from .. import host
 from ..host.texts import Text
-from ..loaders.components.pipeline import locate_each
-from ..loaders.errors import CheckpointError
-from ..loaders.files import hub
-from ..loaders.files.hubs.base import Hub
-from ..loaders.files.places import Fetch, downloadable
-from ..loaders.files.selection import Select
-from ..loaders.files.stores import ModelFolder, Store
-from ..views.card import TEXT_ENCODER, VAE, Query, locate_parts
+from .components.pipeline import locate_each
+from .errors import CheckpointError
+from .files import hub
+from .files.hubs.base import Hub
+from .files.places import Fetch, downloadable
+from .files.selection import Select
+from .files.source import Source
+from .files.stores import ModelFolder, Store
+from .queries import TEXT_ENCODER, VAE, Query, locate_parts
 
 TARGETS = ("cache", "models")
 
@@ -33,8 +34,8 @@ class Asked(NamedTuple):
 
 
 class _Planned(Exception):  # noqa: N818  # not an error: it ends locate where the download would begin
-    def __init__(self, plan: hub.Plan) -> None:
-        self.plan = plan
+    def __init__(self, reference: str, plan: hub.Plan) -> None:
+        self.reference, self.plan = reference, plan
 
 
 def where(query: Query, target: str) -> hub.Where | None:
@@ -58,20 +59,31 @@ def refuse_no_repo(reference: str) -> None:
 def of_query(query: Query, asked: Asked, watcher: hub.Watcher) -> Iterator[hub.Plan]:
     """What a download of one of the queries would fetch: one plan for each repo that lacks some, as far as can be said
     before what replaces a base's text encoders is here. Raises CheckpointError as a download does."""
-    def ask(reference: str, revision: str, select: Select, patterns: Sequence[str]) -> Path:
-        raise _Planned(hub.plan(reference, revision, select, patterns, watcher, where(query, asked.target), asked.hub))
-
     loads: list[Callable[[Fetch], Any]] = [partial(locate_parts, query)]
-    loads += [partial(_override, reference) for reference in query.overrides]
+    loads += [partial(override, reference) for reference in query.overrides]
     for load in loads:
-        try:
-            load(ask)
-        except _Planned as planned:
-            yield planned.plan
+        found = of_load(load, where(query, asked.target), asked.hub, watcher)
+        if found:
+            yield found[1]
 
 
-def _override(reference: str, download: Fetch) -> None:
-    locate_each(reference, download=download)
+def of_load(load: Callable[[Fetch], Any], where: hub.Where | None, prefer: str,
+            watcher: hub.Watcher) -> tuple[str, hub.Plan] | None:
+    """(reference, plan) of the first repo of which a load lacks files; None where it lacks none. Raises CheckpointError
+    as a download does."""
+    def ask(reference: str, revision: str, select: Select, patterns: Sequence[str]) -> Path:
+        raise _Planned(reference, hub.plan(reference, revision, select, patterns, watcher, where, prefer))
+
+    try:
+        load(ask)
+    except _Planned as planned:
+        return planned.reference, planned.plan
+    return None
+
+
+def override(reference: str, download: bool | Fetch = False) -> list[Source]:
+    """The files of what takes the place of a base's text encoders."""
+    return locate_each(reference, download=download)
 
 
 def answer(asked: Asked) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""ComfyUI as one worker of many."""
