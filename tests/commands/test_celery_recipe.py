@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from support import downloads
+from support.hub import FakeRepo, Hub
 from support.pack import COMFYUI, PACK
 from support.server import TEST_NODES, free_port
 from support.workflow import load_base, text_to_image
@@ -70,9 +73,13 @@ def until(what, seconds: float, logs) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.full
-@pytest.mark.skipif("QT_CELERY" not in os.environ, reason="the recipe with Celery and Redis, where QT_CELERY is their Python")
-def test_two_workers_lose_no_job(tmp_path, tiny):
+real = pytest.mark.skipif("QT_CELERY" not in os.environ,
+                          reason="the recipe with Celery and Redis, where QT_CELERY is their Python")
+
+
+@pytest.fixture
+def env(tmp_path):
+    """The environment of workers, with their Redis."""
     sys.path.append(str(PACK))
     from dev import link_pack
 
@@ -81,10 +88,20 @@ def test_two_workers_lose_no_job(tmp_path, tiny):
         (base / "custom_nodes" / name).mkdir(parents=True)
         (base / "custom_nodes" / name / "__init__.py").write_text(code, encoding="utf-8")
     link_pack(base / "custom_nodes")
-    redis_port, results, logs = free_port(), tmp_path / "results", [tmp_path / "one.log", tmp_path / "two.log"]
-    env = {**os.environ, "COMFYUI": str(COMFYUI), "PACK": str(PACK), "COMFYUI_PYTHON": sys.executable,
-           "COMFYUI_OPTIONS": f"--cpu --disable-api-nodes --base-directory '{base}'", "RESULTS": str(results),
-           "REDIS_URL": f"redis://127.0.0.1:{redis_port}/0", "LONGEST": "20"}
+    port = free_port()
+    redis = subprocess.Popen([str(shutil.which("redis-server")), "--port", str(port), "--bind", "127.0.0.1", "--save", "",
+                              "--dir", str(tmp_path)], stdout=subprocess.DEVNULL)
+    yield {**os.environ, "COMFYUI": str(COMFYUI), "PACK": str(PACK), "COMFYUI_PYTHON": sys.executable,
+           "COMFYUI_OPTIONS": f"--cpu --disable-api-nodes --base-directory '{base}'", "RESULTS": str(tmp_path / "results"),
+           "REDIS_URL": f"redis://127.0.0.1:{port}/0", "LONGEST": "20"}
+    redis.kill()
+    redis.wait()
+
+
+@pytest.mark.full
+@real
+def test_two_workers_lose_no_job(tmp_path, tiny, env):
+    results, logs = tmp_path / "results", [tmp_path / "one.log", tmp_path / "two.log"]
 
     def prompt(number: int) -> Path:
         file = tmp_path / f"{number}.json"
@@ -108,8 +125,6 @@ def test_two_workers_lose_no_job(tmp_path, tiny):
         return [job for job in jobs for line in log.read_text(errors="replace").splitlines() if f"[{job}] {what}" in line]
 
     jobs = [str(uuid.uuid4()) for _ in range(4)]
-    redis = subprocess.Popen([str(shutil.which("redis-server")), "--port", str(redis_port), "--bind", "127.0.0.1", "--save", "",
-                              "--dir", str(tmp_path)], stdout=subprocess.DEVNULL)
     workers = []
     try:
         workers += [start(log) for log in logs]
@@ -147,7 +162,42 @@ def test_two_workers_lose_no_job(tmp_path, tiny):
         workers[1].wait(60)
         assert not runs(ours)
     finally:
-        for process in (*workers, redis):
+        for process in workers:
             if process.poll() is None:
                 process.kill()
             process.wait()
+
+
+@pytest.mark.full
+@real
+def test_a_worker_of_all_models_fetches_and_tells_what_fails(tmp_path, tiny, env):
+    """A job whose model is fetched first; one whose model is nowhere, one that ComfyUI refuses, and one that fails."""
+    def job(reference: str, **nodes: dict) -> dict:
+        return {"1": load_base(reference), **text_to_image(["1", 0], "j", steps=2, size=64), **nodes}
+
+    failing = {"class_type": "QTTest_TinyConditioning", "inputs": {"text": 63, "pooled": 32, "tokens": 7, "seed": 5}}
+    jobs = {"fetched": job("owner/tiny"), "gone": job("owner/gone"), "fails": job("owner/tiny", jcond=failing),
+            "refused": job("owner/tiny", jcond={"class_type": "NoSuchNode", "inputs": {}})}
+    log, ids = tmp_path / "any.log", {}
+    with Hub({"owner/tiny": FakeRepo.of(tiny.pipeline)}) as hub:
+        env |= downloads.environment(hub, tmp_path / "home") | env | {
+            "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "WORK": str(tmp_path / "work")}
+        with open(log, "wb") as out:
+            worker = subprocess.Popen([os.environ["QT_CELERY"], str(RECIPE), "worker"], stdout=out, stderr=subprocess.STDOUT,
+                                      env=env, cwd=tmp_path)
+        try:
+            for name, prompt in jobs.items():
+                (tmp_path / f"{name}.json").write_text(json.dumps(prompt))
+                ids[name] = subprocess.run([os.environ["QT_CELERY"], str(RECIPE), "send", str(tmp_path / f"{name}.json")], env=env,
+                                           cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+            asked = len(hub.log)
+            until(lambda: len(re.findall(r"\] succeeded|raised unexpected", log.read_text(errors="replace"))) == 4, 180, [log])
+            assert asked < len(hub.log), "it was fetched by the worker"
+        finally:
+            worker.terminate()
+            worker.wait(60)
+    said = {name: next(line for line in log.read_text(errors="replace").splitlines()
+                       if f"[{job}] succeeded" in line or f"[{job}] raised" in line) for name, job in ids.items()}
+    assert " succeeded " in said["fetched"] and "missing: [['owner/gone']]" in said["gone"]
+    assert "NoSuchNode" in said["refused"] and "cannot be multiplied" in said["fails"]
+    assert [path.name for path in (tmp_path / "results").iterdir()] == [ids["fetched"]]
