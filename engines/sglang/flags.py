@@ -88,8 +88,8 @@ def command(request: Request) -> Command:
         reference, override, kind = base_of_quantized(reference), reference, "weights"
     base = base_of(reference, request.revision, request.download)
     overrides = [
-        (role, override_of(given, base, role, kind, request.weights_name, "", request.download))
-        for role, given in zip(ROLES, (override, request.override_2), strict=True)
+        (role, override_of(given, base, role, kind, name, "", request.download))
+        for role, given, name in zip(ROLES, (override, request.override_2), (request.weights_name, ""), strict=True)
         if given
     ]
     loras = [lora_of(given, strength, request.download) for given, strength in request.loras]
