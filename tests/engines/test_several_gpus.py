@@ -3,6 +3,8 @@ another name, so what is proven is that both halves are the same model, not that
 
 from __future__ import annotations
 
+import gc
+
 import comfy.model_management as management
 import pytest
 import torch
@@ -52,6 +54,9 @@ def sampled(patcher):
 
 
 def split(patcher):
+    """As the server runs nodes: what earlier ones have let go of is off the host's list, in which its node sees nothing but models."""
+    gc.collect()
+    management.cleanup_models()
     return MultiGPUCFGSplitNode.execute(patcher, 2).args[0]
 
 
