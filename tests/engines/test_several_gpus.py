@@ -54,9 +54,9 @@ def sampled(patcher):
 
 
 def split(patcher):
-    """As the server runs nodes: what earlier ones have let go of is off the host's list, in which its node sees nothing but models."""
+    """Without what earlier tests have let go of in the host's list, where its node takes every entry for a model."""
     gc.collect()
-    management.cleanup_models()
+    management.current_loaded_models[:] = [one for one in management.current_loaded_models if one.model is not None]
     return MultiGPUCFGSplitNode.execute(patcher, 2).args[0]
 
 
