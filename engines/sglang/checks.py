@@ -109,7 +109,8 @@ def of_layout(
         )
     cards = installed.gpus if installed else ()
     least = min((card.bytes for card in cards), default=0)
-    if least and weights > least and layout.tensor < 2 and offload == "none":
+    whole = offload == "none" or offload == "auto" and layout.sequence_parallel(not distilled)
+    if least and weights > least and layout.tensor < 2 and whole:
         yield Check(
             WARNING,
             Text(
@@ -119,29 +120,10 @@ def of_layout(
             ),
             Text("use --offload layerwise, or --tp"),
         )
-    elif least and weights > least and layout.tensor < 2 and layout.sequence_parallel(not distilled):
-        yield Check(
-            WARNING,
-            Text(
-                "sharing the sequence puts all {weights:.1f} GB on each GPU, and one has {memory:.1f} GB",
-                weights=weights / 1e9,
-                memory=least / 1e9,
-            ),
-            Text("use --offload layerwise, or --tp"),
-        )
 
 
-def of_machine(
-    overrides: Sequence[tuple[str, Override]], layout: Layout, installed: Installed | None
-) -> Iterator[Check]:
-    """What the installation says."""
-    if installed is None:
-        yield Check(
-            NOTE,
-            Text("there is no sglang on this machine, so its cards and versions were not looked at"),
-            Text("pip install 'sglang[diffusion]=={version}' in an environment of its own", version=known.VERSION),
-        )
-        return
+def of_version(installed: Installed) -> Iterator[Check]:
+    """Whether it is the SGLang that this pack was tried with."""
     if not installed.sglang:
         yield Check(
             REFUSED,
@@ -158,6 +140,20 @@ def of_machine(
             ),
             Text("install that version, or look at the first pictures"),
         )
+
+
+def of_machine(
+    overrides: Sequence[tuple[str, Override]], layout: Layout, installed: Installed | None
+) -> Iterator[Check]:
+    """What the installation says."""
+    if installed is None:
+        yield Check(
+            NOTE,
+            Text("there is no sglang on this machine, so its cards and versions were not looked at"),
+            Text("pip install 'sglang[diffusion]=={version}' in an environment of its own", version=known.VERSION),
+        )
+        return
+    yield from of_version(installed)
     families = {override.description.family for _, override in overrides}
     if not installed.gpus:
         if families - {"none"} and not installed.npu:

@@ -71,14 +71,9 @@ class Command(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """As `serve --json` prints it."""
-        return {
-            "env": self.env,
-            "argv": self.argv,
-            "identity": str(self.identity),
-            "checks": [
-                {"level": check.level, "what": str(check.what), "do": str(check.do)} for check in self.checks
-            ],
-        }
+        plain = [check._asdict() for check in self.checks]
+        return {"env": self.env, "argv": self.argv, "identity": str(self.identity), "checks": plain}
+
 
 
 def command(request: Request) -> Command:
@@ -159,11 +154,12 @@ def _largest(base: Base, overrides: Sequence[tuple[str, Override]]) -> int:
 
 
 def _of_more(more: Sequence[str]) -> Iterator[Check]:
-    """What must not stand behind --. SGLang takes a path of a component that no model has, and does nothing with it."""
+    """What must not stand behind --. SGLang takes the beginning of a flag for it; and a path of a component that no
+    model has, with which it does nothing."""
     for word in more:
         flag = word.partition("=")[0].replace("_", "-")
-        component = flag.endswith("-path") and flag not in _FREE or flag.startswith("--component-")
-        if flag in PROMISED or flag.startswith("--") and component:
+        own = flag.startswith("--component-") or flag.endswith(("-path", "-quantization")) and flag not in _FREE
+        if len(flag) > 2 and flag.startswith("--") and (own or any(name.startswith(flag) for name in PROMISED)):
             yield Check(
                 REFUSED,
                 Text("{flag} behind -- would undo what the server is named by", flag=flag),

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from urllib.parse import quote, unquote
 
 from ...host.texts import Text
@@ -151,7 +151,7 @@ def mark_of(root: Path, files: Iterable[str]) -> str:
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()[:DIGITS]
 
 
-def _header(start: bytes, stream: object, file: Path) -> bytes:
+def _header(start: bytes, stream: BinaryIO, file: Path) -> bytes:
     """The bytes of a safetensors header, or the first MIDDLE of any other file."""
     count = int.from_bytes(start, "little") if file.suffix.lower() in WEIGHTS[:2] else MIDDLE
-    return start + stream.read(min(count, 100 << 20))  # type: ignore[attr-defined]  # safetensors' own limit
+    return start + stream.read(min(count, 100 << 20))  # safetensors' own limit

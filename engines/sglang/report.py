@@ -9,7 +9,7 @@ from ...host.texts import Text
 from ...loaders.errors import CheckpointError
 from . import client, known
 from .address import TOKEN, Address, address_of, parsed, servers
-from .checks import NOTE, REFUSED, WARNING, Check
+from .checks import NOTE, REFUSED, WARNING, Check, of_version
 from .identity import SCHEME
 from .installed import Installed
 
@@ -97,29 +97,7 @@ def of_installed(found: Installed) -> dict[str, Any]:
                 "needs": f"SM {needs[0]}.{needs[1]}",
             }
         )
-    checks = []
-    if not found.sglang:
-        checks.append(
-            Check(
-                REFUSED,
-                Text("{command} belongs to a Python without SGLang", command=found.command),
-                Text(
-                    "pip install 'sglang[diffusion]=={version}' in an environment of its own", version=known.VERSION
-                ),
-            )
-        )
-    elif found.sglang != known.VERSION:
-        checks.append(
-            Check(
-                WARNING,
-                Text(
-                    "this is SGLang {found}; this pack was tried with {version}",
-                    found=found.sglang,
-                    version=known.VERSION,
-                ),
-                Text("install that version, or look at the first pictures"),
-            )
-        )
+    checks = list(of_version(found))
     if not found.gpus:
         checks.append(Check(NOTE, Text("its Python sees no GPU: BF16 alone, and slowly")))
     if found.nunchaku and not found.engine:

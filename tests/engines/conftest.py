@@ -19,14 +19,14 @@ NAME = ("qt:black-forest-labs/FLUX.1-dev@0123456789ab+transformer=a_b/c-d~e.safe
 def protocol() -> ModuleType:
     """SGLang's models of its requests (entrypoints/openai/protocol.py)."""
     if not sglang.folder():
-        pytest.skip(sglang.MISSING)
+        sglang.missing()
     return sglang.module("protocol")
 
 
 @pytest.fixture(scope="session")
 def server_environment() -> None:
     if not sglang.program("sglang"):
-        pytest.skip(sglang.MISSING)
+        sglang.missing()
 
 
 @pytest.fixture(scope="session")

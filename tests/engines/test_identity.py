@@ -104,7 +104,7 @@ def test_two_tunes_of_one_model_differ_though_sizes_and_headers_are_one(folder, 
     assert part_of(other, files(other)).mark != part_of(folder, files(folder)).mark
 
 
-def test_a_large_file_is_not_read_whole(folder, monkeypatch):
+def test_a_large_file_is_not_read_whole(folder):
     """64 KiB from its middle, and its header."""
     weights = folder / "model.safetensors"
     before = part_of(weights, [str(weights)])

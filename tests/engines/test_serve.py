@@ -178,7 +178,8 @@ def test_sglangs_own_arguments_come_last():
     (("--transformr-path", "/x"), "--transformr-path"), (("--transformer-path=/x",), "--transformer-path"), (("--vae-path", "/x"), "--vae-path"),
     (("--transformer-2-weights-path", "/x"), "--transformer-2-weights-path"), (("--component-paths.transformer", "/x"), "--component-paths.transformer"),
     (("--host", "0.0.0.0"), "--host"), (("--served-model-name=x",), "--served-model-name"), (("--num_gpus", "4"), "--num-gpus"),
-    (("--lora-path", "/x"), "--lora-path"), (("--quantization", "fp8"), "--quantization"), (("--config", "x.yaml"), "--config")])
+    (("--lora-path", "/x"), "--lora-path"), (("--quantization", "fp8"), "--quantization"), (("--config", "x.yaml"), "--config"),
+    (("--served-mod=x",), "--served-mod"), (("--transformer-quantization", "fp8"), "--transformer-quantization")])
 def test_what_would_undo_the_name_is_refused(more, flag):
     found = command(Request(FLUX1, FP8, more=more))
     assert found.refused and [what for what in problems(found) if what.startswith(flag)]
@@ -207,6 +208,15 @@ def test_svdq_needs_its_engine_and_cards(svdq, change, word, on):
     fits = MACHINE._replace(gpus=(GPU("RTX 5090", (12, 0), 32 << 30),), nunchaku="1.2", engine=True)
     on(fits._replace(**change))
     assert any(word in what for what in problems(command(Request(*svdq))))
+
+
+@pytest.mark.parametrize("layout, offload, warned", [
+    (Layout(2), "auto", True), (Layout(2), "layerwise", False), (Layout(), "auto", False), (Layout(), "none", True),
+    (Layout(2, tensor=2), "none", False)])
+def test_weights_that_one_card_does_not_hold(on, layout, offload, warned):
+    on(MACHINE._replace(gpus=(GPU("tiny", (10, 0), 1000),) * 2))
+    said = problems(command(Request(FLUX1, FP8, layout=layout, offload=offload)), WARNING)
+    assert any("GB on each GPU" in what for what in said) is warned
 
 
 @pytest.mark.full
