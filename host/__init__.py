@@ -77,6 +77,7 @@ if TYPE_CHECKING:
         unpatched_tensors,
     )
     from .passthrough import NO_DIFFUSION, TRIED, Network, config_name, header_of, network, unet_names
+    from .running import Waiting
     from .sampling import around_sampling, decode_latents, sample, start_of
     from .server import language_of, other_origins_allowed, output_types, page_speaks
     from .start import OWN_FOLDER_KEY, on_prompt, register_model_folder, routes, sampler_names, scheduler_names
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
         tokenizer_of,
     )
     from .vaes import diffusers_vae_names, latent_map, load_vae, load_vae_sized, vae_module, vae_tensors
+    from .videos import Size, file_of_video, video_of_file, video_of_frames
     from .weights import (
         Patching,
         add_loaded,
@@ -138,6 +140,7 @@ _NAMES = {
         "quantized_weight refuse_to_run takes_attention_preferences tensors_for_saving unpatched_tensors"
     ),
     "passthrough": "NO_DIFFUSION TRIED Network config_name header_of network unet_names",
+    "running": "Waiting",
     "sampling": "around_sampling decode_latents sample start_of",
     "server": "language_of other_origins_allowed output_types page_speaks",
     "start": "OWN_FOLDER_KEY on_prompt register_model_folder routes sampler_names scheduler_names",
@@ -147,6 +150,7 @@ _NAMES = {
         "tokenizer_of"
     ),
     "vaes": "diffusers_vae_names latent_map load_vae load_vae_sized vae_module vae_tensors",
+    "videos": "Size file_of_video video_of_file video_of_frames",
     "weights": (
         "Patching add_loaded are_hooked before_layer calculate_weight call_back fetch_weight forget_forced_casts "
         "forget_hook_backup hook_patches patch_set patching"

@@ -54,6 +54,8 @@ FEATURES = {
     "progress": Feature(Text("progress bars of this pack's nodes stand still, and Cancel waits until a node is done"), (
         "comfy.utils:ProgressBar(total)",
         "comfy.utils:ProgressBar.update(self, amount)",
+        "comfy.utils:ProgressBar.update_absolute(self, done, total, preview)",
+        "comfy.model_management:processing_interrupted()",
         "comfy.model_management:throw_exception_if_processing_interrupted()",
     )),
     "folders": Feature(Text("models are found only by their full paths, not in ComfyUI's model folders"), (
@@ -312,6 +314,22 @@ FEATURES = {
             "Combo", "Int", "Float", "Boolean")),
         "comfy_api.latest:ui.PreviewImage",
         "comfy_api.latest:ui.PreviewText",
+    )),
+    "words on nodes": Feature(Text("nodes that wait for a server do not say for what, or how long"), (
+        "server:PromptServer->instance",
+        "server:PromptServer->client_id",
+        "server:PromptServer.send_progress_text(self, text, node_id, sid)",
+        "comfy_execution.utils:get_executing_context()",
+    )),
+    "videos": Feature(Text("Server Video cannot hand on what a server makes"), (
+        "comfy_api.latest:io.Video",
+        "comfy_api.latest:InputImpl.VideoFromFile(file)",
+        "comfy_api.latest:InputImpl.VideoFromComponents(components)",
+        "comfy_api.latest:Types.VideoComponents(images=, frame_rate=)",
+        "comfy_api.latest:InputImpl.VideoFromFile.get_dimensions(self)",
+        "comfy_api.latest:InputImpl.VideoFromFile.get_frame_count(self)",
+        "comfy_api.latest:InputImpl.VideoFromFile.get_frame_rate(self)",
+        "comfy_api.latest:InputImpl.VideoFromFile.save_to(self, path)",
     )),
     "checks before the queue": Feature(
         Text("a prompt is checked node by node only; what does not fit fails when it runs"), (

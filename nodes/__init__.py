@@ -8,18 +8,18 @@ from functools import cache
 
 NODES = {
     "load_base": ("QT_LoadBaseModel",),
-    "load_text_encoder": ("QT_LoadBaseTextEncoder",),
-    "load_vae": ("QT_LoadBaseVAE",),
+    "load_parts": ("QT_LoadBaseTextEncoder", "QT_LoadBaseVAE"),
     "apply_override": ("QT_ApplyTransformerOverride",),
     "nunchaku": ("QT_NunchakuSVDQLoader",),
-    "modelslim": ("QT_ModelSlimLoader",),
-    "mxfp8": ("QT_AscendMXFP8Quantize",),
+    "ascend": ("QT_ModelSlimLoader", "QT_AscendMXFP8Quantize"),
     "load_lora": ("QT_LoadLoRA", "QT_KeepDecoded"),
     "inspect_checkpoint": ("QT_InspectCheckpoint",),
     "build": ("QT_RepackModelSlimWan", "QT_BuildGGUF"),
     "build_quantized": ("QT_BuildFP8Transformer", "QT_BuildNVFP4Transformer"),
     "save_quantized": ("QT_SaveQuantizedModel",),
     "compare": ("QT_CompareModels",),
+    "server": ("QT_ServerModel", "QT_ServerLoRA"),
+    "server_draw": ("QT_ServerImage", "QT_ServerVideo"),
 }
 logger = logging.getLogger(__name__)
 

@@ -100,7 +100,7 @@ def referring(classes: Iterable[Any]) -> dict[str, dict[str, Any]]:
     found = {}
     for schema in (cls.define_schema() for cls in classes):
         names = [given.id for given in schema.inputs]
-        if "reference" in names:
+        if "reference" in names and "server" not in names:  # whose files are another machine's
             listed = next(given.id for given in schema.inputs if isinstance(given, io.Combo.Input))
             found[schema.node_id] = {"input": listed, "kind": kinds.get(schema.node_id),
                                      "others": [name for name in names if name in asked - {listed}]}

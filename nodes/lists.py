@@ -66,6 +66,8 @@ CHECKPOINTS = {
     "text_encoders": Checkpoints(_as(ENCODER), first=(NONE,)),
     "VAEs": Checkpoints(_as(VAE), KNOWN_BASES),
     "overrides": Checkpoints(_as_override, (*OVERRIDES, *nunchaku.KNOWN)),
+    "server_bases": Checkpoints(_as(TEXTS), KNOWN_BASES),
+    "server_overrides": Checkpoints(_as_override, (*OVERRIDES, *nunchaku.KNOWN), (NONE,)),
     "nunchaku": Checkpoints(_as_nunchaku, nunchaku.KNOWN),
     "anything": Checkpoints(_as_anything, (*OVERRIDES, *nunchaku.KNOWN, *KNOWN_BASES)),
 }

@@ -1,4 +1,4 @@
-"""What a server says of itself. Nothing here follows a redirect, or says a token."""
+"""Questions to a server, and what it says of itself. Nothing here follows a redirect, or says a token."""
 
 from __future__ import annotations
 
@@ -18,21 +18,29 @@ LARGEST = 1 << 20  # bytes of such an answer
 
 
 class Answer(NamedTuple):
-    """Status, and the body as JSON or text."""
+    """Status, and the body: JSON, text, or bytes where they were asked for."""
 
     status: int
     body: Any
 
 
 class State(NamedTuple):
-    """What a healthy server says. `name` is its served model name, `identity` what it means, where `serve` gave it."""
+    """What a healthy server says. `name` is its served model name, `identity` what it means, where `serve` gave it.
+    `path` is where its base lies, on its own machine; `pipeline` the class that draws; `loras` those that are on, by
+    transformer, None where it was too busy to say."""
 
     name: str
     identity: Identity | None
     version: str
     gpus: int
     tasks: tuple[str, ...]
-    loras: dict[str, Any]
+    loras: dict[str, Any] | None
+    path: str = ""
+    pipeline: str = ""
+
+
+class Silent(CheckpointError):  # noqa: N818  # as MissingFiles: what a server does
+    """No answer came in time."""
 
 
 def headers() -> dict[str, str]:
@@ -41,34 +49,37 @@ def headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-async def get(address: Address, path: str, seconds: float = SECONDS) -> Answer:
-    """One GET. Raises CheckpointError where nobody answers, or too much comes."""
+async def ask(address: Address, path: str, *, method: str = "GET", json_body: Any = None, form: Any = None,
+              seconds: float = SECONDS, largest: int = LARGEST, raw: bool = False) -> Answer:
+    """One question, with a JSON body or a form (aiohttp.FormData). With `raw` the body of a success stays bytes.
+
+    Raises CheckpointError where nobody answers, or more than `largest` bytes come; Silent where nothing comes in time.
+    """
     import aiohttp
 
     try:
-        timeout = aiohttp.ClientTimeout(total=seconds)
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, SECONDS))
         async with (
             aiohttp.ClientSession(timeout=timeout, headers=headers(), trust_env=False) as session,
-            session.get(f"{address.url}{path}", allow_redirects=False) as response,
+            session.request(method, f"{address.url}{path}", json=json_body, data=form,
+                            allow_redirects=False) as response,
         ):
-            body = await response.content.read(LARGEST + 1)
-            while len(body) <= LARGEST and (more := await response.content.read(LARGEST + 1 - len(body))):
-                body += more
-            status = response.status
+            status, body = response.status, bytearray()
+            async for piece in response.content.iter_chunked(1 << 16):
+                body += piece
+                if len(body) > largest:
+                    break
     except asyncio.TimeoutError:
-        raise CheckpointError(
-            Text("the server did not answer within {seconds:g} s", seconds=seconds),
-            address.url,
-            Text("while it warms up only /health answers; else look at its log"),
-        ) from None
+        raise Silent(Text("the server did not answer within {seconds:g} s", seconds=seconds), address.url,
+                     Text("while it warms up only /health answers; else look at its log")) from None
     except (aiohttp.ClientError, OSError) as error:
         raise CheckpointError(
-            Text("there is no server: {error}", error=type(error).__name__),
-            address.url,
-            Text("start one with `serve BASE --override REF --run`, or set {variable}", variable=URL),
-        ) from error
-    if len(body) > LARGEST or 300 <= status < 400:
-        raise CheckpointError(Text("this does not answer as SGLang does"), address.url, Text("correct the address"))
+            Text("there is no server: {error}", error=type(error).__name__), address.url,
+            Text("start one with `serve BASE --override REF --run`, or set {variable}", variable=URL)) from error
+    if len(body) > largest or 300 <= status < 400:
+        raise not_sglang(address)
+    if raw and status == 200:
+        return Answer(status, bytes(body))
     text = body.decode("utf-8", "replace")
     try:
         return Answer(status, json.loads(text))
@@ -76,37 +87,51 @@ async def get(address: Address, path: str, seconds: float = SECONDS) -> Answer:
         return Answer(status, text)
 
 
-async def health(address: Address) -> str:
-    """Empty where a server is healthy, "warming" while it is not yet, else why it is not."""
-    status, body = await get(address, "/health")
+def not_sglang(address: Address) -> CheckpointError:
+    """For an answer that SGLang would not give."""
+    return CheckpointError(Text("this does not answer as SGLang does"), address.url,
+                           Text("correct the address; this pack was tried with SGLang {version}",
+                                version=known.VERSION))
+
+
+async def health(address: Address) -> tuple[bool, str]:
+    """(whether to wait: it is warming up, why it cannot draw now; empty where it can)."""
+    status, body = await ask(address, "/health")
     if status == 200:
-        return ""
+        return False, ""
     if status == 503 and isinstance(body, dict) and body.get("error"):
-        return Text("its workers died; restart it: its log has the cause ({error})", error=str(body["error"])[:200])
+        return False, Text("its workers died; restart it: its log has the cause ({error})",
+                           error=str(body["error"])[:200])
     if status == 503:
-        return Text("it is still warming up")
+        return True, Text("it is still warming up")
     if status in (401, 403):
-        return Text("it, or a proxy before it, wants a token: set {variable}", variable=TOKEN)
-    return Text("it answers {status} to /health", status=status)
+        return False, Text("it, or a proxy before it, wants a token: set {variable}", variable=TOKEN)
+    return False, Text("it answers {status} to /health", status=status)
 
 
-async def state(address: Address) -> State:
-    """What a healthy server serves. Raises CheckpointError where it is not healthy, or no such server."""
-    if problem := await health(address):
+async def state(address: Address, patience: float = SECONDS) -> State:
+    """What a healthy server serves. Which LoRAs are on it tells between two pictures: `patience` are the seconds to
+    wait for that. Raises CheckpointError where it is not healthy, or no such server."""
+    _, problem = await health(address)
+    if problem:
         raise CheckpointError(problem, address.url, Text("wait, or look at its log"))
-    models, info, loras = [await get(address, path) for path in ("/v1/models", "/server_info", "/v1/list_loras")]
+    models, info = await ask(address, "/v1/models"), await ask(address, "/server_info")
     try:
         model = models.body["data"][0]
-        name, tasks = (
-            str(model["id"]),
-            tuple(map(str, model.get("supported_task_types") or [model.get("task_type")])),
-        )
-        gpus, version = int(model.get("num_gpus") or 1), str(info.body.get("version", ""))
+        tasks = tuple(map(str, model.get("supported_task_types") or [model.get("task_type")]))
+        found = State(str(model["id"]), parse(str(model["id"])), str(info.body.get("version", "")),
+                      int(model.get("num_gpus") or 1), tasks, None, str(info.body.get("model_path", "")),
+                      str(model.get("pipeline_name") or ""))
     except (LookupError, TypeError, ValueError, AttributeError):
-        raise CheckpointError(
-            Text("this does not answer as SGLang does"),
-            address.url,
-            Text("this pack was tried with SGLang {version}", version=known.VERSION),
-        ) from None
-    active = loras.body.get("active") if loras.status == 200 and isinstance(loras.body, dict) else None
-    return State(name, parse(name), version, gpus, tasks, active if isinstance(active, dict) else {})
+        raise not_sglang(address) from None
+    try:
+        return found._replace(loras=await loras(address, patience))
+    except Silent:
+        return found
+
+
+async def loras(address: Address, patience: float) -> dict[str, Any]:
+    """The LoRAs that are on, by transformer. Raises Silent while it draws for longer than `patience` seconds."""
+    answer = await ask(address, "/v1/list_loras", seconds=patience)
+    active = answer.body.get("active") if answer.status == 200 and isinstance(answer.body, dict) else {}
+    return active if isinstance(active, dict) else {}

@@ -28,7 +28,7 @@ MIDDLE = 64 << 10  # bytes of a weight file, from its middle: two fine-tunes hav
 WHOLE = 1 << 20  # of a smaller file all bytes count
 _PLAIN = "/:._-~()"  # what stands for itself in a name; + @ = * and % have a meaning here
 _PART = re.compile(r"(?P<name>[^@+=*]+)(?:@(?P<mark>[0-9a-f]{12}))?")
-_SNAPSHOT = re.compile(r"(?:models--)?(?P<repo>[^/]+?--[^/]+)/snapshots/(?P<revision>[^/]+)(?:/(?P<below>.*))?$")
+SNAPSHOT = re.compile(r"(?:models--)?(?P<repo>[^/]+?--[^/]+)/snapshots/(?P<revision>[^/]+)(?:/(?P<below>.*))?$")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -110,7 +110,7 @@ def part_of(path: str | os.PathLike[str], files: Iterable[str]) -> Part:
     """What a reference that was found at `path` is called: a repo in a hub's cache by its id and commit, anything else
     by its last name and the mark of its `files`, which are those that the server reads."""
     path = Path(os.path.abspath(path))
-    found = _SNAPSHOT.search(path.as_posix())
+    found = SNAPSHOT.search(path.as_posix())
     name = path.name
     if found:
         below = f"/{found['below']}" if found["below"] else ""

@@ -67,7 +67,15 @@ FP4_BACKEND = "SGLANG_DIFFUSION_FLASHINFER_FP4_GEMM_BACKEND"
 # Words in the names of pipeline classes whose servers make videos, in jobs with files.
 VIDEO = ("Wan", "HunyuanVideo", "LTX", "Mochi", "CogVideo", "Cosmos", "SkyReels")
 # Guidance is an input of the model: one evaluation a step, and a second one is an error or a waste.
-DISTILLED = ("FluxPipeline", "Flux2Pipeline", "Flux2KleinPipeline", "HunyuanVideoPipeline", "ZImagePipeline")
+DISTILLED = ("FluxPipeline", "Flux2Pipeline", "Flux2KleinPipeline", "Flux2NvfpPipeline", "HunyuanVideoPipeline",
+             "ZImagePipeline")
+
+# What /v1/images/edits reads of a form; it leaves anything else unread.
+EDIT_FIELDS = frozenset({
+    "prompt", "negative_prompt", "n", "size", "seed", "generator_device", "output_format", "response_format", "quality",
+    "guidance_scale", "true_cfg_scale", "num_inference_steps", "num_frames", "task_type", "output_quality",
+    "output_compression", "enable_teacache", "enable_cache_dit", "cache_dit_params", "enable_upscaling",
+    "upscaling_scale"})
 
 # In the path of a model: SGLang takes it for a quantized repo that diffusers alone loads, whatever --backend says.
 _DIFFUSERS = ("-awq", "-gptq", "-4bit")
@@ -83,6 +91,11 @@ def model_id(repo: str, pipeline_class: str) -> str:
     last = repo.rpartition("/")[2].lower()
     known = {base.rpartition("/")[2].lower(): base.rpartition("/")[2] for base in BASES}
     return known.get(last) or BY_CLASS.get(pipeline_class, "")
+
+
+def takes_true_cfg(pipeline_class: str) -> bool:
+    """Whether a pipeline's guidance is called true_cfg_scale, which wins there over guidance_scale."""
+    return pipeline_class.startswith("QwenImage")
 
 
 def is_video(pipeline_class: str) -> bool:

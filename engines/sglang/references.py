@@ -91,15 +91,9 @@ def override_of(
             reference,
             Text("give it as {roles}", roles=", ".join(one for one in ROLES if one in base.listed)),
         )
-    def found() -> Source:
-        """A pipeline has the component in a folder of its own; a repo of one transformer is that, for either role."""
-        folders = [path for path in candidates(reference, revision) if path.is_dir()]
-        component = role if any((path / PIPELINE).is_file() or (path / role).is_dir() for path in folders) else ROLES[0]
-        return locate(reference, component=component, weights_name=weights_name, revision=revision, download=download)
-
-    source = found()
+    source = location(reference, role, weights_name, revision, download)
     if download:  # only now is it known which of the two it is
-        source = found()
+        source = location(reference, role, weights_name, revision, download)
     if kind == "component" and not source.config:
         raise CheckpointError(
             Text("a component is a folder with config.json beside its weights"),
@@ -117,9 +111,26 @@ def override_of(
                 Text("{name} is taken, as {other} beside it has no scale for some activations, and SGLang takes 1.0 "
                      "for them", name=whole.name, other=whole.stem + MIXED))
     description.require_loadable()
-    chosen = kind if kind != "auto" else "component" if source.config else "weights"
-    path = source.folder if chosen == "component" or len(source.files) != 1 else source.files[0]
-    return Override(part_of(path, source.paths), chosen, path, description)
+    path = files_of(source, kind)
+    return Override(part_of(path, source.paths), _kind(source, kind), path, description)
+
+
+def location(reference: str, role: str, weights_name: str, revision: str = "", download: bool = False) -> Source:
+    """The files of an override. A pipeline has the component in a folder of its own; a repo of one transformer is that,
+    for either role. Raises CheckpointError where they are not here."""
+    folders = [path for path in candidates(reference, revision) if path.is_dir()]
+    component = role if any((path / PIPELINE).is_file() or (path / role).is_dir() for path in folders) else ROLES[0]
+    return locate(reference, component=component, weights_name=weights_name, revision=revision, download=download)
+
+
+def _kind(source: Source, kind: str) -> str:
+    return kind if kind != "auto" else "component" if source.config else "weights"
+
+
+def files_of(source: Source, kind: str) -> str:
+    """The folder or file that the server is given of an override."""
+    alone = _kind(source, kind) == "weights" and len(source.files) == 1
+    return source.files[0] if alone else source.folder
 
 
 def lacks_scales(description: CheckpointDescription) -> bool:

@@ -42,7 +42,7 @@ def of_server(url: str) -> dict[str, Any]:
             "version": state.version,
             "num_gpus": state.gpus,
             "tasks": list(state.tasks),
-            "loras": state.loras,
+            "loras": state.loras or {},
         }
         if state.identity is None:
             checks.append(
@@ -64,7 +64,9 @@ def of_server(url: str) -> dict[str, Any]:
                     Text("install that version, or look at the first pictures"),
                 )
             )
-        if state.loras:
+        if state.loras is None:
+            checks.append(Check(NOTE, Text("it draws, and does not say before the end which LoRAs are on")))
+        elif state.loras:
             checks.append(Check(NOTE, Text("LoRAs are on, for all of its clients")))
     return {**found, "checks": _plain(checks)}
 

@@ -55,7 +55,7 @@ def _override(folder: Path) -> Any:
 def _draw(name: str, load: Callable[[], Any], drawn: dict[str, torch.Tensor]) -> dict[str, Any]:
     import nodes as of_host
     from quantized_transformers.makers.bench.measure import random_conditioning, random_latent
-    from quantized_transformers.nodes.load_vae import QT_LoadBaseVAE
+    from quantized_transformers.nodes.load_parts import QT_LoadBaseVAE
     from support.miniature import SIZE, STEPS, psnr
 
     try:

@@ -42,7 +42,7 @@ NODES = ["QT_LoadBaseModel", "QT_LoadBaseTextEncoder", "QT_LoadBaseVAE", "QT_App
          "QT_NunchakuSVDQLoader", "QT_ModelSlimLoader", "QT_AscendMXFP8Quantize", "QT_LoadLoRA", "QT_KeepDecoded",
          "QT_InspectCheckpoint",
          "QT_RepackModelSlimWan", "QT_BuildGGUF", "QT_BuildFP8Transformer", "QT_BuildNVFP4Transformer", "QT_SaveQuantizedModel",
-         "QT_CompareModels"]
+         "QT_CompareModels", "QT_ServerModel", "QT_ServerLoRA", "QT_ServerImage", "QT_ServerVideo"]
 HEAVY = ("diffusers", "transformers.models", "torchao", "peft", "flashinfer", "nunchaku", "torch_npu", "matplotlib")
 
 

@@ -198,7 +198,7 @@ def test_text_encoders_in_place_of_a_bases(models):
     put(models, "text_encoders/umt5.gguf", "text_encoders/mmproj-qwen.gguf", "diffusers/unknown.gguf", "checkpoints/all.safetensors",
         "diffusion_models/wan.gguf")
     put(models, "diffusers/t5/config.json", architectures=["T5EncoderModel"])
-    given = nodes.load_text_encoder.QT_LoadBaseTextEncoder.GET_NODE_INFO_V1()["input"]["optional"]
+    given = nodes.load_parts.QT_LoadBaseTextEncoder.GET_NODE_INFO_V1()["input"]["optional"]
     for name in ("override", "override_2"):
         assert given[name][1]["options"] == ["none", "mmproj-qwen.gguf", "t5", "umt5.gguf", "base", "unknown.gguf"]
         assert given[name][1]["default"] == "none"

@@ -390,7 +390,7 @@ def test_refusals(flux_model, tiny):
 
 
 def test_node(flux_model):
-    from quantized_transformers.nodes.mxfp8 import QT_AscendMXFP8Quantize as Node
+    from quantized_transformers.nodes.ascend import QT_AscendMXFP8Quantize as Node
 
     assert Node.define_schema().category == "loaders/quantized"
     patcher, report = Node.execute(load(flux_model), keep_high_precision="single_blocks").args

@@ -265,7 +265,7 @@ def test_node(exports, monkeypatch):
     """The node's inputs in order, and what it puts out."""
     import folder_paths
 
-    from quantized_transformers.nodes.modelslim import QT_ModelSlimLoader
+    from quantized_transformers.nodes.ascend import QT_ModelSlimLoader
 
     root = exports["mxfp8"].folder.parent
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusers", ([str(root)], set()))

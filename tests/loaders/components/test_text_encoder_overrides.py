@@ -197,7 +197,7 @@ def test_a_base_that_edits_pictures_needs_eyes(tmp_path):
 
 
 def test_node(base, gguf, tmp_path):
-    from quantized_transformers.nodes.load_text_encoder import QT_LoadBaseTextEncoder as Node
+    from quantized_transformers.nodes.load_parts import QT_LoadBaseTextEncoder as Node
 
     given = {"base_model": str(base), "override_reference": str(gguf)}
     clip, report = Node.execute(**given).args

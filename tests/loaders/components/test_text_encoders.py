@@ -421,7 +421,7 @@ def test_the_check_of_the_hosts_choice_can_fail(bases, monkeypatch):
 
 
 def test_node(bases):
-    from quantized_transformers.nodes.load_text_encoder import QT_LoadBaseTextEncoder as Node
+    from quantized_transformers.nodes.load_parts import QT_LoadBaseTextEncoder as Node
 
     folder = str(bases["wan"])
     clip, report = Node.execute(base_model="", reference=folder, dtype="bf16").args

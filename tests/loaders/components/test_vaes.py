@@ -17,7 +17,7 @@ from quantized_transformers import host
 from quantized_transformers.loaders.components import vae
 from quantized_transformers.loaders.components.vaes import by_class_name
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.nodes.load_vae import QT_LoadBaseVAE
+from quantized_transformers.nodes.load_parts import QT_LoadBaseVAE
 from support import common, vaes
 
 pytestmark = pytest.mark.parity

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from quantized_transformers.loaders.components import vae
 from quantized_transformers.loaders.errors import CheckpointError, MissingFiles
-from quantized_transformers.nodes.load_vae import QT_LoadBaseVAE
+from quantized_transformers.nodes.load_parts import QT_LoadBaseVAE
 from support import common
 from support.downloads import environment
 from support.hub import FakeRepo, Hub

@@ -14,7 +14,7 @@ from quantized_transformers import host
 from quantized_transformers.loaders import model
 from quantized_transformers.loaders.components import text_encoder, vae, whole_text_encoders
 from quantized_transformers.loaders.errors import CheckpointError
-from quantized_transformers.nodes.load_text_encoder import QT_LoadBaseTextEncoder
+from quantized_transformers.nodes.load_parts import QT_LoadBaseTextEncoder
 from quantized_transformers.quant.marker import marker
 from support import common, flux, host_models, vaes
 from support import text_encoders as tiny
