@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import contextlib
 import importlib.util
@@ -10,6 +11,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -59,16 +61,29 @@ def program(name: str) -> Path | None:
     return path if folder() and path.is_file() else None
 
 
-def module(name: str) -> ModuleType:
-    """A file of OPENAI that needs no more than pydantic, read from the wheel."""
+def module(name: str, place: str = OPENAI) -> ModuleType:
+    """A file that needs no more than pydantic, read from the wheel."""
+    spec = _of_wheel(place).find_spec(name)
+    assert spec and spec.loader
+    found = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, found)  # where dataclasses look their own module up
+        spec.loader.exec_module(found)
+    return found
+
+
+def parameters(file: str, function: str) -> set[str]:
+    """The names of a form that a route of OPENAI takes: its function's arguments, read from the wheel."""
+    tree = ast.parse(_of_wheel(OPENAI).get_source(file) or "")
+    found, = (node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef) and node.name == function)
+    return {argument.arg for argument in found.args.args}
+
+
+def _of_wheel(place: str) -> zipimport.zipimporter:
     root = folder()
     assert root, MISSING
     wheel, = root.glob("sglang-*.whl")
-    spec = zipimport.zipimporter(f"{wheel}/{OPENAI}").find_spec(name)
-    assert spec and spec.loader
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    return zipimport.zipimporter(f"{wheel}/{place}")
 
 
 class Parser:
