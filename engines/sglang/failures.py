@@ -13,13 +13,14 @@ from .client import Answer
 MOST = 2000  # letters of a server's words
 
 
-async def failure(answer: Answer, address: Address, sent: str) -> CheckpointError:
-    """The error for an answer that is no success. `sent` says what was asked for. Asks the server whether it still
+async def failure(answer: Answer, address: Address, sent: str, do: str = "") -> CheckpointError:
+    """The error for an answer that is no success. `sent` says what was asked for; `do` what to do where the server says
+    what is wrong. Asks the server whether it still
     lives: the first request after a worker's death fails as any other."""
     words = _words(answer.body)
     if answer.status in (400, 422):
         return CheckpointError(Text("the server refuses this: {words}", words=words or Text("it does not say why")),
-                               address.url, Text("change what it names"))
+                               address.url, do or Text("change what it names"))
     if answer.status in (401, 403):
         return CheckpointError(Text("the server, or a proxy before it, wants a token"), address.url,
                                Text("set {variable}", variable=TOKEN))
@@ -33,7 +34,8 @@ async def failure(answer: Answer, address: Address, sent: str) -> CheckpointErro
     if problem:
         return CheckpointError(problem, address.url, Text("start it again, then queue this again"))
     if isinstance(answer.body, dict) and words:
-        return CheckpointError(Text("the server failed: {words}", words=words), address.url, Text("look at its log"))
+        return CheckpointError(Text("the server failed: {words}", words=words), address.url,
+                               do or Text("look at its log"))
     return CheckpointError(Text("the server failed on this request ({status})", status=answer.status), address.url,
                            Text("its log says why; it was asked for {sent}", sent=sent))
 

@@ -54,7 +54,7 @@ async def draw(server: Server, drawing: Drawing, count: int = 1, images: torch.T
         if answer.status != 200:
             raise await failure(answer, wait.address, _sent(one))
         await _unchanged(wait, ready)
-        pictures.append(results.picture(answer.body, one))
+        pictures.append(results.picture(answer.body, one, wait.address.url))
         spent += _seconds(answer.body)
         shown.show(number + 1, count, pictures[-1])
         lines = lines or [*ready.lines, *drawing.notes(ready.state.pipeline)]
@@ -110,11 +110,14 @@ async def _set(wait: Wait, state: State, loras: Sequence[adapters.LoRA]) -> None
     """Have just these LoRAs on. Raises CheckpointError where the server refuses, or says yes and does not."""
     asked = [("/v1/unmerge_lora_weights", {"target": "all"})] if state.loras else []
     asked += [("/v1/set_lora", adapters.request(loras))] if loras else []
+    wait.drawing = Text("the server still puts the LoRAs on")
     for path, body in asked:
         answer = await wait.until(client.ask(wait.address, path, method="POST", json_body=body,
                                              seconds=min(wait.left, adapters.SECONDS)), Text("sets the LoRAs"))
         if answer.status != 200:
-            raise await failure(answer, wait.address, Text("LoRAs"))
+            raise await failure(answer, wait.address, Text("LoRAs"), Text(
+                "a LoRA is a path on the server's machine, or a repo id that it has or may fetch"))
+    wait.drawing = ""
     active = await wait.until(client.loras(wait.address, wait.left), Text("looks which LoRAs are on"))
     if problem := adapters.differs(active, loras):
         raise CheckpointError(Text("the server said yes to the LoRAs, and {problem}", problem=problem),
@@ -162,7 +165,7 @@ async def _job(wait: Wait, drawing: Drawing, pipeline: str, files: Sequence[tupl
                                           largest=results.largest(drawing)), Text("fetches the video"))
     if content.status != 200 or not isinstance(content.body, bytes):
         raise await failure(content, wait.address, _sent(drawing))
-    return results.video(content.body, drawing), _seconds(job)
+    return results.video(content.body, drawing, wait.address.url), _seconds(job)
 
 
 async def _finished(wait: Wait, path: str) -> dict[str, Any]:
@@ -199,7 +202,7 @@ async def _lossless(wait: Wait, drawing: Drawing, pipeline: str, _: object) -> t
     wait.drawing = ""
     if answer.status != 200 or not isinstance(answer.body, bytes):
         raise await failure(answer, wait.address, _sent(drawing))
-    return results.lossless(answer.body, drawing), 0.0
+    return results.lossless(answer.body, drawing, wait.address.url), 0.0
 
 
 def _can_be_lossless(start: object, clip: object) -> None:

@@ -78,7 +78,7 @@ def request(loras: Sequence[LoRA]) -> dict[str, Any]:
 
 def differs(active: dict[str, Any], loras: Sequence[LoRA]) -> str:
     """How what is on (/v1/list_loras, "active") is not these LoRAs; empty where it is."""
-    for role in {*ROLES, *active}:
+    for role in dict.fromkeys((*ROLES, *active)):
         mine = [lora for lora in loras if lora.target in ("all", role)]
         have = active.get(role)
         if not have:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ...host.texts import Text
 from ...loaders.errors import CheckpointError
@@ -109,7 +110,7 @@ class Server:
 
 def _read(text: str) -> Part:
     name, _, mark = text.rpartition("@")
-    return Part(name, mark) if name and len(mark) == DIGITS and set(mark) <= _HEX else Part(text)
+    return Part(unquote(name), mark) if name and len(mark) == DIGITS and set(mark) <= _HEX else Part(unquote(text))
 
 
 def _is_one(part: Part, any_of: tuple[str, ...]) -> bool:
@@ -127,7 +128,8 @@ def _is_one(part: Part, any_of: tuple[str, ...]) -> bool:
 def wanted(server: str, base: str, override: str = "", override_2: str = "", kind: str = "auto",
            weights_name: str = "", revision: str = "", check: str = CHECKS[0]) -> Server:
     """A `Server` for references as Apply Override takes them; the base's `revision` too. Nothing is fetched, and
-    nothing needs to be here: what is not goes by its repo id. Raises CheckpointError for a reference that can mean nothing."""
+    nothing needs to be here: what is not goes by its repo id. Raises CheckpointError for a reference that can mean
+    nothing."""
     base, override, override_2 = cleaned(base), _given(override), _given(override_2)
     command = ["python", str(PACK), "serve", base]
     for flag, value in (("--override", override), ("--override-2", override_2), ("--weights-name", weights_name),

@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from support import miniature, sglang
+from support.sglang_stub import Stub
 
 # All that a name on the server's command line and in JSON might not survive: what an identity is made of, and more.
 NAME = ("qt:black-forest-labs/FLUX.1-dev@0123456789ab+transformer=a_b/c-d~e.safetensors@ba9876543210"
@@ -49,3 +50,16 @@ def server(server_environment, miniature_folder: Path, tmp_path_factory: pytest.
                                    "--output-path", "", "--input-save-path", "")
     with sglang.Server(tmp_path_factory.mktemp("sglang"), port, command) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def stub_started(server_environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stub]:
+    with Stub(tmp_path_factory.mktemp("stub")) as running:
+        yield running
+
+
+@pytest.fixture
+def stub(stub_started: Stub) -> Stub:
+    """SGLang's HTTP app without a model, as just started: FLUX.1-dev by the name qt:stub, nothing asked yet."""
+    stub_started.restart()
+    return stub_started

@@ -14,10 +14,12 @@ import pytest
 
 from quantized_transformers.engines.sglang import flags, installed, known
 from quantized_transformers.engines.sglang.checks import REFUSED, WARNING
+from quantized_transformers.engines.sglang.client import State
 from quantized_transformers.engines.sglang.flags import Request, command
 from quantized_transformers.engines.sglang.identity import parse
 from quantized_transformers.engines.sglang.installed import GPU, Installed
 from quantized_transformers.engines.sglang.layout import Layout
+from quantized_transformers.engines.sglang.wanted import wanted
 from quantized_transformers.loaders.errors import CheckpointError
 from support import bases
 from support.pack import PACK
@@ -105,6 +107,11 @@ def test_the_nine_rows(hub, base, override):
     assert name == str(found.identity) == f"qt:{base}@{commit(base)[:12]}+transformer={found.identity.overrides[0][1]}"
     assert found.identity.overrides[0][1].name.startswith(override) and found.identity.overrides[0][1].mark == commit(override)[:12]
     assert parse(name) == found.identity
+    served = State(name, found.identity, known.VERSION, 1, (), {})
+    for wanted_ in (wanted("", base, override), wanted("", base, override, check="base only")):
+        assert wanted_.verify(served, "") and wanted_.verify(served, "")[0].count(base), "the nodes want what serve starts"
+    with pytest.raises(CheckpointError, match="the server serves"):
+        wanted("", base).verify(served, "")
     assert (given["--host"], given["--port"], given["--strict-ports"]) == ("127.0.0.1", "30000", "true")
     assert given["--input-save-path"] == "" and (given["--output-path"] == "") == (base not in (WAN, "hunyuanvideo-community/HunyuanVideo"))
     assert found.env["HF_HUB_OFFLINE"] == "1" and (known.FP4_BACKEND in found.env) == ("wan22" in override and "nvfp4" in override)
@@ -127,6 +134,7 @@ def test_quantized_weights_given_as_the_base_are_its_override(hub):
     hub(raw)
     found = command(Request(raw))
     assert found.identity.base.name == "black-forest-labs/FLUX.2-dev" and found.identity.overrides[0][1].name.startswith(raw)
+    assert wanted("", raw).verify(State(str(found.identity), found.identity, "", 1, (), {}), "")
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import contextlib
 import importlib.util
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -59,16 +62,29 @@ def program(name: str) -> Path | None:
     return path if folder() and path.is_file() else None
 
 
-def module(name: str) -> ModuleType:
-    """A file of OPENAI that needs no more than pydantic, read from the wheel."""
+def module(name: str, place: str = OPENAI) -> ModuleType:
+    """A file that needs no more than pydantic, read from the wheel."""
+    spec = _of_wheel(place).find_spec(name)
+    assert spec and spec.loader
+    found = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, found)  # where dataclasses look their own module up
+        spec.loader.exec_module(found)
+    return found
+
+
+def parameters(file: str, function: str) -> set[str]:
+    """The names of a form that a route of OPENAI takes: its function's arguments, read from the wheel."""
+    tree = ast.parse(_of_wheel(OPENAI).get_source(file) or "")
+    found, = (node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef) and node.name == function)
+    return {argument.arg for argument in found.args.args}
+
+
+def _of_wheel(place: str) -> zipimport.zipimporter:
     root = folder()
     assert root, MISSING
     wheel, = root.glob("sglang-*.whl")
-    spec = zipimport.zipimporter(f"{wheel}/{OPENAI}").find_spec(name)
-    assert spec and spec.loader
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    return zipimport.zipimporter(f"{wheel}/{place}")
 
 
 class Parser:
@@ -91,14 +107,13 @@ class Parser:
 
 
 def free_ports(count: int) -> int:
-    """The first of so many loopback ports in a row that nobody listens at."""
+    """The first of so many loopback ports in a row that nobody listens at, below those that systems give to connections:
+    one of these might have it when a server starts again."""
     while True:
-        with contextlib.ExitStack() as held, contextlib.suppress(OSError, OverflowError):
-            first = 0
+        first = random.randrange(20000, 32000)
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
             for at in range(count):
-                one = held.enter_context(socket.socket())
-                one.bind(("127.0.0.1", first and first + at))
-                first = first or one.getsockname()[1]
+                held.enter_context(socket.socket()).bind(("127.0.0.1", first + at))
             return first
 
 
@@ -116,7 +131,7 @@ class Server:
 
     def __init__(self, folder: Path, port: int, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         self.folder, self.port, self.command, self.env = folder, port, list(command), dict(env or {})
-        self.log = folder / "sglang.log"
+        self.url, self.log = f"http://127.0.0.1:{port}", folder / "sglang.log"
 
     def __enter__(self) -> Server:
         with open(self.log, "wb") as log:  # a session of its own: __exit__ ends it with all that it started
@@ -148,7 +163,7 @@ class Server:
     def request(self, path: str, body: dict | None = None, timeout: float = 120) -> tuple[int, Any]:
         """(status, JSON or text) of a GET, or of a POST of `body`."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"})
+        request = urllib.request.Request(f"{self.url}{path}", data, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=timeout) as response:
                 status, kind, answer = response.status, response.headers.get_content_type(), response.read()
