@@ -86,7 +86,7 @@ async def film(server: Server, drawing: Drawing, start: torch.Tensor | None = No
 async def _prepare(server: Server, wait: Wait, tasks: Sequence[str]) -> Ready:
     """The server as it is wanted. Raises CheckpointError where it serves something else, or cannot do this task."""
     await wait.healthy()
-    state = await wait.until(client.state(wait.address, wait.left), Text("waits for the pictures before this one"))
+    state = await wait.until(client.state(wait.address), Text("asks the server how it is"))
     lines = [Text("{url}, SGLang {version}, GPUs: {gpus}", url=wait.address.url, version=state.version or "?",
                   gpus=state.gpus), *server.verify(state, wait.address.url)]
     if not set(tasks) & set(state.tasks):
@@ -94,31 +94,29 @@ async def _prepare(server: Server, wait: Wait, tasks: Sequence[str]) -> Ready:
                                    needs=either(tasks)), wait.address.url,
                               Text("use the node, or a server of a model, for that"))
     loras = tuple(lora for lora in server.loras if lora.strength) or adapters.of_start(state.identity)
-    if state.loras is None:
-        wait.look(Text("waits for the pictures before this one"))
-        raise CheckpointError(Text("the server is busy, and does not say which LoRAs are on"), wait.address.url,
-                              Text("raise timeout"))
-    if adapters.differs(state.loras, loras):
-        await _set(wait, state, loras)
+    active = await wait.until(client.loras(wait.address, wait.patience), Text("waits for the pictures before this one"))
+    if adapters.differs(active, loras):
+        await _set(wait, bool(active), loras)
     if loras:
         lines.append(Text("LoRAs: {names}", names=", ".join(f"{one.path or one.name} x {one.strength:g}"
                                                             for one in loras)))
     return Ready(state, loras, lines)
 
 
-async def _set(wait: Wait, state: State, loras: Sequence[adapters.LoRA]) -> None:
-    """Have just these LoRAs on. Raises CheckpointError where the server refuses, or says yes and does not."""
-    asked = [("/v1/unmerge_lora_weights", {"target": "all"})] if state.loras else []
+async def _set(wait: Wait, some: bool, loras: Sequence[adapters.LoRA]) -> None:
+    """Have just these LoRAs on, where `some` others are. Raises CheckpointError where the server refuses, or says yes
+    and does not."""
+    asked = [("/v1/unmerge_lora_weights", {"target": "all"})] if some else []
     asked += [("/v1/set_lora", adapters.request(loras))] if loras else []
     wait.drawing = Text("the server still puts the LoRAs on")
     for path, body in asked:
         answer = await wait.until(client.ask(wait.address, path, method="POST", json_body=body,
-                                             seconds=min(wait.left, adapters.SECONDS)), Text("sets the LoRAs"))
+                                             seconds=min(wait.patience, adapters.SECONDS)), Text("sets the LoRAs"))
         if answer.status != 200:
             raise await failure(answer, wait.address, Text("LoRAs"), Text(
                 "a LoRA is a path on the server's machine, or a repo id that it has or may fetch"))
     wait.drawing = ""
-    active = await wait.until(client.loras(wait.address, wait.left), Text("looks which LoRAs are on"))
+    active = await wait.until(client.loras(wait.address, wait.patience), Text("looks which LoRAs are on"))
     if problem := adapters.differs(active, loras):
         raise CheckpointError(Text("the server said yes to the LoRAs, and {problem}", problem=problem),
                               wait.address.url, Text("the target or the path is wrong for this model"))
@@ -126,14 +124,14 @@ async def _set(wait: Wait, state: State, loras: Sequence[adapters.LoRA]) -> None
 
 async def _unchanged(wait: Wait, ready: Ready) -> None:
     """Raise CheckpointError where other LoRAs are on than before: nobody knows with which this was drawn."""
-    active = await wait.until(client.loras(wait.address, wait.left), Text("looks which LoRAs are on"))
+    active = await wait.until(client.loras(wait.address, wait.patience), Text("looks which LoRAs are on"))
     if problem := adapters.differs(active, ready.loras):
         raise CheckpointError(Text("another client changed the LoRAs while this was drawn: {problem}", problem=problem),
                               wait.address.url, Text("use one set of LoRAs a server at a time, and queue this again"))
 
 
 async def _image(wait: Wait, drawing: Drawing, pipeline: str, files: Sequence[bytes]) -> Answer:
-    ask = {"method": "POST", "seconds": wait.left, "largest": results.largest(drawing) * 4 // 3}
+    ask = {"method": "POST", "seconds": wait.patience, "largest": results.largest(drawing) * 4 // 3}
     if not files:
         return await client.ask(wait.address, "/v1/images/generations", json_body=requests.image(drawing, pipeline),
                                 **ask)
@@ -149,7 +147,7 @@ async def _job(wait: Wait, drawing: Drawing, pipeline: str, files: Sequence[tupl
     form = _form(requests.video_form(drawing, pipeline), files) if files else None
     body = None if files else requests.video(drawing, pipeline)
     answer = await wait.until(client.ask(wait.address, "/v1/videos", method="POST", json_body=body, form=form,
-                                         seconds=wait.left), Text("asks for the video"))
+                                         seconds=wait.patience), Text("asks for the video"))
     if answer.status != 200 or not isinstance(answer.body, dict) or not str(answer.body.get("id", "")).strip():
         raise await failure(answer, wait.address, _sent(drawing))
     path, done = f"/v1/videos/{_plain(answer.body['id'])}", False
@@ -161,7 +159,7 @@ async def _job(wait: Wait, drawing: Drawing, pipeline: str, files: Sequence[tupl
             with suppress(CheckpointError, asyncio.TimeoutError):
                 await asyncio.wait_for(client.ask(wait.address, path, method="DELETE"), 0.7)
     wait.drawing = ""
-    content = await wait.until(client.ask(wait.address, f"{path}/content", seconds=wait.left, raw=True,
+    content = await wait.until(client.ask(wait.address, f"{path}/content", seconds=wait.patience, raw=True,
                                           largest=results.largest(drawing)), Text("fetches the video"))
     if content.status != 200 or not isinstance(content.body, bytes):
         raise await failure(content, wait.address, _sent(drawing))
@@ -172,7 +170,8 @@ async def _finished(wait: Wait, path: str) -> dict[str, Any]:
     """The record of a job that is done. Raises CheckpointError where it failed, or is gone."""
     pause = FASTEST
     while True:
-        answer = await wait.until(client.ask(wait.address, path, seconds=min(wait.left, 60)), Text("draws the video"))
+        answer = await wait.until(client.ask(wait.address, path, seconds=min(wait.patience, 60)),
+                                  Text("draws the video"))
         job = answer.body if isinstance(answer.body, dict) else {}
         status = job.get("status")
         if answer.status == 404:
@@ -197,7 +196,7 @@ async def _finished(wait: Wait, path: str) -> dict[str, Any]:
 async def _lossless(wait: Wait, drawing: Drawing, pipeline: str, _: object) -> tuple[Any, float]:
     body = requests.frames(drawing, pipeline)
     answer = await wait.until(client.ask(wait.address, "/rollout/generate", method="POST", json_body=body, raw=True,
-                                         seconds=wait.left, largest=results.largest(drawing) * 2),
+                                         seconds=wait.patience, largest=results.largest(drawing) * 2),
                               Text("draws the video"))
     wait.drawing = ""
     if answer.status != 200 or not isinstance(answer.body, bytes):

@@ -33,6 +33,7 @@ def of_server(url: str) -> dict[str, Any]:
     checks: list[Check] = list(_of_address(address))
     try:
         state = asyncio.run(client.state(address))
+        loras = asyncio.run(_loras(address))
     except CheckpointError as error:
         checks.append(Check(REFUSED, error.what, error.do))
     else:
@@ -42,7 +43,7 @@ def of_server(url: str) -> dict[str, Any]:
             "version": state.version,
             "num_gpus": state.gpus,
             "tasks": list(state.tasks),
-            "loras": state.loras or {},
+            "loras": loras or {},
         }
         if state.identity is None:
             checks.append(
@@ -64,11 +65,19 @@ def of_server(url: str) -> dict[str, Any]:
                     Text("install that version, or look at the first pictures"),
                 )
             )
-        if state.loras is None:
+        if loras is None:
             checks.append(Check(NOTE, Text("it draws, and does not say before the end which LoRAs are on")))
-        elif state.loras:
+        elif loras:
             checks.append(Check(NOTE, Text("LoRAs are on, for all of its clients")))
     return {**found, "checks": _plain(checks)}
+
+
+async def _loras(address: Address) -> dict[str, Any] | None:
+    """Those that are on; None where it draws, and does not say before the end."""
+    try:
+        return await client.loras(address)
+    except client.Silent:
+        return None
 
 
 def _of_address(address: Address) -> list[Check]:
