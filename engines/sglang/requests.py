@@ -79,8 +79,8 @@ class Drawing:
     def notes(self, pipeline: str) -> list[str]:
         """What a report says of how this is drawn."""
         steps, cfg = self.steps or Text("the model's"), self.cfg or Text("the model's")
-        lines = [Text("{width} x {height}, steps: {steps}, cfg: {cfg}, seed {seed}", width=self.width,
-                      height=self.height, steps=steps, cfg=cfg, seed=self.seed)]
+        lines: list[str] = [Text("{width} x {height}, steps: {steps}, cfg: {cfg}, seed {seed}", width=self.width,
+                                 height=self.height, steps=steps, cfg=cfg, seed=self.seed)]
         if self.negative_prompt.strip() and pipeline in known.DISTILLED:
             lines.append(Text("the negative prompt turns true CFG on, which this model was not made for: two "
                               "evaluations a step, and another picture"))

@@ -90,8 +90,8 @@ class Server:
         loose = [str(part) for part, ours in [(found.base, self.base),
                                               *((part, self.overrides[role]) for role, part in theirs.items())]
                  if not part.mark or not any(_read(one).mark for one in ours if _is_one(part, (one,)))]
-        lines = [Text("serves what is wanted: {identity}", identity=found)]
-        return lines + ([Text("of any version: {parts}", parts=", ".join(loose))] if loose else [])
+        return [Text("serves what is wanted: {identity}", identity=found),
+                *([Text("of any version: {parts}", parts=", ".join(loose))] if loose else [])]
 
     def _base_only(self, state: State, where: str) -> str:
         if state.identity:

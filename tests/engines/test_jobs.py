@@ -4,6 +4,7 @@ that says what to do."""
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -13,12 +14,13 @@ import pytest
 import torch
 
 from quantized_transformers import host
-from quantized_transformers.engines.sglang import jobs, results
+from quantized_transformers.engines.sglang import jobs, report, results
 from quantized_transformers.engines.sglang.loras import LoRA
 from quantized_transformers.engines.sglang.requests import Drawing
 from quantized_transformers.engines.sglang.wanted import Server, wanted
 from quantized_transformers.loaders.errors import CheckpointError
 from support import sglang
+from support.pack import PACK
 from support.sglang_stub import Stub
 
 pytestmark = pytest.mark.server
@@ -272,7 +274,7 @@ def test_cancel_is_heard_at_once_and_the_next_one_is_right(stub, server, cancel,
     if kind != "picture":
         stub.restart(name=NAME, model=T2V)
     said: list[str] = []
-    monkeypatch.setattr(host.running.Waiting, "say", lambda self, words: said.append(words))
+    monkeypatch.setattr(host.Waiting, "say", lambda self, words: said.append(words))
     if kind == "lossless":
         from pip._vendor import msgpack
 
@@ -323,7 +325,7 @@ def test_a_video_with_its_progress(stub, server, monkeypatch):
     stub.restart(name=NAME, model=T2V)
     stub.next({"delay": 4, "steps": 4})
     shown: list[float] = []
-    monkeypatch.setattr(host.running.Waiting, "show", lambda self, done, total, picture=None: shown.append(done))
+    monkeypatch.setattr(host.Waiting, "show", lambda self, done, total, picture=None: shown.append(done))
     video, report = film(server, FILM)
     assert video.get_components().images.shape == (5, 48, 64, 3) and video.get_frame_rate() == 8 and "5 frames" in report
     assert sorted(shown) == shown and len(set(shown) & {25, 50, 75}) >= 2
@@ -380,3 +382,25 @@ def test_decoded_frames_without_loss(stub, server, monkeypatch):
 def test_what_is_too_large_is_not_read(stub, server, monkeypatch):
     monkeypatch.setattr(results, "largest", lambda drawing: 100)
     refused("does not answer as SGLang does", draw, server, CAT)
+
+
+@pytest.mark.parametrize("model", ["FLUX.1-dev", EDITS, T2V])
+def test_doctor_has_a_server_draw(stub, server, model):
+    """Something small, with the LoRAs that are on: they are other clients'."""
+    stub.restart(name=NAME, model=model)
+    stub.request("/v1/set_lora", {"lora_nickname": "x", "lora_path": "/x", "strength": 1.0})
+    found = report.of_server(server.server, picture=True)
+    assert [check["what"] for check in found["checks"]][-1].startswith("it drew something small in ")
+    asked, = stub.drawn
+    assert asked["num_inference_steps"] == 1 and asked["loras"]["transformer"][0]["nicknames"] == ["x"] and asked["seed"] == 0
+    done = [sys.executable, str(PACK), "doctor", "--server", server.server, "--picture", "--json"]
+    if model == T2V:
+        stub.next({"error": "out of memory"})
+        run = subprocess.run(done, capture_output=True, text=True, check=False)
+        assert run.returncode == 1 and "out of memory" in json.loads(run.stdout)["checks"][-1]["what"]
+
+
+def test_a_model_that_needs_more_than_a_prompt_is_not_tried(stub, server):
+    stub.restart(name=NAME, model=I2V)
+    found = report.of_server(server.server, picture=True)
+    assert found["checks"][-1]["level"] == "refused" and "more than a prompt: I2V" in found["checks"][-1]["what"]
