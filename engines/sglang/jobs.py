@@ -1,4 +1,4 @@
-"""Pictures and videos of a server: verified before, drawn as asked for, and checked after (specs: scale_out 7.2)."""
+"""Pictures and videos of a server: verified before, drawn as asked for, and checked after."""
 
 from __future__ import annotations
 
