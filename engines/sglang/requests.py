@@ -1,8 +1,8 @@
 """What is asked of a server: bodies as sglang/multimodal_gen/runtime/entrypoints/openai/protocol.py reads them.
 
 A server has defaults that no client wants in silence (docs/sources/sglang.md, "Server: what it leaves to its
-clients"), so every body says: PNG, the picture itself, seed, size, and noise from the CPU, which is the same on any card
-and number of them.
+clients"), so every body says: PNG, the picture itself, seed, size, and noise from the CPU, which is the same on any
+card and number of them.
 """
 
 from __future__ import annotations
