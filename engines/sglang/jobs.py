@@ -18,6 +18,7 @@ from .address import Address, address_of
 from .client import Answer, State
 from .failures import failure
 from .requests import SEEDS, Drawing
+from .turns import turn
 from .waiting import Wait
 from .wanted import Server
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 IMAGE_TASKS, EDIT_TASKS = ("T2I", "TI2I"), ("I2I", "TI2I")
 VIDEO_TASKS, START_TASKS, CLIP_TASKS = ("T2V", "TI2V"), ("I2V", "TI2V"), ("V2V", "F2V")
 TRANSPORTS = ("mp4", "lossless")
+NEVER = float("inf")
 FASTEST, SLOWEST = 0.5, 2.0  # seconds between two looks at a video
 
 
@@ -46,21 +48,23 @@ async def draw(server: Server, drawing: Drawing, count: int = 1, images: torch.T
     pictures: list[Any] = []
     lines: list[str] = []
     files = [results.png(image) for image in images] if images is not None else []
-    for number in range(count):
-        one = replace(drawing, seed=(drawing.seed + number) % SEEDS)
-        wait = Wait(address_of(server.server), timeout, shown)
-        ready = await _prepare(server, wait, EDIT_TASKS if files else IMAGE_TASKS)
-        wait.drawing = Text("the server still finishes this picture: it cannot be told to stop")
-        answer = await wait.until(_image(wait, one, ready.state.pipeline, files),
-                                  Text("picture {number} of {count}", number=number + 1, count=count))
-        wait.drawing = ""
-        if answer.status != 200:
-            raise await failure(answer, wait.address, _sent(one))
-        await _unchanged(wait, ready)
-        pictures.append(results.picture(answer.body, one, wait.address.url))
-        spent += _seconds(answer.body)
-        shown.show(number + 1, count, pictures[-1])
-        lines = lines or [*ready.lines, *drawing.notes(ready.state.pipeline)]
+    address = address_of(server.server)
+    async with turn(Wait(address, NEVER, shown), server.loras):
+        for number in range(count):
+            one = replace(drawing, seed=(drawing.seed + number) % SEEDS)
+            wait = Wait(address, timeout, shown)
+            ready = await _prepare(server, wait, EDIT_TASKS if files else IMAGE_TASKS)
+            wait.drawing = Text("the server still finishes this picture: it cannot be told to stop")
+            answer = await wait.until(_image(wait, one, ready.state.pipeline, files),
+                                      Text("picture {number} of {count}", number=number + 1, count=count))
+            wait.drawing = ""
+            if answer.status != 200:
+                raise await failure(answer, address, _sent(one))
+            await _unchanged(wait, ready)
+            pictures.append(results.picture(answer.body, one, address.url))
+            spent += _seconds(answer.body)
+            shown.show(number + 1, count, pictures[-1])
+            lines = lines or [*ready.lines, *drawing.notes(ready.state.pipeline)]
     lines.append(Text("drawn: {count}, in {seconds:.1f} s of the server", count=count, seconds=spent))
     return results.tensor(pictures), joined("\n", lines)
 
@@ -71,22 +75,24 @@ async def film(server: Server, drawing: Drawing, start: torch.Tensor | None = No
     the decoded frames themselves, without progress, and without either of these. Raises CheckpointError."""
     if transport == TRANSPORTS[1]:
         _can_be_lossless(start, clip)
-    wait = Wait(address_of(server.server), timeout, host.Waiting())
+    address, shown = address_of(server.server), host.Waiting()
     files = [("input_reference", "start.png", "image/png", results.png(start[0]))] if start is not None else []
     files += [("video_reference", "clip.mp4", "video/mp4", host.file_of_video(clip))] if clip is not None else []
     tasks = CLIP_TASKS if clip is not None else START_TASKS if start is not None else VIDEO_TASKS
-    ready = await _prepare(server, wait, tasks)
-    wait.drawing = Text("the server still finishes this video: it cannot be told to stop")
-    lines = [*ready.lines, *drawing.notes(ready.state.pipeline),
-             Text("{frames} frames, {fps} a second", frames=drawing.frames, fps=drawing.fps)]
-    if transport == TRANSPORTS[1]:
-        data, read = await _frames(wait, drawing, ready.state.pipeline), results.lossless
-    else:
-        data, seconds = await _job(wait, drawing, ready.state.pipeline, files)
-        read = results.video
-        lines.append(Text("made in {seconds:.1f} s of the server", seconds=seconds))
-    await _unchanged(wait, ready)
-    return read(data, drawing, wait.address.url), joined("\n", lines)
+    async with turn(Wait(address, NEVER, shown), server.loras):
+        wait = Wait(address, timeout, shown)
+        ready = await _prepare(server, wait, tasks)
+        wait.drawing = Text("the server still finishes this video: it cannot be told to stop")
+        lines = [*ready.lines, *drawing.notes(ready.state.pipeline),
+                 Text("{frames} frames, {fps} a second", frames=drawing.frames, fps=drawing.fps)]
+        if transport == TRANSPORTS[1]:
+            data, read = await _frames(wait, drawing, ready.state.pipeline), results.lossless
+        else:
+            data, seconds = await _job(wait, drawing, ready.state.pipeline, files)
+            read = results.video
+            lines.append(Text("made in {seconds:.1f} s of the server", seconds=seconds))
+        await _unchanged(wait, ready)
+    return read(data, drawing, address.url), joined("\n", lines)
 
 
 async def try_out(address: Address, timeout: float = 1800) -> float:
