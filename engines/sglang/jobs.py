@@ -270,5 +270,6 @@ def _seconds(body: Any) -> float:
 
 
 def _sent(drawing: Drawing) -> str:
-    frames = f", {drawing.frames} frames" if drawing.frames else ""
-    return f"{drawing.width} x {drawing.height}{frames}, steps {drawing.steps or '-'}, seed {drawing.seed}"
+    frames = f" x {drawing.frames}" if drawing.frames else ""
+    return Text("{size}, steps: {steps}, seed {seed}", size=f"{drawing.width} x {drawing.height}{frames}",
+                steps=drawing.steps or Text("the model's"), seed=drawing.seed)
