@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ... import host
-from ...host.texts import Text, either, joined
+from ...host.texts import Text, either, joined, said
 from ...loaders.errors import CheckpointError
 from . import client, requests, results
 from . import loras as adapters
@@ -66,6 +66,7 @@ async def draw(server: Server, drawing: Drawing, count: int = 1, images: torch.T
             shown.show(number + 1, count, pictures[-1])
             lines = lines or [*ready.lines, *drawing.notes(ready.state.pipeline)]
     lines.append(Text("drawn: {count}, in {seconds:.1f} s of the server", count=count, seconds=spent))
+    shown.say(said(lines[-1]))
     return results.tensor(pictures), joined("\n", lines)
 
 
@@ -92,6 +93,7 @@ async def film(server: Server, drawing: Drawing, start: torch.Tensor | None = No
             read = results.video
             lines.append(Text("made in {seconds:.1f} s of the server", seconds=seconds))
         await _unchanged(wait, ready)
+    shown.say(said(lines[-1]))
     return read(data, drawing, address.url), joined("\n", lines)
 
 
