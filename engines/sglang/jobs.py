@@ -1,8 +1,9 @@
-"""Pictures and videos of a server: verified before, drawn as asked for, and checked after (specs: scale_out 7.2)."""
+"""Pictures and videos of a server: verified before, drawn as asked for, and checked after."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -13,7 +14,7 @@ from ...host.texts import Text, either, joined
 from ...loaders.errors import CheckpointError
 from . import client, requests, results
 from . import loras as adapters
-from .address import address_of
+from .address import Address, address_of
 from .client import Answer, State
 from .failures import failure
 from .requests import SEEDS, Drawing
@@ -41,7 +42,9 @@ async def draw(server: Server, drawing: Drawing, count: int = 1, images: torch.T
                timeout: float = 1800) -> tuple[torch.Tensor, str]:
     """(IMAGE, float [count, H, W, 3]; the report): one request a picture, of seed, seed + 1, ... `images` (float
     [B, H, W, C]) are edited. `timeout` is for each picture. Raises CheckpointError."""
-    shown, pictures, lines, spent = host.Waiting(), [], [], 0.0
+    shown, spent = host.Waiting(), 0.0
+    pictures: list[Any] = []
+    lines: list[str] = []
     files = [results.png(image) for image in images] if images is not None else []
     for number in range(count):
         one = replace(drawing, seed=(drawing.seed + number) % SEEDS)
@@ -74,19 +77,44 @@ async def film(server: Server, drawing: Drawing, start: torch.Tensor | None = No
     tasks = CLIP_TASKS if clip is not None else START_TASKS if start is not None else VIDEO_TASKS
     ready = await _prepare(server, wait, tasks)
     wait.drawing = Text("the server still finishes this video: it cannot be told to stop")
-    made = (_lossless if transport == TRANSPORTS[1] else _job)
-    video, seconds = await made(wait, drawing, ready.state.pipeline, files)
-    await _unchanged(wait, ready)
     lines = [*ready.lines, *drawing.notes(ready.state.pipeline),
-             Text("{frames} frames, {fps} a second, in {seconds:.1f} s of the server", frames=drawing.frames,
-                  fps=drawing.fps, seconds=seconds)]
-    return video, joined("\n", lines)
+             Text("{frames} frames, {fps} a second", frames=drawing.frames, fps=drawing.fps)]
+    if transport == TRANSPORTS[1]:
+        data, read = await _frames(wait, drawing, ready.state.pipeline), results.lossless
+    else:
+        data, seconds = await _job(wait, drawing, ready.state.pipeline, files)
+        read = results.video
+        lines.append(Text("made in {seconds:.1f} s of the server", seconds=seconds))
+    await _unchanged(wait, ready)
+    return read(data, drawing, wait.address.url), joined("\n", lines)
+
+
+async def try_out(address: Address, timeout: float = 1800) -> float:
+    """Have a server draw something small in one step, with the LoRAs that are on: seconds that it took. Raises
+    CheckpointError where it does not."""
+    state, wait = await client.state(address), Wait(address, timeout, host.Waiting())
+    small = Drawing("a cat", width=256, height=256, steps=1, frames=5, fps=16, extra='{"accept_size": true}')
+    start = time.monotonic()
+    if set(state.tasks) & {*IMAGE_TASKS, *EDIT_TASKS}:
+        import torch
+
+        files = [] if set(state.tasks) & set(IMAGE_TASKS) else [results.png(torch.full((256, 256, 3), 0.5))]
+        answer = await wait.until(_image(wait, small, state.pipeline, files), Text("draws"))
+        if answer.status != 200:
+            raise await failure(answer, address, _sent(small))
+        results.picture(answer.body, small, address.url)
+    elif set(state.tasks) & set(VIDEO_TASKS):
+        await _job(wait, small, state.pipeline, [])
+    else:
+        raise CheckpointError(Text("this server needs more than a prompt: {tasks}", tasks=", ".join(state.tasks)),
+                              address.url, Text("try it with Server Video"))
+    return time.monotonic() - start
 
 
 async def _prepare(server: Server, wait: Wait, tasks: Sequence[str]) -> Ready:
     """The server as it is wanted. Raises CheckpointError where it serves something else, or cannot do this task."""
     await wait.healthy()
-    state = await wait.until(client.state(wait.address, wait.left), Text("waits for the pictures before this one"))
+    state = await wait.until(client.state(wait.address), Text("asks the server how it is"))
     lines = [Text("{url}, SGLang {version}, GPUs: {gpus}", url=wait.address.url, version=state.version or "?",
                   gpus=state.gpus), *server.verify(state, wait.address.url)]
     if not set(tasks) & set(state.tasks):
@@ -94,31 +122,29 @@ async def _prepare(server: Server, wait: Wait, tasks: Sequence[str]) -> Ready:
                                    needs=either(tasks)), wait.address.url,
                               Text("use the node, or a server of a model, for that"))
     loras = tuple(lora for lora in server.loras if lora.strength) or adapters.of_start(state.identity)
-    if state.loras is None:
-        wait.look(Text("waits for the pictures before this one"))
-        raise CheckpointError(Text("the server is busy, and does not say which LoRAs are on"), wait.address.url,
-                              Text("raise timeout"))
-    if adapters.differs(state.loras, loras):
-        await _set(wait, state, loras)
+    active = await wait.until(client.loras(wait.address, wait.patience), Text("waits for the pictures before this one"))
+    if adapters.differs(active, loras):
+        await _set(wait, bool(active), loras)
     if loras:
         lines.append(Text("LoRAs: {names}", names=", ".join(f"{one.path or one.name} x {one.strength:g}"
                                                             for one in loras)))
     return Ready(state, loras, lines)
 
 
-async def _set(wait: Wait, state: State, loras: Sequence[adapters.LoRA]) -> None:
-    """Have just these LoRAs on. Raises CheckpointError where the server refuses, or says yes and does not."""
-    asked = [("/v1/unmerge_lora_weights", {"target": "all"})] if state.loras else []
+async def _set(wait: Wait, some: bool, loras: Sequence[adapters.LoRA]) -> None:
+    """Have just these LoRAs on, where `some` others are. Raises CheckpointError where the server refuses, or says yes
+    and does not."""
+    asked = [("/v1/unmerge_lora_weights", {"target": "all"})] if some else []
     asked += [("/v1/set_lora", adapters.request(loras))] if loras else []
     wait.drawing = Text("the server still puts the LoRAs on")
     for path, body in asked:
         answer = await wait.until(client.ask(wait.address, path, method="POST", json_body=body,
-                                             seconds=min(wait.left, adapters.SECONDS)), Text("sets the LoRAs"))
+                                             seconds=min(wait.patience, adapters.SECONDS)), Text("sets the LoRAs"))
         if answer.status != 200:
             raise await failure(answer, wait.address, Text("LoRAs"), Text(
                 "a LoRA is a path on the server's machine, or a repo id that it has or may fetch"))
     wait.drawing = ""
-    active = await wait.until(client.loras(wait.address, wait.left), Text("looks which LoRAs are on"))
+    active = await wait.until(client.loras(wait.address, wait.patience), Text("looks which LoRAs are on"))
     if problem := adapters.differs(active, loras):
         raise CheckpointError(Text("the server said yes to the LoRAs, and {problem}", problem=problem),
                               wait.address.url, Text("the target or the path is wrong for this model"))
@@ -126,30 +152,28 @@ async def _set(wait: Wait, state: State, loras: Sequence[adapters.LoRA]) -> None
 
 async def _unchanged(wait: Wait, ready: Ready) -> None:
     """Raise CheckpointError where other LoRAs are on than before: nobody knows with which this was drawn."""
-    active = await wait.until(client.loras(wait.address, wait.left), Text("looks which LoRAs are on"))
+    active = await wait.until(client.loras(wait.address, wait.patience), Text("looks which LoRAs are on"))
     if problem := adapters.differs(active, ready.loras):
         raise CheckpointError(Text("another client changed the LoRAs while this was drawn: {problem}", problem=problem),
                               wait.address.url, Text("use one set of LoRAs a server at a time, and queue this again"))
 
 
 async def _image(wait: Wait, drawing: Drawing, pipeline: str, files: Sequence[bytes]) -> Answer:
-    ask = {"method": "POST", "seconds": wait.left, "largest": results.largest(drawing) * 4 // 3}
-    if not files:
-        return await client.ask(wait.address, "/v1/images/generations", json_body=requests.image(drawing, pipeline),
-                                **ask)
     parts = [("image[]" if len(files) > 1 else "image", f"{number}.png", "image/png", data)
              for number, data in enumerate(files)]
-    form = _form(requests.edit(drawing, pipeline), parts)
-    return await client.ask(wait.address, "/v1/images/edits", form=form, **ask)
+    form = _form(requests.edit(drawing, pipeline), parts) if files else None
+    return await client.ask(wait.address, "/v1/images/edits" if files else "/v1/images/generations", method="POST",
+                            json_body=None if files else requests.image(drawing, pipeline), form=form,
+                            seconds=wait.patience, largest=results.largest(drawing) * 4 // 3)
 
 
 async def _job(wait: Wait, drawing: Drawing, pipeline: str, files: Sequence[tuple[str, str, str, bytes]]
-               ) -> tuple[Any, float]:
-    """(VIDEO, seconds that it took) of a job of the server's."""
+               ) -> tuple[bytes, float]:
+    """(an .mp4, seconds that it took) of a job of the server's."""
     form = _form(requests.video_form(drawing, pipeline), files) if files else None
     body = None if files else requests.video(drawing, pipeline)
     answer = await wait.until(client.ask(wait.address, "/v1/videos", method="POST", json_body=body, form=form,
-                                         seconds=wait.left), Text("asks for the video"))
+                                         seconds=wait.patience), Text("asks for the video"))
     if answer.status != 200 or not isinstance(answer.body, dict) or not str(answer.body.get("id", "")).strip():
         raise await failure(answer, wait.address, _sent(drawing))
     path, done = f"/v1/videos/{_plain(answer.body['id'])}", False
@@ -161,18 +185,19 @@ async def _job(wait: Wait, drawing: Drawing, pipeline: str, files: Sequence[tupl
             with suppress(CheckpointError, asyncio.TimeoutError):
                 await asyncio.wait_for(client.ask(wait.address, path, method="DELETE"), 0.7)
     wait.drawing = ""
-    content = await wait.until(client.ask(wait.address, f"{path}/content", seconds=wait.left, raw=True,
+    content = await wait.until(client.ask(wait.address, f"{path}/content", seconds=wait.patience, raw=True,
                                           largest=results.largest(drawing)), Text("fetches the video"))
     if content.status != 200 or not isinstance(content.body, bytes):
         raise await failure(content, wait.address, _sent(drawing))
-    return results.video(content.body, drawing, wait.address.url), _seconds(job)
+    return content.body, _seconds(job)
 
 
 async def _finished(wait: Wait, path: str) -> dict[str, Any]:
     """The record of a job that is done. Raises CheckpointError where it failed, or is gone."""
     pause = FASTEST
     while True:
-        answer = await wait.until(client.ask(wait.address, path, seconds=min(wait.left, 60)), Text("draws the video"))
+        answer = await wait.until(client.ask(wait.address, path, seconds=min(wait.patience, 60)),
+                                  Text("draws the video"))
         job = answer.body if isinstance(answer.body, dict) else {}
         status = job.get("status")
         if answer.status == 404:
@@ -194,15 +219,16 @@ async def _finished(wait: Wait, path: str) -> dict[str, Any]:
         pause = min(pause * 1.5, SLOWEST)
 
 
-async def _lossless(wait: Wait, drawing: Drawing, pipeline: str, _: object) -> tuple[Any, float]:
+async def _frames(wait: Wait, drawing: Drawing, pipeline: str) -> bytes:
+    """The answer of /rollout/generate."""
     body = requests.frames(drawing, pipeline)
     answer = await wait.until(client.ask(wait.address, "/rollout/generate", method="POST", json_body=body, raw=True,
-                                         seconds=wait.left, largest=results.largest(drawing) * 2),
+                                         seconds=wait.patience, largest=results.largest(drawing) * 2),
                               Text("draws the video"))
     wait.drawing = ""
     if answer.status != 200 or not isinstance(answer.body, bytes):
         raise await failure(answer, wait.address, _sent(drawing))
-    return results.lossless(answer.body, drawing, wait.address.url), 0.0
+    return answer.body
 
 
 def _can_be_lossless(start: object, clip: object) -> None:

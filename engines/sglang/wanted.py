@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from ...host.texts import Text
 from ...loaders.errors import CheckpointError
 from ...loaders.files import hubs
-from ...loaders.files.places import candidates, cleaned, is_repo
+from ...loaders.files.places import candidates, cleaned, find_path, is_repo
 from ...loaders.locate import base_of_quantized
 from .client import State
 from .identity import DIGITS, ROLES, SNAPSHOT, Identity, Part, part_of
@@ -90,8 +90,8 @@ class Server:
         loose = [str(part) for part, ours in [(found.base, self.base),
                                               *((part, self.overrides[role]) for role, part in theirs.items())]
                  if not part.mark or not any(_read(one).mark for one in ours if _is_one(part, (one,)))]
-        lines = [Text("serves what is wanted: {identity}", identity=found)]
-        return lines + ([Text("of any version: {parts}", parts=", ".join(loose))] if loose else [])
+        return [Text("serves what is wanted: {identity}", identity=found),
+                *([Text("of any version: {parts}", parts=", ".join(loose))] if loose else [])]
 
     def _base_only(self, state: State, where: str) -> str:
         if state.identity:
@@ -162,6 +162,8 @@ def _parts_of_base(reference: str, revision: str) -> Iterator[Part]:
             break
     if is_repo(reference):
         yield _repo(reference, revision)
+    else:
+        find_path(reference, revision)  # which says that it is not here
 
 
 def _parts_of_override(reference: str, role: str, kind: str, weights_name: str) -> Iterator[Part]:

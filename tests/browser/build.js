@@ -1,7 +1,8 @@
-// Called in ComfyUI's page with {note, outside, inside, save, title, shown, slots, versions} of a Workflow (graph.py):
-// builds it with one subgraph of the columns `inside`, by the frontend's own conversion. Returns the subgraph's node's id.
-async ({ note, outside, inside, save, title, shown, slots, versions }) => {
-  const GAP = 20, TITLE = 30, BETWEEN = 40, NOTE = 420, LAST = 540
+// Called in ComfyUI's page with {note, outside, inside, save, title, shown, slots, flat, versions} of a Workflow (graph.py):
+// builds it with one subgraph of the columns `inside`, by the frontend's own conversion; `flat` leaves their one node as it
+// is. Returns the graph and its prompt.
+async ({ note, outside, inside, save, title, shown, slots, flat, versions }) => {
+  const GAP = 20, TITLE = 30, BETWEEN = 40, NOTE = 420, LAST = 540, RESULT = 320
   const settle = () => new Promise((done) => setTimeout(done, 300))
   // a graph of its own: the frontend keeps widget values by graph and node id, and would hand them on
   await app.loadGraphData({ id: crypto.randomUUID(), revision: 0, last_node_id: 0, last_link_id: 0, nodes: [], links: [],
@@ -54,12 +55,13 @@ async ({ note, outside, inside, save, title, shown, slots, versions }) => {
   }
   await settle()
 
-  const { node } = app.graph.convertToSubgraph(new Set(inside.flat().map(({ key }) => made[key])))
+  const wrap = () => app.graph.convertToSubgraph(new Set(inside.flat().map(({ key }) => made[key]))).node
+  const node = flat ? made[inside[0][0].key] : wrap()
   const { subgraph } = node
   await settle()
-  node.title = subgraph.name = title
+  if (!flat) node.title = subgraph.name = title
   // the frontend has made inputs out of some widgets
-  for (const input of [...subgraph.inputs]) if (input._widget) subgraph.removeInput(input)
+  for (const input of [...subgraph?.inputs ?? []]) if (input._widget) subgraph.removeInput(input)
   for (const [key, label] of Object.entries(slots)) {
     for (const id of made[key].outputs[0].links) {
       const link = app.graph.getLink(id)
@@ -78,14 +80,14 @@ async ({ note, outside, inside, save, title, shown, slots, versions }) => {
   }
   await settle()
   const [left, tall] = place(columns, note ? NOTE + BETWEEN : 0)
-  const whole = Math.max(tall, 760)
+  const prompts = (flat ? node.widgets : shown).filter(({ name }) => name.includes('prompt')).length
+  const least = node.computeSize()[1]
+  node.setSize([LAST, Math.round(least + 60 * prompts)])
+  const whole = Math.max(tall, 760, flat ? node.size[1] + RESULT : 0)
   if (note) {
     text.pos = [0, TITLE]
     text.setSize([NOTE, whole - TITLE])
   }
-  const prompts = shown.filter(({ name }) => name.includes('prompt')).length
-  const least = node.computeSize()[1]
-  node.setSize([LAST, Math.round(least + 60 * prompts)])
   place([[node, last]], left)
   last.setSize([LAST, whole - last.pos[1]])
   await settle()

@@ -63,6 +63,7 @@ GUIDED = shown("guidance", "guidance")
 CFG = shown("cfg", "sample")
 GUIDER_CFG = shown("cfg", "guider")
 NOISE_SEED = shown("seed", "noise", "noise_seed")
+SEEDED = {"seed": SEED, "control_after_generate": "randomize"}
 
 
 def loaded(name: str, transformer: Column | None = None, **widgets: Any) -> tuple[list[Column], Link]:
@@ -342,6 +343,43 @@ def distilled(name: str, transformer: Column, prompt: str, side: int, steps: int
         picture(name), (PROMPT, *SIZE, *SAMPLED, shown("shift", "shift")))
 
 
+def on_server(name: str, title: str, drawn: Node, save: Node, *before: Node) -> Workflow:
+    """A node that draws on a server with what `name` names: all that the subgraph of another template would hold."""
+    base, repo = NOTES[name].base, NOTES[name].repo
+    server = Node("server", "QT_ServerModel", {}, {"base_model": base, "override": repo}, width=OUTSIDE)
+    reports = [Node(f"report_{key}", "PreviewAny", {"source": (key, 1)}, {}, said, OUTSIDE, 200)
+               for key, said in (("server", "Report: how to start it"), ("drawn", "Report: what was drawn"))]
+    columns = [column for column in ([server, *reports], list(before)) if column]
+    return Workflow(name, NOTES[name].text(), title, columns, [[drawn]], save, (), flat=True)
+
+
+def server_flux1(name: str) -> Workflow:
+    """The settings of the template without a server: 20 steps, guidance 3.5."""
+    drawn = Node("drawn", "QT_ServerImage", {"server_model": ("server", 0)}, {
+        "prompt": LOGO, "width": 1024, "height": 1024, "steps": 20, "cfg": 3.5, **SEEDED})
+    return on_server(name, "Text to image", drawn, Node("save", "SaveImage", {"images": ("drawn", 0)}, {"filename_prefix": name}))
+
+
+def server_wan(name: str) -> Workflow:
+    """Wan's own defaults, as in the template without a server; the shift is the server's."""
+    drawn = Node("drawn", "QT_ServerVideo", {"server_model": ("server", 0)}, {
+        "prompt": FOX, "negative_prompt": WAN_NEGATIVE, "width": 832, "height": 480, "length": 81, "fps": 16, "steps": 40, "cfg": 4.0,
+        "cfg_2": 3.0, **SEEDED})
+    return on_server(name, "Text to video", drawn, Node("save", "SaveVideo", {"video": ("drawn", 0)}, {"filename_prefix": f"video/{name}"}))
+
+
+def server_edit(name: str) -> Workflow:
+    """The settings of the template without a server: a megapixel, sides multiples of 32, 40 steps, true cfg 4."""
+    drawn = Node("drawn", "QT_ServerImage", {
+        "server_model": ("server", 0), "images": ("scaled", 0), "width": ("size", 0), "height": ("size", 1)}, {
+        "prompt": WATERCOLOR, "steps": 40, "cfg": 4.0, **SEEDED})
+    before = [Node("picture", "LoadImage", {}, {"image": "example.png"}, "Picture to edit", OUTSIDE, 322),
+              Node("scaled", "ImageScaleToTotalPixels", {"image": ("picture", 0)},
+                   {"upscale_method": "lanczos", "megapixels": 1.0, "resolution_steps": 32}, width=OUTSIDE),
+              Node("size", "GetImageSize", {"image": ("scaled", 0)}, width=OUTSIDE)]
+    return on_server(name, "Edit a picture", drawn, Node("save", "SaveImage", {"images": ("drawn", 0)}, {"filename_prefix": name}), *before)
+
+
 WORKFLOWS = [
     flux1("flux1_dev_modelopt_fp8"),
     flux2("flux2_dev_modelopt_fp8"),
@@ -369,6 +407,9 @@ WORKFLOWS = [
     hunyuan_video_15("hunyuanvideo15_720p_gguf"),
     hidream("hidream_i1_full_fp8"),
     ltx2("ltx2_fp8"),
+    server_flux1("server_flux1_dev_modelopt_fp8"),
+    server_wan("server_wan22_t2v_a14b_modelopt_fp8"),
+    server_edit("server_qwen_image_edit_2511_modelopt_fp8"),
 ]
 
 

@@ -42,7 +42,8 @@ class Shown:
 class Workflow:
     """A note, columns of nodes that load, the subgraph called `title` of columns of nodes, and the node behind it.
 
-    `slots` are labels of the subgraph's inputs for whole models, by the node outside that feeds them.
+    `slots` are labels of the subgraph's inputs for whole models, by the node outside that feeds them. `flat`: one node is all
+    that would be in the subgraph, and stands in its place.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Workflow:
     save: Node
     shown: tuple[Shown, ...]
     slots: dict[str, str] = field(default_factory=dict)
+    flat: bool = False
 
     @property
     def nodes(self) -> list[Node]:
@@ -62,7 +64,7 @@ class Workflow:
 
     def ids(self) -> dict[str, str]:
         """Key → id in a prompt; inside, behind the id of the subgraph's node."""
-        within = {node.key for column in self.inside for node in column}
+        within = {node.key for column in self.inside for node in column if not self.flat}
         first = 2 if self.note else 1
         holder = len(self.nodes) + first
         return {node.key: f"{holder}:{i}" if node.key in within else str(i) for i, node in enumerate(self.nodes, first)}

@@ -83,18 +83,18 @@ def thumbnail(workflow: Workflow, colours: dict[str, tuple[int, int, int]]) -> A
     pen.text(EDGE, 50, model, 46, wide=SIDE - 2 * EDGE)
     pen.box(EDGE, 82, SIDE - 2 * EDGE, 40, colour)
     pen.text(EDGE + 14, 102, what, 27, on(colour), SIDE - 2 * EDGE - 28)
-    parts(pen, rows(note), colour)
+    parts(pen, rows(note), colour, "on the server" if note.server else "base")
     pen.shape([(256, 238), (274, 238), (274, 226), (296, 246), (274, 266), (274, 254), (256, 254)], WHITE)
     result(pen, workflow.title)
     sizes(pen, note, short, colour)
     return pen.image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
-def parts(pen: Pen, found: list[tuple[str, str]], colour: tuple[int, int, int]) -> None:
+def parts(pen: Pen, found: list[tuple[str, str]], colour: tuple[int, int, int], where: str) -> None:
     """The base as a frame, its parts in it; what comes from elsewhere is put in from the left."""
     tall, top, left, wide = 34, 156, EDGE + 18, 196
     pen.box(left, top - 8, wide, len(found) * (tall + 6) + 12, None, FRAME)
-    pen.text(left + 8, top + len(found) * (tall + 6) + 20, "base", 21, PALE)
+    pen.text(left + 8, top + len(found) * (tall + 6) + 20, where, 21, PALE)
     for i, (name, how) in enumerate(found):
         y = top + i * (tall + 6)
         out = 26 if how in ("own", "other") else 0

@@ -5,7 +5,7 @@ No code in the texts: Nodes 2.0 shows it blue on blue.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 RUNS = {
     "FP8": "FP8 matrix multiplication needs an NVIDIA GPU of SM 8.9 or newer (RTX 40 and 50, L4, L40, H100, B200). "
@@ -27,6 +27,15 @@ RUNS = {
 HUB = "https://huggingface.co/"
 KIND = "The file is weights alone, so *kind* is *weights*: the base gives the configuration."
 MISSING = "Missing files: press Download in the dialog that opens, or on a node's badge, then Run."
+START = "Start the server with the command below, then Run."
+SERVED = (
+    "**Hardware.** The server's machine needs an NVIDIA GPU of SM 8.9 or newer (RTX 40 and 50, L4, L40, H100, B200), and memory for "
+    "about these files: *--offload layerwise* keeps the transformer in its RAM, *--gpus N* draws one result on several. This "
+    "ComfyUI needs neither files nor a GPU.",
+    "**Another machine** than this one: name it where ComfyUI starts, in *QT_SERVERS* (*name=address*), and put the name "
+    "into *server*.",
+    "**Seeds are not ComfyUI's**: the server draws the noise on its CPU, so the template without a server makes another result of "
+    "the same seed. **Cancel** stops waiting, and the server finishes what it draws.")
 BLACK_FOREST = ("the FLUX repos are gated. Accept the licence on their Hugging Face pages and run *hf auth login* before "
                 "you download. Non-commercial licence.")
 
@@ -61,7 +70,7 @@ class Note:
     whole weight files of the base repo that nobody needs; `file` is one of the override; `others` are more repos and what
     they give; `more` are further commands. Without a `repo` on the Hub (`hub`), these get or make it, and `page` is where
     it is; without a `repo` the base's own transformers are needed. `in_repo`: the override is named by its file; `folder`: where that has to lie,
-    because another node reads it, too."""
+    because another node reads it, too. `server`: SGLang's has them all."""
 
     title: str
     base: str
@@ -79,6 +88,7 @@ class Note:
     page: str = ""
     in_repo: bool = False
     folder: str = ""
+    server: bool = False
 
     @property
     def reference(self) -> str:
@@ -86,8 +96,14 @@ class Note:
         return f"{self.repo}/{self.file}" if self.in_repo else self.repo
 
     def text(self) -> str:
+        files = "\n".join(f"- [{name}]({page}): {what}" for name, page, what in self.links())
+        if self.server:
+            return "\n\n".join((
+                f"## {self.title}", self.about, f"### {START}", files, f"**Licence:** {self.licence}", *SERVED,
+                "**On the server's machine**, beside SGLang 0.5.23, in ComfyUI's folder:\n\n```\npython custom_nodes/quantized-transformers "
+                f"serve {self.base} --override {self.repo} --download --run\n```"))
         return "\n\n".join((
-            f"## {self.title}", self.about, f"### {MISSING}", "\n".join(f"- [{name}]({page}): {what}" for name, page, what in self.links()),
+            f"## {self.title}", self.about, f"### {MISSING}", files,
             f"**Licence:** {self.licence}", f"**Hardware.** {RUNS[self.format]}",
             "**Memory** is about the size of these files; ComfyUI offloads what does not fit.",
             "**By hand**, in ComfyUI's folder:\n\n```\n" + "\n\n".join(self.commands()) + "\n```"))
@@ -282,3 +298,13 @@ NOTES = {
         (f'hf download {_HIDREAM} --include "split_files/text_encoders/*" --local-dir models/text_encoders/HiDream\n'
          "mv models/text_encoders/HiDream/split_files/text_encoders/* models/text_encoders/",), in_repo=True),
 }
+VERIFIED = "The graph names what the server must serve, and it is verified before every job."
+NOTES |= {f"server_{name}": replace(NOTES[name], title=f"{NOTES[name].title} on a server", about=f"{about} {VERIFIED}", server=True)
+          for name, about in {
+    "flux1_dev_modelopt_fp8": "NVIDIA ModelOpt's FP8 transformer on its base, run by a server of SGLang-Diffusion.",
+    "wan22_t2v_a14b_modelopt_fp8":
+        "Run by a server of SGLang-Diffusion. *transformer* for high noise is NVIDIA ModelOpt's FP8 override, *transformer_2* for "
+        "low noise stays BF16 and comes from the base; *cfg* is that of the first, *cfg_2* that of the second.",
+    "qwen_image_edit_2511_modelopt_fp8":
+        "NVIDIA ModelOpt's FP8 transformer on its base, run by a server of SGLang-Diffusion. The picture goes there, too; the result "
+        "has its shape, at a megapixel."}.items()}

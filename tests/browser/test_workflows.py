@@ -7,7 +7,7 @@ import re
 
 import pytest
 from browser.definitions import WORKFLOWS
-from browser.notes import HYPER, MISSING, NOTES
+from browser.notes import HYPER, MISSING, NOTES, START
 
 from support.graphs import graph_differences, prompt_differences
 from support.pack import PACK
@@ -48,7 +48,7 @@ OPEN = """async ([title, graph]) => {
   }
   const holder = app.graph.nodes.find((node) => node.isSubgraphNode())
   const view = { vue, scale, simplified: app.canvas.low_quality, boxes: app.graph.nodes.map((node) => [node.title, box(node)]),
-    widgets: vue ? element(holder).innerText + [...element(holder).querySelectorAll('textarea')].map((e) => e.placeholder)
+    widgets: !holder ? [] : vue ? element(holder).innerText + [...element(holder).querySelectorAll('textarea')].map((e) => e.placeholder)
       : holder.widgets.map((widget) => widget.label ?? widget.name) }
   const name = app.extensionManager.workflow.activeWorkflow.filename
   const { workflow, output } = await app.graphToPrompt()
@@ -125,7 +125,7 @@ def test_values_are_those_of_the_definitions(server):
     """A widget is what definitions.py says, else the node's default: nothing came in from elsewhere while building."""
     for workflow in WORKFLOWS:
         note, twin, ids = committed(workflow.name)["nodes"][0], prompt(workflow.name), workflow.ids()
-        assert note["widgets_values"] == [workflow.note] and MISSING in workflow.note
+        assert note["widgets_values"] == [workflow.note] and (START if workflow.flat else MISSING) in workflow.note
         assert twin.keys() == set(ids.values())
         for node in workflow.nodes:
             made = twin[ids[node.key]]

@@ -24,7 +24,7 @@ URL = "http://127.0.0.1:30000"
 
 
 def state(name: str, path: str = "") -> State:
-    return State(name, parse(name), "0.5.23", 1, ("T2I",), {}, path)
+    return State(name, parse(name), "0.5.23", 1, ("T2I",), path)
 
 
 def served(one: Server, name: str, path: str = "") -> list[str]:
@@ -121,6 +121,8 @@ def host_pipeline(tmp_path):
 def test_a_reference_that_can_mean_nothing(reference):
     with pytest.raises(CheckpointError):
         wanted("", BASE, reference)
+    with pytest.raises(CheckpointError):
+        wanted("", reference)
 
 
 def test_it_travels_as_plain_json():

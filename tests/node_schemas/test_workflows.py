@@ -26,7 +26,9 @@ from support.server import Server, error_of, outputs
 pytestmark = pytest.mark.host
 
 FOLDER = PACK / "workflows"
-PROMPTS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((FOLDER / "api").glob("*.json"))}
+SERVED = {workflow.name for workflow in WORKFLOWS if workflow.flat}  # tests/engines has them
+PROMPTS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((FOLDER / "api").glob("*.json"))
+           if path.stem not in SERVED}
 IDS = {workflow.name: workflow.ids() for workflow in WORKFLOWS}
 SIZE, FRAMES, LTX_FRAMES, STEPS = 128, 5, 9, 4  # LTX-2's VAE makes eight frames of one
 # The whole difference to the committed prompts: (input, committed value) -> what is run. 26 of 40 steps are 3 of 4.
@@ -146,7 +148,7 @@ def installation(tmp_path_factory):
     Image.open(COMFYUI / "input" / "example.png").convert("RGB").resize((333, 250)).save(base / "input" / "example.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin cost a shared CPU several times the work
-        with Server(base) as running:
+        with Server(base, env={"QT_SERVER_URL": "http://127.0.0.1:9"}) as running:  # where nobody listens
             yield running, made
 
 
@@ -202,20 +204,22 @@ def sound_of(path):
 def test_folders_hold_what_the_host_expects():
     """UI format and a thumbnail each at the top, where the host lists every JSON by its file's name, which no system and no
     address takes for something else; their twins in api/."""
-    assert {workflow.name for workflow in WORKFLOWS} == SAID.keys()
-    titles = sorted(NOTES[name].title for name in SAID)
+    assert {workflow.name for workflow in WORKFLOWS} == SAID.keys() | SERVED
+    titles = sorted(NOTES[workflow.name].title for workflow in WORKFLOWS)
     assert sorted(path.name for path in FOLDER.iterdir()) == sorted(
         ["api", *(f"{title}.{kind}" for title in titles for kind in ("json", "jpg"))])
-    assert sorted(path.name for path in (FOLDER / "api").iterdir()) == [f"{name}.json" for name in sorted(SAID)]
+    assert sorted(path.name for path in (FOLDER / "api").iterdir()) == [f"{name}.json" for name in sorted(SAID.keys() | SERVED)]
     assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 .,()-]*[A-Za-z0-9)]", title) for title in titles)
-    for name in SAID:
+    for name in SAID.keys() | SERVED:
         graph = json.loads((FOLDER / f"{NOTES[name].title}.json").read_text(encoding="utf-8"))
+        twin = json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
         assert {"nodes", "links", "groups", "version"} <= graph.keys()
-        subgraph, = graph["definitions"]["subgraphs"]
-        holder, = (node["id"] for node in graph["nodes"] if node["type"] == subgraph["id"])
-        shown = {str(node["id"]): node["type"] for node in graph["nodes"] if node["type"] not in ("MarkdownNote", subgraph["id"])}
-        inside = {f"{holder}:{node['id']}": node["type"] for node in subgraph["nodes"]}
-        assert shown | inside == {key: node["class_type"] for key, node in PROMPTS[name].items()}
+        subgraphs = {inner["id"]: inner["nodes"] for inner in graph.get("definitions", {}).get("subgraphs", [])}
+        assert len(subgraphs) == (name not in SERVED)
+        shown = {str(node["id"]): node["type"] for node in graph["nodes"] if node["type"] not in ("MarkdownNote", *subgraphs)}
+        inside = {f"{holder['id']}:{node['id']}": node["type"] for holder in graph["nodes"]
+                  for node in subgraphs.get(holder["type"], ())}
+        assert shown | inside == {key: node["class_type"] for key, node in twin.items()}
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda workflow: workflow.name)
@@ -326,6 +330,16 @@ def test_the_lora_acts(name, server, models):
     del prompt[key]
     assert (picture(server, prompt) == idle).all()
     assert abs(acting - idle).mean() > 1, "grey levels of 255"
+
+
+@pytest.mark.parametrize("name", sorted(SERVED))
+def test_a_server_that_is_not_there(name, server):
+    """It says so, with the command that starts one for just these models."""
+    prompt = json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    history = server.run(prompt)
+    assert "there is no server" in error_of(history) and "http://127.0.0.1:9" in error_of(history)
+    report, = (output["text"][0] for output in history["outputs"].values() if "text" in output)
+    assert f"serve {NOTES[name].base} --override {NOTES[name].repo}" in report
 
 
 def test_nothing_is_downloaded_without_being_asked():
