@@ -11,6 +11,7 @@ import pytest
 from support import miniature, sglang, sglang_real
 from support.sglang_stub import Stub
 
+
 @pytest.fixture(scope="session")
 def protocol() -> ModuleType:
     """SGLang's models of its requests (entrypoints/openai/protocol.py)."""
