@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--server", metavar="URL", help="an SGLang server: whether it is healthy, and what it serves")
     which.add_argument("--sglang", metavar="PATH", help="an installation of SGLang, by its program: what it can serve")
+    parser.add_argument("--picture", action="store_true", help="have the server draw something small, too")
     shared.add_json(parser)
 
 
@@ -35,10 +36,12 @@ def _found(options: argparse.Namespace) -> tuple[dict[str, Any], list[str], bool
         here = facts()
         return here, lines(here), True
     from ..engines.sglang import report
+    from ..engines.sglang.checks import REFUSED
 
     if options.server is not None:
-        there = report.of_server(options.server)
-        return there, report.lines(there), there["healthy"] and there["identity"].startswith("qt:")
+        there = report.of_server(options.server, options.picture)
+        drew = not options.picture or all(check["level"] != REFUSED for check in there["checks"])
+        return there, report.lines(there), there["healthy"] and there["identity"].startswith("qt:") and drew
     from ..engines.sglang.installed import COMMAND, find
 
     installed = find(options.sglang or COMMAND)

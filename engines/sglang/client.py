@@ -26,15 +26,13 @@ class Answer(NamedTuple):
 
 class State(NamedTuple):
     """What a healthy server says. `name` is its served model name, `identity` what it means, where `serve` gave it.
-    `path` is where its base lies, on its own machine; `pipeline` the class that draws; `loras` those that are on, by
-    transformer, None where it was too busy to say."""
+    `path` is where its base lies, on its own machine; `pipeline` the class that draws."""
 
     name: str
     identity: Identity | None
     version: str
     gpus: int
     tasks: tuple[str, ...]
-    loras: dict[str, Any] | None
     path: str = ""
     pipeline: str = ""
 
@@ -75,7 +73,7 @@ async def ask(address: Address, path: str, *, method: str = "GET", json_body: An
     except (aiohttp.ClientError, OSError) as error:
         raise CheckpointError(
             Text("there is no server: {error}", error=type(error).__name__), address.url,
-            Text("start one with `serve BASE --override REF --run`, or set {variable}", variable=URL)) from error
+            Text("start one with `serve BASE --override REF --run`, or set {variable}", variable=URL)) from None
     if len(body) > largest or 300 <= status < 400:
         raise not_sglang(address)
     if raw and status == 200:
@@ -109,9 +107,8 @@ async def health(address: Address) -> tuple[bool, str]:
     return False, Text("it answers {status} to /health", status=status)
 
 
-async def state(address: Address, patience: float = SECONDS) -> State:
-    """What a healthy server serves. Which LoRAs are on it tells between two pictures: `patience` are the seconds to
-    wait for that. Raises CheckpointError where it is not healthy, or no such server."""
+async def state(address: Address) -> State:
+    """What a healthy server serves. Raises CheckpointError where it is not healthy, or no such server."""
     _, problem = await health(address)
     if problem:
         raise CheckpointError(problem, address.url, Text("wait, or look at its log"))
@@ -119,19 +116,16 @@ async def state(address: Address, patience: float = SECONDS) -> State:
     try:
         model = models.body["data"][0]
         tasks = tuple(map(str, model.get("supported_task_types") or [model.get("task_type")]))
-        found = State(str(model["id"]), parse(str(model["id"])), str(info.body.get("version", "")),
-                      int(model.get("num_gpus") or 1), tasks, None, str(info.body.get("model_path", "")),
-                      str(model.get("pipeline_name") or ""))
+        return State(str(model["id"]), parse(str(model["id"])), str(info.body.get("version", "")),
+                     int(model.get("num_gpus") or 1), tasks, str(info.body.get("model_path", "")),
+                     str(model.get("pipeline_name") or ""))
     except (LookupError, TypeError, ValueError, AttributeError):
         raise not_sglang(address) from None
-    try:
-        return found._replace(loras=await loras(address, patience))
-    except Silent:
-        return found
 
 
-async def loras(address: Address, patience: float) -> dict[str, Any]:
-    """The LoRAs that are on, by transformer. Raises Silent while it draws for longer than `patience` seconds."""
-    answer = await ask(address, "/v1/list_loras", seconds=patience)
+async def loras(address: Address, seconds: float = SECONDS) -> dict[str, Any]:
+    """The LoRAs that are on, by transformer; a server tells it between two pictures. Raises Silent where that takes
+    longer than `seconds`."""
+    answer = await ask(address, "/v1/list_loras", seconds=seconds)
     active = answer.body.get("active") if answer.status == 200 and isinstance(answer.body, dict) else {}
     return active if isinstance(active, dict) else {}

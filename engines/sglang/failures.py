@@ -1,4 +1,5 @@
-"""What a server's failure means, and what to do (specs: scale_out 8). Its own words are handed on where it has any."""
+"""What a server's failure means, and what to do (docs/servers.md, "When a job fails"). Its own words are handed on
+where it has any."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How a model lies on several GPUs: SGLang checks next to nothing of it before it has loaded (specs: scale_out 2.5).
+"""How a model lies on several GPUs: SGLang checks next to nothing of it before it has loaded
+(docs/sources/sglang.md, "Server: layout").
 
 gpus = data * tensor * cfg * sequence parallel;    sequence = ulysses * ring
 """

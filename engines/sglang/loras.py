@@ -1,5 +1,5 @@
-"""The LoRAs of a server: one set for all of its clients, so a client looks before and after every picture (specs:
-scale_out 2.4-12).
+"""The LoRAs of a server: one set for all of its clients, so a client looks before and after every picture
+(docs/sources/sglang.md, "Server: what it leaves to its clients").
 
 A LoRA is known on the server by a nickname that is made of its path alone. What a server was started with is part of
 its name (identity.py), and is what a client without LoRAs of its own wants.

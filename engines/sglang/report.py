@@ -7,18 +7,18 @@ from typing import Any
 
 from ...host.texts import Text
 from ...loaders.errors import CheckpointError
-from . import client, known
+from . import client, jobs, known
 from .address import TOKEN, Address, address_of, parsed, servers
 from .checks import NOTE, REFUSED, WARNING, Check, of_version
 from .identity import SCHEME
 from .installed import Installed
 
 
-def of_server(url: str) -> dict[str, Any]:
+def of_server(url: str, picture: bool = False) -> dict[str, Any]:
     """{"url", "healthy", "identity", "version", "num_gpus", "tasks", "loras", "checks": [{"level", "what", "do"}]}.
 
     `url` is an address, a name of QT_SERVERS, or "" for the usual one; whoever types it may call any. Raises
-    CheckpointError for an address that is none.
+    CheckpointError for an address that is none. With `picture` it has to draw one, too.
     """
     address = address_of("") if not url.strip() else servers().get(url.strip()) or parsed(url)
     found: dict[str, Any] = {
@@ -33,6 +33,7 @@ def of_server(url: str) -> dict[str, Any]:
     checks: list[Check] = list(_of_address(address))
     try:
         state = asyncio.run(client.state(address))
+        loras = asyncio.run(_loras(address))
     except CheckpointError as error:
         checks.append(Check(REFUSED, error.what, error.do))
     else:
@@ -42,7 +43,7 @@ def of_server(url: str) -> dict[str, Any]:
             "version": state.version,
             "num_gpus": state.gpus,
             "tasks": list(state.tasks),
-            "loras": state.loras or {},
+            "loras": loras or {},
         }
         if state.identity is None:
             checks.append(
@@ -64,11 +65,25 @@ def of_server(url: str) -> dict[str, Any]:
                     Text("install that version, or look at the first pictures"),
                 )
             )
-        if state.loras is None:
+        if loras is None:
             checks.append(Check(NOTE, Text("it draws, and does not say before the end which LoRAs are on")))
-        elif state.loras:
+        elif loras:
             checks.append(Check(NOTE, Text("LoRAs are on, for all of its clients")))
+        if picture:
+            try:
+                checks.append(Check(NOTE, Text("it drew something small in {seconds:.1f} s",
+                                               seconds=asyncio.run(jobs.try_out(address)))))
+            except CheckpointError as error:
+                checks.append(Check(REFUSED, error.what, error.do))
     return {**found, "checks": _plain(checks)}
+
+
+async def _loras(address: Address) -> dict[str, Any] | None:
+    """Those that are on; None where it draws, and does not say before the end."""
+    try:
+        return await client.loras(address)
+    except client.Silent:
+        return None
 
 
 def _of_address(address: Address) -> list[Check]:

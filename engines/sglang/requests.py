@@ -1,7 +1,8 @@
 """What is asked of a server: bodies as sglang/multimodal_gen/runtime/entrypoints/openai/protocol.py reads them.
 
-A server has defaults that no client wants in silence (specs: scale_out 2.4), so every body says: PNG, the picture
-itself, seed, size, and noise from the CPU, which is the same on any card and number of them.
+A server has defaults that no client wants in silence (docs/sources/sglang.md, "Server: what it leaves to its
+clients"), so every body says: PNG, the picture itself, seed, size, and noise from the CPU, which is the same on any
+card and number of them.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ class Drawing:
     def notes(self, pipeline: str) -> list[str]:
         """What a report says of how this is drawn."""
         steps, cfg = self.steps or Text("the model's"), self.cfg or Text("the model's")
-        lines = [Text("{width} x {height}, steps: {steps}, cfg: {cfg}, seed {seed}", width=self.width,
-                      height=self.height, steps=steps, cfg=cfg, seed=self.seed)]
+        lines: list[str] = [Text("{width} x {height}, steps: {steps}, cfg: {cfg}, seed {seed}", width=self.width,
+                                 height=self.height, steps=steps, cfg=cfg, seed=self.seed)]
         if self.negative_prompt.strip() and pipeline in known.DISTILLED:
             lines.append(Text("the negative prompt turns true CFG on, which this model was not made for: two "
                               "evaluations a step, and another picture"))

@@ -1,4 +1,5 @@
-"""What a server gives back, checked: a server rounds sizes and lengths in silence (specs: scale_out 2.4-7)."""
+"""What a server gives back, checked: it rounds sizes and lengths in silence (docs/sources/sglang.md, "Server: what it
+leaves to its clients")."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ class Wait:
         self.drawing = ""  # what goes on at the server when nobody waits for it any more
 
     @property
-    def left(self) -> float:
-        """Seconds that are left; at least a moment, in which an answer that is there comes."""
-        return max(self.end - time.monotonic(), 1.0)
+    def patience(self) -> float:
+        """Seconds for a question that `until` watches, and ends first."""
+        return max(self.end - time.monotonic(), 0) + 10
 
     def look(self, what: str) -> None:
         """Say what is waited for. Raises the host's interruption after Cancel, CheckpointError after the limit."""

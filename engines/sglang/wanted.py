@@ -16,7 +16,8 @@ from urllib.parse import unquote
 from ...host.texts import Text
 from ...loaders.errors import CheckpointError
 from ...loaders.files import hubs
-from ...loaders.files.places import candidates, cleaned, is_repo
+from ...loaders.files.places import candidates, cleaned, find_path, is_repo
+from ...loaders.files.selection import PIPELINE
 from ...loaders.locate import base_of_quantized
 from .client import State
 from .identity import DIGITS, ROLES, SNAPSHOT, Identity, Part, part_of
@@ -90,8 +91,8 @@ class Server:
         loose = [str(part) for part, ours in [(found.base, self.base),
                                               *((part, self.overrides[role]) for role, part in theirs.items())]
                  if not part.mark or not any(_read(one).mark for one in ours if _is_one(part, (one,)))]
-        lines = [Text("serves what is wanted: {identity}", identity=found)]
-        return lines + ([Text("of any version: {parts}", parts=", ".join(loose))] if loose else [])
+        return [Text("serves what is wanted: {identity}", identity=found),
+                *([Text("of any version: {parts}", parts=", ".join(loose))] if loose else [])]
 
     def _base_only(self, state: State, where: str) -> str:
         if state.identity:
@@ -154,7 +155,7 @@ def _parts_of_base(reference: str, revision: str) -> Iterator[Part]:
         if SNAPSHOT.search(path.absolute().as_posix()):
             yield part_of(path, ())
             return
-        if path.is_dir():
+        if (path / PIPELINE).is_file():
             try:
                 yield base_of(str(path)).part
             except CheckpointError:  # not whole here: the server's may be
@@ -162,6 +163,9 @@ def _parts_of_base(reference: str, revision: str) -> Iterator[Part]:
             break
     if is_repo(reference):
         yield _repo(reference, revision)
+    elif not (find_path(reference, revision) / PIPELINE).is_file():  # which says, too, when nothing is there
+        raise CheckpointError(Text("the base of a server is a whole pipeline"), reference,
+                              Text("give a repo id, or a folder with {name}", name=PIPELINE))
 
 
 def _parts_of_override(reference: str, role: str, kind: str, weights_name: str) -> Iterator[Part]:

@@ -1,4 +1,4 @@
-"""SGLang for the tests of engines: its server of the miniature, which takes half a minute to start, once a session."""
+"""SGLang for the tests of engines: its servers, each of which takes half a minute to start, and its app without a model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from support import miniature, sglang
+from support import miniature, sglang, sglang_real
 from support.sglang_stub import Stub
-
-# All that a name on the server's command line and in JSON might not survive: what an identity is made of, and more.
-NAME = ("qt:black-forest-labs/FLUX.1-dev@0123456789ab+transformer=a_b/c-d~e.safetensors@ba9876543210"
-        "+transformer_2=F:/ü (1)%20+lora=a/b@00112233445*-0.5 \"'\\{}[]$,;")
 
 
 @pytest.fixture(scope="session")
@@ -44,11 +40,40 @@ def miniature_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(server_environment, miniature_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sglang.Server]:
-    """SGLang's server of the miniature, called NAME. Who changes its LoRAs takes them away again."""
-    port, command = sglang.command(miniature_folder, "--model-id", "FLUX.1-dev", "--served-model-name", NAME,
-                                   "--output-path", "", "--input-save-path", "")
-    with sglang.Server(tmp_path_factory.mktemp("sglang"), port, command) as running:
+def override_folder(miniature_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BF16 transformer that is another than the miniature's."""
+    return sglang_real.another(miniature_folder, tmp_path_factory.mktemp("override") / "other")
+
+
+@pytest.fixture(scope="session")
+def loras(miniature_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two LoRAs of the miniature, as files."""
+    folder = tmp_path_factory.mktemp("loras")
+    first, second = (sglang_real.lora(miniature_folder, folder / f"{name}.safetensors", seed) for seed, name in enumerate("ab"))
+    return first, second
+
+
+@pytest.fixture(scope="session")
+def ports() -> dict[str, int]:
+    """Of each server that a test may start, known before it does: a ComfyUI is told all of them. `serve` takes those 100
+    above, too."""
+    first = sglang.free_ports(200)
+    return {name: first + 10 * at for at, name in enumerate(("base", "override", "ranks", "wan"))}
+
+
+@pytest.fixture(scope="session")
+def server(server_environment, miniature_folder: Path, ports, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sglang.Server]:
+    """`serve MINIATURE --run`. Who changes its LoRAs takes them away again."""
+    with sglang_real.by_serve(tmp_path_factory.mktemp("sglang"), ports["base"], miniature_folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server_override(server_environment, miniature_folder: Path, override_folder: Path, ports,
+                    tmp_path_factory: pytest.TempPathFactory) -> Iterator[sglang.Server]:
+    """`serve MINIATURE --override OTHER --run`."""
+    with sglang_real.by_serve(tmp_path_factory.mktemp("sglang"), ports["override"], miniature_folder, "--override",
+                              str(override_folder)) as running:
         yield running
 
 

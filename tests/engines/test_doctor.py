@@ -103,7 +103,7 @@ def test_other_answers(changes, healthy, words):
 
 def test_one_that_does_not_answer_is_not_waited_for_long(monkeypatch):
     monkeypatch.setattr(report.client, "SECONDS", 0.5)
-    monkeypatch.setattr(report.client.get, "__defaults__", (0.5,))
+    monkeypatch.setitem(report.client.ask.__kwdefaults__, "seconds", 0.5)
     with answering({**HEALTHY, "/v1/models": (200, 30.0)}) as url:
         start = time.monotonic()
         found = report.of_server(url)

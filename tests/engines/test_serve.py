@@ -107,7 +107,7 @@ def test_the_nine_rows(hub, base, override):
     assert name == str(found.identity) == f"qt:{base}@{commit(base)[:12]}+transformer={found.identity.overrides[0][1]}"
     assert found.identity.overrides[0][1].name.startswith(override) and found.identity.overrides[0][1].mark == commit(override)[:12]
     assert parse(name) == found.identity
-    served = State(name, found.identity, known.VERSION, 1, (), {})
+    served = State(name, found.identity, known.VERSION, 1, ())
     for wanted_ in (wanted("", base, override), wanted("", base, override, check="base only")):
         assert wanted_.verify(served, "") and wanted_.verify(served, "")[0].count(base), "the nodes want what serve starts"
     with pytest.raises(CheckpointError, match="the server serves"):
@@ -134,7 +134,7 @@ def test_quantized_weights_given_as_the_base_are_its_override(hub):
     hub(raw)
     found = command(Request(raw))
     assert found.identity.base.name == "black-forest-labs/FLUX.2-dev" and found.identity.overrides[0][1].name.startswith(raw)
-    assert wanted("", raw).verify(State(str(found.identity), found.identity, "", 1, (), {}), "")
+    assert wanted("", raw).verify(State(str(found.identity), found.identity, "", 1, ()), "")
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,10 @@ from support.sglang_stub.asking import generate, pictures
 
 pytestmark = pytest.mark.server
 
+# All that a name on the server's command line and in JSON might not survive: what an identity is made of, and more.
+NAME = ("qt:black-forest-labs/FLUX.1-dev@0123456789ab+transformer=a_b/c-d~e.safetensors@ba9876543210"
+        "+transformer_2=F:/ü (1)%20+lora=a/b@00112233445*-0.5 \"'\\{}[]$,;")
+
 
 class TestStates:
     def test_warming_up(self, stub):
@@ -39,6 +43,11 @@ class TestStates:
         answer = generate(stub)
         assert (answer.status_code, answer.json()) == (503, {"error": said})
         assert stub.request("/liveness")[0] == stub.request("/v1/models")[0] == 200
+
+    def test_the_name_that_it_was_given_comes_back_whole(self, stub):
+        stub.restart(name=NAME)
+        model, = stub.request("/v1/models")[1]["data"]
+        assert model["id"] == stub.request("/server_info")[1]["served_model_name"] == NAME
 
     @pytest.mark.parametrize("model, task", [
         ("FLUX.1-dev", "T2I"), ("FLUX.2-dev", "TI2I"), ("Qwen-Image", "T2I"), ("Qwen-Image-Edit-2511", "I2I"),

@@ -24,7 +24,7 @@ URL = "http://127.0.0.1:30000"
 
 
 def state(name: str, path: str = "") -> State:
-    return State(name, parse(name), "0.5.23", 1, ("T2I",), {}, path)
+    return State(name, parse(name), "0.5.23", 1, ("T2I",), path)
 
 
 def served(one: Server, name: str, path: str = "") -> list[str]:
@@ -121,6 +121,14 @@ def host_pipeline(tmp_path):
 def test_a_reference_that_can_mean_nothing(reference):
     with pytest.raises(CheckpointError):
         wanted("", BASE, reference)
+    with pytest.raises(CheckpointError):
+        wanted("", reference)
+
+
+def test_a_base_is_a_whole_pipeline(host_pipeline):
+    for part in ("transformer", "transformer/diffusion_pytorch_model.safetensors"):
+        with pytest.raises(CheckpointError, match="a whole pipeline"):
+            wanted("", str(host_pipeline / part))
 
 
 def test_it_travels_as_plain_json():

@@ -117,13 +117,13 @@ def free_ports(count: int) -> int:
             return first
 
 
-def command(model: Path, *more: str, replicas: int = 1) -> tuple[int, list[str]]:
-    """(port, the whole command) of a server of `model` on ports of its own: SGLang takes the one after its own for a
-    broker, one for each replica's scheduler, and one where ranks meet."""
-    port = free_ports(3 + replicas)
+def command(model: Path, *more: str, replicas: int = 1, port: int = 0) -> tuple[int, list[str]]:
+    """(port, the whole command) of a server of `model` on ports of its own, or from `port` on: SGLang takes the one after
+    its own for a broker, one for each replica's scheduler, and one where ranks meet."""
+    port = port or free_ports(3 + replicas)
     return port, [str(program("sglang")), "serve", "--model-path", str(model), "--host", "127.0.0.1", "--port", str(port),
                   "--scheduler-port", str(port + 2), "--master-port", str(port + 2 + replicas), "--strict-ports",
-                  "--warmup-mode", "off", *more]
+                  "--warmup-mode", "off", "--sleep-on-idle", *more]
 
 
 class Server:

@@ -151,7 +151,7 @@ class Workers(threading.Thread):
                           "cfg": asked.do_classifier_free_guidance, "loras": self.loras.status()["active"]})
         plan = self.plans.popleft() if self.plans else {}
         steps = plan.get("steps", asked.num_inference_steps) if asked.report_progress else 0
-        if steps:
+        if asked.report_progress:
             self.progress.start([asked.request_id])
         if plan.get("hold"):
             self.released.clear()
