@@ -49,8 +49,7 @@ def menu(page, node: int):
     """A node's menu, as a user opens it: the entry."""
     x, y = page.run(PLACE, node)
     page.page.mouse.click(x, y, button="right")
-    entry = page.page.get_by_text(LABEL, exact=True)
-    return entry
+    return page.page.get_by_text(LABEL, exact=True)
 
 
 def run_on_server(page, node: int) -> dict[str, dict]:
