@@ -6,7 +6,7 @@ import json
 
 import pytest
 from browser.definitions import ASTRONAUT, CAR, FOX, LOGO, WAN_NEGATIVE, WATERCOLOR
-from browser.extension import FLUX, FP8, HOSTILE, IMAGES, NODES, OUT, QWEN, SVDQ, build
+from browser.extension import FLUX, FP8, HOSTILE, IMAGES, LOAD_SUBGRAPH, NODES, OUT, QWEN, SVDQ, build
 from browser.graph import SEED
 from browser.notes import LIGHTNING, NOTES
 
@@ -220,6 +220,26 @@ def test_the_second_transformer(classic):
     }""", [low, nvfp4])
     made = run_on_server(classic, low)
     assert parts(made["QT_ServerModel"], *MODEL) == wanted[1] | {"transformer_2": nvfp4}
+
+
+def test_inside_a_subgraph(classic):
+    """Beside the loader, with the values that the subgraph's node shows."""
+    graph = json.loads((PACK / "subgraphs" / "FLUX.1 ModelOpt FP8 text to image.json").read_text(encoding="utf-8"))
+    holder, inner = classic.run(LOAD_SUBGRAPH, graph)
+    found = classic.run("""async ([holder, id]) => {
+      const node = app.graph.getNodeById(holder)
+      node.widgets.find((w) => w.name === 'prompt').value = 'a heron'
+      node.widgets.find((w) => w.name === 'steps').value = 11
+      app.canvas.setGraph(node.subgraph)
+      const { runOnServer } = await import('/extensions/quantized-transformers/src/on_server.js')
+      await runOnServer(node.subgraph.getNodeById(id))
+      const made = node.subgraph.nodes.find((n) => n.type === 'QT_ServerImage')
+      app.canvas.setGraph(app.rootGraph)
+      return Object.fromEntries(made.widgets.map((w) => [w.name, w.value]))
+    }""", [holder, inner])
+    toast(classic)
+    assert parts(found, "prompt", "steps", "cfg", "width") == {"prompt": "a heron", "steps": 11, "cfg": 3.5, "width": 1024}
+    assert not ours(classic)
 
 
 def refused(page, node: int) -> str:
