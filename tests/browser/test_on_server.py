@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from browser.definitions import ASTRONAUT, CAR, FOX, LOGO, WAN_NEGATIVE, WATERCOLOR
+from browser.definitions import ASTRONAUT, CAR, FOX, LOGO, LTX_NEGATIVE, PUPPET, WAN_NEGATIVE, WATERCOLOR
 from browser.extension import FLUX, FP8, HOSTILE, IMAGES, LOAD_SUBGRAPH, NODES, OUT, QWEN, SVDQ, build
 from browser.graph import SEED
 from browser.notes import LIGHTNING, NOTES
@@ -114,6 +114,9 @@ CASES = {
         WAN, "lmsys/wan22-t2v-a14b-modelopt-fp8-sglang-transformer", kind="component"), "QT_ServerVideo", {
         "prompt": FOX, "negative_prompt": WAN_NEGATIVE, "width": 832, "height": 480, "length": 81, "fps": 16, "steps": 40, "cfg": 4,
         "cfg_2": 3}),
+    "ltx2_fp8": ("QT_ApplyTransformerOverride", model(
+        "Lightricks/LTX-2", "Lightricks/LTX-2/ltx-2-19b-dev-fp8.safetensors", kind="weights"), "QT_ServerVideo", {
+        "prompt": PUPPET, "negative_prompt": LTX_NEGATIVE, "width": 768, "height": 512, "length": 121, "fps": 24, "steps": 20, "cfg": 4}),
     "qwen_image_edit_2511_modelopt_fp8": ("QT_ApplyTransformerOverride", model(
         EDIT, "lmsys/qwen-image-edit-modelopt-fp8-sglang-transformer", kind="component"), "QT_ServerImage", {
         "prompt": WATERCOLOR, "negative_prompt": "", "width": 1024, "height": 1024, "steps": 40, "cfg": 4}),
