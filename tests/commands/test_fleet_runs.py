@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -204,9 +205,10 @@ def test_a_killed_comfyui_and_a_killed_worker_lose_nothing(fleet):
 
 
 def test_more_gpus_than_there_are(tmp_path):
-    done = subprocess.run([program("python"), str(PACK), "fleet", "--workers", "1", "--gpus-per-worker", "99", "--port",
-                           str(free_port())], env={**os.environ, "COMFYUI_PATH": str(COMFYUI)}, capture_output=True, text=True,
-                          check=False, timeout=60, cwd=tmp_path)
+    with tempfile.TemporaryDirectory(prefix="qt-") as sessions:
+        done = subprocess.run([program("python"), str(PACK), "fleet", "--workers", "1", "--gpus-per-worker", "99", "--port",
+                               str(free_port())], env={**os.environ, "COMFYUI_PATH": str(COMFYUI), "RAY_TMPDIR": sessions},
+                              capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path)
     assert done.returncode == 1 and "GPUs, and 99 are asked for" in done.stderr and "Traceback" not in done.stderr
 
 
