@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import json
 import os
 import re
 import secrets
@@ -73,7 +74,7 @@ def start(settings: Settings, pools: Sequence[Pool], gpus: float, host: str, por
 
     if serve.status().applications:
         ray.shutdown()
-        raise CheckpointError(Text("Ray Serve has other applications on this cluster"), os.environ.get("RAY_ADDRESS", ""),
+        raise CheckpointError(Text("Ray Serve has other applications on this cluster"), "",
                               Text("end them, or start the fleet without RAY_ADDRESS"))
 
     def end() -> None:
@@ -84,8 +85,8 @@ def start(settings: Settings, pools: Sequence[Pool], gpus: float, host: str, por
         there = ray.cluster_resources().get("GPU", 0)
         if gpus * count > there and not _joined():
             raise CheckpointError(
-                Text("Ray sees {there:g} GPUs, and {count} workers with {gpus:g} each are asked for", there=there,
-                     count=count, gpus=gpus), "", Text("ask for fewer, or give --gpus-per-worker 0 for the CPU"))
+                Text("Ray sees {there:g} GPUs, and {wanted:g} are asked for", there=there, wanted=gpus * count), "",
+                Text("ask for fewer, or give --gpus-per-worker 0 for the CPU"))
         serve.start(http_options={"host": host, "port": port})
         try:
             serve.run(_application(serve, settings, pools, gpus), name=APP, route_prefix="/")
@@ -142,13 +143,13 @@ def _application(serve: Any, settings: Settings, pools: Sequence[Pool], gpus: fl
             self.dispatcher = _dispatcher(settings, pools, workers)
 
         async def __call__(self, request: Any) -> Any:
-            from starlette.responses import FileResponse, JSONResponse
+            from starlette.responses import FileResponse, Response
 
             status, answer = await self.dispatcher.answer(request.method, request.scope["path"], request.headers,
                                                           await request.body())
             if isinstance(answer, Path):  # to be saved: a page that a node made is no page of this address
                 return FileResponse(answer, filename=answer.name)
-            return JSONResponse(answer, status)
+            return Response(json.dumps(answer), status, media_type="application/json")  # with ComfyUI's Infinity
 
     workers = {pool.name: serve.deployment(Replica).options(
         name=pool.name, num_replicas=pool.count, max_ongoing_requests=1, health_check_period_s=5,

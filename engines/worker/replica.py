@@ -84,6 +84,8 @@ class Worker:
                 if status == 200 and said.get("node_errors"):  # it would run what it can of it
                     await self._cancel(job)
                     return {"status": FAILED, "error": _refusal(said)}
+            elif status >= 400:
+                return {"status": FAILED, "error": _refusal(found)}
             elif status == 200 and found["status"] == COMPLETED:
                 return await asyncio.get_running_loop().run_in_executor(self.one, self._publish, job, found)
             elif status == 200 and found["status"] in (FAILED, CANCELLED):

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +17,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from support.fleet import SLEEP, Fleet, model, program, runs, sleep, until
@@ -57,6 +59,24 @@ def broken(folder) -> dict:
     """A job that a node of ours refuses when it runs."""
     return {"1": {"class_type": "QT_BuildGGUF", "inputs": {"base": str(folder / "broken"), "output": "x", "type": "Q8_0",
                                                            "model_type": "auto"}}}
+
+
+def test_nobody_but_this_machine_reaches_it(fleet):
+    """Ray opens one port of each deployment's process to all; from 2.58 on it wants a token there, which is only ours."""
+    mine = {process: process.environ() for process in psutil.process_iter() if _is_of(process, fleet)}
+    open_to_all = {process.cmdline()[0] for process in mine for one in process.net_connections("tcp")
+                   if one.status == psutil.CONN_LISTEN and one.laddr.ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")}
+    assert len(mine) > 10 and {name.partition(":fleet:")[0] for name in open_to_all} <= {"ray::ServeReplica"}
+    tokens = {environ.get("RAY_AUTH_TOKEN") for environ in mine.values()}
+    assert len(tokens) == 1 and len(tokens.pop() or "") == 64
+    assert {environ["RAY_AUTH_MODE"] for environ in mine.values()} == {"token"}
+    assert {environ["RAY_USAGE_STATS_ENABLED"] for environ in mine.values()} == {"0"}
+
+
+def _is_of(process: psutil.Process, fleet: Fleet) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.environ().get("RAY_TMPDIR") == fleet.sessions.name and process.pid != fleet.process.pid
+    return False
 
 
 def test_two_workers_take_little_more_than_half_the_time_of_one_and_a_pool_is_strict(fleet):
@@ -106,7 +126,7 @@ def test_what_is_missing_is_refused_at_once(fleet, folder):
     for inputs, name in (({"ckpt_name": "gone.safetensors"}, "gone.safetensors"), ({"ckpt_name": ""}, "ckpt_name")):
         begun = time.monotonic()
         status, answer = fleet.json("/jobs", {"prompt": sleep(500, **{"2": {"class_type": "CheckpointLoaderSimple", "inputs": inputs}})})
-        assert status == 400 and answer["error"]["message"] == f"not here: {name}" and time.monotonic() - begun < 5
+        assert status == 400 and answer["error"]["message"] == f"not here: {name}" and time.monotonic() - begun < 10
     status, answer = fleet.json("/jobs", {"prompt": sleep(500, **{"2": load_base("owner/gone")})})
     assert status == 400 and answer["error"]["missing"][0]["reference"] == "owner/gone"
     time.sleep(1)
@@ -145,7 +165,7 @@ def test_what_fails_fails_once_and_says_why(fleet, folder):
 
 def test_cancel_ends_what_waits_and_what_runs(fleet):
     running = [fleet.send(sleep(700 + number, 60)) for number in range(2)]
-    until(lambda: all(fleet.known(job)["status"] == "in_progress" for job in running) and fleet.runs_of(701), 30)
+    until(lambda: all(fleet.known(job)["status"] == "in_progress" for job in running) and fleet.runs_of(701), 90)
     waiting = fleet.send(sleep(702, 60))
     time.sleep(1)
     assert fleet.known(waiting)["status"] == "pending"
@@ -155,16 +175,16 @@ def test_cancel_ends_what_waits_and_what_runs(fleet):
         assert fleet.known(job)["status"] == "cancelled"
         assert fleet.json(f"/jobs/{job}/cancel", {}) == (200, {"cancelled": False})
     freed, = fleet.finish(fleet.send(sleep(703)))
-    assert freed["status"] == "completed" and time.monotonic() - begun < 30 and freed["worker"] == fleet.known(running[0])["worker"]
+    assert freed["status"] == "completed" and time.monotonic() - begun < 50 and freed["worker"] == fleet.known(running[0])["worker"]
     assert fleet.json(f"/jobs/{running[1]}/cancel", {}) == (200, {"cancelled": True})
-    both = fleet.finish(*(fleet.send(sleep(704 + number, 2)) for number in range(2)), seconds=30)
+    both = fleet.finish(*(fleet.send(sleep(704 + number, 2)) for number in range(2)), seconds=90)
     assert len({found["worker"] for found in both}) == 2, "both are free again"
     assert fleet.runs_of(702) == 0 and not [job for job in (waiting, *running) if (fleet.results / job).exists()]
 
 
 def test_a_killed_comfyui_and_a_killed_worker_lose_nothing(fleet):
     jobs = [fleet.send(sleep(800 + number, 4)) for number in range(2)]
-    until(lambda: all(fleet.runs_of(800 + number) for number in range(2)), 30)
+    until(lambda: all(fleet.runs_of(800 + number) for number in range(2)), 90)
     jobs += [fleet.send(sleep(802 + number, 4)) for number in range(2)]
     workers, processes = [fleet.known(job)["worker"] for job in jobs[:2]], fleet.comfyuis()
     assert len(set(workers)) == 2
@@ -182,6 +202,14 @@ def test_a_killed_comfyui_and_a_killed_worker_lose_nothing(fleet):
     until(lambda: fleet.json("/health")[1]["workers"]["any"]["running"] == 2, 120)
     alone, = fleet.finish(fleet.send(sleep(810, **model("solo.safetensors"))))
     assert alone["status"] == "completed" and alone["worker"] in processes, "the pool was not touched"
+
+
+def test_more_gpus_than_there_are(tmp_path):
+    with tempfile.TemporaryDirectory(prefix="qt-") as sessions:
+        done = subprocess.run([program("python"), str(PACK), "fleet", "--workers", "1", "--gpus-per-worker", "99", "--port",
+                               str(free_port())], env={**os.environ, "COMFYUI_PATH": str(COMFYUI), "RAY_TMPDIR": sessions},
+                              capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path)
+    assert done.returncode == 1 and "GPUs, and 99 are asked for" in done.stderr and "Traceback" not in done.stderr
 
 
 WORKER = """
@@ -204,7 +232,7 @@ def test_a_comfyui_ends_with_whoever_started_it(tmp_path):
         return [int(one) for one in Path(f"/proc/{worker.pid}/task").glob("*/children") for one in one.read_text().split()
                 if b"main.py" in Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")[1]]
 
-    ours, = until(comfyui, 30)
+    ours, = until(comfyui, 90)
     assert runs(ours)
     worker.kill()
     worker.wait()
@@ -216,12 +244,14 @@ def test_a_comfyui_ends_with_whoever_started_it(tmp_path):
 
 
 def test_after_the_end_of_the_door_the_same_id_is_the_same_job(fleet):
-    """It is what knows of jobs; results are what is left of it."""
+    """It is what knows of jobs; results are what is left of it, of the job that went on without it, too."""
     done, = fleet.finish(fleet.send(sleep(900)))
     job = fleet.send(sleep(901, 4))
-    until(lambda: fleet.runs_of(901), 30)
-    os.kill(fleet.door(), signal.SIGKILL)
-    until(lambda: fleet.answers() and fleet.json(f"/jobs/{job}")[0] == 404, 60)
+    until(lambda: fleet.runs_of(901), 90)
+    door = fleet.door()
+    os.kill(door, signal.SIGKILL)
+    until(lambda: not runs(door), 10)
+    until(fleet.answers, 90)  # meanwhile requests wait
     assert fleet.known(done["prompt_id"]) == {"prompt_id": done["prompt_id"], "status": "completed", "files": ["slept/900.txt"]}
     assert fleet.send(sleep(900), done["prompt_id"]) and fleet.send(sleep(901, 4), job)
     found, = fleet.finish(job)
@@ -250,13 +280,13 @@ def test_comfy_api_proxy_before_a_worker(folder, tmp_path):
         return answer["id"]
 
     def known(job: str, *wanted: str) -> dict:
-        return until(lambda: (found := ask(f"/jobs/{job}")[1]).get("status") in wanted and found, 30, lambda: str(ask(f"/jobs/{job}")))
+        return until(lambda: (found := ask(f"/jobs/{job}")[1]).get("status") in wanted and found, 90, lambda: str(ask(f"/jobs/{job}")))
 
     with Server(tmp_path) as server, open(tmp_path / "proxy.log", "wb") as log:
         proxy = subprocess.Popen([program("comfy-api-proxy"), "--comfyui", f"http://127.0.0.1:{server.port}", "--port", str(port)],
                                  stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path)
         try:
-            until(lambda: proxy.poll() is not None or _answers(port), 30, lambda: (tmp_path / "proxy.log").read_text())
+            until(lambda: proxy.poll() is not None or _answers(port), 90, lambda: (tmp_path / "proxy.log").read_text())
             made = known(send(sleep(1)), "succeeded", "failed")
             assert made["status"] == "succeeded", made
             failed = known(send(broken(folder)), "succeeded", "failed")
