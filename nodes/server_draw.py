@@ -45,9 +45,9 @@ def _timeout() -> Any:
 
 def _extra() -> Any:
     return io.String.Input("extra", optional=True, default="", multiline=True, advanced=True,
-                           tooltip='More fields of SGLang\'s request, as JSON: {"max_sequence_length": 512}. What it '
-                                   'does not know, it leaves unread. {"accept_size": true} takes a result of another '
-                                   'size.')
+                           tooltip="More fields of SGLang's request, as a JSON object: max_sequence_length, for "
+                                   "instance. What it does not know, it leaves unread. accept_size, set to true, takes "
+                                   "a result of another size.")
 
 
 class QT_ServerImage(io.ComfyNode):
