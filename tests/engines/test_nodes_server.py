@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy
 import pytest
@@ -20,9 +21,9 @@ from support.sglang_real import DRAWN, by_diffusers, pixels, with_loras
 pytestmark = pytest.mark.server
 
 
-def raw(server, seed: int = 7) -> numpy.ndarray:
-    """What the server draws for a client that sends just DRAWN."""
-    return pixels(server.picture(**DRAWN, seed=seed))
+def raw(server, **changed: Any) -> numpy.ndarray:
+    """What the server draws for a client that sends no more than DRAWN and these."""
+    return pixels(server.picture(**{**DRAWN, "seed": 7, **changed}))
 
 
 def active(server) -> dict:
@@ -30,12 +31,22 @@ def active(server) -> dict:
 
 
 def test_a_picture(comfy, server, miniature_folder):
-    """What diffusers draws from that noise, for each seed; with an empty negative prompt as without one."""
+    """What diffusers draws from that noise; each seed its own."""
     history = comfy.run(picture("cat", miniature_folder, count=2), TIMEOUT)
     first, second = pictures(comfy, history, "cat")
     assert psnr(first, by_diffusers(miniature_folder, 7), 255) >= 45
-    assert numpy.array_equal(first, raw(server)) and numpy.array_equal(second, raw(server, 8))
+    assert numpy.array_equal(first, raw(server)) and numpy.array_equal(second, raw(server, seed=8))
     assert str(command(Request(str(miniature_folder))).identity) in report(history) and "0.5.23" in report(history)
+
+
+def test_negative_prompts_of_a_model_with_distilled_guidance(comfy, server, miniature_folder):
+    """An empty one is none: sent, it would turn true CFG on. One that is typed does, and the report says so."""
+    plain = drawn(comfy, picture("cat", miniature_folder, cfg=3.5))
+    assert numpy.array_equal(plain, raw(server, guidance_scale=3.5))
+    history = comfy.run(picture("cat", miniature_folder, cfg=3.5, negative_prompt="a rocket"), TIMEOUT)
+    typed, = pictures(comfy, history, "cat")
+    assert numpy.array_equal(typed, raw(server, guidance_scale=3.5, negative_prompt="a rocket"))
+    assert not numpy.array_equal(typed, plain) and "true CFG" in report(history)
 
 
 def test_a_server_of_something_else_is_refused(comfy, server, server_override, miniature_folder, override_folder):
@@ -85,8 +96,9 @@ class TestLoras:
         assert psnr(found, by_diffusers(miniature_folder, 7, with_loras(miniature_folder, *pair)), 255) >= 40
 
     def test_a_transformer_that_the_model_has_not(self, comfy, server, miniature_folder, loras):
-        """The server says ok to it."""
-        assert "transformer_2 has none on" in failed(comfy, picture("cat", miniature_folder, loras=[(loras[0], 1.0, "transformer_2")]))
+        """The server says ok to it, and does nothing."""
+        said = failed(comfy, picture("cat", miniature_folder, loras=[(loras[0], 1.0, "transformer_2")]))
+        assert "the server said yes to the LoRAs, and transformer_2 has none on" in said
 
     def test_a_file_that_is_not_there(self, comfy, server, miniature_folder, tmp_path):
         said = failed(comfy, picture("cat", miniature_folder, loras=[(tmp_path / "no.safetensors", 1.0)]))
