@@ -37,6 +37,8 @@ def find_comfyui() -> Path | None:
 def start_host(needed: str, options: argparse.Namespace | None = None) -> None:
     """Put ComfyUI on sys.path with its default options (on the CPU where torch has no accelerator)."""
     path = find_comfyui()
+    if options is not None:
+        options.comfyui = str(path or "")
     folders = [options.base_directory] if needed == "folders" and options and options.base_directory else []
     if (needed == "yes" or folders) and path is None:
         sys.exit("ComfyUI was not found.\n  what to do: put this pack into its custom_nodes folder, or set "

@@ -6,6 +6,7 @@
     python3 dev.py test quick    those that need no server, browser or model: about a minute
     python3 dev.py test full    those, too, that take long: models of published sizes, the GPU kit. CI runs them
     python3 dev.py test server    those of a real SGLang server, which runs on this CPU (also: --server)
+    python3 dev.py test fleet    those of a fleet of workers on a real Ray
     python3 dev.py test newest    the same tests with the newest of everything the package index has
     python3 dev.py test oldest    the same with the lowest versions that ComfyUI and this pack say they work with
     python3 dev.py drift PATH    what of this pack works on another ComfyUI, by its source, without running it
@@ -42,6 +43,8 @@ WINDOWS = os.name == "nt"
 DEFINED_BY = ("requirements.txt", "requirements-dev.txt", "requirements-host.txt")
 OLDEST = "requirements-oldest.txt"
 SGLANG = PACK / "tests" / "requirements-sglang.txt"
+FLEET = PACK / "tests" / "requirements-fleet.txt"
+APART = ("server", "fleet")  # marks of tests that need an environment above the other, and run one after the other
 # Two files at a time: tests of servers and browsers mostly wait (10 minutes instead of 16). In the order of
 # tests/conftest.py: by the number of tests, as xdist has it, the longest files come last, one of them alone.
 PARALLEL = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
@@ -174,40 +177,50 @@ def setup(end: str = "") -> tuple[Path, Path]:
     return python, comfyui
 
 
+def above(python: Path, env: Path, requirements: Path, check: str) -> Path:
+    """An environment that has what `python` has, and `requirements` besides, once `check` runs in it. Whole ones would
+    be GBs."""
+    if not (env / "finished").is_file():
+        started = time.time()
+        say(f"building {env} (once, less than 0.5 GB)")
+        shutil.rmtree(env, ignore_errors=True)
+        run([python, "-m", "venv", "--without-pip", env])
+        own = env / ("Scripts/python.exe" if WINDOWS else "bin/python")
+        run([python, "-m", "pip", "--python", own, "install", "--quiet", "--no-deps", "--no-compile", "-r",
+             requirements])
+        where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        here, there = (subprocess.check_output([one, "-c", where], text=True).strip() for one in (own, python))
+        (Path(here) / "pack.pth").write_text(f"{there}\n", encoding="utf-8")
+        # Also to have its code compiled, which is a fifth of a server's start.
+        run([own, "-c", check], env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""})
+        (env / "finished").write_text("ok\n", encoding="utf-8")
+        say(f"ready after {time.time() - started:.0f} s")
+    return env
+
+
+def key_of(python: Path, requirements: Path) -> str:
+    return hashlib.sha256(str(python).encode() + requirements.read_bytes()).hexdigest()[:16]
+
+
 def sglang(python: Path, server: bool) -> Path:
     """A folder with SGLang's wheel, whose own models of requests the tests read.
 
-    With `server` its "env" is there, too: an environment above that of `python`, with what SGLang's server needs
-    besides on a CPU. Whole, with SGLang's own torch, it would be 11 GB.
+    With `server` its "env" is there, too: with what SGLang's server needs on a CPU. With SGLang's own torch it would be
+    11 GB.
     """
-    key = hashlib.sha256(str(python).encode() + SGLANG.read_bytes()).hexdigest()[:16]
-    folder = cache_folder() / f"sglang-{key}"
-    pip: list[str | Path] = [python, "-m", "pip"]
+    folder = cache_folder() / f"sglang-{key_of(python, SGLANG)}"
     if not list(folder.glob("*.whl")):
         say(f"fetching SGLang's wheel into {folder} (once, 39 MB)")
         folder.mkdir(parents=True, exist_ok=True)
         pins = dict(requirement(line) for line in SGLANG.read_text(encoding="utf-8").splitlines())
         with tempfile.TemporaryDirectory(dir=folder) as temp:  # the one for Linux is read on every system
-            run([*pip, "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--python-version", "3.11",
-                 "--abi", "cp311", "--platform", "manylinux_2_34_x86_64", "-d", temp, pins["sglang"]])
+            run([python, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--python-version",
+                 "3.11", "--abi", "cp311", "--platform", "manylinux_2_34_x86_64", "-d", temp, pins["sglang"]])
             wheel, = Path(temp).glob("*.whl")
             wheel.replace(folder / wheel.name)
-    env = folder / "env"
-    if server and not (env / "finished").is_file():
-        started = time.time()
-        say(f"building SGLang's environment in {env} (once, 0.4 GB)")
-        shutil.rmtree(env, ignore_errors=True)
-        run([python, "-m", "venv", "--without-pip", env])
-        above = env / ("Scripts/python.exe" if WINDOWS else "bin/python")
-        run([*pip, "--python", above, "install", "--quiet", "--no-deps", "--no-compile", "-r", SGLANG])
-        where = "import sysconfig; print(sysconfig.get_path('purelib'))"
-        below, own = (subprocess.check_output([one, "-c", where], text=True).strip() for one in (python, above))
-        (Path(own) / "pack.pth").write_text(f"{below}\n", encoding="utf-8")
-        # Also to have its code compiled, which is a fifth of a server's start.
-        run([above, "-c", "import sglang.multimodal_gen.runtime.entrypoints.http_server, "
-             "sglang.multimodal_gen.runtime.managers.gpu_worker"], env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""})
-        (env / "finished").write_text("ok\n", encoding="utf-8")
-        say(f"SGLang's environment ready after {time.time() - started:.0f} s")
+    if server:
+        above(python, folder / "env", SGLANG, "import sglang.multimodal_gen.runtime.entrypoints.http_server, "
+              "sglang.multimodal_gen.runtime.managers.gpu_worker")
     return folder
 
 
@@ -265,11 +278,12 @@ def main() -> int:
         return 2
     command, arguments = sys.argv[1], sys.argv[2:]
     end = arguments.pop(0) if command == "test" and arguments[:1] and arguments[0] in ENDS else ""
-    server = command == "test" and arguments[:1] in (["server"], ["--server"])
-    if server:  # one after the other: they share a server
-        arguments = ["-m", "server", *(arguments[1:] or ["tests"])]
+    apart = arguments[0].removeprefix("--") if command == "test" and arguments else ""
+    apart = apart if apart in APART else ""
+    if apart:  # one after the other: they share a server
+        arguments = ["-m", apart, *(arguments[1:] or ["tests"])]
     if command == "test" and arguments in (["quick"], ["full"]):
-        arguments = [*PARALLEL, "-m", "unit" if arguments == ["quick"] else "not server", "tests"]
+        arguments = [*PARALLEL, "-m", "unit" if arguments == ["quick"] else f"not ({' or '.join(APART)})", "tests"]
     if command == "drift":  # what runs below runs in the checkout's folder
         arguments = [str(Path(argument).expanduser().resolve()) for argument in arguments]
     python, comfyui = setup(end)
@@ -282,8 +296,11 @@ def main() -> int:
         code = subprocess.call([str(python), "-m", "ruff", "check", "."], cwd=PACK)
         return code or check_package(python)
     if command == "test":
-        environment["QT_SGLANG"] = str(sglang(python, server))
-        chosen = arguments or [*PARALLEL, "-m", "not full and not server", "tests"]
+        environment["QT_SGLANG"] = str(sglang(python, apart == "server"))
+        if apart == "fleet":
+            environment["QT_FLEET"] = str(above(python, cache_folder() / f"fleet-{key_of(python, FLEET)}", FLEET,
+                                                "from ray import serve"))
+        chosen = arguments or [*PARALLEL, "-m", f"not ({' or '.join(('full', *APART))})", "tests"]
         script = ["-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", "tests", *chosen]
         if end:
             with tempfile.TemporaryDirectory() as temp:

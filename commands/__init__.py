@@ -2,7 +2,7 @@
 With MORE, what stands behind -- is in options.more.
 
 NEEDS_HOST: "no", "yes", "if found" (with ComfyUI, and without it), or "folders": where its models are, and it is not
-started; the options then have `base_directory` and `extra_model_paths_config`.
+started; the options then have `base_directory` and `extra_model_paths_config`. All get `comfyui`: its folder, or "".
 """
 
 from __future__ import annotations
@@ -19,5 +19,6 @@ COMMANDS = {
     "migrate": "migrate",
     "serve": "serve",
     "workflow": "workflow",
+    "fleet": "fleet",
     "doctor": "doctor",
 }

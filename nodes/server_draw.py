@@ -9,27 +9,24 @@ from comfy_api.latest import io
 from . import inputs
 from .server import CATEGORY, Server
 
-NEGATIVE_TIP = ("What not to draw. Empty: nothing, and not the model's default. A model with distilled guidance (FLUX, "
-                "HunyuanVideo) takes two evaluations a step with one.")
-SEED_TIP = ("Of the noise, which the server draws on its CPU: the same on any GPU and number of them, and another than "
-            "that of ComfyUI's samplers.")
-EXTRA_TIP = ('More fields of SGLang\'s request, as JSON: {"max_sequence_length": 512}. What it does not know, it '
-             'leaves unread. {"accept_size": true} takes a result of another size.')
-
 
 def _drawn(*after_negative: Any) -> list[Any]:
     """The inputs with which both nodes begin."""
     return [
         Server.Input("server_model", tooltip="From Server Model or Server LoRA."),
         io.String.Input("prompt", default="", multiline=True, dynamic_prompts=True, tooltip="What to draw."),
-        io.String.Input("negative_prompt", default="", multiline=True, dynamic_prompts=True, tooltip=NEGATIVE_TIP),
+        io.String.Input("negative_prompt", default="", multiline=True, dynamic_prompts=True,
+                        tooltip="What not to draw. Empty: nothing, and not the model's default. A model with distilled "
+                                "guidance (FLUX, HunyuanVideo) takes two evaluations a step with one."),
         io.Int.Input("width", default=1024, min=16, max=16384, step=16, tooltip="Pixels."),
         io.Int.Input("height", default=1024, min=16, max=16384, step=16, tooltip="Pixels."),
         *after_negative,
         io.Int.Input("steps", default=0, min=0, max=10000, tooltip="Sampling steps. 0: the model's."),
         io.Float.Input("cfg", default=0.0, min=0.0, max=100.0, step=0.1, round=0.01,
                        tooltip="Guidance: distilled where the model has that, else classifier-free. 0: the model's."),
-        io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True, tooltip=SEED_TIP),
+        io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
+                     tooltip="Of the noise, which the server draws on its CPU: the same on any GPU and number of them, "
+                             "and another than that of ComfyUI's samplers."),
     ]
 
 
@@ -47,7 +44,10 @@ def _timeout() -> Any:
 
 
 def _extra() -> Any:
-    return io.String.Input("extra", optional=True, default="", multiline=True, advanced=True, tooltip=EXTRA_TIP)
+    return io.String.Input("extra", optional=True, default="", multiline=True, advanced=True,
+                           tooltip='More fields of SGLang\'s request, as JSON: {"max_sequence_length": 512}. What it '
+                                   'does not know, it leaves unread. {"accept_size": true} takes a result of another '
+                                   'size.')
 
 
 class QT_ServerImage(io.ComfyNode):

@@ -26,6 +26,9 @@ GET catalog
 GET variants?reference= -> the forms in which the model that this is one of is published (views/variants.py): model
     (title) | null, device, memory (bytes), items [{reference, format, kind, node, input, values {widget: value}, size,
     fits, verdict, verdict_text, on_disk}], the best for this machine first. Nothing is asked of a hub.
+GET serve?base=&override=&override_2=&kind=&weights_name=&revision=&near= -> what a server of SGLang's starts with for
+    them (served.py): base, pipeline (its class, "" where not known), makes "image" | "video", distilled, command. No
+    server is asked.
 GET device -> views/doctor.facts ("hub": the key of the preferred one). The first one also starts the process that reads
     files, which a first badge would else wait for.
 GET page -> what a page asks once: nodes {node: {input, others [inputs], kind | null}} (nodes/checks.referring), colours
@@ -65,8 +68,8 @@ PREFIX = "/quantized_transformers"
 # Method, path, and the method of handlers.Routes that answers. What answers is imported with the first request.
 ROUTES = (
     ("GET", "describe", "describe"), ("GET", "catalog", "list_catalog"), ("GET", "device", "device"),
-    ("GET", "variants", "list_variants"), ("GET", "page", "page"), ("POST", "language", "speak"),
-    ("POST", "download", "start_download"), ("GET", "download", "watch_download"),
+    ("GET", "variants", "list_variants"), ("GET", "serve", "serve"), ("GET", "page", "page"),
+    ("POST", "language", "speak"), ("POST", "download", "start_download"), ("GET", "download", "watch_download"),
     ("DELETE", "download", "cancel_download"), ("POST", "download/cancel", "cancel_download"),
     ("POST", "migrate", "migrate"))
 

@@ -37,7 +37,7 @@ class Answers:
     def __init__(self) -> None:
         self._cards: OrderedDict[tuple[Query, str], dict[str, Any] | CheckpointError] = OrderedDict()
         self._ask: dict[str, Callable[[Any], Any]] = {
-            "describe": self.describe, "migrate": self.migrate, "nothing": lambda _: None}
+            "describe": self.describe, "migrate": self.migrate, "serve": self.serve, "nothing": lambda _: None}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """{"ask": question, "of": what it is about, "folders", "texts", "capability"} -> {"answer"}, or {"error",
@@ -95,6 +95,12 @@ class Answers:
                                   Text("send a workflow's JSON object"))
         done = migrate(workflow)
         return {"workflow": done.workflow, "changes": done.changes, "left": done.left}
+
+    def serve(self, values: dict[str, str]) -> dict[str, Any]:
+        """What Run on server asks (served.py). Raises CheckpointError."""
+        from .served import served
+
+        return served(values)
 
 
 def _refusal(kind: str, what: str, where: str, do: str) -> dict[str, Any]:

@@ -83,6 +83,10 @@ class Routes:
         return await self.asking.run(("variants", reference), partial(
             guarded, lambda: answer(variants.forms(reference) or {"model": None, "items": []})))
 
+    async def serve(self, request: web.Request) -> Answer:
+        values = dict(request.query)
+        return await self.read(("serve", *sorted(values.items())), lambda: answer(self.helper.ask("serve", values)))
+
     async def page(self, request: web.Request) -> Answer:
         def work() -> Answer:
             from ..nodes import node_classes

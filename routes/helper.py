@@ -36,7 +36,7 @@ class Helper:
         self._idle: threading.Timer | None = None
 
     def ask(self, question: str, of: Any = None) -> Any:
-        """The answer to "describe", "migrate" or "nothing" (routes/answers.py). Raises HelperError."""
+        """The answer to "describe", "migrate", "serve" or "nothing" (routes/answers.py). Raises HelperError."""
         if self._idle is not None:
             self._idle.cancel()
         request = {"ask": question, "of": of, "folders": host.model_folders(),

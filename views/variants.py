@@ -133,6 +133,11 @@ def model_of(reference: str) -> str:
     return next((_titles()[name] for name in (text, "/".join(parts[:2]), parts[-1]) if name in _titles()), "")
 
 
+def base_of(reference: str) -> str:
+    """The base of the model that a reference is a form of; empty where it is not known."""
+    return next((form.reference for form in MODELS.get(model_of(reference), ())), "")
+
+
 @cache
 def _titles() -> dict[str, str]:
     """Of whole references, of the last parts of folders, and of repos with files of one model."""

@@ -9,6 +9,7 @@ import { commands } from './src/commands.js'
 import { loadTexts } from './src/i18n.js'
 import { loadKnown } from './src/known.js'
 import { offerMissing } from './src/missing.js'
+import { menuItems } from './src/on_server.js'
 import { speak } from './src/server.js'
 import { applyDefaults, settings } from './src/settings.js'
 
@@ -32,6 +33,7 @@ app.registerExtension({
     speak()
     app.extensionManager.registerSidebarTab(sidebarTab())
   },
+  getNodeMenuItems: menuItems,
   nodeCreated(node) {
     applyDefaults(node)
     attach(node)

@@ -73,7 +73,7 @@ async def ask(address: Address, path: str, *, method: str = "GET", json_body: An
     except (aiohttp.ClientError, OSError) as error:
         raise CheckpointError(
             Text("there is no server: {error}", error=type(error).__name__), address.url,
-            Text("start one with `serve BASE --override REF --run`, or set {variable}", variable=URL)) from error
+            Text("start one with `serve BASE --override REF --run`, or set {variable}", variable=URL)) from None
     if len(body) > largest or 300 <= status < 400:
         raise not_sglang(address)
     if raw and status == 200:

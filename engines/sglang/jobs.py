@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ... import host
-from ...host.texts import Text, either, joined
+from ...host.texts import Text, either, joined, said
 from ...loaders.errors import CheckpointError
-from . import client, requests, results
+from . import client, exchange, results
 from . import loras as adapters
 from .address import Address, address_of
-from .client import Answer, State
+from .client import State
 from .failures import failure
 from .requests import SEEDS, Drawing
+from .turns import turn
 from .waiting import Wait
 from .wanted import Server
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 IMAGE_TASKS, EDIT_TASKS = ("T2I", "TI2I"), ("I2I", "TI2I")
 VIDEO_TASKS, START_TASKS, CLIP_TASKS = ("T2V", "TI2V"), ("I2V", "TI2V"), ("V2V", "F2V")
 TRANSPORTS = ("mp4", "lossless")
-FASTEST, SLOWEST = 0.5, 2.0  # seconds between two looks at a video
+NEVER = float("inf")
 
 
 class Ready(NamedTuple):
@@ -46,22 +45,25 @@ async def draw(server: Server, drawing: Drawing, count: int = 1, images: torch.T
     pictures: list[Any] = []
     lines: list[str] = []
     files = [results.png(image) for image in images] if images is not None else []
-    for number in range(count):
-        one = replace(drawing, seed=(drawing.seed + number) % SEEDS)
-        wait = Wait(address_of(server.server), timeout, shown)
-        ready = await _prepare(server, wait, EDIT_TASKS if files else IMAGE_TASKS)
-        wait.drawing = Text("the server still finishes this picture: it cannot be told to stop")
-        answer = await wait.until(_image(wait, one, ready.state.pipeline, files),
-                                  Text("picture {number} of {count}", number=number + 1, count=count))
-        wait.drawing = ""
-        if answer.status != 200:
-            raise await failure(answer, wait.address, _sent(one))
-        await _unchanged(wait, ready)
-        pictures.append(results.picture(answer.body, one, wait.address.url))
-        spent += _seconds(answer.body)
-        shown.show(number + 1, count, pictures[-1])
-        lines = lines or [*ready.lines, *drawing.notes(ready.state.pipeline)]
+    address = address_of(server.server)
+    async with turn(Wait(address, NEVER, shown), server.loras):
+        for number in range(count):
+            one = replace(drawing, seed=(drawing.seed + number) % SEEDS)
+            wait = Wait(address, timeout, shown)
+            ready = await _prepare(server, wait, EDIT_TASKS if files else IMAGE_TASKS)
+            wait.drawing = Text("the server still finishes this picture: it cannot be told to stop")
+            answer = await wait.until(exchange.image(wait, one, ready.state.pipeline, files),
+                                      Text("picture {number} of {count}", number=number + 1, count=count))
+            wait.drawing = ""
+            if answer.status != 200:
+                raise await failure(answer, address, exchange.sent(one))
+            await _unchanged(wait, ready)
+            pictures.append(results.picture(answer.body, one, address.url))
+            spent += exchange.seconds(answer.body)
+            shown.show(number + 1, count, pictures[-1])
+            lines = lines or [*ready.lines, *drawing.notes(ready.state.pipeline)]
     lines.append(Text("drawn: {count}, in {seconds:.1f} s of the server", count=count, seconds=spent))
+    shown.say(said(lines[-1]))
     return results.tensor(pictures), joined("\n", lines)
 
 
@@ -71,22 +73,25 @@ async def film(server: Server, drawing: Drawing, start: torch.Tensor | None = No
     the decoded frames themselves, without progress, and without either of these. Raises CheckpointError."""
     if transport == TRANSPORTS[1]:
         _can_be_lossless(start, clip)
-    wait = Wait(address_of(server.server), timeout, host.Waiting())
+    address, shown = address_of(server.server), host.Waiting()
     files = [("input_reference", "start.png", "image/png", results.png(start[0]))] if start is not None else []
     files += [("video_reference", "clip.mp4", "video/mp4", host.file_of_video(clip))] if clip is not None else []
     tasks = CLIP_TASKS if clip is not None else START_TASKS if start is not None else VIDEO_TASKS
-    ready = await _prepare(server, wait, tasks)
-    wait.drawing = Text("the server still finishes this video: it cannot be told to stop")
-    lines = [*ready.lines, *drawing.notes(ready.state.pipeline),
-             Text("{frames} frames, {fps} a second", frames=drawing.frames, fps=drawing.fps)]
-    if transport == TRANSPORTS[1]:
-        data, read = await _frames(wait, drawing, ready.state.pipeline), results.lossless
-    else:
-        data, seconds = await _job(wait, drawing, ready.state.pipeline, files)
-        read = results.video
-        lines.append(Text("made in {seconds:.1f} s of the server", seconds=seconds))
-    await _unchanged(wait, ready)
-    return read(data, drawing, wait.address.url), joined("\n", lines)
+    async with turn(Wait(address, NEVER, shown), server.loras):
+        wait = Wait(address, timeout, shown)
+        ready = await _prepare(server, wait, tasks)
+        wait.drawing = Text("the server still finishes this video: it cannot be told to stop")
+        lines = [*ready.lines, *drawing.notes(ready.state.pipeline),
+                 Text("{frames} frames, {fps} a second", frames=drawing.frames, fps=drawing.fps)]
+        if transport == TRANSPORTS[1]:
+            data, read = await exchange.frames(wait, drawing, ready.state.pipeline), results.lossless
+        else:
+            data, seconds = await exchange.job(wait, drawing, ready.state.pipeline, files)
+            read = results.video
+            lines.append(Text("made in {seconds:.1f} s of the server", seconds=seconds))
+        await _unchanged(wait, ready)
+    shown.say(said(lines[-1]))
+    return read(data, drawing, address.url), joined("\n", lines)
 
 
 async def try_out(address: Address, timeout: float = 1800) -> float:
@@ -99,12 +104,12 @@ async def try_out(address: Address, timeout: float = 1800) -> float:
         import torch
 
         files = [] if set(state.tasks) & set(IMAGE_TASKS) else [results.png(torch.full((256, 256, 3), 0.5))]
-        answer = await wait.until(_image(wait, small, state.pipeline, files), Text("draws"))
+        answer = await wait.until(exchange.image(wait, small, state.pipeline, files), Text("draws"))
         if answer.status != 200:
-            raise await failure(answer, address, _sent(small))
+            raise await failure(answer, address, exchange.sent(small))
         results.picture(answer.body, small, address.url)
     elif set(state.tasks) & set(VIDEO_TASKS):
-        await _job(wait, small, state.pipeline, [])
+        await exchange.job(wait, small, state.pipeline, [])
     else:
         raise CheckpointError(Text("this server needs more than a prompt: {tasks}", tasks=", ".join(state.tasks)),
                               address.url, Text("try it with Server Video"))
@@ -158,79 +163,6 @@ async def _unchanged(wait: Wait, ready: Ready) -> None:
                               wait.address.url, Text("use one set of LoRAs a server at a time, and queue this again"))
 
 
-async def _image(wait: Wait, drawing: Drawing, pipeline: str, files: Sequence[bytes]) -> Answer:
-    parts = [("image[]" if len(files) > 1 else "image", f"{number}.png", "image/png", data)
-             for number, data in enumerate(files)]
-    form = _form(requests.edit(drawing, pipeline), parts) if files else None
-    return await client.ask(wait.address, "/v1/images/edits" if files else "/v1/images/generations", method="POST",
-                            json_body=None if files else requests.image(drawing, pipeline), form=form,
-                            seconds=wait.patience, largest=results.largest(drawing) * 4 // 3)
-
-
-async def _job(wait: Wait, drawing: Drawing, pipeline: str, files: Sequence[tuple[str, str, str, bytes]]
-               ) -> tuple[bytes, float]:
-    """(an .mp4, seconds that it took) of a job of the server's."""
-    form = _form(requests.video_form(drawing, pipeline), files) if files else None
-    body = None if files else requests.video(drawing, pipeline)
-    answer = await wait.until(client.ask(wait.address, "/v1/videos", method="POST", json_body=body, form=form,
-                                         seconds=wait.patience), Text("asks for the video"))
-    if answer.status != 200 or not isinstance(answer.body, dict) or not str(answer.body.get("id", "")).strip():
-        raise await failure(answer, wait.address, _sent(drawing))
-    path, done = f"/v1/videos/{_plain(answer.body['id'])}", False
-    try:
-        job = await _finished(wait, path)
-        done = True
-    finally:
-        if not done:  # it goes on all the same; a server that can stop one will
-            with suppress(CheckpointError, asyncio.TimeoutError):
-                await asyncio.wait_for(client.ask(wait.address, path, method="DELETE"), 0.7)
-    wait.drawing = ""
-    content = await wait.until(client.ask(wait.address, f"{path}/content", seconds=wait.patience, raw=True,
-                                          largest=results.largest(drawing)), Text("fetches the video"))
-    if content.status != 200 or not isinstance(content.body, bytes):
-        raise await failure(content, wait.address, _sent(drawing))
-    return content.body, _seconds(job)
-
-
-async def _finished(wait: Wait, path: str) -> dict[str, Any]:
-    """The record of a job that is done. Raises CheckpointError where it failed, or is gone."""
-    pause = FASTEST
-    while True:
-        answer = await wait.until(client.ask(wait.address, path, seconds=min(wait.patience, 60)),
-                                  Text("draws the video"))
-        job = answer.body if isinstance(answer.body, dict) else {}
-        status = job.get("status")
-        if answer.status == 404:
-            raise CheckpointError(Text("the server was restarted: the video is lost"), wait.address.url,
-                                  Text("queue it again"))
-        if answer.status != 200 or status not in ("queued", "in_progress", "completed", "failed"):
-            raise await failure(answer, wait.address, path)
-        if status == "failed":
-            error = job.get("error")
-            message = error.get("message") if isinstance(error, dict) else error
-            raise CheckpointError(Text("the server failed: {words}", words=str(message or "?")[:2000]),
-                                  wait.address.url, Text("change what it names, or look at its log"))
-        if status == "completed":
-            return job
-        progress = job.get("progress")
-        wait.shown.show(progress if isinstance(progress, int) else 0, 100)
-        await wait.until(asyncio.sleep(pause), Text("draws the video") if status == "in_progress"
-                         else Text("waits in the server's queue"))
-        pause = min(pause * 1.5, SLOWEST)
-
-
-async def _frames(wait: Wait, drawing: Drawing, pipeline: str) -> bytes:
-    """The answer of /rollout/generate."""
-    body = requests.frames(drawing, pipeline)
-    answer = await wait.until(client.ask(wait.address, "/rollout/generate", method="POST", json_body=body, raw=True,
-                                         seconds=wait.patience, largest=results.largest(drawing) * 2),
-                              Text("draws the video"))
-    wait.drawing = ""
-    if answer.status != 200 or not isinstance(answer.body, bytes):
-        raise await failure(answer, wait.address, _sent(drawing))
-    return answer.body
-
-
 def _can_be_lossless(start: object, clip: object) -> None:
     if start is not None or clip is not None:
         raise CheckpointError(Text("lossless takes no picture or video to start from"), "", Text("use transport mp4"))
@@ -239,30 +171,3 @@ def _can_be_lossless(start: object, clip: object) -> None:
     except ImportError:
         raise CheckpointError(Text("lossless needs the package msgpack"), "",
                               Text("pip install msgpack, or use transport mp4")) from None
-
-
-def _form(fields: Sequence[tuple[str, str]], files: Sequence[tuple[str, str, str, bytes]]) -> Any:
-    import aiohttp
-
-    form = aiohttp.FormData()
-    for name, value in fields:
-        form.add_field(name, value)
-    for name, filename, kind, data in files:
-        form.add_field(name, data, filename=filename, content_type=kind)
-    return form
-
-
-def _plain(name: object) -> str:
-    from urllib.parse import quote
-
-    return quote(str(name), safe="")
-
-
-def _seconds(body: Any) -> float:
-    value = body.get("inference_time_s") if isinstance(body, dict) else None
-    return float(value) if isinstance(value, (int, float)) else 0.0
-
-
-def _sent(drawing: Drawing) -> str:
-    frames = f", {drawing.frames} frames" if drawing.frames else ""
-    return f"{drawing.width} x {drawing.height}{frames}, steps {drawing.steps or '-'}, seed {drawing.seed}"

@@ -17,6 +17,7 @@ from ...host.texts import Text
 from ...loaders.errors import CheckpointError
 from ...loaders.files import hubs
 from ...loaders.files.places import candidates, cleaned, find_path, is_repo
+from ...loaders.files.selection import PIPELINE
 from ...loaders.locate import base_of_quantized
 from .client import State
 from .identity import DIGITS, ROLES, SNAPSHOT, Identity, Part, part_of
@@ -154,7 +155,7 @@ def _parts_of_base(reference: str, revision: str) -> Iterator[Part]:
         if SNAPSHOT.search(path.absolute().as_posix()):
             yield part_of(path, ())
             return
-        if path.is_dir():
+        if (path / PIPELINE).is_file():
             try:
                 yield base_of(str(path)).part
             except CheckpointError:  # not whole here: the server's may be
@@ -162,8 +163,9 @@ def _parts_of_base(reference: str, revision: str) -> Iterator[Part]:
             break
     if is_repo(reference):
         yield _repo(reference, revision)
-    else:
-        find_path(reference, revision)  # which says that it is not here
+    elif not (find_path(reference, revision) / PIPELINE).is_file():  # which says, too, when nothing is there
+        raise CheckpointError(Text("the base of a server is a whole pipeline"), reference,
+                              Text("give a repo id, or a folder with {name}", name=PIPELINE))
 
 
 def _parts_of_override(reference: str, role: str, kind: str, weights_name: str) -> Iterator[Part]:

@@ -404,3 +404,36 @@ def test_a_model_that_needs_more_than_a_prompt_is_not_tried(stub, server):
     stub.restart(name=NAME, model=I2V)
     found = report.of_server(server.server, picture=True)
     assert found["checks"][-1]["level"] == "refused" and "more than a prompt: I2V" in found["checks"][-1]["what"]
+
+
+def test_two_nodes_of_one_graph_want_other_loras_of_one_server(stub, server):
+    """They take turns, where at once each would undo the other's; those that want the same go together."""
+    async def all_of_them():
+        stub.next(*4 * [{"delay": 0.3}])
+        return await asyncio.gather(*(jobs.draw(one, CAT, count=2) for one in (server, server.with_lora(A))))
+
+    (plain, _), (styled, _) = asyncio.run(all_of_them())
+    assert not torch.equal(plain, styled)
+    on = [[path["path"] for active in one["loras"].values() for path in active] for one in stub.drawn]
+    assert on == [[], [], ["owner/a"], ["owner/a"]], "and they change once"
+
+
+def test_a_node_that_waits_for_its_turn_hears_cancel(stub, server, cancel):
+    async def both():
+        stub.next({"hold": True})
+        first = asyncio.create_task(jobs.draw(server, CAT))
+        while not await asyncio.to_thread(lambda: stub.drawn):
+            await asyncio.sleep(0.05)
+        second = asyncio.create_task(jobs.draw(server.with_lora(A), CAT))
+        await asyncio.sleep(0.5)
+        first.cancel()  # as ComfyUI does with the others once one has heard it
+        cancel()
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            await second
+        await asyncio.gather(first, return_exceptions=True)
+        cancel_again = asyncio.create_task(jobs.draw(server, CAT))
+        await asyncio.to_thread(stub.told, release=True)
+        return await cancel_again
+
+    images, _ = asyncio.run(both())
+    assert images.shape == (1, 48, 64, 3) and len(stub.drawn) == 2

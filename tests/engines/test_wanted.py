@@ -125,6 +125,12 @@ def test_a_reference_that_can_mean_nothing(reference):
         wanted("", reference)
 
 
+def test_a_base_is_a_whole_pipeline(host_pipeline):
+    for part in ("transformer", "transformer/diffusion_pytorch_model.safetensors"):
+        with pytest.raises(CheckpointError, match="a whole pipeline"):
+            wanted("", str(host_pipeline / part))
+
+
 def test_it_travels_as_plain_json():
     one = wanted("flux", BASE, OVERRIDE).with_lora(LoRA("a/b", 0.5, "transformer", "merge", 8))
     assert Server.of_json(json.loads(json.dumps(one.to_json()))) == one

@@ -68,9 +68,9 @@ def test_generic_code_asks_no_family_by_name():
         assert not compared & set(FAMILIES), path
 
 
-# What may be missing, beside the extras of pyproject.toml: a report or the doctor says so. certifi and hf_xet come with
+# What may be missing, beside the extras of pyproject.toml: a report, the doctor or the command (fleet) says so. certifi and hf_xet come with
 # huggingface_hub on most systems; without them the system's certificates are taken, and HTTP.
-OPTIONAL = {"certifi", "diffusers", "flashinfer", "hf_xet", "lpips", "nunchaku", "torch_npu", "triton"}
+OPTIONAL = {"certifi", "diffusers", "flashinfer", "hf_xet", "lpips", "msgpack", "nunchaku", "ray", "starlette", "torch_npu", "triton"}
 
 
 def imported(path: Path) -> Iterator[str]:

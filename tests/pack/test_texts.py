@@ -20,8 +20,8 @@ ALONE = {
     "naïve", "modelslim (saved)", "optimum-quanto, torchao", "quanto, torchao", "hf download",
     "modelscope download --model", "Node name for S&R", "This folder is unfinished", "to diffusers", "to original",
     "A path (folder, .safetensors", "4-bit codebook", "dequantized when loaded", "dequantized weights",
-    "; {} have other patches", "too large", "other kind", "import runpy", "defer to override", "this pack",
-    "device type", "model folders", "download folder", "not quantized"}
+    "; {} have other patches", "too large", "other kind", "import runpy", "import ctypes", "defer to override", "this pack",
+    "device type", "model folders", "download folder", "not quantized", "base only"}
 
 
 @pytest.fixture(scope="module")

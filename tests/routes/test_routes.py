@@ -10,7 +10,7 @@ import shutil
 import struct
 import time
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import pytest
@@ -221,7 +221,7 @@ def test_page_knows_every_node_that_refers(server):
     assert status == 200 and set(page["nodes"]) == set(NODES)
     ours = {name: {**info["input"]["required"], **info["input"].get("optional", {})}
             for name, info in server.get("/object_info").items() if name.startswith("QT_")}
-    assert {name for name, given in ours.items() if "reference" in given} == set(page["nodes"])
+    assert {name for name, given in ours.items() if "reference" in given and "server" not in given} == set(page["nodes"])
     chooses = {"component", "weights", "weights_name", "revision", "precision", "rank", "override",
                "override_reference", "override_2", "override_2_reference"}
     for name, known in page["nodes"].items():
@@ -306,6 +306,37 @@ def test_refusals(server):
         assert set(answer) == {"error", "where", "todo"} and answer["error"]
         assert not any("\n" in text or "root:" in text or str(server.base / "outside") in text
                        for text in answer.values())
+
+
+WAN, SVDQ = "Wan-AI/Wan2.2-T2V-A14B-Diffusers", "nunchaku-tech/nunchaku-flux.1-dev"
+
+
+@pytest.mark.parametrize(("asked", "base", "makes", "distilled", "command"), [
+    ({"base": "tiny-flux", "override": "tiny-fp8", "kind": "component"}, "tiny-flux", "image", True,
+     "tiny-flux --override tiny-fp8 --kind component"),
+    ({"base": WAN, "override": "a/b", "override_2": "c/d", "weights_name": "x.safetensors", "revision": "main"}, WAN, "video", False,
+     f"{WAN} --override a/b --override-2 c/d --weights-name x.safetensors --revision main"),
+    ({"base": "hunyuanvideo-community/HunyuanVideo"}, "hunyuanvideo-community/HunyuanVideo", "video", True,
+     "hunyuanvideo-community/HunyuanVideo"),
+    ({"override": SVDQ, "near": "a/b"}, "black-forest-labs/FLUX.1-dev", "image", True, f"black-forest-labs/FLUX.1-dev --override {SVDQ}"),
+    ({"override": "a/c", "near": "a/b", "kind": "auto"}, "a/b", "image", False, "a/b --override a/c")])
+def test_what_a_server_starts_with(server, asked, base, makes, distilled, command):
+    """By the class of a pipeline that is here, else by the names of its makers."""
+    status, found = ask(server, "GET", f"serve?{urlencode(asked)}")
+    assert status == 200, found
+    assert (found["base"], found["makes"], found["distilled"]) == (base, makes, distilled)
+    assert found["pipeline"] == ("FluxPipeline" if "flux" in base.lower() else "HunyuanVideoPipeline" if "hunyuan" in base else "")
+    assert found["command"].startswith("python ") and found["command"].endswith(f" serve {command}")
+
+
+@pytest.mark.parametrize(("asked", "status", "words"), [
+    ({"override": "somebody/unknown"}, 400, "its name does not say which"), ({}, 400, "its name does not say which"),
+    ({"base": "tiny-flux", "kind": "other"}, 400, "kind is none of"),
+    ({"base": "/etc"}, 403, "outside"), ({"base": "tiny-flux", "override": "../../outside"}, 403, "outside"),
+    ({"base": "tiny-flux", "override_2": "/etc/passwd"}, 403, "outside"), ({"base": "tiny-flux", "near": "/etc", "override": "linked"}, 403, "out of")])
+def test_what_no_server_starts_with(server, asked, status, words):
+    found, error = ask(server, "GET", f"serve?{urlencode(asked)}")
+    assert found == status and words in error["error"], error
 
 
 def test_absolute_paths_inside_are_answered(server):

@@ -191,10 +191,10 @@ export async function fetchAll(asked) {
 const setting = (name) => app.extensionManager.setting.get(name)
 const changed = () => downloads.dispatchEvent(new Event('change'))
 
-/** Tell of an error that a download ended with. */
-export function failed(error) {
+/** Tell of an error that something ended with: a download, unless `summary` says what. */
+export function failed(error, summary = t('downloadFailed')) {
   const detail = error.full ?? error.message
-  app.extensionManager.toast.add({ severity: 'error', summary: t('downloadFailed'), detail, life: 20000 })
+  app.extensionManager.toast.add({ severity: 'error', summary, detail, life: 20000 })
 }
 
 const sleep = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds))

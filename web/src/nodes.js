@@ -2,8 +2,8 @@
 
 import { referring } from './known.js'
 
-const MUTED = 2
-const BYPASSED = 4
+export const MUTED = 2
+export const BYPASSED = 4
 
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name)
 
@@ -73,7 +73,7 @@ const modelInput = ({ inputs = [] }) => inputs
   .findIndex(({ type }) => type === 'MODEL' || (type === '*' && inputs.length === 1))
 
 /** {node, slot} of the output that an input hangs on, or null. */
-function source(node, slot) {
+export function source(node, slot) {
   const graph = node.graph
   const id = node.inputs?.[slot]?.link
   const link = id == null ? null : graph?.getLink(id)
@@ -85,13 +85,13 @@ function source(node, slot) {
 }
 
 /** The nodes that stand for a subgraph; none for the whole graph. */
-function holdersOf(subgraph) {
+export function holdersOf(subgraph) {
   const graphs = [subgraph.rootGraph, ...subgraph.rootGraph.subgraphs.values()]
   return graphs.flatMap((graph) => graph.nodes).filter((node) => node.isSubgraphNode?.() && node.subgraph === subgraph)
 }
 
 /** {node, slot} of what leaves a subgraph by an output, or null. */
-function inside(holder, slot) {
+export function inside(holder, slot) {
   const link = holder.subgraph.outputNode.slots[slot]?.getLinks()[0]
   if (!link) return null
   const origin = holder.subgraph.getNodeById(link.origin_id)
