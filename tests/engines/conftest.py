@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from support import miniature, sglang, sglang_real
+from support import server as comfyui
 from support.sglang_stub import Stub
 
 
@@ -74,6 +75,15 @@ def server_override(server_environment, miniature_folder: Path, override_folder:
     """`serve MINIATURE --override OTHER --run`."""
     with sglang_real.by_serve(tmp_path_factory.mktemp("sglang"), ports["override"], miniature_folder, "--override",
                               str(override_folder)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def comfy(ports, tmp_path_factory: pytest.TempPathFactory) -> Iterator[comfyui.Server]:
+    """A ComfyUI with this pack that keeps no results, and knows every server by its name in `ports`; unnamed it is "base"."""
+    urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    environment = {"QT_SERVER_URL": urls["base"], "QT_SERVERS": ",".join(f"{name}={url}" for name, url in urls.items())}
+    with comfyui.Server(tmp_path_factory.mktemp("comfyui"), "--cache-none", env=environment) as running:
         yield running
 
 
