@@ -8,9 +8,13 @@ from typing import Any
 import numpy
 import pytest
 import requests
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
-from support import miniature
+from support import flux, miniature
+from support.common import rel_l2
+from support.lora import load_lora
 from support.miniature import psnr
 from support.sglang_real import DRAWN, SIZE, by_diffusers, pixels, with_loras
 
@@ -132,3 +136,15 @@ def test_the_app_over_made_pictures_answers_as_this_one(server, stub, loras):
     assert {(code.status_code, code.headers["content-type"]) for code in codes} == {(200, "application/msgpack")}
     assert abs(len(codes[0].content) - len(codes[1].content)) < 100, "as many bytes of frames"
     assert numpy.isfinite(pixels(server.picture(**DRAWN, seed=7))).all()
+
+
+def test_the_loras_of_these_tests_are_comfyuis_too(miniature_folder, loras, tmp_path):
+    """One file for both: ComfyUI's own node draws with it what its definition says."""
+    from quantized_transformers.nodes.load_base import QT_LoadBaseModel
+
+    base = QT_LoadBaseModel.execute("", reference=str(miniature_folder), dtype="fp32").args[0]
+    before = flux.comfy_velocity(base, **flux.inputs())
+    (tmp_path / "loras").mkdir()
+    patched = flux.comfy_velocity(load_lora(base, load_file(loras[0]), tmp_path / "loras"), **flux.inputs())
+    expected = flux.diffusers_velocity(with_loras(miniature_folder, (loras[0], 1.0), dtype=torch.float32), **flux.inputs())
+    assert rel_l2(patched, expected) < 1e-5 and rel_l2(before, expected) > 0.1

@@ -77,12 +77,12 @@ def lora(base: Path, file: Path, seed: int) -> Path:
     return file
 
 
-def with_loras(base: Path, *loras: tuple[Path, float]) -> Any:
-    """diffusers' transformer of the base with these merged by their definition, W + strength * B A, in BF16 as SGLang does."""
+def with_loras(base: Path, *loras: tuple[Path, float], dtype: torch.dtype = torch.bfloat16) -> Any:
+    """diffusers' transformer of the base with these merged by their definition, W + strength * B A; in BF16 as SGLang does."""
     from diffusers import FluxTransformer2DModel
     from safetensors.torch import load_file
 
-    model = FluxTransformer2DModel.from_pretrained(base / "transformer", torch_dtype=torch.bfloat16)
+    model = FluxTransformer2DModel.from_pretrained(base / "transformer", torch_dtype=dtype)
     with torch.no_grad():
         for file, strength in loras:
             tensors = load_file(file)
