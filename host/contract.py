@@ -311,7 +311,7 @@ FEATURES = {
         "comfy_api.latest:ComfyExtension.on_load",
         *(f"comfy_api.latest:io.{name}" for name in (
             "ComfyNode", "Schema", "NodeOutput", "Model", "Clip", "Vae", "Image", "Latent", "Conditioning", "String",
-            "Combo", "Int", "Float", "Boolean")),
+            "Combo", "Int", "Float", "Boolean", "Custom")),
         "comfy_api.latest:ui.PreviewImage",
         "comfy_api.latest:ui.PreviewText",
     )),
@@ -326,10 +326,10 @@ FEATURES = {
         "comfy_api.latest:InputImpl.VideoFromFile(file)",
         "comfy_api.latest:InputImpl.VideoFromComponents(components)",
         "comfy_api.latest:Types.VideoComponents(images=, frame_rate=)",
-        "comfy_api.latest:InputImpl.VideoFromFile.get_dimensions(self)",
-        "comfy_api.latest:InputImpl.VideoFromFile.get_frame_count(self)",
-        "comfy_api.latest:InputImpl.VideoFromFile.get_frame_rate(self)",
-        "comfy_api.latest:InputImpl.VideoFromFile.save_to(self, path)",
+        "comfy_api.latest:VideoFromFile.get_dimensions(self)",
+        "comfy_api.latest:VideoFromFile.get_frame_count(self)",
+        "comfy_api.latest:VideoFromFile.get_frame_rate(self)",
+        "comfy_api.latest:VideoFromFile.save_to(self, path)",
     )),
     "checks before the queue": Feature(
         Text("a prompt is checked node by node only; what does not fit fails when it runs"), (

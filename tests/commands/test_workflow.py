@@ -437,15 +437,6 @@ def test_a_workflow_of_nothing(tmp_path):
     assert code == 0 and "this workflow names no model" in text
 
 
-def test_widgets_of_the_server_node_are_those_of_its_schema():
-    """A worker that has not started has no schemas; the references are a server's, and need not be here."""
-    from quantized_transformers.engines.worker.loaders import SERVER, WIDGETS
-    from quantized_transformers.nodes.server import QT_ServerModel
-
-    names = [given.id for given in QT_ServerModel.define_schema().inputs]
-    assert tuple(names[:len(WIDGETS[SERVER])]) == WIDGETS[SERVER] and QT_ServerModel.define_schema().node_id == SERVER
-
-
 def test_every_queried_node_has_a_badge():
     """No node with a reference is forgotten."""
     from quantized_transformers.loaders.queries import NODES

@@ -205,9 +205,13 @@ except ValueError as error:
     assert "black-forest-labs/FLUX.1-dev" in str(error), error
 else:
     raise AssertionError("QT_BuildGGUF")
-# these take MODELs, and one of them a file of a LoRA, only
+# a server is asked when something is drawn
+served = nodes["QT_ServerModel"].execute(base_model="black-forest-labs/FLUX.1-dev", override="owner/never-heard-of").args[0]
+nodes["QT_ServerLoRA"].execute(server_model=served, lora="owner/never-heard-of")
+# these take MODELs, and one of them a file of a LoRA, only; or are asked for what a server draws
 assert {*FIRST, *BUILDERS, "QT_BuildGGUF", "QT_AscendMXFP8Quantize", "QT_RepackModelSlimWan", "QT_SaveQuantizedModel",
-        "QT_CompareModels", "QT_LoadLoRA", "QT_KeepDecoded"} == set(nodes)
+        "QT_CompareModels", "QT_LoadLoRA", "QT_KeepDecoded", "QT_ServerModel", "QT_ServerLoRA", "QT_ServerImage",
+        "QT_ServerVideo"} == set(nodes)
 print("no socket")
 """
 
