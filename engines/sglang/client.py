@@ -124,8 +124,15 @@ async def state(address: Address) -> State:
 
 
 async def loras(address: Address, seconds: float = SECONDS) -> dict[str, Any]:
-    """The LoRAs that are on, by transformer; a server tells it between two pictures. Raises Silent where that takes
-    longer than `seconds`."""
-    answer = await ask(address, "/v1/list_loras", seconds=seconds)
-    active = answer.body.get("active") if answer.status == 200 and isinstance(answer.body, dict) else {}
-    return active if isinstance(active, dict) else {}
+    """The LoRAs that are on, by transformer; a server tells it between two pictures, and a pipeline that takes none
+    answers with an error. Raises Silent where that takes longer than `seconds`, CheckpointError for a dead server."""
+    status, body = await ask(address, "/v1/list_loras", seconds=seconds)
+    active = body.get("active") if status == 200 and isinstance(body, dict) else None
+    if isinstance(active, dict):
+        return active
+    _, problem = await health(address)
+    if problem:
+        raise CheckpointError(problem, address.url, Text("look at its log"))
+    if status == 500 and isinstance(body, dict) and "detail" in body:
+        return {}
+    raise not_sglang(address)

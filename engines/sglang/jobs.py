@@ -60,7 +60,7 @@ async def draw(server: Server, drawing: Drawing, count: int = 1, images: torch.T
             await _unchanged(wait, ready)
             pictures.append(results.picture(answer.body, one, address.url))
             spent += exchange.seconds(answer.body)
-            shown.show(number + 1, count, pictures[-1])
+            shown.show(number + 1, count, pictures[-1].convert("RGB"))
             lines = lines or [*ready.lines, *drawing.notes(ready.state.pipeline)]
     lines.append(Text("drawn: {count}, in {seconds:.1f} s of the server", count=count, seconds=spent))
     shown.say(said(lines[-1]))

@@ -86,7 +86,8 @@ def test_a_healthy_server_with_a_name_of_serves():
     ({"/v1/models": (200, {"data": [{**MODELS["data"][0], "id": "FLUX.1-dev"}]})}, True, "does not say what it serves"),
     ({"/server_info": (200, {"version": "0.6.1"})}, True, "this is SGLang 0.6.1"),
     ({"/v1/list_loras": (200, {"active": {"transformer": [{"nicknames": ["a"]}]}})}, True, "LoRAs are on"),
-    ({"/v1/list_loras": (500, "x")}, True, ""),
+    ({"/v1/list_loras": (500, {"detail": "Lora is not enabled"})}, True, ""),  # as of a pipeline that takes none
+    ({"/v1/list_loras": (500, "x")}, False, "does not answer as SGLang does"),
     ({"/health": (503, "")}, False, "still warming up"),
     ({"/health": (503, {"status": "unhealthy", "error": "Scheduler worker exited; restart the server."})}, False, "its workers died"),
     ({"/health": (401, "")}, False, "wants a token"), ({"/health": (404, "")}, False, "answers 404"),

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from quantized_transformers import host
-from quantized_transformers.engines.sglang import jobs, report, results
+from quantized_transformers.engines.sglang import client, jobs, report, results
+from quantized_transformers.engines.sglang.address import address_of
 from quantized_transformers.engines.sglang.loras import LoRA
 from quantized_transformers.engines.sglang.requests import Drawing
 from quantized_transformers.engines.sglang.wanted import Server, wanted
@@ -437,3 +438,13 @@ def test_a_node_that_waits_for_its_turn_hears_cancel(stub, server, cancel):
 
     images, _ = asyncio.run(both())
     assert images.shape == (1, 48, 64, 3) and len(stub.drawn) == 2
+
+
+def test_the_dead_do_not_say_which_loras_are_on(stub, server):
+    """None is what a pipeline without them says, and not what nobody says."""
+    address = address_of(server.server)
+    assert asyncio.run(client.loras(address)) == {}
+    stub.told(kill=True)
+    stub.until(lambda: stub.request("/health")[0] == 503)
+    with pytest.raises(CheckpointError, match="its workers died"):
+        asyncio.run(client.loras(address))
