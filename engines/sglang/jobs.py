@@ -15,7 +15,7 @@ from . import loras as adapters
 from .address import Address, address_of
 from .client import State
 from .failures import failure
-from .requests import SEEDS, Drawing
+from .requests import Drawing
 from .turns import turn
 from .waiting import Wait
 from .wanted import Server
@@ -27,6 +27,7 @@ IMAGE_TASKS, EDIT_TASKS = ("T2I", "TI2I"), ("I2I", "TI2I")
 VIDEO_TASKS, START_TASKS, CLIP_TASKS = ("T2V", "TI2V"), ("I2V", "TI2V"), ("V2V", "F2V")
 TRANSPORTS = ("mp4", "lossless")
 NEVER = float("inf")
+SEEDS = 1 << 64  # as ComfyUI has them
 
 
 class Ready(NamedTuple):

@@ -102,14 +102,13 @@ def override_of(
         )
     fits = describe_config(Checkpoint(locate(base.folder, component=role, need_weights=False)))
     description = describe(Checkpoint(source), fits)
-    if lacks_scales(description) and not weights_name and len(source.files) == 1:
-        whole = Path(source.files[0].replace(MIXED, ".safetensors"))
-        if whole.name != Path(source.files[0]).name and whole.is_file():
-            source = locate(str(whole))
-            description = describe(Checkpoint(source), fits)
-            description.notes.append(
-                Text("{name} is taken, as {other} beside it has no scale for some activations, and SGLang takes 1.0 "
-                     "for them", name=whole.name, other=whole.stem + MIXED))
+    whole = beside_mixed(source, weights_name)
+    if whole and lacks_scales(description):
+        source = locate(str(whole))
+        description = describe(Checkpoint(source), fits)
+        description.notes.append(
+            Text("{name} is taken, as {other} beside it has no scale for some activations, and SGLang takes 1.0 "
+                 "for them", name=whole.name, other=whole.stem + MIXED))
     description.require_loadable()
     path = files_of(source, kind)
     return Override(part_of(path, source.paths), _kind(source, kind), path, description)
@@ -121,6 +120,14 @@ def location(reference: str, role: str, weights_name: str, revision: str = "", d
     folders = [path for path in candidates(reference, revision) if path.is_dir()]
     component = role if any((path / PIPELINE).is_file() or (path / role).is_dir() for path in folders) else ROLES[0]
     return locate(reference, component=component, weights_name=weights_name, revision=revision, download=download)
+
+
+def beside_mixed(source: Source, weights_name: str) -> Path | None:
+    """The file that lies beside a -mixed one, which was found and not asked for."""
+    if weights_name or len(source.files) != 1 or not source.files[0].endswith(MIXED):
+        return None
+    whole = Path(source.files[0].removesuffix(MIXED) + ".safetensors")
+    return whole if whole.is_file() else None
 
 
 def _kind(source: Source, kind: str) -> str:

@@ -17,7 +17,6 @@ from ...loaders.errors import CheckpointError
 from . import known
 
 QUALITIES = ("default", "exact", "lossless", "high")
-SEEDS = 1 << 64
 ACCEPT_SIZE = "accept_size"
 # What the nodes say themselves; and what names files, addresses or programs of the server's machine.
 OURS = frozenset({
@@ -65,7 +64,7 @@ class Drawing:
         said = {"num_inference_steps": self.steps, "guidance_scale": cfg, "true_cfg_scale": true_cfg,
                 "guidance_scale_2": self.cfg_2, "flow_shift": self.flow_shift,
                 "quality": "" if self.quality == QUALITIES[0] else self.quality}
-        found: dict[str, Any] = {"prompt": self.prompt, "seed": self.seed % SEEDS, "generator_device": "cpu"}
+        found: dict[str, Any] = {"prompt": self.prompt, "seed": self.seed, "generator_device": "cpu"}
         found |= {"negative_prompt": self.negative_prompt} if two else {}
         found |= {name: value for name, value in said.items() if value}
         extra = self._extra()

@@ -22,7 +22,7 @@ from ...loaders.locate import base_of_quantized
 from .client import State
 from .identity import DIGITS, ROLES, SNAPSHOT, Identity, Part, part_of
 from .loras import LoRA
-from .references import MIXED, base_of, files_of, location
+from .references import base_of, beside_mixed, files_of, location
 
 CHECKS = ("exact", "base only", "none")
 NONE = "none"  # the override of a server that has none
@@ -180,20 +180,11 @@ def _parts_of_override(reference: str, role: str, kind: str, weights_name: str) 
         if not weights_name:  # which of its files, `serve` finds where they are
             yield Part(f"{part.name}/*", part.mark)
         return
-    for files in ((source, *(() if weights_name else _instead(source)))):
-        path = files_of(files, kind)
-        yield part_of(path, files.paths)
+    whole = beside_mixed(source, weights_name)
+    for files in (source, *([location(str(whole), role, "")] if whole else [])):
+        yield part_of(files_of(files, kind), files.paths)
     if is_repo(reference) and not SNAPSHOT.search(Path(source.folder).absolute().as_posix()):
         yield from (_repo(reference, ""), Part(f"{_repo(reference, '').name}/*"))
-
-
-def _instead(source: Any) -> tuple[Any, ...]:
-    """The file that `serve` takes instead of a -mixed one, where it is here."""
-    if len(source.files) == 1 and source.files[0].endswith(MIXED):
-        whole = Path(source.files[0].replace(MIXED, ".safetensors"))
-        if whole.is_file():
-            return (location(str(whole), ROLES[0], ""),)
-    return ()
 
 
 def _repo(reference: str, revision: str) -> Part:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Lost(Exception):  # noqa: N818  # not the job's error
 
 # What becomes of a job, from the worker that it is sent to: (pool, key of its models or "", id, prompt). Raises Lost;
 # closed early, it cancels the job wherever it is.
-Send = Callable[[Pool, str, str, Mapping[str, Any]], AsyncIterator[dict[str, Any]]]
+Send = Callable[[Pool, str, str, Mapping[str, Any]], AsyncGenerator[dict[str, Any], None]]
 
 
 class Refusal(Exception):  # noqa: N818
@@ -182,7 +182,7 @@ class Dispatcher:
                 job.known |= {"status": FAILED, "error": {"message": f"{type(error).__name__}: {error}"}}
                 return
             finally:
-                await sent.aclose()  # type: ignore[attr-defined]
+                await sent.aclose()
         job.known |= {"status": FAILED, "error": {
             "message": said(Text("{count} workers ended with this job", count=1 + RETRIES))}}
 

@@ -12,7 +12,7 @@ import re
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,7 +170,7 @@ def _dispatcher(settings: Settings, pools: Sequence[Pool], workers: Mapping[str,
 
     from .dispatcher import Dispatcher, Lost
 
-    async def send(pool: Pool, key: str, job: str, prompt: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def send(pool: Pool, key: str, job: str, prompt: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         models = {"multiplexed_model_id": key} if key and pool.name == ANY else {}
         answer = workers[pool.name].options(stream=True, **models).run.remote(job, prompt)
         try:

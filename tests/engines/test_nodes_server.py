@@ -56,7 +56,8 @@ def test_a_server_of_something_else_is_refused(comfy, server, server_override, m
                                  (picture("cat", miniature_folder, "base", override_folder), plain, other)):
         said = failed(comfy, graph)
         assert f"the server serves {found}, and wanted is {wanted}\n" in said
-        start = shlex.split(re.search(r"python \S+ serve .*", said)[0])  # type: ignore[index]
+        line, = re.findall(r"python \S+ serve .*", said)
+        start = shlex.split(line)
         shown = subprocess.run([sys.executable, *start[1:], "--json"], capture_output=True, text=True, check=False)
         assert json.loads(shown.stdout)["identity"] == wanted
 
@@ -126,6 +127,6 @@ def test_cancel(comfy, server, miniature_folder):
     comfy.post("/interrupt", {})
     history = comfy.wait_for(prompt, TIMEOUT)
     spent = time.time() - start  # 0.2 s where nothing else runs
-    assert is_busy(server) and spent < 3
+    assert is_busy(server) and spent < 1
     assert any(kind == "execution_interrupted" for kind, _ in history["status"]["messages"])
     assert numpy.array_equal(drawn(comfy, picture("cat", miniature_folder)), raw(server))

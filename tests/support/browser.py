@@ -15,8 +15,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from . import needs
 from .server import Server
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -54,11 +53,8 @@ def missing() -> str:
 
 def require() -> None:
     """Skip the test without a browser; in CI, and where QT_REQUIRE_BROWSER is set, fail it."""
-    reason = missing()
-    if reason and (os.environ.get("CI") or os.environ.get("QT_REQUIRE_BROWSER")):
-        pytest.fail(f"the browser tests must run here, but {reason}")
-    if reason:
-        pytest.skip(reason)
+    if reason := missing():
+        needs.missing(f"the browser tests need one, but {reason}", bool(os.environ.get("QT_REQUIRE_BROWSER")))
 
 
 class Frontend:

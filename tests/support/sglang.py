@@ -24,6 +24,8 @@ from typing import Any
 
 import pytest
 
+from support import needs
+
 MISSING = "python3 dev.py test server makes what this needs"
 OPENAI = "sglang/multimodal_gen/runtime/entrypoints/openai"  # in its wheel
 # One thread: SGLang, too, runs beside what a test does. Nothing is fetched.
@@ -47,8 +49,8 @@ for line in sys.stdin:
 
 
 def missing() -> None:
-    """Skip a test that needs what is not there; in CI, fail it."""
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
+    """Skip or fail a test of SGLang's."""
+    needs.missing(MISSING)
 
 
 def folder() -> Path | None:
