@@ -7,12 +7,12 @@ it is no weight. Its module path is ComfyUI's own, so it can be placed in native
 
 from __future__ import annotations
 
-import json
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from ..host import PREFERENCE
 from ..host.texts import Text
+from .files.strict import decode
 from .words import first_ten
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def note(description: CheckpointDescription, checkpoint: Checkpoint) -> None:
     asked: dict[str, list[str]] = {}
     for name, info in checkpoint.preferences.items():
         try:
-            kernels = _kernels(json.loads(checkpoint.read(name))) if info.dtype == "U8" else ""
+            kernels = _kernels(decode(checkpoint.read(name))) if info.dtype == "U8" else ""
         except ValueError:
             kernels = ""
         if kernels:

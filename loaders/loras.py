@@ -12,7 +12,6 @@ nowhere else then: alpha / r, or alpha / sqrt(r) for rslora, by layer where patt
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -31,6 +30,7 @@ from .architectures.diffusers_classes import DERIVED
 from .containers.safetensors import TensorInfo
 from .errors import CheckpointError
 from .files.places import cleaned
+from .files.strict import decode
 from .words import first_ten
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ def _rows(layer: str, made: Made, called: list[str], sizes: list[int]) -> tuple[
 def _config(metadata: Mapping[str, str]) -> dict[str, Any]:
     """What diffusers saved of a LoRA's configuration, for a transformer or UNet."""
     try:
-        said = json.loads(metadata.get(METADATA) or "{}")
+        said = decode(metadata.get(METADATA) or "{}")
     except ValueError:
         return {}
     flat = said if isinstance(said, dict) else {}

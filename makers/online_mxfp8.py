@@ -17,6 +17,7 @@ from ..loaders.architectures import ARCHITECTURES, Naming
 from ..loaders.containers.safetensors import TensorInfo
 from ..loaders.errors import CheckpointError
 from ..loaders.model import attach_lora, base_of
+from ..loaders.patterns import Expressions
 from ..loaders.words import first_ten, size
 from .builders.presets import NONE, PRESETS, Preset, variants
 
@@ -122,14 +123,14 @@ def _choose(model: Any, modules: dict[str, Any], keep: str) -> tuple[_Choice, st
     """Which layers to quantize, and where the patterns came from."""
     also, preset = _other_names(model)
     lines = [line.strip() for line in keep.splitlines() if line.strip()]
-    patterns = []
+    patterns, written = [], Expressions(do=Text("give a simpler one"))
     source = Text("{count} patterns", count=len(lines)) if lines else \
         Text("no patterns, and no preset for this architecture")
     if not lines and preset.keep:
         lines, source = list(preset.keep), Text("preset {preset}", preset=preset.name)
     for line in lines:
         try:
-            patterns.append(re.compile(line))
+            patterns.append(written.compile(line))
         except re.error as error:
             raise CheckpointError(Text("keep_high_precision: {error}", error=error), line,
                                   Text("each line is a Python regular expression, looked for in module names")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ...host.texts import Text
 from ..containers.safetensors import TensorInfo
+from ..words import first_ten
 
 Dims = dict[str, int]  # the sizes that tell two models of one architecture apart; keys are the architecture's own
 Size = str | int  # a number, or a name that the sizes of a model give a number
@@ -134,9 +135,17 @@ def expand(table: Mapping[str, Entry], sizes: Mapping[str, int], naming: Naming,
 
 
 def count_blocks(names: Iterable[str], block: str) -> int:
-    """One more than the highest N in names that start with `block`.N. (0 when there is none)."""
-    found = re.findall(rf"^{re.escape(block)}\.(\d+)\.", "\n".join(names), re.MULTILINE)  # one scan in C
-    return 1 + max(map(int, set(found)), default=-1)
+    """How many different N are in names that start with `block`.N. (0 when there is none).
+
+    Raises ValueError where they are not 0, 1, 2 and so on: the time that a model takes goes by what is there, never by
+    a number that a name says.
+    """
+    found = set(re.findall(rf"^{re.escape(block)}\.(\d+)\.", "\n".join(names), re.MULTILINE))  # one scan in C
+    lost = [str(number) for number in range(len(found)) if str(number) not in found]
+    if lost:
+        raise ValueError(Text("{count} blocks {block}.N are there, and not those of the numbers {lost}",
+                              count=len(found), block=block, lost=first_ten(lost)))
+    return len(found)
 
 
 def shape_of(tensors: Mapping[str, TensorInfo], name: str, dimensions: int = 2) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ... import host
 from ...host.texts import Text
 from ..errors import CheckpointError
-from ..files.source import Source, read_json
+from ..files.source import Source, open_file, read_json
 from ..words import first_ten
 from . import gguf, safetensors
 from .safetensors import Header, TensorInfo
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def read_header(path: str) -> Header:
     """The header of a weight file, by its first bytes. Raises CheckpointError for a damaged one."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             start = file.read(len(gguf.MAGIC))
     except OSError:
         start = b""  # safetensors.read_header says why
@@ -95,7 +95,7 @@ class Checkpoint:
             self.tensors.update(header.tensors)
 
     def _check_index(self, index: str) -> None:
-        listed = read_json(index)["weight_map"]
+        listed = read_json(index).get("weight_map") or {}
         lost = [name for name in listed if name not in self.tensors]
         if lost:
             raise CheckpointError(Text("the index lists tensors that no shard holds: {lost}", lost=first_ten(lost)),

@@ -9,7 +9,6 @@ lists (a tokenizer's words) are passed over by their length.
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import struct
 from math import prod
@@ -18,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from ...host.texts import Text
 from ...quant.ggml import OTHERS, PLAIN, QUANTIZED
 from ..errors import CheckpointError
-from .safetensors import AGAIN, TORCH_DTYPES, Header, TensorInfo
+from ..files.source import open_file
+from ..files.strict import Invalid
+from .safetensors import AGAIN, TORCH_DTYPES, Header, TensorInfo, check_names
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,11 @@ ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # of tensors that ComfyUI-GGUF's conv
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _SHORT = 64  # numbers or strings: longer lists are not kept
-_MOST_DIMENSIONS, _MOST, _MOST_ENTRIES = 8, 1 << 31, 1 << 20
+_MOST_DIMENSIONS, _MOST, _MOST_TENSORS, _MOST_KEYS = 8, 1 << 31, 1 << 17, 1 << 14
+# A header is read in one piece, not mapped: a file that is cut while it is read ends a process that has it mapped. Most
+# fit into the first size; the vocabulary of a text encoder may take 20 MB.
+_READ = (1 << 20, 1 << 25)
+_MOST_WORDS = 1 << 21  # in a list; a vocabulary has 300,000, its merges 600,000
 _LENGTH, _COUNT = struct.Struct("<Q"), struct.Struct("<I")
 _TENSORS = tuple(struct.Struct(f"<{count}QIQ") for count in range(_MOST_DIMENSIONS + 1))  # dimensions, type, offset
 
@@ -57,17 +62,24 @@ class _Malformed(Exception):
     pass
 
 
+class _Short(_Malformed):
+    """What was read ends within the header."""
+
+    def __init__(self) -> None:
+        super().__init__(Text("it ends within its header"))
+
+
 class _Reader:
     """Bytes of a header in order. Raises _Malformed where they end."""
 
-    def __init__(self, data: Any, size: int) -> None:
-        self.data, self.size, self.at = data, size, 4
+    def __init__(self, data: bytes) -> None:
+        self.data, self.size, self.at = data, len(data), 4
 
     def skip(self, count: int) -> int:
         """Move on; where that was."""
         at, self.at = self.at, self.at + count
         if self.at > self.size:
-            raise _Malformed(Text("it ends within its header"))
+            raise _Short
         return at
 
     def number(self, form: str) -> Any:
@@ -86,7 +98,7 @@ class _Reader:
         data, at = self.data, self.at
         named = at + 8 + self.numbers(_LENGTH)[0]
         if named + 4 > self.size:
-            raise _Malformed(Text("it ends within its header"))
+            raise _Short
         name, dimensions = data[at + 8:named].decode("utf-8", "replace"), _COUNT.unpack_from(data, named)[0]
         if dimensions > _MOST_DIMENSIONS:
             raise _Malformed(Text("{name} has {dimensions} dimensions", name=name, dimensions=dimensions))
@@ -115,13 +127,15 @@ class _Reader:
             raise _Malformed(Text("a list of the unknown type {kind}", kind=kind))
         if count <= _SHORT:
             return [self.text() for _ in range(count)]
+        if count > _MOST_WORDS:
+            raise _Malformed(Text("a list of {count:,} texts", count=count))
         if count * 8 > self.size - self.at:
-            raise _Malformed(Text("it ends within its header"))
+            raise _Short
         unpack, data, at, size = struct.Struct("<Q").unpack_from, self.data, self.at, self.size
         for _ in range(count):
             at += 8 + unpack(data, at)[0]
             if at + 8 > size:
-                raise _Malformed(Text("it ends within its header"))
+                raise _Short
         self.at = at
         return None
 
@@ -133,17 +147,23 @@ def read_header(path: str) -> GGUFHeader:
     nothing says the meaning of.
     """
     try:
-        size = os.path.getsize(path)
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _read(path, data, size)
+        for most in _READ:
+            with open_file(path) as file:
+                size, data = os.fstat(file.fileno()).st_size, file.read(most)
+            try:
+                return _read(path, data, size)
+            except _Short:
+                if most == _READ[-1] or size <= most:
+                    raise
+        raise AssertionError
     except OSError as error:
         raise CheckpointError(Text("cannot read the file: {error}", error=error.strerror), path, AGAIN) from error
-    except (_Malformed, struct.error) as error:
+    except (_Malformed, Invalid, struct.error) as error:
         raise CheckpointError(Text("the GGUF header is invalid: {error}", error=error), path, AGAIN) from error
 
 
-def _read(path: str, data: Any, size: int) -> GGUFHeader:
-    reader = _Reader(data, size)
+def _read(path: str, data: bytes, size: int) -> GGUFHeader:
+    reader = _Reader(data)
     version = reader.number("<I")
     if version & 0xFFFF == 0:
         raise CheckpointError(Text("this GGUF file is big-endian, made for another kind of machine"), path,
@@ -153,14 +173,14 @@ def _read(path: str, data: Any, size: int) -> GGUFHeader:
                                    version=version), path,
                               Text("convert the model again with a current llama.cpp or ComfyUI-GGUF"))
     count, keys = reader.number("<Q"), reader.number("<Q")
-    if max(count, keys) > min(_MOST_ENTRIES, size // 12):
+    if count > min(_MOST_TENSORS, size // 12) or keys > min(_MOST_KEYS, size // 12):
         raise _Malformed(Text("{count:,} tensors and {keys:,} keys in {size:,} bytes", count=count, keys=keys,
                               size=size))
     found: dict[str, Any] = {}
     for _ in range(keys):
         key = reader.text()
         if key in found:
-            raise _Malformed(Text("the key {key!r} twice", key=key))
+            raise _Malformed(Text("the key {key!r} twice", key=key[:100]))
         found[key] = reader.value(reader.number("<I"))
     alignment = found.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & alignment - 1 or alignment > 1 << 20:
@@ -169,8 +189,9 @@ def _read(path: str, data: Any, size: int) -> GGUFHeader:
     for _ in range(count):
         name, (*shape, number, offset) = reader.tensor()
         if name in tensors:
-            raise _Malformed(Text("the tensor {name!r} twice", name=name))
+            raise _Malformed(Text("the tensor {name!r} twice", name=name[:100]))
         tensors[name] = _tensor(name, tuple(shape[::-1]), found.get(ORIGINAL_SHAPE + name), number, offset)
+    check_names(tensors)
     start = -(-reader.at // alignment) * alignment
     _check_ranges(tensors, size - start)
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()
@@ -190,7 +211,8 @@ def _tensor(name: str, shape: tuple[int, ...], original: Any, number: int, offse
                               kind=kind.name, columns=shape[-1], block=kind.block))
     values = prod(shape)
     if original is not None:
-        if not isinstance(original, list) or any(type(side) is not int or side < 0 for side in original) \
+        if not isinstance(original, list) or len(original) > _MOST_DIMENSIONS \
+                or any(type(side) is not int or side < 0 for side in original) \
                 or prod(original) != values:
             raise _Malformed(Text("{name} was {original} and is stored as {shape}", name=name, original=original,
                                   shape=list(shape)))

@@ -7,15 +7,17 @@ a file, but it accepts duplicate keys, needs the whole file mapped, and its mess
 
 from __future__ import annotations
 
-import json
 import os
 import struct
+from collections.abc import Collection
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...host.texts import Text
+from .. import words
 from ..errors import CheckpointError
-from ..words import first_ten
+from ..files.source import open_file
+from ..files.strict import Invalid, decode, twice
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +34,13 @@ TORCH_DTYPES = {
     "I16": "int16", "F8_E8M0": "float8_e8m0fnu", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8",
     "U8": "uint8", "BOOL": "bool",
 }
-MAX_HEADER = 100_000_000  # the safetensors library's own limit
+# Of a header; the safetensors library's own limit is 100 MB, which may take a minute and a GB to parse. Published ones
+# stay below 1 MB; ComfyUI writes workflows into some.
+MAX_HEADER = 16_000_000
+MAX_DIMENSIONS = 8  # ggml has 4, a convolution of a video VAE 5
+MAX_NAME = 500  # characters
+MAX_READ = 1 << 20  # bytes of a tensor that holds text, such as ComfyUI's markers of 100
+_LARGEST = 1 << 62
 AGAIN = Text("download the file again; this one is damaged")
 
 
@@ -69,8 +77,11 @@ class Header(NamedTuple):
     def read(self, name: str) -> bytes:
         """The bytes of one tensor, for those that are small. Raises CheckpointError for a file that has changed."""
         info = self.tensors[name]
+        if info.end - info.start > MAX_READ:
+            raise CheckpointError(Text("{name} takes {size}, and is no such tensor as others write", name=name,
+                                       size=words.size(info.end - info.start)), self.path, AGAIN)
         try:
-            with open(self.path, "rb") as file:
+            with open_file(self.path) as file:
                 file.seek(self.data_start + info.start)
                 raw = file.read(info.end - info.start)
         except OSError as error:
@@ -98,20 +109,15 @@ def _pairs(pairs: list[tuple[str, Any]]) -> Any:
     """Turn each tensor's entry into a TensorInfo while the JSON is parsed, and refuse duplicate keys."""
     entry = dict(pairs)
     if len(entry) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Malformed(Text("duplicate keys: {keys}",
-                              keys=first_ten(sorted({n for n in names if names.count(n) > 1}))))
+        raise Invalid(twice(pairs))
     if len(entry) == 3 and isinstance(entry.get("data_offsets"), list):
         dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry["data_offsets"]
         if not isinstance(dtype, str) or not isinstance(shape, list) or len(offsets) != 2 \
-                or not all(type(n) is int and n >= 0 for n in (*shape, *offsets)):
-            raise _Malformed(Text("a malformed tensor entry: {entry}", entry=str(entry)[:200]))
+                or len(shape) > MAX_DIMENSIONS or not all(type(n) is int and 0 <= n < _LARGEST
+                                                          for n in (*shape, *offsets)):
+            raise Invalid(Text("a malformed tensor entry: {entry}", entry=str(entry)[:200]))
         return TensorInfo(dtype, tuple(shape), *offsets)
     return entry
-
-
-class _Malformed(Exception):
-    pass
 
 
 def read_header(path: str) -> Header:
@@ -122,7 +128,7 @@ def read_header(path: str) -> Header:
     not match dtype x shape, or do not fill the file.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -131,6 +137,10 @@ def read_header(path: str) -> Header:
                 if kind:
                     raise CheckpointError(Text("this is {kind}", kind=kind), path,
                                           Text("pick a .safetensors file with the weights"))
+                if MAX_HEADER < length <= size - 8:
+                    raise CheckpointError(Text("the header takes {size}, and no more than {limit} are read",
+                                               size=words.size(length), limit=words.size(MAX_HEADER)), path,
+                                          Text("get it from its publisher; it may be damaged"))
                 raise CheckpointError(
                     Text("the header should be {length:,} bytes long but the file has only {size:,} bytes: it is "
                          "truncated or no safetensors file", length=length, size=size), path, AGAIN)
@@ -139,16 +149,25 @@ def read_header(path: str) -> Header:
         raise CheckpointError(Text("cannot read the file: {error}", error=error.strerror), path,
                               Text("check the path and its rights")) from error
     try:
-        entries = json.loads(text, object_pairs_hook=_pairs)
+        entries = decode(text, largest=MAX_HEADER, pairs=_pairs)
         if not isinstance(entries, dict):
-            raise _Malformed(Text("it is no JSON object"))
+            raise Invalid(Text("it is no JSON object"))
         metadata = entries.pop("__metadata__", None) or {}
         if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-            raise _Malformed(Text("__metadata__ is no map of strings"))
+            raise Invalid(Text("__metadata__ is no map of strings"))
+        check_names(entries)
         _check_ranges(entries, size - 8 - length)
-    except (_Malformed, ValueError, RecursionError) as error:
+    except Invalid as error:
         raise CheckpointError(Text("the safetensors header is invalid: {error}", error=error), path, AGAIN) from error
     return Header(path, size, entries, metadata, 8 + length)
+
+
+def check_names(names: Collection[str]) -> None:
+    """Raise Invalid for a name of a tensor that no writer makes: with a line's end or a control character, or longer
+    than MAX_NAME."""
+    strange = next((name for name in names if len(name) > MAX_NAME or not name.isprintable()), None)
+    if strange is not None:
+        raise Invalid(Text("a tensor of the name {name!r}", name=strange[:100]))
 
 
 def _check_ranges(entries: dict[str, TensorInfo], data_bytes: int) -> None:
@@ -156,12 +175,12 @@ def _check_ranges(entries: dict[str, TensorInfo], data_bytes: int) -> None:
     ranges = []
     for name, info in entries.items():
         if type(info) is not TensorInfo:
-            raise _Malformed(Text("a malformed entry for {name!r}", name=name))
+            raise Invalid(Text("a malformed entry for {name!r}", name=name))
         bits = DTYPE_BITS.get(info.dtype)
         if bits is None:
-            raise _Malformed(Text("{name} has the unknown dtype {dtype!r}", name=name, dtype=info.dtype))
+            raise Invalid(Text("{name} has the unknown dtype {dtype!r}", name=name, dtype=info.dtype))
         if prod(info.shape) * bits != (info.end - info.start) * 8:
-            raise _Malformed(Text("{name} is {dtype} {shape} but takes {bytes:,} bytes", name=name, dtype=info.dtype,
+            raise Invalid(Text("{name} is {dtype} {shape} but takes {bytes:,} bytes", name=name, dtype=info.dtype,
                                   shape=list(info.shape), bytes=info.end - info.start))
         if info.end > info.start:
             ranges.append((info.start, info.end, name))
@@ -169,12 +188,12 @@ def _check_ranges(entries: dict[str, TensorInfo], data_bytes: int) -> None:
     at, before = 0, ""
     for start, end, name in ranges:
         if start < at:
-            raise _Malformed(Text("{before} and {name} overlap", before=before, name=name))
+            raise Invalid(Text("{before} and {name} overlap", before=before, name=name))
         if start > at:
-            raise _Malformed(Text("there is a hole of {bytes:,} bytes before {name}", bytes=start - at, name=name))
+            raise Invalid(Text("there is a hole of {bytes:,} bytes before {name}", bytes=start - at, name=name))
         at, before = end, name
     if at > data_bytes:
-        raise _Malformed(Text("the file is truncated: the tensors take {bytes:,} bytes, {there:,} are there", bytes=at,
+        raise Invalid(Text("the file is truncated: the tensors take {bytes:,} bytes, {there:,} are there", bytes=at,
                               there=data_bytes))
     if at < data_bytes:
-        raise _Malformed(Text("{bytes:,} bytes behind the last tensor belong to nothing", bytes=data_bytes - at))
+        raise Invalid(Text("{bytes:,} bytes behind the last tensor belong to nothing", bytes=data_bytes - at))

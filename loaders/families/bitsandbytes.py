@@ -20,7 +20,6 @@ it multiplies in 16 bits, are told by values at run time. What a folder skips is
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -34,6 +33,7 @@ from ..architectures import Architecture, Dims, Module
 from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import DTYPE_BITS, TensorInfo
 from ..errors import CheckpointError
+from ..files.strict import decode
 from ..plan import Group, Layer, LoadPlan
 from . import repos
 from .base import Family
@@ -118,7 +118,7 @@ def _by_leaf(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
 def _state(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     """A layer's JSON, its numbers checked. Raises CheckpointError."""
     try:
-        state = json.loads(checkpoint.read(name))
+        state = decode(checkpoint.read(name))
     except ValueError:
         state = None
     if not isinstance(state, dict):

@@ -10,7 +10,6 @@ columns than the model's layer.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -31,6 +30,7 @@ from ..architectures import Architecture, Dims, Module
 from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import TORCH_DTYPES, TensorInfo
 from ..errors import CheckpointError
+from ..files.strict import decode
 from ..plan import Group, Layer, LoadPlan
 from .base import Family
 from .modelopt import StoredLayers
@@ -133,7 +133,7 @@ def _listed(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for header in checkpoint.headers:
         try:
-            layers = json.loads(header.metadata.get(METADATA, "{}"))["layers"].items()
+            layers = decode(header.metadata.get(METADATA, "{}"))["layers"].items()
             confs = {str(name): dict(conf) for name, conf in layers}
         except (ValueError, TypeError, KeyError, AttributeError):
             continue  # declarations.py says what is wrong with it
@@ -182,7 +182,7 @@ def _with_whole_weights(tensors: Mapping[str, TensorInfo],
 
 def _marker(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     try:
-        conf = json.loads(checkpoint.read(name))
+        conf = decode(checkpoint.read(name))
         assert isinstance(conf, dict)
     except (ValueError, AssertionError) as error:
         raise CheckpointError(Text("{name} is no JSON object", name=name), checkpoint.source.reference,

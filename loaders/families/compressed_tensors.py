@@ -18,6 +18,7 @@ from ...quant.packed.compressed import Integers, Weights
 from ...quant.stored import PLAIN_DTYPES
 from ..containers.checkpoint import Checkpoint
 from ..errors import CheckpointError
+from ..patterns import Expressions, refuse_many
 from ..plan import Group
 from ..words import first_ten
 from .declarations import claims
@@ -45,7 +46,7 @@ class CompressedTensors(PackedFamily):
         found: dict[str, Packed] = {}
         quantized = {name: leaves for name, leaves in groups.items()
                      if "weight" in leaves and not _SCALES.isdisjoint(leaves)}
-        scheme = _Scheme(claimed, checkpoint.source.reference) if quantized else None
+        scheme = _Scheme(claimed, len(quantized), checkpoint.source.reference) if quantized else None
         for name, leaves in quantized.items():
             assert scheme is not None
             weights = scheme.of(name, checkpoint.in_file(f"{name}.weight").rpartition(".")[0])
@@ -95,12 +96,12 @@ def _shape(checkpoint: Checkpoint, name: str, leaves: Group) -> tuple[int, int] 
 
 
 class _Scheme:
-    """config_groups and ignore; `ignored` are the layers asked for that were declared as left alone.
+    """config_groups and ignore, for so many layers; `ignored` are those asked for that were declared as left alone.
 
     Raises CheckpointError for claims that this version does not load.
     """
 
-    def __init__(self, claimed: Mapping[str, Any], where: str) -> None:
+    def __init__(self, claimed: Mapping[str, Any], layers: int, where: str) -> None:
         def refuse(what: str) -> CheckpointError:
             return CheckpointError(Text("compressed-tensors: {what}", what=what), where,
                                    Text('take another checkpoint of this model (README, "Which node for which file")'))
@@ -127,8 +128,10 @@ class _Scheme:
         ignore = claimed.get("ignore") or ()
         if not isinstance(ignore, (list, tuple)) or not all(isinstance(name, str) for name in ignore):
             raise refuse(Text("the list of layers left alone (ignore) is no list of names"))
+        refuse_many(len(ignore) + len(self.targets), layers, where)
+        written = Expressions(where)
         try:
-            self.patterns = {one: re.compile(one.removeprefix("re:")) for one in
+            self.patterns = {one: written.compile(one.removeprefix("re:")) for one in
                              (*ignore, *(target for target, _ in self.targets)) if one.startswith("re:")}
         except re.error as error:
             raise refuse(Text("a pattern of ignore or targets is none: {error}", error=error)) from error

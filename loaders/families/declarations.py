@@ -15,6 +15,7 @@ from typing import Any
 from ...host.texts import Text
 from ..containers.checkpoint import Checkpoint
 from ..errors import CheckpointError
+from ..files import kinds, strict
 from ..files.source import read_json
 
 METADATA_KEYS = ("_quantization_metadata", "quantization_config")
@@ -89,6 +90,7 @@ def claims(checkpoint: Checkpoint) -> tuple[dict[str, Any], tuple[str, ...]]:
     def add(spec: Any, name: str, where: str) -> None:
         if not isinstance(spec, dict):
             raise CheckpointError(Text("{name} is no JSON object", name=name), where, Text("download the file again"))
+        kinds.require(spec, kinds.QUANTIZED, where)
         merge(merged, json.loads(json.dumps(spec)), where)
         if name not in origins:
             origins.append(name)
@@ -103,7 +105,7 @@ def claims(checkpoint: Checkpoint) -> tuple[dict[str, Any], tuple[str, ...]]:
         for key in METADATA_KEYS:
             if key in header.metadata:
                 try:
-                    spec = json.loads(header.metadata[key])
+                    spec = strict.decode(header.metadata[key])
                 except ValueError as error:
                     raise CheckpointError(Text("invalid {key} in the file's metadata: {error}", key=key, error=error),
                                           header.path, Text("download the file again")) from error
@@ -120,9 +122,6 @@ def _interpret(spec: dict[str, Any], origins: tuple[str, ...], where: str) -> De
     producer = producer if isinstance(producer, dict) else {}
     ignore = spec.get("ignore") or spec.get("ignored_layers") or spec.get("modules_to_not_convert") \
         or nested.get("exclude_modules") or ()
-    if not isinstance(ignore, (list, tuple)) or not all(isinstance(name, str) for name in ignore):
-        raise CheckpointError(Text("the list of layers left alone (ignore) is no list of names"), where,
-                              Text("download config.json again"))
     scheme = spec.get("activation_scheme") or ""
     if scheme not in ("", "static", "dynamic"):
         raise CheckpointError(Text("unknown activation_scheme {scheme!r}", scheme=scheme), where,

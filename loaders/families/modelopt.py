@@ -5,8 +5,6 @@ The last family: what no other recognises is described here, or refused by name.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +17,7 @@ from ..architectures.base import tensor_name
 from ..containers.checkpoint import Checkpoint
 from ..containers.safetensors import TensorInfo
 from ..description import CheckpointDescription
+from ..patterns import Globs
 from ..plan import Group, Layer, LoadPlan, ReadTensors
 from ..words import first_ten
 from . import nvfp4_order, repos
@@ -175,15 +174,6 @@ class StoredLayers:
         return [made._replace(full_precision=made.full_precision or layer.name in asked)]
 
 
-def _matching(patterns: tuple[str, ...], names: list[str]) -> Iterator[str]:
-    """Names that a ModelOpt ignore list covers: full match, `*` crosses dots
-    (docs/sources/sglang.md, "Ignore lists")."""
-    if not patterns:
-        return
-    found = re.compile("|".join(f"(?:{re.escape(p).replace(re.escape('*'), '.*')})" for p in patterns))
-    yield from (name for name in names if found.fullmatch(name))
-
-
 def _compare_with_declaration(description: CheckpointDescription, declaration: Declaration) -> None:
     """Hold the claims against the tensors: notes where only words differ, problems where numbers would."""
     quantized = [name for name, fmt in description.layers.items() if fmt not in PLAIN_DTYPES]
@@ -208,7 +198,8 @@ def _compare_with_declaration(description: CheckpointDescription, declaration: D
     if declaration.family and not quantized:
         description.notes.append(Text("{family} is declared in {origins}, but no tensor is quantized; it is loaded as "
                                       "it is", family=declaration.family, origins=both(declaration.origins)))
-    ignored = list(_matching(declaration.ignore, quantized))
+    # full match, `*` crosses dots (docs/sources/sglang.md, "Ignore lists")
+    ignored = Globs(declaration.ignore, description.reference).among(quantized)
     if ignored:
         description.notes.append(Text("{count} layers are declared as left alone but stored quantized; the tensors are "
                                       "right: {names}", count=len(ignored), names=first_ten(ignored)))

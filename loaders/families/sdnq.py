@@ -4,13 +4,15 @@ tensors and the lists of types in the configuration (quant/packed/sdnq.py), as s
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from fnmatch import translate
 from typing import Any
 
 from ...host.texts import Text
 from ...quant.packed.sdnq import TYPES, bits_of, format_of
 from ..containers.checkpoint import Checkpoint
 from ..errors import CheckpointError
+from ..patterns import refuse_long, refuse_many
 from ..plan import Group
 from . import repos
 from .declarations import claims
@@ -44,11 +46,13 @@ class SDNQFamily(PackedFamily):
                                   Text("take another checkpoint of this model; supported: {types}, with or without SVD",
                                        types=", ".join(TYPES)))
         found = {}
+        refuse_many(sum(map(len, lists.values())), len(groups), where)
+        refuse_long([one for wanted in lists.values() for one in wanted], where)
+        listed = {key: [_listed(one) for one in wanted] for key, wanted in lists.items()}
         for name, leaves in groups.items():
             if {"weight", "scale"} <= leaves.keys():
                 stored = checkpoint.in_file(f"{name}.weight")
-                said = (_type(key, default) for key, wanted in lists.items()
-                        if any(_listed(stored, one) for one in wanted))
+                said = (_type(key, default) for key, wanted in listed.items() if any(one(stored) for one in wanted))
                 fmt = format_of(leaves, next(filter(None, said), default), frozenset(types))
                 found[name] = Packed(None, problem=fmt) if isinstance(fmt, str) else Packed(fmt, fmt.shape(leaves))
         return found
@@ -76,16 +80,16 @@ def _type(key: str, default: str) -> str:
     return f"{'u' if least[1] or bits <= 4 else ''}int{bits}"
 
 
-def _listed(name: str, wanted: str) -> bool:
+def _listed(wanted: str) -> Callable[[str], object]:
     """Whether a stored name is meant by one of a list: its start, after a point, one of its parts, the whole of it, or
     a pattern (sdnq/utils.py, `check_param_name_in`)."""
     if wanted.startswith("."):
-        return name.startswith(wanted[1:])
+        return lambda name: name.startswith(wanted[1:])
     if "*" not in wanted:
-        return name == wanted or wanted in name.split(".")
-    signs = {".*": r"\..*", "*": ".*", ".": "."}
-    pattern = re.sub(r"\.\*|.", lambda part: signs.get(part[0], re.escape(part[0])), wanted)
-    return re.match(pattern, name) is not None
+        return lambda name: name == wanted or wanted in name.split(".")
+    # there as an expression, in which a point is any character but before a star
+    signs = {".*": ".*", ".": "?", "?": "[?]", "[": "[[]"}
+    return re.compile(translate(re.sub(r"\.\*|.", lambda part: signs.get(part[0], part[0]), wanted) + "*")).match
 
 
 FAMILY = SDNQFamily()

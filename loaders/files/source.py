@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any, NamedTuple
+import os
+import stat
+from typing import IO, Any, NamedTuple
 
 from ...host.texts import Text
 from ..errors import CheckpointError
@@ -31,15 +31,32 @@ class Source(NamedTuple):
 
 
 def read_json(path: str) -> dict[str, Any]:
-    """A JSON object from a file. Raises CheckpointError when it is unreadable, invalid or no object."""
+    """A JSON object from a file, held against what files of its name are (kinds.py).
+
+    Raises CheckpointError when it is unreadable, no object, or what strict.py or kinds.py refuse.
+    """
+    from . import kinds, strict  # with the first file: ComfyUI imports this module at every start
+
+    largest, most = kinds.limits(path)
+    value = strict.parse(read_file(path, largest), path, largest=largest, most=most)
+    if not isinstance(value, dict):
+        raise CheckpointError(Text("this JSON file holds no object"), path, strict.AGAIN)
+    kinds.check(value, path)
+    return value
+
+
+def read_file(path: str, largest: int) -> bytes:
+    """The bytes of a small file, one more than `largest` at most. Raises CheckpointError when it is unreadable."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        with open_file(path) as file:
+            return file.read(largest + 1)
     except OSError as error:
         raise CheckpointError(Text("cannot read the file: {problem}", problem=error.strerror), path,
                               Text("check the path and its rights")) from error
-    except ValueError as error:
-        raise CheckpointError(Text("invalid JSON: {error}", error=error), path,
-                              Text("download the file again")) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(Text("this JSON file holds no object"), path, Text("download the file again"))
-    return value
+
+
+def open_file(path: str) -> IO[bytes]:
+    """An ordinary file, to be read. Raises OSError, and CheckpointError for a pipe or a device, which never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise CheckpointError(Text("this is no ordinary file"), path, Text("give the path of a file"))
+    return open(path, "rb")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ...host.texts import Text, joined
 from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.errors import CheckpointError
+from ...loaders.patterns import Expression, Globs
 from ...quant.stored import PLAIN_DTYPES
 from ..publish import Step, target_folder
 from .backbone import AMAX, find_backbone, read_amax
@@ -33,7 +34,7 @@ from .output import (
     refuse_difference,
     statistics_line,
 )
-from .presets import Preset, compiled, globs, left_alone, preset_of, unmatched, variants
+from .presets import Preset, compiled, left_alone, preset_of, unmatched, variants
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,7 +115,7 @@ def _read_back(written: Checkpoint, plan: Plan, statistics: dict[str, int], targ
 
 
 def _from_export(export: Component, base: Component | None, backbone: Path | None, preset: Preset,
-                 user: list[re.Pattern[str]], maxbound: float) -> tuple[Plan, dict[str, Any], dict[str, int]]:
+                 user: list[Expression], maxbound: float) -> tuple[Plan, dict[str, Any], dict[str, int]]:
     quantization = quantization_of(export, "FP8")
     patterns = [*compiled(preset.keep), *user]
     if base is not None:
@@ -128,7 +129,7 @@ def _from_export(export: Component, base: Component | None, backbone: Path | Non
                                    count=len(fallback)), export.folder,
                               Text("give the base, or model type none and no patterns"))
     scales = _scales(export, backbone, maxbound, fallback)
-    ignored = globs(quantization["ignore"])
+    ignored = Globs(quantization["ignore"])
     plan, numbers = Plan(), dict.fromkeys(STATISTICS, 0)
     kept: set[str] = set()
     for name in export.names:
@@ -146,7 +147,7 @@ def _from_export(export: Component, base: Component | None, backbone: Path | Non
                 plan.fallback.append(name)
             continue
         pair = scales.get(module) if name.endswith(".weight") else None
-        left = ignored is not None and any(ignored.fullmatch(variant) for variant in names.get(name, ()))
+        left = any(map(ignored.covers, names.get(name, ())))
         if pair is None or left or len(info.shape) != 2:
             _refuse_codes(export, name, left)
             plan.copy(export, name)
@@ -245,7 +246,7 @@ def _scalar(export: Component, name: str) -> Tensor:
     return scale.reshape(1)
 
 
-def _from_base(base: Component, preset: Preset, user: list[re.Pattern[str]],
+def _from_base(base: Component, preset: Preset, user: list[Expression],
                maxbound: float) -> tuple[Plan, dict[str, Any], dict[str, int]]:
     """Quantize what ModelOpt's examples would, except for the preset's fallback set."""
     weights = linear_weights(base)

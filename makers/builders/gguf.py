@@ -8,7 +8,6 @@ are quantized by themselves.
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -25,6 +24,7 @@ from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.containers.writing import Declared, Parts, Piece, Put
 from ...loaders.errors import CheckpointError
 from ...loaders.files.source import Source
+from ...loaders.patterns import Expression
 from ...loaders.plan import Layer, LoadPlan, Planned
 from ...loaders.words import first_ten, size
 from ...quant.ggml import TYPES
@@ -126,7 +126,7 @@ def build_gguf(*, output: str, base: str, kind: str = "Q8_0", model_type: str = 
     return Built(joined("\n", lines), statistics, target)
 
 
-def _kept(plan: LoadPlan, component: Component, model_type: str, user: list[re.Pattern[str]]) -> set[str]:
+def _kept(plan: LoadPlan, component: Component, model_type: str, user: list[Expression]) -> set[str]:
     """Native modules that a preset or the user keeps in 16 bits. Presets know diffusers' names."""
     own = (known.class_name for known in PRESETS.values() if known.class_name in plan.architecture.class_names)
     claim = component.class_name or next(own, plan.architecture.name)
@@ -273,7 +273,7 @@ def _report(plan: LoadPlan, component: Component, target: Path, kind: str, archi
                  read=size(component.checkpoint.bytes_on_disk))]
 
 
-def _notes(natives: dict[str, Native], kind: str, user: list[re.Pattern[str]], why: Counter[str]) -> list[str]:
+def _notes(natives: dict[str, Native], kind: str, user: list[Expression], why: Counter[str]) -> list[str]:
     notes = unmatched({pattern.pattern: pattern.search for pattern in user},
                       [native.module for native in natives.values()])
     if why["columns"]:

@@ -17,6 +17,7 @@ from ...host.texts import Text, joined
 from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.containers.writing import Declared, Parts, Put
 from ...loaders.errors import CheckpointError
+from ...loaders.patterns import Globs, glob
 from ...quant.stored import PLAIN_DTYPES
 from ..publish import Step, target_folder
 from .component import Component, scratch
@@ -32,7 +33,7 @@ from .output import (
     refuse_difference,
     statistics_line,
 )
-from .presets import PATTERN_PRESETS, glob, globs, left_alone, preset_of, unmatched
+from .presets import PATTERN_PRESETS, left_alone, preset_of, unmatched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,9 +109,9 @@ def _from_export(export: Component, base: Component,
                  patterns: Sequence[str]) -> tuple[Plan, dict[str, Any], dict[str, int]]:
     quantization = quantization_of(export, "NVFP4")
     check_base(base, export)
-    match, plan, numbers = globs(patterns), Plan(), dict.fromkeys(STATISTICS, 0)
+    match, plan, numbers = Globs(patterns), Plan(), dict.fromkeys(STATISTICS, 0)
     modules = {module_of(name) for name in export.names if name.endswith((".weight", ".bias"))}
-    fallback = {module for module in modules if match is not None and match.fullmatch(module)}
+    fallback = {module for module in modules if match.covers(module)}
     for name in export.names:
         module, info = module_of(name), export.tensors[name]
         if "_quantizer." in name or module in fallback and name.endswith(SCALES):
@@ -151,10 +152,10 @@ def _check_layer(export: Component, name: str) -> None:
 
 def _from_base(base: Component, patterns: Sequence[str],
                high_first: bool) -> tuple[Plan, dict[str, Any], dict[str, int]]:
-    match, plan, numbers = globs(patterns), Plan(), dict.fromkeys(STATISTICS, 0)
+    match, plan, numbers = Globs(patterns), Plan(), dict.fromkeys(STATISTICS, 0)
     leave = left_alone(preset_of("auto", base.class_name, base.folder.name), base.names)
     weights = [name for name in linear_weights(base) if not any(p.search(module_of(name)) for p in leave)]
-    fallback = {module_of(name) for name in base.names if match is not None and match.fullmatch(module_of(name))}
+    fallback = {module_of(name) for name in base.names if match.covers(module_of(name))}
     odd = [name for name in weights if base.tensors[name].shape[1] % GROUP and module_of(name) not in fallback]
     chosen = [name for name in weights if name not in odd and module_of(name) not in fallback]
     if not chosen:

@@ -11,12 +11,15 @@ layers of its stacks of blocks, without their modulation; embedders, refiners an
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...host.texts import Text
 from ...loaders.errors import CheckpointError
 from ...loaders.words import first_ten
+
+if TYPE_CHECKING:
+    from ...loaders.patterns import Expression
 
 
 class Preset(NamedTuple):
@@ -93,19 +96,21 @@ def preset_of(model_type: str, class_name: str, folder: str = "") -> Preset:
     return preset
 
 
-def compiled(patterns: Iterable[str]) -> list[re.Pattern[str]]:
+def compiled(patterns: Iterable[str]) -> list[Expression]:
     """Regular expressions a user wrote. Raises CheckpointError for one that is none."""
-    found = []
+    from ...loaders.patterns import Expressions
+
+    found, written = [], Expressions(do=Text("give a simpler one"))
     for pattern in patterns:
         try:
-            found.append(re.compile(pattern))
+            found.append(written.compile(pattern))
         except re.error as error:
             raise CheckpointError(Text("{pattern!r} is no regular expression: {error}", pattern=pattern, error=error),
                                   "", Text("correct the pattern; a dot in a name is written \\.")) from error
     return found
 
 
-def left_alone(preset: Preset, names: Iterable[str]) -> list[re.Pattern[str]]:
+def left_alone(preset: Preset, names: Iterable[str]) -> list[Expression]:
     """What ModelOpt's examples leave alone in a model with these weights; without a preset, all but the inner layers of
     its blocks."""
     if not preset.class_name:
@@ -121,16 +126,6 @@ def high_by_name(modules: Collection[str]) -> set[str]:
     an approximator or an encoder (Chroma's distilled_guidance_layer.layers, Lumina 2's noise_refiner)."""
     found = {module: re.match(_BLOCKS, module) for module in modules}
     return {module for module, block in found.items() if block is None or re.search(_HIGH, module[block.end():])}
-
-
-def globs(patterns: Sequence[str]) -> re.Pattern[str] | None:
-    """One expression for globs as ModelOpt's ignore list has them: used with fullmatch, `*` crosses dots."""
-    return re.compile("|".join(f"(?:{glob(pattern).pattern})" for pattern in patterns)) if patterns else None
-
-
-def glob(pattern: str) -> re.Pattern[str]:
-    """One of them."""
-    return re.compile(re.escape(pattern).replace(re.escape("*"), ".*"))
 
 
 def unmatched(patterns: Mapping[str, Callable[[str], object]], names: Collection[str]) -> list[str]:

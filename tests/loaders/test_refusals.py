@@ -58,7 +58,7 @@ REFUSED = {
     "missing block": (lambda t, c, m: [t.pop(n) for n in list(t) if n.startswith("transformer_blocks.1.")],
                       "config.json says double = 2, but the tensors have 1"),
     "gap in the blocks": (lambda t, c, m: [t.pop(n) for n in list(t) if n.startswith("transformer_blocks.0.")],
-                          "missing tensor transformer_blocks.0."),
+                          "1 blocks transformer_blocks.N are there, and not those of the numbers 0"),
     "transposed weight": (change("transformer_blocks.0.ff.net.2.weight", lambda w: w.t().contiguous()), "(transposed)"),
     "reshaped weight": (change(f"{PROJ}.weight", lambda w: w.reshape(128, 512)), f"{PROJ}: weight is [128, 512]"),
     "reshaped bias": (change(f"{Q}.bias", lambda b: b[:100]), f"{Q}.bias is [100], expected [256]"),

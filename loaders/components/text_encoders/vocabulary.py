@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +120,7 @@ def _from_vocab_json(folder: Path) -> tuple[dict[str, int], dict[str, int], Merg
     file = folder / "merges.txt"
     lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    return json.loads((folder / "vocab.json").read_text(encoding="utf-8")), added, merges
+    return read_json(str(folder / "vocab.json")), added, merges
 
 
 def _from_vocab_txt(path: Path) -> tuple[dict[str, int], dict[str, int], Merges]:

@@ -5,7 +5,6 @@ Widgets are what the user asks for, so one that contradicts is an error; the res
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from ....host.texts import Text, both, either, joined
 from ...architectures import Dims
 from ...containers.checkpoint import Checkpoint
 from ...errors import CheckpointError
+from ...files.strict import decode
 from .files import NAME, STEPS
 from .plan import Plan
 from .recognise import Found
@@ -94,7 +94,7 @@ def _metadata_notes(metadata: Mapping[str, str], found: Found, plan: Plan, dims:
         claims[key] = {}
         if key in metadata:
             try:
-                value = json.loads(metadata[key])
+                value = decode(metadata[key])
             except ValueError:
                 value = None
             if isinstance(value, dict):
@@ -147,7 +147,7 @@ def config_only(checkpoint: Checkpoint, found: Found) -> Dims:
     configs = [checkpoint.config or {}]
     for header in checkpoint.headers:
         try:
-            configs.append(json.loads(header.metadata.get("config", "{}")))
+            configs.append(decode(header.metadata.get("config", "{}")))
         except ValueError:
             continue
     for config in configs:

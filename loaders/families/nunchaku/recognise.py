@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ....host.texts import Text, joined
 from ...errors import CheckpointError
+from ...files.strict import decode
 from ...words import first_ten
 from .table import Family
 from .writers import NUNCHAKU, OFFICIAL, VLLM
@@ -142,7 +142,7 @@ def _claimed_classes(checkpoint: Checkpoint) -> list[str]:
     named = [header.metadata.get("model_class", "") for header in checkpoint.headers]
     for header in checkpoint.headers:
         try:
-            config = json.loads(header.metadata.get("config", "{}"))
+            config = decode(header.metadata.get("config", "{}"))
         except ValueError:
             continue
         named.append(str(config.get("_class_name") or "") if isinstance(config, dict) else "")

@@ -7,13 +7,13 @@ config.json as its runtime wants it (docs/sources/nunchaku.md, "Other writers").
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ....host.texts import Text
 from ...containers.checkpoint import Checkpoint
 from ...errors import CheckpointError
+from ...files.strict import decode
 from ...words import first_ten
 
 NUNCHAKU, LITE, VLLM = "Nunchaku", Text("diffusers' nunchaku_lite"), Text("vLLM-Omni's converter")
@@ -89,7 +89,7 @@ def listed(value: Any) -> list[Any]:
 
 def _json(text: str | None) -> dict[str, Any]:
     try:
-        value = json.loads(text or "{}")
+        value = decode(text or "{}")
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
