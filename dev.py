@@ -9,6 +9,7 @@
     python3 dev.py test fleet    those of a fleet of workers on a real Ray
     python3 dev.py test newest    the same tests with the newest of everything the package index has
     python3 dev.py test oldest    the same with the lowest versions that ComfyUI and this pack say they work with
+    python3 dev.py fuzz --minutes N    damage checkpoints of every family at random (also: --examples N, --seed N)
     python3 dev.py drift PATH    what of this pack works on another ComfyUI, by its source, without running it
     python3 dev.py lint     ruff, the type checker, and which folder may import which
     python3 dev.py host     start ComfyUI with this pack for your browser (arguments go on to ComfyUI)
@@ -271,7 +272,7 @@ def host(python: Path, comfyui: Path, arguments: list[str]) -> int:
 
 
 def main() -> int:
-    commands = ("demo", "test", "drift", "lint", "host", "bench", "gpu-table", "gpu-kit", "gpu-report",
+    commands = ("demo", "test", "fuzz", "drift", "lint", "host", "bench", "gpu-table", "gpu-kit", "gpu-report",
                 "train-miniature", "tables")
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         print(__doc__)
@@ -309,7 +310,7 @@ def main() -> int:
                 table = [str(python), "tests/compatibility.py", end, str(junit)]
                 return subprocess.call(table, cwd=PACK, env=environment) or code
     else:
-        script = [f"tests/{command.replace('-', '_')}.py", *arguments]
+        script = ["tests/fuzz/run.py" if command == "fuzz" else f"tests/{command.replace('-', '_')}.py", *arguments]
     return subprocess.call([str(python), *script], cwd=PACK, env=environment)
 
 

@@ -18,7 +18,8 @@ def full_precision_marker(name: str, part: dict[str, Tensor], formats: tuple[str
         return False
     try:
         conf = json.loads(stored.cpu().numpy().tobytes())
-    except ValueError as error:
+        assert isinstance(conf, dict)
+    except (ValueError, RecursionError, AssertionError) as error:
         raise ValueError(Text("{name}.comfy_quant is no JSON", name=name)) from error
     if conf.get("format") not in formats:
         raise ValueError(Text("{name}.comfy_quant says format {declared!r} but the weight is {format}", name=name,

@@ -11,6 +11,7 @@ from ..containers.safetensors import TensorInfo
 from ..words import first_ten
 
 Dims = dict[str, int]  # the sizes that tell two models of one architecture apart; keys are the architecture's own
+MAX_BLOCKS = 1000  # published: 100
 Size = str | int  # a number, or a name that the sizes of a model give a number
 
 
@@ -141,6 +142,9 @@ def count_blocks(names: Iterable[str], block: str) -> int:
     a number that a name says.
     """
     found = set(re.findall(rf"^{re.escape(block)}\.(\d+)\.", "\n".join(names), re.MULTILINE))  # one scan in C
+    if len(found) > MAX_BLOCKS:
+        raise ValueError(Text("{count:,} blocks {block}.N, and no more than {most:,} are read", count=len(found),
+                              block=block, most=MAX_BLOCKS))
     lost = [str(number) for number in range(len(found)) if str(number) not in found]
     if lost:
         raise ValueError(Text("{count} blocks {block}.N are there, and not those of the numbers {lost}",

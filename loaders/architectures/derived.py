@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "tables"
 WHOLE = passthrough.PREFIXES[0]
+_NUMBER = re.compile(r"\d+|\{\w+\}")
 _SPLIT = re.compile(r"(.+?)(?:\[([\d/]+):([\d/]+)\])?")
 
 
@@ -135,7 +136,7 @@ def _table(name: str) -> dict[str, list[str]]:
 def origins(table: Mapping[str, list[str]], stored: Collection[str]) -> dict[str, Origin]:
     """The host's name -> what it is made of, for all stored names: those of one of its tensors of which some are
     missing are named all the same."""
-    text = "\n".join(stored)
+    alike = _alike(stored)
     found: dict[str, Origin] = {}
     used: set[str] = set()
     for pattern, parts in sorted(table.items(), key=lambda row: "{last}" in row[0]):  # the last block's come last
@@ -143,7 +144,7 @@ def origins(table: Mapping[str, list[str]], stored: Collection[str]) -> dict[str
         names = [part[1] for part in split if part]
         blocks: dict[tuple[str, ...], set[str]] = {}
         for name in names:
-            for numbers, place in _places(name, stored, text):
+            for numbers, place in _places(name, stored, alike):
                 blocks.setdefault(numbers, set()).add(place)
         if "{last}" in pattern and blocks:
             end = max(int(numbers[0]) for numbers in blocks)
@@ -158,10 +159,10 @@ def made_of(name: str, native: Collection[str]) -> dict[str, tuple[Part, ...]]:
     """The other way round: the host's name -> the stored tensors whose rows make it, for all names of a model in the
     host's names but biases."""
     native = [one for one in native if not one.endswith(".bias")]
-    text = "\n".join(native)
+    alike = _alike(native)
     found = {one: _whole(one).parts for one in native}
     for pattern, parts in sorted(_table(name).items(), key=lambda row: "{last}" in row[0]):
-        places = _places(pattern, native, text)
+        places = _places(pattern, native, alike)
         end = max((int(numbers[0]) for numbers, _ in places), default=0) if "{last}" in pattern else None
         for numbers, place in places:
             if end is None or int(numbers[0]) == end:
@@ -188,10 +189,26 @@ def _whole(name: str) -> Origin:
     return Origin((Part(name, Fraction(0), Fraction(1)),), False)
 
 
-def _places(name: str, stored: Collection[str], text: str) -> list[tuple[tuple[str, ...], str]]:
+def _alike(names: Collection[str]) -> dict[str, list[str]]:
+    """The names by what they are without numbers and leaf: a table's are compared with these, not with all."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(_without_numbers(name), []).append(name)
+    return found
+
+
+def _without_numbers(name: str) -> str:
+    """A stored name, or one of a table, with 0 for every number and placeholder, and * for the leaf."""
+    module, dot, leaf = name.rpartition(".")
+    return f"{_NUMBER.sub('0', module)}{dot}{'*' if leaf in ('weight', 'bias') else leaf}"
+
+
+def _places(name: str, stored: Collection[str],
+            alike: Mapping[str, list[str]]) -> list[tuple[tuple[str, ...], str]]:
     """Every stored name that a name of a table is, with its numbers and leaf (see _matcher)."""
     if "{" in name:
-        return [(match.groups(), match[0]) for match in _matcher(name).finditer(text)]
+        return [(match.groups(), match[0]) for one in alike.get(_without_numbers(name), ())
+                if (match := _matcher(name).match(one))]
     leaves = ("weight", "bias") if "*" in name else ("",)  # a table of many names that have no number: no search
     return [((leaf,) if leaf else (), there) for leaf in leaves if (there := name.replace("*", leaf)) in stored]
 
@@ -202,7 +219,7 @@ def _matcher(name: str) -> re.Pattern[str]:
     text = re.escape(name)
     for number in ("0", "1", "last"):
         text = text.replace(rf"\{{{number}\}}", r"(\d+)")
-    return re.compile("^" + text.replace(r"\*", r"(weight|bias)") + "$", re.MULTILINE)
+    return re.compile(text.replace(r"\*", r"(weight|bias)") + r"\Z")
 
 
 def _filled(name: str, numbers: tuple[str, ...]) -> str:

@@ -10,6 +10,7 @@ from ... import host
 from ...host.texts import Text
 from ..errors import CheckpointError
 from ..files.source import Source, open_file, read_json
+from ..files.strict import Invalid
 from ..words import first_ten
 from . import gguf, safetensors
 from .safetensors import Header, TensorInfo
@@ -39,10 +40,12 @@ class Checkpoint:
     attention.py, which are no weights and not among `tensors`), `config` (config.json of the component, or None; in it
     those of its companions, under "_" and their folder's name).
     `stored_tensors` are the tensors under the names of the files, `tensors` those that count, as `call` names them.
+    `claimed` is what families/declarations.py has found in `config` and `metadata`, for all families that ask.
     `settled`: `know_as` has said what the files' names mean, and no family looks for prefixes in them.
     """
 
     settled = False
+    claimed: tuple[dict[str, Any], tuple[str, ...]] | None = None
 
     def __init__(self, source: Source) -> None:
         """Read the headers. Raises CheckpointError for a damaged file or shards that contradict each other."""
@@ -93,6 +96,11 @@ class Checkpoint:
                 raise CheckpointError(Text("two shards hold the same tensors: {twice}", twice=first_ten(sorted(twice))),
                                       header.path, Text("download the folder again; its shards do not belong together"))
             self.tensors.update(header.tensors)
+        try:
+            safetensors.check_names(self.tensors)
+        except Invalid as error:
+            raise CheckpointError(Text("{error} of one checkpoint", error=error), self.source.reference,
+                                  Text("get it from its publisher; it may be damaged")) from error
 
     def _check_index(self, index: str) -> None:
         listed = read_json(index).get("weight_map") or {}

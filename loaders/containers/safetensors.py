@@ -39,6 +39,7 @@ TORCH_DTYPES = {
 MAX_HEADER = 16_000_000
 MAX_DIMENSIONS = 8  # ggml has 4, a convolution of a video VAE 5
 MAX_NAME = 500  # characters
+MAX_TENSORS, MAX_NAMES = 25_000, 2_500_000  # of a checkpoint, and characters of their names; published ones have 7,000
 MAX_READ = 1 << 20  # bytes of a tensor that holds text, such as ComfyUI's markers of 100
 _LARGEST = 1 << 62
 AGAIN = Text("download the file again; this one is damaged")
@@ -163,8 +164,10 @@ def read_header(path: str) -> Header:
 
 
 def check_names(names: Collection[str]) -> None:
-    """Raise Invalid for a name of a tensor that no writer makes: with a line's end or a control character, or longer
-    than MAX_NAME."""
+    """Raise Invalid for more tensors than MAX_TENSORS, and for a name that no writer gives one: with a line's end or a
+    control character, or longer than MAX_NAME."""
+    if len(names) > MAX_TENSORS or sum(map(len, names)) > MAX_NAMES:
+        raise Invalid(Text("{count:,} tensors, and no more than {most:,} are read", count=len(names), most=MAX_TENSORS))
     strange = next((name for name in names if len(name) > MAX_NAME or not name.isprintable()), None)
     if strange is not None:
         raise Invalid(Text("a tensor of the name {name!r}", name=strange[:100]))

@@ -20,6 +20,7 @@ from ...host.texts import Text, both
 from ...quant import host_blocks, host_formats
 from ...quant.ascend.kinds import HOST_FORMAT, KINDS
 from ...quant.codecs.int8 import GROUPS
+from ...quant.codecs.mxfp8 import FORMATS as MXFP8
 from ...quant.formats import formats, identify, name_unsupported
 from ...quant.host_formats import HOST_FORMATS
 from ...quant.layouts import old
@@ -201,6 +202,11 @@ def _layer(stored: StoredLayers, conf: dict[str, Any], module: Module, name: str
     word = str(conf.get("format", ""))
     if not word:
         fmt = identify({"weight": weight, **group}) if module.linear else None
+        if fmt in MXFP8:  # of which it is the marker that tells the order of the block scales
+            problems.append(Text("{name} has block scales and no comfy_quant marker, which others here have",
+                                 name=name))
+            group.clear()
+            return None
         return stored.of_format(fmt, module, name, rows, weight, group, problems) if fmt else \
             plans.plain(module, name, rows, weight, group, problems)
     if not module.linear:

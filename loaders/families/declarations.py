@@ -84,6 +84,12 @@ def read_declaration(checkpoint: Checkpoint) -> Declaration:
 def claims(checkpoint: Checkpoint) -> tuple[dict[str, Any], tuple[str, ...]]:
     """(every quantization claim of a checkpoint as one, where they are). Raises CheckpointError for invalid JSON, and
     for claims that contradict each other."""
+    if checkpoint.claimed is None:
+        checkpoint.claimed = _claims(checkpoint)
+    return checkpoint.claimed
+
+
+def _claims(checkpoint: Checkpoint) -> tuple[dict[str, Any], tuple[str, ...]]:
     merged: dict[str, Any] = {}
     origins: list[str] = []
 

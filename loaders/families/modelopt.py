@@ -149,6 +149,8 @@ class StoredLayers:
         """A Linear in a format of quant.formats, its tensors taken out of `group`."""
         own = {leaf: group.pop(leaf) for leaf in sorted(fmt.companions & group.keys())}
         problem = fmt.problem({"weight": weight, **own}, rows, module.inner[0])
+        if "comfy_quant" in own and own["comfy_quant"].dtype != "U8":
+            problem = Text("comfy_quant is {dtype}, expected U8", dtype=own["comfy_quant"].dtype)
         if weight.dtype in FP8_DTYPES:
             if "weight_scale" not in own and "weight_scale_inv" not in own:
                 if self.scaled and module.kind != "embedding":  # a table is cast where layers have scales

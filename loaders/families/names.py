@@ -39,7 +39,7 @@ _UNUSED = Text("a norm that the model does not use")
 _LEFTOVERS = {
     r"^(model_ema|ema)\.": Text("an EMA copy"),
     r"(^|\.)(global_step|num_batches_tracked)$": Text("counters of a training"),
-    r"\.(lora_[AB]|lora_up|lora_down)(\.\w+)*\.weight$|\.lora_alpha$": Text("a LoRA that was not merged"),
+    r"^(?=.*\.weight$).*?\.(lora_[AB]|lora_up|lora_down)\.|\.lora_alpha$": Text("a LoRA that was not merged"),
     r"\.(weight|input|output|[qkv]_bmm|softmax)_quantizer\.|\.[kv]_scale$": Text("state of a quantizer"),
     r"(^|\.)norm_final\.weight$": _UNUSED}
 # One of these is in every name that any of the above is about: searching for words is a scan in C for each.

@@ -78,13 +78,18 @@ def each(kind: Kind, most: int = _LIST) -> Kind:
     return Kind(expected, wrong)
 
 
-def table(known: Mapping[str, Kind], others: Kind | None = None, null: bool = True, keys: Kind = NAME) -> Kind:
-    """An object whose `known` keys have these kinds, and its `others` another; `null` is what is left out."""
+def table(known: Mapping[str, Kind], others: Kind | None = None, null: bool = True, keys: Kind = NAME,
+          needs: tuple[str, ...] = ()) -> Kind:
+    """An object whose `known` keys have these kinds, and its `others` another; `null` is what is left out, and nothing
+    that it `needs` may be."""
     expected = OBJECT.expected
 
     def wrong(value: Any) -> Wrong | None:
         if not isinstance(value, dict):
             return Wrong((), value, expected)
+        for key in needs:
+            if value.get(key) is None:
+                return Wrong((key,), None, known[key].expected)
         for key, one in value.items():
             if others is not None and keys.wrong(key):
                 return Wrong((), key, keys.expected)
@@ -100,17 +105,23 @@ def _named(kind: Kind, names: str) -> dict[str, Kind]:
     return dict.fromkeys(names.split(), kind)
 
 
-_COUNTS = either(COUNT, each(COUNT))
+_COUNTS = either(COUNT, each(either(COUNT, each(COUNT))))
 _NAMES = each(TEXT, 100_000)
 QUANTIZED = table({**_named(TEXT, "quant_method quant_algo activation_scheme"), "weight_block_size": each(COUNT),
                    **_named(_NAMES, "ignore ignored_layers modules_to_not_convert"),
                    "quantization": table({"quant_algo": TEXT, "exclude_modules": _NAMES})})
 _TRANSFORMERS = {
     **_named(LAYERS, "num_hidden_layers num_layers num_decoder_layers depth"),
-    **_named(COUNT, "hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim d_model d_kv d_ff "
-                    "num_heads vocab_size projection_dim"),
-    **_named(NUMBER, "rope_theta rms_norm_eps layer_norm_eps layer_norm_epsilon attn_logit_softcapping"),
-    **_named(TEXT, "hidden_act model_type feed_forward_proj")}
+    **_named(COUNT, "hidden_size intermediate_size num_key_value_heads head_dim d_model d_kv d_ff num_heads vocab_size "
+                    "projection_dim max_position_embeddings type_vocab_size relative_attention_num_buckets "
+                    "relative_attention_max_distance out_hidden_size spatial_merge_size temporal_patch_size "
+                    "window_size num_position_embeddings sliding_window image_token_id"),
+    **_named(FLAG, "attention_bias mlp_bias is_gated_act tie_word_embeddings is_decoder"),
+    **_named(each(COUNT), "fullatt_block_indexes deepstack_visual_indexes"),
+    **_named(_COUNTS, "num_attention_heads image_size"),
+    **_named(NUMBER, "rope_theta rms_norm_eps layer_norm_eps layer_norm_epsilon attn_logit_softcapping "
+                     "query_pre_attn_scalar"),
+    **_named(TEXT, "hidden_act hidden_activation dense_act_fn model_type feed_forward_proj position_embedding_type")}
 CONFIG = table({
     "_class_name": TEXT, "architectures": each(TEXT), "quantization_config": QUANTIZED, "compression_config": OBJECT,
     **_TRANSFORMERS, "text_config": table({**_TRANSFORMERS, "quantization_config": QUANTIZED}),
@@ -119,18 +130,42 @@ CONFIG = table({
     **_named(each(COUNT), "axes_dims_rope axes_dims axes_lens rope_axes_dim vace_layers block_out_channels "
                           "encoder_block_out_channels decode_block_out_channels ch_mult dim_mult"),
     **_named(each(NUMBER), "latents_mean latents_std"),
-    **_named(_COUNTS, "patch_size patch_size_t layers_per_block transformer_layers_per_block attention_head_dim"),
+    **_named(_COUNTS, "patch_size patch_size_t layers_per_block transformer_layers_per_block attention_head_dim "
+                       "cross_attention_dim sample_size out_channels in_channels"),
     **_named(each(either(TEXT, each(TEXT))), "down_block_types up_block_types block_types_per_layer"),
-    **_named(COUNT, "joint_attention_dim pooled_projection_dim cross_attention_dim in_channels out_channels "
-                    "caption_channels cap_feat_dim n_heads n_kv_heads dim ffn_dim base_dim decoder_base_dim "
-                    "latent_channels sample_size image_dim text_dim"),
+    **_named(COUNT, "joint_attention_dim pooled_projection_dim caption_channels cap_feat_dim n_heads n_kv_heads dim "
+                    "ffn_dim base_dim decoder_base_dim latent_channels image_dim text_dim"),
     **_named(NUMBER, "scaling_factor shift_factor"),
     "_connectors": OBJECT, "_scheduler": OBJECT})
-PIPELINE = table({"_class_name": TEXT}, either(
-    TEXT, FLAG, NUMBER, each(either(TEXT, _simple(Text("null"), lambda value: value is None)), 16), OBJECT))
+_FOLDER = _simple(Text("a name of a folder"), lambda value: isinstance(value, str) and len(value) <= _NAME
+                  and value.isprintable() and not set(value) & set("/\\:") and value not in (".", ".."))
+_COMPONENT = _simple(Text("a library and a class"), lambda value: isinstance(value, list) and len(value) == 2 and all(
+    one is None or isinstance(one, str) and len(one) <= _NAME for one in value))
+_COMPONENTS = ("audio_vae", "connectors", "feature_extractor", "image_encoder", "image_processor", "processor",
+               "scheduler", "text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4", "tokenizer",
+               "tokenizer_2", "tokenizer_3", "tokenizer_4", "transformer", "transformer_2", "unet", "vae", "vocoder")
+PIPELINE = table({"_class_name": TEXT, **dict.fromkeys(_COMPONENTS, _COMPONENT)},
+                 either(_COMPONENT, TEXT, FLAG, NUMBER, each(TEXT, 100), OBJECT), keys=_FOLDER)
 INDEX = table({"weight_map": table({}, NAME, null=False), "metadata": OBJECT})
+# Of half a million entries: in one go.
+_VOCABULARY = _simple(Text("pieces and their numbers"), lambda value: (
+    isinstance(value, dict) and all(type(number) is int for number in value.values())
+    or isinstance(value, list) and all(isinstance(one, list) and one and isinstance(one[0], str) for one in value)))
+_MERGES = _simple(Text("a list of pairs of pieces"), lambda value: isinstance(value, list) and all(
+    isinstance(one, str) or isinstance(one, list) and len(one) == 2 and isinstance(one[0], str)
+    and isinstance(one[1], str) for one in value))
+_STEP = table({"type": TEXT, "pattern": either(OBJECT, TEXT), "behavior": TEXT})
+TOKENIZER = table({
+    "model": table({"type": TEXT, "vocab": _VOCABULARY, "merges": _MERGES}),
+    "added_tokens": each(table({"content": TEXT, "id": COUNT}, needs=("content", "id")), 100_000),
+    "pre_tokenizer": table({"type": TEXT, "pretokenizers": each(_STEP)}), "normalizer": _STEP})
+TOKENIZER_CONFIG = table({
+    "tokenizer_class": TEXT,
+    "added_tokens_decoder": table({}, table({"content": TEXT}, needs=("content",)), null=False, keys=_simple(
+        Text("a number"), lambda value: value.isdecimal() and len(value) < 10))})
 KINDS: tuple[tuple[str, Kind], ...] = (
-    ("config.json", CONFIG), ("model_index.json", PIPELINE), (".index.json", INDEX))
+    ("tokenizer_config.json", TOKENIZER_CONFIG), ("config.json", CONFIG), ("model_index.json", PIPELINE),
+    (".index.json", INDEX), ("tokenizer.json", TOKENIZER), ("vocab.json", _VOCABULARY))
 _TOKENIZERS = ("tokenizer.json", "tekken.json", "vocab.json")
 
 
