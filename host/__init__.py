@@ -110,6 +110,7 @@ if TYPE_CHECKING:
         forget_forced_casts,
         forget_hook_backup,
         hook_patches,
+        is_loaded,
         patch_set,
         patching,
     )
@@ -153,7 +154,7 @@ _NAMES = {
     "videos": "Size file_of_video video_of_file video_of_frames",
     "weights": (
         "Patching add_loaded are_hooked before_layer calculate_weight call_back fetch_weight forget_forced_casts "
-        "forget_hook_backup hook_patches patch_set patching"
+        "forget_hook_backup hook_patches is_loaded patch_set patching"
     ),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}

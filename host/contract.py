@@ -173,6 +173,7 @@ FEATURES = {
         f"{_PATCHER}->current_hooks",
         f"{_PATCHER}->patches_uuid",
         f"{_PATCHER}.is_dynamic(self)",
+        f"{_PATCHER}.loaded_size(self)",
         f"{_PATCHER}->hook_backup",
         f"{_PATCHER}->patches",
     )),

@@ -32,14 +32,21 @@ def calculate_weight(patches: list[tuple], weight: torch.Tensor, key: str,
 
 
 @needs("LoRA beside the weight")
-def call_back(patcher: Any, key: str, loaded: Callable[..., None], hooked: Callable[..., None]) -> None:
+def call_back(patcher: Any, key: str, loaded: Callable[..., None], hooked: Callable[..., None] | None = None) -> None:
     """Call `loaded` (patcher, device, ...) whenever this patcher or a clone of it has loaded its model, and `hooked`
     (patcher, hooks) when it has put other hooks into the weights."""
     from comfy.patcher_extension import CallbacksMP
 
     for kind, callback in ((CallbacksMP.ON_LOAD, loaded), (CallbacksMP.ON_APPLY_HOOKS, hooked)):
         patcher.remove_callbacks_with_key(kind, key)
-        patcher.add_callback_with_key(kind, key, callback)
+        if callback is not None:
+            patcher.add_callback_with_key(kind, key, callback)
+
+
+@needs("LoRA beside the weight")
+def is_loaded(patcher: Any) -> bool:
+    """Whether the host has loaded this model: a text encoder that runs where it is kept is from the beginning."""
+    return bool(patcher.loaded_size())
 
 
 @needs("LoRA beside the weight")

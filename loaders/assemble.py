@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..host.texts import Text
 from ..quant.stored import read_scale
+from . import damage
 from .architectures import Module
 from .architectures.base import tensor_name
 from .architectures.passthrough import HostModel
@@ -39,7 +40,8 @@ class NativeStateDict:
 
     `layouts` counts the quantized modules by what their markers say, `codecs` are those of this pack's tiles; `joined`
     modules have several tiles, `dynamic` ones activation scales that are computed. `copied` is called while the host
-    copies the tensors, to let go of what they were copied from; `runs` are lines on how they run.
+    copies the tensors, to let go of what they were copied from; `runs` are lines on how they run. `unread`: native
+    modules -> their stored weights, whose scales lie among codes that nothing has read yet (damage.watch).
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class NativeStateDict:
     dynamic: int = 0
     copied: Callable[[], None] = lambda: None
     runs: list[str] = field(default_factory=list)
+    unread: dict[str, list[damage.Rows]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     layer_notes: list[str] = field(default_factory=list)  # "layer: text"
 
@@ -58,6 +61,7 @@ class Tensors:
 
     def __init__(self, checkpoint: Checkpoint, plan: LoadPlan) -> None:
         self.mapped, self.stored = checkpoint.load_tensors(), plan.stored
+        self.in_file = lambda name: checkpoint.in_file(plan.stored(name))  # for messages
         self.copied: Callable[[], None] = lambda: None  # called while the host copies what was made of them
 
     def take(self, layer: Layer) -> dict[str, Tensor]:
@@ -75,10 +79,11 @@ class Tensors:
 
 
 class Layers:
-    """Stored layers as tiles, read when the first of their pieces is asked for and let go with the last."""
+    """Stored layers as tiles, read when the first of their pieces is asked for and let go with the last. `deep`: also
+    scales that lie among codes are looked at, which reads the whole layer."""
 
-    def __init__(self, tensors: Tensors) -> None:
-        self.tensors = tensors
+    def __init__(self, tensors: Tensors, deep: bool = True) -> None:
+        self.tensors, self.deep = tensors, deep
         self._open: dict[str, list[Coded | None]] = {}
         self._kept: dict[str, dict[str, Tensor]] = {}
 
@@ -91,10 +96,14 @@ class Layers:
         return _rows(part, layer, piece.rows)
 
     def take(self, layer: Layer, split: int = 0) -> Coded:
-        """One piece of a quantized layer; each can be taken once."""
+        """One piece of a quantized layer; each can be taken once. Raises ValueError for scales that mean nothing."""
         if layer.name not in self._open:
             assert layer.read is not None
-            self._open[layer.name] = list(_apart(layer.read(layer, self.tensors.take(layer))))
+            part = self.tensors.take(layer)
+            pieces = layer.read(layer, part)
+            tiles = [tile for piece in pieces for tile in piece.tiles]
+            damage.refuse(layer, part, tiles, self.tensors.in_file, self.deep)
+            self._open[layer.name] = list(_apart(pieces))
         splits = self._open[layer.name]
         taken, splits[split] = splits[split], None
         assert taken is not None
@@ -118,17 +127,17 @@ def _apart(pieces: Sequence[Coded]) -> Iterator[Coded]:
 
 def assemble(plan: LoadPlan, tensors: Tensors, *, dequantize: bool = False, own: Collection[str] = (),
              step: Callable[[], None] = lambda: None,
-             refuses: Callable[[Tile], str] = lambda tile: "") -> NativeStateDict:
+             refuses: Callable[[Tile], str] = lambda tile: "", deep: bool = True) -> NativeStateDict:
     """Build the native state dict, emptying `tensors` on the way.
 
     `dequantize` asks the host for full-precision matmul in every quantized module, `own` are codecs that go into this
     pack's layout for other kernels than the host's; `step` is called once a module. `refuses` says why a tile is
-    dequantized though its codec has a kernel, which becomes a note ("" for those that are not). Raises CheckpointError
-    for an invalid scale, a missing tensor, or tensors that nothing used.
+    dequantized though its codec has a kernel, which becomes a note ("" for those that are not); `deep` is that of
+    Layers. Raises CheckpointError for an invalid scale, a missing tensor, or tensors that nothing used.
     """
     import torch
 
-    native, where, layers = NativeStateDict(copied=tensors.copied), plan.description.reference, Layers(tensors)
+    native, where, layers = NativeStateDict(copied=tensors.copied), plan.description.reference, Layers(tensors, deep)
     with tensors.opened():
         for planned in plan.modules:
             try:
@@ -177,10 +186,22 @@ def add(native: NativeStateDict, planned: Planned, layers: Layers, dequantize: b
     if found[0].native is not None:
         _pass_on(native, module, found[0].native, dequantize)
         return
-    _quantized(native, planned, found, dequantize, own, refuses)
+    if not layers.deep:
+        native.unread |= _unread(planned, found, layers.tensors.in_file)
+    _quantized(native, planned, found, layers, dequantize, own, refuses)
 
 
-def _quantized(native: NativeStateDict, planned: Planned, found: list[Coded], dequantize: bool,
+def _unread(planned: Planned, found: list[Coded], stored: Callable[[str], str]) -> dict[str, list[damage.Rows]]:
+    """A module with layers whose scales have not been looked at -> the weights of these."""
+    from ..quant.codecs import codec
+
+    names = [damage.Rows(stored(tensor_name(piece.layer.name, piece.layer.leaves[0])), piece.row, piece.rows)
+             for piece, one in zip(planned.pieces, found, strict=True)
+             if any(codec(tile.place.codec).deep for tile in one.tiles)]
+    return {planned.module.native: names} if names else {}
+
+
+def _quantized(native: NativeStateDict, planned: Planned, found: list[Coded], layers: Layers, dequantize: bool,
                own: Collection[str], refuses: Callable[[Tile], str]) -> None:
     import torch
 
@@ -207,6 +228,9 @@ def _quantized(native: NativeStateDict, planned: Planned, found: list[Coded], de
                                  module=module.native, formats=kinds) if wide else
                             Text("{module}: {formats} dequantized, because ComfyUI detects the model by its height, "
                                  "and its parts have scales of their own", module=module.native, formats=kinds))
+        for piece, one in zip(pieces, found, strict=True):  # what is read here is not read again
+            damage.refuse(piece.layer, {}, one.tiles, layers.tensors.in_file, deep=True)
+        native.unread.pop(module.native, None)
         tiles = [plain_tile(codec(tile.place.codec).dequantize(tile, torch.float32)).at(tile.place.row)
                  for tile in tiles]
     delta = next((one.delta for one in found if one.delta is not None), None)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .. import host
 from ..host.texts import Text, joined
 from ..quant.stored import PLAIN_DTYPES
-from . import attention
+from . import attention, damage
 from .architectures import ARCHITECTURES, Architecture, Dims, Naming, by_name, diffusers_classes
 from .architectures.base import tensor_name
 from .architectures.derived import Translated
@@ -115,6 +115,8 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
                                  "choice of attention runs, and they are not saved with the MODEL"))
     if native.layouts:
         attach_lora(patcher)
+    if native.unread:
+        damage.watch(patcher, native.unread, description.reference, plan.hint)
     patcher.cached_patcher_init = (rebuild, (request,))
     patcher.set_attachments(host.ATTACHMENT, request)
     return Loaded(patcher, description, load_report(description, native), bool(native.layouts), bool(by_host))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import host
+from . import damage
 from .assemble import NativeStateDict, assemble
 from .containers.checkpoint import Checkpoint
 from .families.base import Family
@@ -40,13 +41,15 @@ def prepare(family: Family, checkpoint: Checkpoint, plan: LoadPlan, wanted: Any,
     check(family, plan)
     choice = choose(wanted, plan.codecs, here(plan.codecs))
     own = {name for name, run in choice.kernels.items() if kernel(run).own_layout}
+    at_load = any(kernel(run).at_load for run in choice.kernels.values())
     native = assemble(plan, family.tensors(checkpoint, plan), dequantize=wanted.compute == "dequantize", own=own,
-                      step=step, refuses=lambda tile: kernel(choice.kernels.get(tile.place.codec, "")).refuses(tile))
+                      step=step, refuses=lambda tile: kernel(choice.kernels.get(tile.place.codec, "")).refuses(tile),
+                      deep=at_load or damage.at_load())
     native.runs += [*family.runs(plan, wanted.compute), *choice.lines]
     native.notes += choice.notes
     if not native.layouts:
         return native, None
-    if dtype is not None and any(kernel(run).at_load for run in choice.kernels.values()):
+    if dtype is not None and at_load:
         return native, with_tiles_of(host.mixed_operations_in(dtype), choice.kernels, loaded=native.copied)
     # Where the host has a matmul off, its own layouts are multiplied with it all the same, if that is wanted.
     keep = wanted.compute == "native" and any(codec(name).requantizes for name in plan.codecs)

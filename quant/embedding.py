@@ -7,15 +7,18 @@ quantized stay as they are in the file: the host would bring all to the one dtyp
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..host.texts import Text
 from .codecs import codec
+from .codecs.base import Damage
 from .layouts import stored
 from .layouts.tiled import is_tiled, parameter, params_of, tiles_of
 from .marker import marker
+from .scales import FINITE, damage
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -36,6 +39,7 @@ def for_texts(operations: Any, dtype: torch.dtype | None) -> Any:
 
     class Embedding(operations.Embedding):
         weight: Any
+        refuse_rows: Callable[[Damage], None] | None = None  # where scales lie among codes: only rows that are read
 
         def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
                                   error_msgs):
@@ -79,6 +83,8 @@ def for_texts(operations: Any, dtype: torch.dtype | None) -> Any:
             try:
                 tile, = tiles_of(weight)
                 rows = codec(tile.place.codec).looked_up(tile, input.reshape(-1), torch.float32)
+                if self.refuse_rows is not None and (found := damage(rows, FINITE)):
+                    self.refuse_rows(Damage("codes", found, FINITE))
                 return rows.view(*input.shape, -1).to(out_dtype or torch.float32)
             finally:
                 done(weight, None)

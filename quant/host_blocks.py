@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..host.texts import Text, either
 from .ascend.kinds import BLOCK
 from .codecs import mxfp8
-from .scales import by_row, positive
+from .scales import EXPONENTS, POSITIVE, by_row
 from .stored import Stored
 from .tile import Place, Tile
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SIZES = tuple(4 ** i for i in range(1, 8))  # of a regular Hadamard matrix
 WEIGHTS = {"int8_tensorwise": ("I8",), "mxfp8": ("F8_E4M3",)}
+RULES = {"int8_tensorwise": POSITIVE, "mxfp8": EXPONENTS}  # of scales.py, for the scale
 SCALES = {"int8_tensorwise": ("F32", "BF16", "F16"), "mxfp8": ("U8", "F8_E8M0")}
 
 
@@ -57,20 +58,17 @@ def problem(word: str, conf: Mapping[str, Any], leaves: Mapping[str, Stored], ro
     return ""
 
 
-def int8_scale(name: str, scale: Tensor) -> Tensor:
-    """The scale of layer `name` as the host's matmuls and dequantization take it: F32, [] or [rows, 1].
-
-    Raises ValueError for values that are not finite and positive.
-    """
-    scale = positive(f"{name}.weight_scale", scale)
+def int8_scale(scale: Tensor) -> Tensor:
+    """A scale as the host's matmuls and dequantization take it: F32, [] or [rows, 1]."""
+    scale = scale.float()
     return scale.reshape(-1, 1) if scale.numel() > 1 else scale.reshape(())
 
 
 def tile(name: str, conf: Mapping[str, Any], part: Mapping[str, Tensor], rows: int, columns: int) -> Tile:
-    """A layer without its padding. Raises ValueError for scales that are no numbers."""
+    """A layer without its padding. Raises ValueError for scales of rows that are not finite and positive."""
     codes, scale = part["weight"], part["weight_scale"]
     if conf["format"] == "mxfp8":
-        return mxfp8.tile(name, codes, scale, rows, columns, in_tiles=True)
+        return mxfp8.tile(codes, scale, rows, columns, in_tiles=True)
     group = convrot(conf)
     place = Place(f"int8_convrot{group}" if group else "w8a8_dynamic", rows, columns)
     return Tile(place, {"codes": codes[:rows, :columns],

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from ..host.texts import Text, either
+from .scales import FINITE, NOT_NEGATIVE
 from .stored import Stored
 
 F32, HALF = frozenset({"F32"}), frozenset({"F32", "BF16", "F16"})
@@ -18,11 +19,13 @@ Shape = tuple[int, ...]
 
 
 class Field(NamedTuple):
-    """A tensor of a layer: its dtypes, whether its shape fits a [rows, columns] weight, and that shape in words."""
+    """A tensor of a layer: its dtypes, whether its shape fits a [rows, columns] weight, that shape in words, and what
+    its numbers may be (a rule of scales.py; "": anything, as codes are)."""
 
     dtypes: frozenset[str]
     fits: Callable[[Shape, int, int], bool]
     words: str
+    values: str = ""
     optional: bool = False
 
 
@@ -73,17 +76,19 @@ def _packed(*eighths: int) -> Field:
 
 HOST_FORMATS = {
     "convrot_w4a4": HostFormat(("ConvRot W4A4",), (60, 150, 110), {
-        "weight": _packed(4), "weight_scale": Field(F32, _row, Text("one value a row"))}),
+        "weight": _packed(4), "weight_scale": Field(F32, _row, Text("one value a row"), NOT_NEGATIVE)}),
     "asym_w4a8_int8": HostFormat(("W4A8 (INT8)", "W6A8 (INT8)"), (120, 175, 90), {
         "weight": _packed(4, 6),
-        "weight_s_rel": Field(frozenset({"F8_E4M3", "U8", "F32"}), _groups, Text("rows x groups")),
-        "weight_s_channel": Field(F32, lambda shape, rows, columns: shape == (rows,), Text("one value a row")),
-        "weight_codebook": Field(F32, lambda shape, rows, columns: shape == (16,), Text("16 values"), optional=True)}),
+        "weight_s_rel": Field(frozenset({"F8_E4M3", "U8", "F32"}), _groups, Text("rows x groups"), NOT_NEGATIVE),
+        "weight_s_channel": Field(F32, lambda shape, rows, columns: shape == (rows,), Text("one value a row"),
+                                  NOT_NEGATIVE),
+        "weight_codebook": Field(F32, lambda shape, rows, columns: shape == (16,), Text("16 values"), FINITE,
+                                 optional=True)}),
     "awq_w4a16": HostFormat(("AWQ W4A16",), (150, 190, 120), {
-        "weight": _packed(4), "weight_scale": Field(HALF, _columns_first, Text("groups x rows")),
-        "weight_zeros": Field(HALF, _columns_first, Text("groups x rows"))}),
+        "weight": _packed(4), "weight_scale": Field(HALF, _columns_first, Text("groups x rows"), FINITE),
+        "weight_zeros": Field(HALF, _columns_first, Text("groups x rows"), FINITE)}),
     "int4_tensorwise": HostFormat(("INT4",), (95, 185, 105), {
-        "weight": _packed(4), "weight_scale": Field(F32, _row, Text("one value a row"))}),
+        "weight": _packed(4), "weight_scale": Field(F32, _row, Text("one value a row"), NOT_NEGATIVE)}),
 }
 TWO_A_BYTE = frozenset({"convrot_w4a4", "awq_w4a16", "int4_tensorwise"})
 LEAVES = frozenset(leaf for fmt in HOST_FORMATS.values() for leaf in fmt.fields) - {"weight"}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..host.texts import Text
+from .scales import FINITE, POSITIVE, checked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,8 +162,6 @@ def factors(name: str, part: Mapping[str, Tensor]) -> list[Tensor | None]:
     """
     found = [part.get(leaf) for leaf in FACTORS]
     for leaf, tensor in zip(FACTORS, found, strict=True):
-        if tensor is not None and not bool(tensor.isfinite().all()):
-            raise ValueError(Text("{name}.{leaf} has values that are not finite", name=name, leaf=leaf))
-    if found[0] is not None and not bool((found[0] > 0).all()):
-        raise ValueError(Text("{name}.{leaf} has values that are not positive", name=name, leaf=FACTORS[0]))
+        if tensor is not None:
+            checked(f"{name}.{leaf}", tensor, POSITIVE if leaf == FACTORS[0] else FINITE)
     return found

@@ -15,6 +15,7 @@ from typing import Any
 
 from ... import host
 from ...host.texts import Text, joined
+from .. import damage
 from ..containers.checkpoint import Checkpoint
 from ..errors import CheckpointError, MissingFiles
 from ..files.places import Fetch
@@ -186,6 +187,10 @@ def load(request: Request, disable_dynamic: bool = False) -> Loaded:
         clip.set_tokenizer_option(name, value)
     if any(part.quantized for part in parts):
         attach_lora(clip.patcher)
+    unread = {f"{part.encoder.host_name}.transformer.{name}": stored for part in parts for native in part.native
+              for name, stored in native.unread.items()}
+    if unread:
+        damage.watch(clip.patcher, unread, pipeline.folder, Text("download the text encoder again, or report it"))
     clip.patcher.cached_patcher_init = (rebuild, (request,))
     return Loaded(clip, _report(pipeline, family.name, notes, parts, clip))
 

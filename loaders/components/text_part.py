@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ... import host
 from ...host.texts import Text, joined
 from ...quant.stored import PLAIN_DTYPES
+from .. import damage
 from ..architectures.component import Component
 from ..assemble import NativeStateDict, assemble
 from ..containers.checkpoint import Checkpoint
@@ -157,7 +158,7 @@ def _native(part: Part, checkpoint: Checkpoint, only: Prefix = "", without: Pref
     if plan.codecs:
         host.require("quantized layers")
     check(family, plan)
-    native = assemble(plan, family.tensors(checkpoint, plan))
+    native = assemble(plan, family.tensors(checkpoint, plan), deep=damage.at_load())
     part.native.append(native)
     part.described.append(plan.description)
     return native.tensors

@@ -27,6 +27,7 @@ from math import gcd, isfinite
 from typing import TYPE_CHECKING, Any
 
 from ...host.texts import Text, both
+from ...quant.scales import FINITE, NOT_NEGATIVE, checked
 from ...quant.stored import PLAIN_DTYPES, wrong_shape
 from .. import plan as plans
 from ..architectures import Architecture, Dims, Module
@@ -218,13 +219,9 @@ def _int8_problem(weight: TensorInfo, own: Group, rows: int, columns: int) -> st
     return wrong_shape({"weight": weight}, rows, columns)
 
 
-def _finite(name: str, part: Mapping[str, Tensor], leaf: str) -> Tensor:
-    """A layer's tensor in F32. Raises ValueError for values that are not finite."""
-    values = part[leaf].float()
-    if not bool(values.isfinite().all()):
-        raise ValueError(Text("{name}.{leaf} has values that are not finite", name=name,
-                              leaf=leaf if leaf in INT8 else f"weight.{leaf}"))
-    return values
+def _checked(name: str, part: Mapping[str, Tensor], leaf: str, rule: str = FINITE) -> Tensor:
+    """A layer's tensor in F32. Raises ValueError for values that a rule (quant/scales.py) forbids."""
+    return checked(f"{name}.{leaf if leaf in INT8 else f'weight.{leaf}'}", part[leaf].float(), rule)
 
 
 def _rows(layer: Layer, part: dict[str, Tensor]) -> list[Coded]:
@@ -235,7 +232,7 @@ def _rows(layer: Layer, part: dict[str, Tensor]) -> list[Coded]:
         raise ValueError(Text("{layer}.weight_format is {number}: the codes are in an order of kernels, expected 0 "
                               "(row by row)", layer=layer.name, number=int(part["weight_format"])))
     codes = part["weight"]
-    scale = _finite(layer.name, part, "SCB").reshape(-1, 1) / 127
+    scale = _checked(layer.name, part, "SCB", NOT_NEGATIVE).reshape(-1, 1) / 127
     return [Coded((Tile(Place("w8a16", *codes.shape), {"codes": codes, "scale": scale}),), part.get("bias"))]
 
 
@@ -247,13 +244,14 @@ def _codes(state: Mapping[str, Any], layer: Layer, part: dict[str, Tensor]) -> l
     from ...quant.tile import Coded, Place, Tile
 
     (rows, columns), block = state["shape"], state["blocksize"]
-    table, scale = _finite(layer.name, part, "quant_map"), part["absmax"]
-    if NESTED[0] in part:
-        levels, outer = (_finite(layer.name, part, leaf) for leaf in ("nested_quant_map", "nested_absmax"))
+    table, scale = _checked(layer.name, part, "quant_map"), part["absmax"]
+    if NESTED[0] in part:  # of a difference to the mean, which is coded: what is decoded may fall below 0
+        levels = _checked(layer.name, part, "nested_quant_map")
+        outer = _checked(layer.name, part, "nested_absmax", NOT_NEGATIVE)
         scale = levels[scale.int()] * outer.repeat_interleave(state["nested_blocksize"])[:len(scale)] \
             + state["nested_offset"]
     else:
-        scale = _finite(layer.name, part, "absmax")
+        scale = _checked(layer.name, part, "absmax", NOT_NEGATIVE)
     codes, notes = part["weight"].view(torch.uint8).flatten(), tuple[str, ...]()
     size = gcd(columns, block)  # of the parts of blocks that no row cuts
     if size % 2 or size < min(SMALLEST, block):

@@ -25,7 +25,8 @@ from ...quant.formats import formats, identify, name_unsupported
 from ...quant.host_formats import HOST_FORMATS
 from ...quant.layouts import old
 from ...quant.layouts.stored import FORMAT
-from ...quant.stored import ByteOrder, read_scale
+from ...quant.scales import EXPONENTS, checked
+from ...quant.stored import ByteOrder
 from .. import plan as plans
 from ..architectures import Architecture, Dims, Module
 from ..containers.checkpoint import Checkpoint
@@ -243,11 +244,20 @@ def _layer(stored: StoredLayers, conf: dict[str, Any], module: Module, name: str
 
 
 def _as_it_is(conf: dict[str, Any], layer: Layer, part: dict[str, Tensor]) -> list[Coded]:
+    import torch
+
     from ...quant.marker import marker
     from ...quant.tile import Coded
 
-    if conf.get("format") == "int8_tensorwise":
-        part = {**part, "weight_scale": host_blocks.int8_scale(layer.name, part["weight_scale"])}
+    word = str(conf["format"])
+    rules = {leaf: field.values for leaf, field in HOST_FORMATS[word].fields.items()} if word in HOST_FORMATS else \
+        {"weight_scale": host_blocks.RULES[word]}
+    for leaf, rule in rules.items():
+        if rule and leaf in part:
+            of_bytes = part[leaf].dtype == torch.uint8 and rule != EXPONENTS
+            checked(f"{layer.name}.{leaf}", part[leaf].view(torch.float8_e4m3fn) if of_bytes else part[leaf], rule)
+    if word == "int8_tensorwise":
+        part = {**part, "weight_scale": host_blocks.int8_scale(part["weight_scale"])}
     return [Coded(native={"comfy_quant": marker(conf), **part})]
 
 
@@ -290,11 +300,7 @@ def _tiles(conf: dict[str, Any], module: Module, name: str, rows: int, weight: T
         import torch
 
         part = part | {leaf: part[leaf].view(torch.int32) for leaf in wide}
-        tiles = tuple(stored.tiles(described, part))
-        for tile in tiles:
-            for field in ("scale", "input_scale") if codec(tile.place.codec).one_input else ():
-                read_scale(layer.name, tile.fields, field)
-        return [Coded(tiles, part.get("bias"), delta=part.get("weight_delta"),
+        return [Coded(tuple(stored.tiles(described, part)), part.get("bias"), delta=part.get("weight_delta"),
                       full_precision=bool(conf.get("full_precision_matrix_mult")))]
 
     kinds = [codec(place.codec) for place, _ in described]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ...host.texts import Text
 from ...quant.ggml import QUANTIZED, TYPES
+from ...quant.scales import FINITE, refusal
 from .. import plan as plans
 from ..architectures import Architecture, Dims, Module
 from ..architectures.base import tensor_name
@@ -198,15 +199,18 @@ class _Tensors(Tensors):
         if layer.read is None:
             info = self.infos[_weight(layer)]
             shape = self.shapes.get(_weight(layer), info.shape)
-            part["weight"] = self._decoded(part["weight"], info).view(shape)
+            part["weight"] = self._decoded(self.in_file(_weight(layer)), part["weight"], info).view(shape)
         return part
 
-    def _decoded(self, data: Tensor, info: TensorInfo) -> Tensor:
+    def _decoded(self, name: str, data: Tensor, info: TensorInfo) -> Tensor:
         import torch
 
         from ...quant.codecs.ggml import decode
+        from ...quant.ggml.damage import damage
 
         if info.dtype not in _BLOCKS:
             return data
         kind = TYPES[info.dtype]
+        if found := damage(data, kind):
+            raise ValueError(refusal(name, found, FINITE))
         return decode(data.view(-1, kind.size), kind, kind.block, torch.float32)

@@ -18,6 +18,7 @@ from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.containers.writing import Declared, Parts, Put
 from ...loaders.errors import CheckpointError
 from ...loaders.patterns import Globs, glob
+from ...quant.scales import NOT_NEGATIVE, damage, refusal
 from ...quant.stored import PLAIN_DTYPES
 from ..publish import Step, target_folder
 from .component import Component, scratch
@@ -145,6 +146,9 @@ def _check_layer(export: Component, name: str) -> None:
             raise CheckpointError(Text("{name} is {shape}, expected {expected}", name=module + leaf,
                                        shape=list(scale.shape), expected=list(shape or (1,))),
                                   export.where(name), Text("export with group size 16, without enable_swizzle_layout"))
+        if shape is not None and (found := damage(export.read(module + leaf), NOT_NEGATIVE)):
+            raise CheckpointError(refusal(module + leaf, found, NOT_NEGATIVE), export.where(name),
+                                  Text("calibrate and export the model again"))
         if shape is None and not float(export.read(module + leaf)) > 0:
             raise CheckpointError(Text("{name} is not a positive number", name=module + leaf),
                                   export.where(name), Text("calibrate and export the model again"))

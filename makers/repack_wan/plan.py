@@ -1,4 +1,5 @@
-"""What a repack writes: every file of the new folder, worked out from headers and JSON before a byte is copied."""
+"""What a repack writes: every file of the new folder, worked out from headers, JSON and scales before a byte is
+copied."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from ...loaders.words import first_ten, size
 from .expert import DESCRIPTION, WEIGHTS, Expert, check_file, descriptions, named, read_expert
 from .files import File
 from .names import DIRECTIONS, name_map
+from .scales import refuse_damaged
 
 EXPERTS = ("high_noise_model", "low_noise_model")  # = transformer, transformer_2
 KEPT = "original"  # in a repacked transformer: the files that lay beside the export's weights
@@ -84,6 +86,7 @@ def _is_listed(folder: Path, component: str) -> bool:
 
 def _add_expert(plan: Plan, expert: Expert, to: str, base: Path | None, direction: str) -> None:
     to_diffusers = direction == DIRECTIONS[0]
+    refuse_damaged(expert)
     tensors = expert.checkpoint.tensors
     renamed = name_map(tensors.keys(), direction, expert.folder)
     keys = set(named(expert.entries, expert.checkpoint))

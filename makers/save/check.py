@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...host.texts import Text
 from ...loaders.assemble import Layers, NativeStateDict, Tensors, add
+from ...loaders.damage import DamagedError
 from ...loaders.errors import CheckpointError
 from ..decode import decoder
 
@@ -44,6 +45,8 @@ def check_layers(plan: LoadPlan, read: Callable[[], Tensors], model: Any, exact:
             native = NativeStateDict()
             try:
                 add(native, planned, layers)
+            except DamagedError as error:  # what is in the file is what the patches have made of it
+                raise not_finite(name) from error
             except (ValueError, KeyError) as error:
                 raise _wrong(name, Text("{error}", error=error)) from error
             kind = planned.pieces[0].layer.format
@@ -57,6 +60,13 @@ def check_layers(plan: LoadPlan, read: Callable[[], Tensors], model: Any, exact:
                 if mine is not None and theirs is not None and \
                         not float((mine - theirs).norm()) <= WITHIN * float(theirs.norm()):
                     raise _wrong(name, Text("the file has other numbers than the MODEL"))
+
+
+def not_finite(name: str) -> CheckpointError:
+    """For a layer of a MODEL that holds NaN or infinity."""
+    return CheckpointError(Text("{name} has weights that are not finite", name=name), "",
+                           Text("take the LoRAs and patches off the MODEL one by one to find the damaged one, or get "
+                                "the model again"))
 
 
 def _wrong(name: str, what: str) -> CheckpointError:

@@ -22,6 +22,7 @@ from ...quant.layouts.stored import FORMAT, described, read
 from ...quant.layouts.tiled import is_tiled
 from ...quant.patches.stand_ins import Lazy
 from ..decode import Decode, decoder
+from .check import not_finite
 
 if TYPE_CHECKING:
     import torch
@@ -212,8 +213,7 @@ def _dequantized(group: _Group, shape: tuple[int, int], half: str, decode: Decod
     def make() -> Part:
         weight, bias = decode(group.name, group.values(), *shape)
         if not bool(weight.isfinite().all()):
-            raise CheckpointError(Text("{name} has weights that are not finite", name=group.name), "",
-                                  Text("get the model again; it is damaged"))
+            raise not_finite(group.name)
         made = {"weight": weight.to(dtype)}
         return made if bias is None else made | {"bias": bias}
 
@@ -235,6 +235,8 @@ def _baked(group: _Group, linear: Any, base: Any, decode: Decode) -> tuple[Piece
     def make() -> Part:
         part = group.values()
         weight, _ = decode(group.name, part, *linear.weight.shape)
+        if not bool(weight.isfinite().all()):
+            raise not_finite(group.name)
         again = base.to("cpu").requantize_from_float(weight.to(base.dtype), scale="recalculate", stochastic_rounding=0)
         return expected | again.state_dict("weight") | ({"bias": part["bias"]} if "bias" in part else {})
 

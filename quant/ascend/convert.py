@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...host.texts import Text
+from ..scales import FINITE, checked, positive
 from ..tile import Coded, Place, Tile
 from . import integers, mx
 from .kinds import KINDS
@@ -30,8 +31,8 @@ def smoothing(name: str, part: Part) -> torch.Tensor | None:
     mul = part.get("mul_scale")
     if mul is None or bool((mul == 1).all()):
         return None
-    if not bool(mul.isfinite().all()) or bool((mul == 0).any()):
-        raise ValueError(Text("{name}.mul_scale has zeros, infinities or NaN", name=name))
+    if bool((checked(f"{name}.mul_scale", mul, FINITE) == 0).any()):
+        raise ValueError(Text("{name}.mul_scale holds zeros", name=name))
     return mul.float()
 
 
@@ -43,32 +44,21 @@ def float_bias(name: str, part: Part, wanted: bool) -> torch.Tensor | None:
     return stored if wanted else None
 
 
-def _positive(name: str, leaf: str, scale: torch.Tensor) -> torch.Tensor:
-    if not bool((scale.isfinite() & (scale > 0)).all()):
-        raise ValueError(Text("{name}.{leaf} has values that are not finite and positive", name=name, leaf=leaf))
-    return scale
-
-
 def _codes(kind: str, name: str, part: Part) -> tuple[torch.Tensor, Part]:
     """Codes as the layout keeps them, and its other tensors, for every kind but static W8A8."""
     weight, scale, codec = part["weight"], part["weight_scale"], KINDS[kind].codec
     own: Part = {}
     if codec.startswith("mx"):
         own["scale"] = scale.view(torch.uint8)
-        if bool((own["scale"] == 255).any()):
-            raise ValueError(Text("{name}.weight_scale has bytes 255, which are NaN", name=name))
         if codec != "mxfp8" and weight.dtype == mx.E4M3:  # old writers kept the E2M1 numbers in E4M3
             values = weight.float()
             weight = mx.pack(mx.encode_e2m1(values, False))
             if not torch.equal(mx.decode_e2m1(mx.unpack(weight)), values):
                 raise ValueError(Text("{name}.weight is E4M3 with values that are not E2M1 numbers", name=name))
         if codec == "mxfp4_dual":
-            dual = part["weight_dual_scale"].float().reshape(scale.shape[0], -1)
-            if not bool((dual.isfinite() & (dual >= 0)).all()):
-                raise ValueError(Text("{name}.weight_dual_scale has values that are negative or not finite", name=name))
-            own["dual"] = dual
+            own["dual"] = part["weight_dual_scale"].float().reshape(scale.shape[0], -1)
         return weight.view(torch.uint8) if codec != "mxfp8" else weight, own
-    own["scale"] = _positive(name, "weight_scale", scale.float().reshape(scale.shape[0], -1))
+    own["scale"] = positive(f"{name}.weight_scale", scale.reshape(scale.shape[0], -1))
     offset = part.get("weight_offset")
     if offset is not None and bool((offset != 0).any()):
         if KINDS[kind].activation:
@@ -85,8 +75,8 @@ def _codes(kind: str, name: str, part: Part) -> tuple[torch.Tensor, Part]:
 
 def _static(name: str, part: Part) -> tuple[torch.Tensor, Part]:
     """Codes and activation scales of static W8A8."""
-    deq = _positive(name, "deq_scale", integers.deq_scale(part["deq_scale"]))
-    scale = _positive(name, "input_scale", part["input_scale"].float().reshape(()))
+    deq = positive(f"{name}.deq_scale", integers.deq_scale(part["deq_scale"]))
+    scale = positive(f"{name}.input_scale", part["input_scale"].reshape(()))
     offset = part["input_offset"].float().reshape(())
     if not -128 <= float(offset) <= 127 or float(offset) != int(offset):
         raise ValueError(Text("{name}.input_offset is {offset}, expected a whole number from -128 to 127", name=name,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...host.texts import Text
 from ..ascend.kinds import BLOCK, DUAL_BLOCK, HOST_FORMAT, KINDS
+from ..scales import EXPONENTS, FINITE, NOT_NEGATIVE
 from ..tile import Tile
 from .base import FLOATS, LOW_RANK, Codec, Field, stack, stacked
 from .fp8 import SCALAR
@@ -25,11 +26,11 @@ _CODES = {"int8": Field(("int8",), lambda rows, columns: (rows, columns), 0),
           "e4m3": Field(("float8_e4m3fn",), lambda rows, columns: (rows, columns), 0),
           "mxfp8": Field(("float8_e4m3fn",), lambda rows, columns: (rows, columns), 0)}
 _PACKED = Field(("uint8",), lambda rows, columns: (rows, columns // 2), 0)
-_GROUPS = Field(("float32",), lambda rows, columns: (rows, -1), 0)
-_E8M0 = Field(("uint8",), lambda rows, columns: (rows, -(-columns // BLOCK)), 0)
-_DUAL = Field(("float32",), lambda rows, columns: (rows, -(-columns // DUAL_BLOCK)), 0)
-_MUL = Field(("float32",), lambda rows, columns: (columns,), optional=True)
-_STATIC = {"input_scale": SCALAR, "input_offset": SCALAR,
+_GROUPS = Field(("float32",), lambda rows, columns: (rows, -1), 0, values=NOT_NEGATIVE)
+_E8M0 = Field(("uint8",), lambda rows, columns: (rows, -(-columns // BLOCK)), 0, values=EXPONENTS)
+_DUAL = Field(("float32",), lambda rows, columns: (rows, -(-columns // DUAL_BLOCK)), 0, values=NOT_NEGATIVE)
+_MUL = Field(("float32",), lambda rows, columns: (columns,), optional=True, values=FINITE)
+_STATIC = {"input_scale": SCALAR, "input_offset": SCALAR._replace(values=FINITE),
            "quant_bias": Field(("int32",), lambda rows, columns: (rows,), 0),
            "bias": Field(FLOATS, lambda rows, columns: (rows,), 0, optional=True)}
 
@@ -39,7 +40,7 @@ def _fields(kind: str) -> Mapping[str, Field]:
     mx_kind = weight.startswith("mx")
     fields = {"codes": _CODES.get(weight, _PACKED), "scale": _E8M0 if mx_kind else _GROUPS}
     fields |= {"dual": _DUAL} if weight == "mxfp4_dual" else {}
-    fields |= {} if mx_kind else {"offset": _GROUPS._replace(optional=True)}
+    fields |= {} if mx_kind else {"offset": _GROUPS._replace(optional=True, values=FINITE)}
     return fields | (_STATIC if activation == "static" else {}) | {"mul": _MUL} | LOW_RANK
 
 

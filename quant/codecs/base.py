@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...host.texts import Text, either
+from ..scales import FINITE, damage
 from ..tile import Place, Tile
 
 if TYPE_CHECKING:
@@ -20,17 +21,27 @@ AS_SAVED = {"uint8": "float8_e4m3fn", "int8": "float8_e4m3fn", "int32": "float32
 
 class Field(NamedTuple):
     """A tensor of a tile: its dtypes (torch's names), its shape as a rule of rows and columns (-1: any number), and the
-    axis that its rows are on (None: all rows have it in common)."""
+    axis that its rows are on (None: all rows have it in common). `values`: what its numbers may be, a rule of
+    quant/scales.py ("": anything, as codes are)."""
 
     dtypes: tuple[str, ...]
     shape: Callable[[int, int], tuple[int, ...]]
     axis: int | None = None
     optional: bool = False
+    values: str = ""
+
+
+class Damage(NamedTuple):
+    """What a field of a tile holds (in words) that its rule forbids."""
+
+    field: str
+    found: str
+    rule: str
 
 
 # The low-rank branch that any tile may have: up [rows, rank] @ down [columns, rank].T, on the activation as it comes.
-LOW_RANK = {"down": Field(FLOATS, lambda rows, columns: (columns, -1), optional=True),
-            "up": Field(FLOATS, lambda rows, columns: (rows, -1), 0, optional=True)}
+LOW_RANK = {"down": Field(FLOATS, lambda rows, columns: (columns, -1), optional=True, values=FINITE),
+            "up": Field(FLOATS, lambda rows, columns: (rows, -1), 0, optional=True, values=FINITE)}
 
 
 class Codec:
@@ -44,7 +55,8 @@ class Codec:
     off, and with it those of kernels that lean on it; `why` says in words why the host's layout does not hold such
     tiles. `one_input`: whether one activation scale holds for a whole weight, so that its tiles share what is made of
     the activation; weights that mix these with plain ones are multiplied in full precision. `requantizes`: whether a
-    float weight can be coded so again. `listed`: what the doctor has one line for, of codecs that run alike.
+    float weight can be coded so again. `listed`: what the doctor has one line for, of codecs that run alike. `deep`:
+    scales lie among the codes, so that looking at them reads the whole weight.
     """
 
     name: str
@@ -62,6 +74,15 @@ class Codec:
     shifts = False
     requantizes = True
     listed = ""
+    deep = False
+
+    def damage(self, tile: Tile) -> Damage | None:
+        """The first field of a tile that holds what no writer of this codec stores; one pass over what is not codes."""
+        for name, tensor in tile.fields.items():
+            rule = self.fields[name].values
+            if rule and (found := damage(tensor, rule)):
+                return Damage(name, found, rule)
+        return None
 
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:
         """The weight [rows, columns] without a low-rank branch, by definition."""

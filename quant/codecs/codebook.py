@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ...host.texts import Text
+from ..scales import FINITE
 from ..tile import Tile
 from .base import LOW_RANK, Codec, Field, stacked
 
@@ -28,8 +29,8 @@ class Codebook(Codec):
     name, title, also = "codebook", "4-bit codebook", ("NF4", "FP4")
     requantizes = False
     fields = {"codes": Field(("uint8",), lambda rows, columns: (rows, columns // 2), 0),
-              "scale": Field(("float32",), lambda rows, columns: (rows, -1), 0),
-              "table": Field(("float32",), lambda rows, columns: (16,)), **LOW_RANK}
+              "scale": Field(("float32",), lambda rows, columns: (rows, -1), 0, values=FINITE),
+              "table": Field(("float32",), lambda rows, columns: (16,), values=FINITE), **LOW_RANK}
     why = Text("codes into a table of 16 values")
 
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...host.texts import Text
 from ..marker import full_precision_marker
+from ..scales import POSITIVE
 from ..stored import PLAIN_DTYPES, ByteOrder, Leaves, read_scale, scalar_problem, wrong_shape
 from ..tile import Coded, Place, Tile
 from .base import LOW_RANK, Codec, Field, scalar, stack
@@ -24,7 +25,7 @@ from .base import LOW_RANK, Codec, Field, scalar, stack
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
-SCALAR = Field(("float32",), lambda rows, columns: ())
+SCALAR = Field(("float32",), lambda rows, columns: (), values=POSITIVE)
 INPUT_SCALE = SCALAR._replace(optional=True)  # of the activation; absent means a dynamic one
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...host.texts import Text
 from ..marker import full_precision_marker
-from ..scales import block_of, by_row, shape_problem
+from ..scales import POSITIVE, block_of, by_row, shape_problem
 from ..stored import PLAIN_DTYPES, ByteOrder, Leaves, read_scale, scalar_problem, wrong_shape
 from ..tile import Coded, Place, Tile
 from .base import LOW_RANK, Codec, Field, stacked
@@ -37,7 +37,7 @@ class FP8Blocks(Codec):
 
     name, title = "fp8_blocks", "FP8 (blocks)"
     fields = {"codes": Field(("float8_e4m3fn", "float8_e5m2"), lambda rows, columns: (rows, columns), 0),
-              "scale": Field(("float32",), lambda rows, columns: (rows, -1), 0), **LOW_RANK}
+              "scale": Field(("float32",), lambda rows, columns: (rows, -1), 0, values=POSITIVE), **LOW_RANK}
     why = Text("a scale for every row or block")
 
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:

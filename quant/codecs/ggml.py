@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from ...host.texts import Text
 from ..ggml import QUANTIZED, Type
+from ..scales import FINITE
 from ..tile import Tile
-from .base import LOW_RANK, Codec, Field, stacked
+from .base import LOW_RANK, Codec, Damage, Field, stacked
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -26,7 +27,7 @@ ON_DEVICES = 1 << 24  # elsewhere: few launches, and a few times F32 of these be
 class GGML(Codec):
     """See base.Codec and the module. "codes" are U8 [rows, bytes of a row]."""
 
-    requantizes = False
+    requantizes, deep = False, True
     listed = "GGUF"
     why = Text("blocks that only ggml has")
 
@@ -34,6 +35,12 @@ class GGML(Codec):
         self.name, self.title, self.kind = f"ggml_{kind.name.lower()}", f"GGUF {kind.name}", kind
         self.fields = {"codes": Field(("uint8",), lambda rows, columns: (rows, columns // kind.block * kind.size), 0),
                        **LOW_RANK}
+
+    def damage(self, tile: Tile) -> Damage | None:
+        from ..ggml.damage import damage
+
+        found = damage(tile["codes"], self.kind)
+        return Damage("codes", found, FINITE) if found else super().damage(tile)
 
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:
         return decode(tile["codes"], self.kind, tile.place.columns, dtype)

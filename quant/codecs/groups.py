@@ -20,13 +20,14 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ...host.texts import Text
+from ..scales import FINITE
 from ..tile import Place, Tile
 from .base import FLOATS, LOW_RANK, Codec, Field, stacked
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
-_GROUPS = Field(FLOATS, lambda rows, columns: (rows, -1), 0)
+_GROUPS = Field(FLOATS, lambda rows, columns: (rows, -1), 0, values=FINITE)
 ZEROS = ("uint8", "float32")
 BESIDE = ("zero", "scale", "offset")  # of groups, in the order in which they are taken
 
@@ -145,7 +146,7 @@ def tile(name: str, codes: Tensor, scale: Tensor, *, bits: int, zero: Tensor | N
     (0: as many as the shapes tell), the last of which may be smaller. `twos`: codes of up to 4 bits are two a byte
     already, U8 [rows, columns / 2].
 
-    Raises ValueError for scales, zeros and offsets that are not finite, and for columns of no group.
+    Raises ValueError for columns of no group.
     """
     import torch
 
@@ -171,11 +172,7 @@ def companions(name: str, columns: int, scale: Tensor, *, zero: Tensor | None = 
         if tensor is None:
             continue
         kept = str(tensor.dtype).removeprefix("torch.") in (ZEROS if field == "zero" else FLOATS)
-        tensor = made[field] = (tensor if kept else tensor.float()).contiguous()
-        if tensor.is_floating_point() and tensor.numel() \
-                and not bool(torch.stack(torch.aminmax(tensor)).isfinite().all()):  # in one pass
-            raise ValueError(Text("{name}: the packed integers' {field} has values that are not finite", name=name,
-                                  field=field))
+        made[field] = (tensor if kept else tensor.float()).contiguous()
     count = scale.shape[axis]
     if group is not None and bool(((group < 0) | (group >= count)).any()):
         raise ValueError(Text("{name}: columns of groups {first} to {last}, and there are {count}", name=name,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...host.texts import Text
 from ..layout_names import is_int8
-from ..scales import block_of, by_row, shape_problem
+from ..scales import POSITIVE, block_of, by_row, shape_problem
 from ..stored import (
     PLAIN_DTYPES,
     ByteOrder,
@@ -48,7 +48,7 @@ class ConvRot(Codec):
 
     word = "int8_tensorwise"
     fields = {"codes": Field(("int8",), lambda rows, columns: (rows, columns), 0),
-              "scale": Field(("float32",), lambda rows, columns: (rows, 1), 0), **LOW_RANK}
+              "scale": Field(("float32",), lambda rows, columns: (rows, 1), 0, values=POSITIVE), **LOW_RANK}
     why = Text("rotated codes beside others")
 
     def __init__(self, group: int) -> None:

@@ -43,7 +43,7 @@ class MXFP8Format:
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
         codes, scale = part["weight"], part["weight_scale"]
         in_tiles = tuple(scale.shape) != (codes.shape[0], -(-codes.shape[1] // BLOCK))
-        return Coded((tile(name, codes, scale, *codes.shape, in_tiles=in_tiles),), part.get("bias"))
+        return Coded((tile(codes, scale, *codes.shape, in_tiles=in_tiles),), part.get("bias"))
 
 
 def tiled_shape(rows: int, columns: int) -> tuple[int, int]:
@@ -51,9 +51,8 @@ def tiled_shape(rows: int, columns: int) -> tuple[int, int]:
     return ceil_to(rows, 128), ceil_to(-(-columns // BLOCK), 4)
 
 
-def tile(name: str, codes: Tensor, scale: Tensor, rows: int, columns: int, *, in_tiles: bool) -> Tile:
-    """Stored codes and scales of layer `name` without their padding. Raises ValueError for scales that are no number
-    (255)."""
+def tile(codes: Tensor, scale: Tensor, rows: int, columns: int, *, in_tiles: bool) -> Tile:
+    """Stored codes and scales without their padding."""
     import torch
     from comfy_kitchen.float_utils import from_blocked
 
@@ -61,8 +60,6 @@ def tile(name: str, codes: Tensor, scale: Tensor, rows: int, columns: int, *, in
     if in_tiles:
         scale = from_blocked(scale, codes.shape[0], -(-codes.shape[1] // BLOCK))
         scale = scale[:rows, :-(-columns // BLOCK)].contiguous()
-    if bool((scale == 255).any()):
-        raise ValueError(Text("{name}.weight_scale has values that are no number", name=name))
     return Tile(Place("w8a8_mxfp8", rows, columns), {"codes": codes[:rows, :columns], "scale": scale})
 
 

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from ...host.texts import Text
 from ..blocks import ceil_to, linear_blocks, pad_rows, swap_nibbles, swizzle
 from ..marker import full_precision_marker
+from ..scales import NOT_NEGATIVE, POSITIVE
 from ..stored import FACTORS, ByteOrder, Leaves, factors, factors_problem, read_scale, scalar_problem
 from ..tile import Coded, Place, Tile
 from .base import FLOATS, LOW_RANK, Codec, Field, scalar
@@ -52,9 +53,10 @@ class NVFP4(Codec):
     why = Text("a scale for each of q, k, v, or factors of the activation")
     fields = {"codes": Field(("uint8",), lambda rows, columns: (rows, columns // 2), 0),
               "block": Field(("float8_e4m3fn",),
-                             lambda rows, columns: (ceil_to(rows, 128), ceil_to(columns // 16, 4)), 0),
+                             lambda rows, columns: (ceil_to(rows, 128), ceil_to(columns // 16, 4)), 0,
+                             values=NOT_NEGATIVE),
               "scale": SCALAR, "input_scale": INPUT_SCALE,
-              "mul": Field(FLOATS, lambda rows, columns: (columns,), optional=True), **LOW_RANK}
+              "mul": Field(FLOATS, lambda rows, columns: (columns,), optional=True, values=POSITIVE), **LOW_RANK}
 
     def residual(self, tile: Tile, dtype: dtype) -> Tensor:
         import torch

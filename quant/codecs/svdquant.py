@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...host.texts import Text
 from ..blocks import ceil_to
+from ..scales import FINITE, NOT_NEGATIVE, POSITIVE
 from ..svdquant.parts import CODEC, KIND
 from ..tile import Tile
 from . import nvfp4
@@ -25,16 +26,18 @@ def _up(value: int, step: int = 128) -> int:
     return ceil_to(value, step)
 
 
-_LOW = {"down": Field(FLOATS, lambda rows, columns: (columns, -1)),
-        "up": Field(FLOATS, lambda rows, columns: (rows, -1), 0)}
-_SMOOTH = {"smooth": Field(FLOATS, lambda rows, columns: (columns,))}
+_LOW = {"down": Field(FLOATS, lambda rows, columns: (columns, -1), values=FINITE),
+        "up": Field(FLOATS, lambda rows, columns: (rows, -1), 0, values=FINITE)}
+_SMOOTH = {"smooth": Field(FLOATS, lambda rows, columns: (columns,), values=FINITE)}
 _CODES = {"codes": Field(("uint8",), lambda rows, columns: (rows, columns // 2), 0)}
-_GROUPS = {"scale": Field(FLOATS, lambda rows, columns: (columns // 64, rows), 1)}
+_GROUPS = {"scale": Field(FLOATS, lambda rows, columns: (columns // 64, rows), 1, values=FINITE)}
 _FP4 = {"codes": Field(("uint8",), lambda rows, columns: (_up(rows, 16), columns // 2), 0),
-        "scale": Field(("float8_e4m3fn",), lambda rows, columns: (_up(rows), _up(columns // 16, 4)), 0),
-        "tensor_scale": Field(FLOATS, lambda rows, columns: ()),
-        "channel_scale": Field(FLOATS, lambda rows, columns: (rows,), 0, optional=True)}
-_ZEROS = {"zeros": Field(FLOATS, lambda rows, columns: (columns // 64, rows), 1)}
+        # unsigned in the kernels (PTX's ue4m3)
+        "scale": Field(("float8_e4m3fn",), lambda rows, columns: (_up(rows), _up(columns // 16, 4)), 0,
+                       values=NOT_NEGATIVE),
+        "tensor_scale": Field(FLOATS, lambda rows, columns: (), values=POSITIVE),
+        "channel_scale": Field(FLOATS, lambda rows, columns: (rows,), 0, optional=True, values=NOT_NEGATIVE)}
+_ZEROS = {"zeros": Field(FLOATS, lambda rows, columns: (columns // 64, rows), 1, values=FINITE)}
 
 _PACKED_LOW = {"down": Field(FLOATS, lambda rows, columns: (_up(columns), -1)),
                "up": Field(FLOATS, lambda rows, columns: (_up(rows), -1)),

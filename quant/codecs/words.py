@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...host.texts import Text
 from ..memory import cat
+from ..scales import FINITE
 from ..tile import Place, Tile
 from .base import FLOATS, LOW_RANK, Field, alike
 from .groups import BESIDE, ZEROS, Groups, companions, decode_groups, decoded, paired
@@ -72,7 +73,7 @@ class Words(Groups):
     def __init__(self, name: str, bits: int, per: int, unpack: Callable[[Tensor, Tensor], None]) -> None:
         super().__init__(bits)
         self.name, self.per, self.unpack = name, per, unpack
-        groups = Field(FLOATS, lambda rows, columns: (-1, rows), 1)
+        groups = Field(FLOATS, lambda rows, columns: (-1, rows), 1, values=FINITE)
         self.fields = {"codes": self.fields["codes"], "scale": groups,
                        "zero": groups._replace(dtypes=ZEROS, optional=True), "group": self.fields["group"], **LOW_RANK}
         self.orders = {}

@@ -27,6 +27,7 @@ from ..codecs.int8 import FORMATS as INT8
 from ..codecs.int8 import INT8Format
 from ..codecs.mxfp8 import FORMATS as MXFP8
 from ..codecs.nvfp4 import NVFP4_FORMAT
+from ..scales import POSITIVE, checked
 from ..stored import MODELOPT_ORDER, ByteOrder, Leaves, StoredFormat, scalar_problem
 from ..tile import Coded, Place, Tile
 from .bits import FLOATS, WORD, IntegerFormat, kept_bytes, shapes_problem, unpack
@@ -202,10 +203,7 @@ class NVFP4:
         def divided(leaf: str, found: Tensor) -> Tensor:
             if leaf not in _SCALES:
                 return found
-            if not bool((found > 0).all()):
-                raise ValueError(Text("{name}.{leaf} is {value}: a scale must be a finite positive number", name=name,
-                                      leaf=leaf, value=float(found)))
-            return (1 / found.double()).float()
+            return (1 / checked(f"{name}.{leaf}", found, POSITIVE).double()).float()
 
         called = {_SCALES.get(leaf, leaf): divided(leaf, found) for leaf, found in part.items()}
         return NVFP4_FORMAT.coded(name, called, MODELOPT_ORDER)
@@ -233,7 +231,5 @@ class MXFP4:
 
     def coded(self, name: str, part: dict[str, Tensor], order: ByteOrder) -> Coded:
         codes, scale = part["weight"], part["weight_scale"]
-        if bool((scale == 255).any()):
-            raise ValueError(Text("{name}.weight_scale has values that are no number", name=name))
         place = Place(self.codec, codes.shape[0], 2 * codes.shape[1])
         return Coded((Tile(place, {"codes": codes, "scale": scale}),), part.get("bias"))

@@ -145,7 +145,5 @@ class SDNQ(IntegerFormat):
             made = tile(name, codes, scale, bits=self.bits, zero=zero,
                         offset=None if offset is None else offset.reshape(rows, -1))
         if "svd_up" in part:
-            if not all(bool(part[leaf].isfinite().all()) for leaf in ("svd_up", "svd_down")):
-                raise ValueError(Text("{name}: svd_up or svd_down has values that are not finite", name=name))
             made = made.having(up=part["svd_up"], down=part["svd_down"].t().contiguous())
         return Coded((made,), part.get("bias"))

@@ -149,6 +149,16 @@ def low_rank(t, f, leaves):
     t.update({f"{f.q}.svdquant_lora_{leaf}": pair[leaf] for leaf in leaves})
 
 
+def one_byte(scales, byte):
+    scales = scales.clone()
+    scales.view(torch.uint8).view(-1)[37] = byte
+    return scales
+
+
+def block_scale(byte):
+    return put("weight_scale", lambda scales: one_byte(scales, byte))
+
+
 ONLY_FP8 = {
     "no config": (lambda t, c, m, s, f: c.clear(), RIGHT),
     "no declaration": (lambda t, c, m, s, f: c.pop("quantization_config"), RIGHT),
@@ -158,6 +168,10 @@ ONLY_FP8 = {
     "scale per row": (scale_per_row, RIGHT),
     "one scale per row NaN": (lambda t, c, m, s, f: [scale_per_row(t, c, m, s, f),
                                                      t[f"{f.q}.{s}"][5:6].fill_(float("nan"))], REFUSED),
+    "one scale per row negative": (lambda t, c, m, s, f: [scale_per_row(t, c, m, s, f), t[f"{f.q}.{s}"][5:6].mul_(-1)], REFUSED),
+    "one scale per block infinite": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.weight_scale_inv", t.pop(f"{f.q}.{s}").expand(
+        -(-t[f"{f.q}.weight"].shape[0] // 128), -(-t[f"{f.q}.weight"].shape[1] // 128)).clone().index_fill_(
+            0, torch.tensor(0), torch.inf)), REFUSED),
     "scale per block": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.weight_scale_inv", t.pop(f"{f.q}.{s}").expand(
         -(-t[f"{f.q}.weight"].shape[0] // 128), -(-t[f"{f.q}.weight"].shape[1] // 128)).contiguous()), RIGHT),
     "no scale, and another layer has one": (lambda t, c, m, s, f: [c.pop("quantization_config"), t.pop(f"{f.q}.{s}")], REFUSED),
@@ -173,6 +187,20 @@ ONLY_NVFP4 = {
     "tensor scale per row": (scale_per_row, REFUSED),
     "block scales dropped to one": (put("weight_scale", lambda b: b[:1, :1].contiguous()), REFUSED),
     "block scales cut": (put("weight_scale", lambda b: b[:, :-1].contiguous()), REFUSED),
+    "one block scale NaN": (block_scale(0x7F), REFUSED),
+    "one block scale minus NaN": (block_scale(0xFF), REFUSED),
+    "one block scale negative": (block_scale(0x81), REFUSED),
+    "one block scale zero": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.weight_scale", one_byte(t[f"{f.q}.weight_scale"], 0)),
+                             UNDETECTABLE),  # as a block of zeros has
+    "one block scale NaN, as U8": (lambda t, c, m, s, f: t.__setitem__(f"{f.q}.weight_scale", one_byte(
+        t[f"{f.q}.weight_scale"], 0x7F).view(torch.uint8)), REFUSED),
+    "one block scale NaN, in ComfyUI's byte order": (lambda t, c, m, s, f: [block_scale(0x7F)(t, c, m, s, f), t.update(comfy_order(t)), t.update(
+        {k.replace(s, "comfy_quant"): torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
+         for k in list(t) if k.endswith(s)})], REFUSED),
+    "one factor of the activation infinite": (lambda t, c, m, s, f: [factors(t, c, m, s, f), t[
+        f"{f.q}.pre_quant_scale"][3:4].fill_(torch.inf)], REFUSED),
+    "a low-rank pair with NaN": (lambda t, c, m, s, f: [low_rank(t, f, "ab"), t[f"{f.q}.svdquant_lora_b"][1].fill_(
+        torch.nan)], REFUSED),
     "block scales as U8": (put("weight_scale", lambda b: b.view(torch.uint8)), RIGHT),
     "block scales as U8 without a tensor scale": (lambda t, c, m, s, f: [put("weight_scale", lambda b: b.view(torch.uint8))(
         t, c, m, s, f), t.pop(f"{f.q}.{s}")], REFUSED),

@@ -146,6 +146,11 @@ def nan(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def negative(tensor: torch.Tensor) -> torch.Tensor:
+    tensor[-1] *= -1
+    return tensor
+
+
 REFUSED = {
     "a truncated weight": (put("nf4.weight", lambda t: t[:-1]), r"nf4: weight is U8 \[383, 1\], expected 384 bytes"),
     "a weight on its side": (put("nf4.weight", lambda t: t.t()), r"nf4: weight is U8 \[1, 384\], expected 384 bytes"),
@@ -174,12 +179,18 @@ REFUSED = {
     "no blocksize": (state(blocksize=None), "says blocksize None"),
     "another blocksize": (state(blocksize=128), r"weight.absmax is U8 \[384\], expected U8 \[192\]"),
     "an infinite offset": (state(nested_offset=float("inf")), "is no JSON object"),
-    "NaN in absmax": (put("nf4.weight.absmax", nan), "nf4.weight.absmax has values that are not finite"),
-    "NaN in nested_absmax": (put("nf4_double.weight.nested_absmax", nan), "nf4_double.weight.nested_absmax has values"),
-    "NaN in quant_map": (put("nf4.weight.quant_map", nan), "nf4.weight.quant_map has values that are not finite"),
+    "NaN in absmax": (put("nf4.weight.absmax", nan), "nf4.weight.absmax holds NaN"),
+    "NaN in nested_absmax": (put("nf4_double.weight.nested_absmax", nan), "nf4_double.weight.nested_absmax holds NaN"),
+    "NaN in quant_map": (put("nf4.weight.quant_map", nan), "nf4.weight.quant_map holds NaN"),
+    "a negative absmax": (put("nf4.weight.absmax", negative), "nf4.weight.absmax holds negative values, expected finite numbers from 0"),
+    "an infinite absmax": (put("fp4.weight.absmax", lambda t: t / 0), "fp4.weight.absmax holds infinite values"),
+    "a negative nested_absmax": (put("nf4_double.weight.nested_absmax", negative), "nf4_double.weight.nested_absmax holds negative"),
+    "an infinite nested_quant_map": (put("nf4_double.weight.nested_quant_map", lambda t: t.index_fill(0, torch.tensor(7), torch.inf)),
+                                     "nf4_double.weight.nested_quant_map holds infinite values"),
+    "a negative SCB": (put("int8.SCB", negative), "int8.SCB holds negative values"),
     "no SCB": (drop("int8.SCB"), "int8: SCB missing beside I8 weights"),
     "a short SCB": (put("int8.SCB", lambda t: t[1:]), r"SCB is F32 \[7\], expected floats \[8\]"),
-    "NaN in SCB": (put("int8.SCB", nan), "int8.SCB has values that are not finite"),
+    "NaN in SCB": (put("int8.SCB", nan), "int8.SCB holds NaN"),
     "INT8 in an order of kernels": (put("int8.weight_format", lambda t: t + 1), "int8.weight_format is 1"),
     "INT8 of another shape": (put("int8.weight", lambda t: t[:, 1:]), r"weight is \[8, 63\], expected \[8, 64\]"),
     "INT8 that is U8": (put("int8.weight", lambda t: t.view(torch.uint8)), "weight is U8, expected I8"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from quantized_transformers.quant.codecs import codecs
 from quantized_transformers.quant.formats import identify
 from quantized_transformers.quant.kernels import comfy_kitchen
 from quantized_transformers.quant.layouts.join import join
@@ -14,6 +15,7 @@ from quantized_transformers.quant.linear import with_tiles_of
 from quantized_transformers.quant.stored import ByteOrder
 from quantized_transformers.quant.tile import Place, Tile
 from support.common import header_of
+from support.tiles import usual
 
 pytestmark = pytest.mark.unit
 
@@ -30,6 +32,26 @@ def fuse(names, parts, **options):
             tiles.append(tile.at(row))
             row += tile.place.rows
     return join(tiles, names, (row, COLUMNS), **options)
+
+
+@pytest.mark.parametrize("name", codecs())
+def test_every_codec_says_what_its_numbers_may_be(name):
+    """All floats of a tile but codes (and what goes through as it is, a bias) have a rule, which finds what it forbids."""
+    kind = codecs()[name]
+    if kind.deep:
+        return  # tests/families/gguf/test_damaged_scales.py
+    tile = usual(name, 128, 512, groups=8)
+    rules = {field: rule.values for field, rule in kind.fields.items()}
+    assert kind.damage(tile) is None
+    floats = {field for field, rule in kind.fields.items() if "float" in rule.dtypes[0] and field not in ("codes", "bias")}
+    assert floats <= {field for field, values in rules.items() if values}
+    for field, values in rules.items():
+        if not values or field not in tile.fields:
+            continue
+        whole = tile[field].clone()
+        (whole.view(torch.uint8) if whole.element_size() == 1 else whole).view(-1)[-1] = \
+            torch.nan if whole.element_size() > 1 else 0x7F if whole.is_floating_point() else 255
+        assert kind.damage(tile.having(**{field: whole})) == (field, "NaN", values)
 
 
 def stored(rows: int, scale: float, seed: int, input_scale: float | None = 0.01) -> dict[str, torch.Tensor]:
@@ -333,7 +355,7 @@ def test_padded_rows_do_not_shift_the_rows_of_others(parts, swap):
 
     class Given(Tensors):
         def __init__(self):
-            self.mapped = {}
+            self.mapped, self.in_file = {}, str
 
         def take(self, layer):
             return {"weight": torch.zeros(32, 32, dtype=torch.uint8), "weight_scale_2": torch.tensor(1.0),

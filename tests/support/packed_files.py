@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from quantized_transformers.loaders import model, plan
+from quantized_transformers.loaders.assemble import Layers
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.families import named, packed
 from quantized_transformers.loaders.files.source import Source
@@ -21,7 +23,8 @@ EXPORTS = Path(__file__).parents[1] / "data" / "exports"
 
 
 def layers_of(folder: Path, family: str) -> Iterator[tuple[str, packed.Packed, Tile]]:
-    """(name, what the family says of it, its tile) of every packed layer of an export that is no transformer's."""
+    """(name, what the family says of it, its tile) of every packed layer of an export that is no transformer's, read as
+    a load does it."""
     checkpoint = Checkpoint(Source(str(folder), str(folder), (str(folder / "model.safetensors"),), str(folder / "config.json")))
     one = named(family)
     packed._rename(checkpoint, one.leaves)
@@ -31,7 +34,9 @@ def layers_of(folder: Path, family: str) -> Iterator[tuple[str, packed.Packed, T
         part = {leaf.removeprefix(f"{name}."): tensor for leaf, tensor in checkpoint.load_tensors().items()
                 if leaf.startswith(f"{name}.")}
         leaves = {leaf: checkpoint.tensors[f"{name}.{leaf}"] for leaf in part}
-        tile, = said.format.coded(name, part, ByteOrder()).tiles
+        one = plan.Layer(name, said.format.name, ("weight", *(leaf for leaf in part if leaf != "weight")),
+                         lambda layer, part, said=said: [said.format.coded(layer.name, part, ByteOrder())])
+        tile, = Layers(SimpleNamespace(take=lambda layer, part=part: part, in_file=checkpoint.in_file)).take(one).tiles
         assert said.shape == (tile.place.rows, tile.place.columns)
         assert leaves.keys() - {"weight", "bias"} <= said.format.companions
         assert not said.format.problem(leaves, *said.shape)

@@ -14,10 +14,11 @@ from comfy_kitchen import tensor as kitchen
 from safetensors.torch import load_file, save_file
 
 from quantized_transformers import host
-from quantized_transformers.loaders import model
+from quantized_transformers.loaders import model, plan
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.describe import describe
 from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.loaders.families import comfy as markers
 from quantized_transformers.loaders.locate import locate
 from quantized_transformers.loaders.queries import Query
 from quantized_transformers.loaders.report import describe_report
@@ -133,6 +134,34 @@ def test_it_is_what_stock_comfyui_loads(case, output):
         conf = json.loads(bytes(written[f"{layer}.comfy_quant"].tolist()))
         assert conf["format"] == word
     assert torch.equal(run(load(again).patcher), run(loaded.patcher))
+
+
+def test_scales_that_mean_nothing_are_refused(case, tmp_path):
+    """Where the host has the format. Rules are of comfy-kitchen's quantization, which divides a largest magnitude."""
+    name, path, _ = case
+    word = CASES[name][0]
+    tried = 0
+    for leaf in HOST_FORMATS[word].fields:
+        for value, words in ((torch.nan, "NaN"), (torch.inf, "infinite values"), (-1, "negative values")):
+            tensors = load_file(str(path))
+            changed = tensors.get(f"{LAYERS[0]}.{leaf}")
+            small = changed is not None and changed.dtype == torch.float8_e4m3fn
+            if changed is None or not changed.is_floating_point() or small and words.startswith("inf") \
+                    or words.startswith("neg") and word == "awq_w4a16":
+                continue
+            changed.view(-1)[-1] = value
+            for stored in [changed, changed.view(torch.uint8)] if small else [changed]:
+                save_file({**tensors, f"{LAYERS[0]}.{leaf}": stored}, str(tmp_path / "model.safetensors"))
+                if word not in host.quantized_formats():
+                    part = {one: t for key, t in load_file(str(tmp_path / "model.safetensors")).items()
+                            for one in [key.removeprefix(f"{LAYERS[0]}.")] if key != one and one != "bias"}
+                    with pytest.raises(ValueError, match=f"{leaf} holds {words}"):
+                        markers._as_it_is({"format": word}, plan.Layer(LAYERS[0], name, ("weight",)), part)
+                else:
+                    with pytest.raises(CheckpointError, match=f"{LAYERS[0]}.{leaf} holds {words}, expected "):
+                        load(tmp_path / "model.safetensors")
+                tried += 1
+    assert tried >= 3
 
 
 def test_dequantized_is_the_decoded_weight(case):

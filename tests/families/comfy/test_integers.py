@@ -167,14 +167,26 @@ def test_saved_and_loaded_again(weights, tmp_path, kind, every):
     assert torch.equal(flux.comfy_velocity(again.patcher, **flux.inputs()), before)
 
 
+def first(value):
+    """The first value changed."""
+    def change(t):
+        t = t.clone()
+        (t.view(torch.uint8) if t.dtype == torch.float8_e8m0fnu else t).view(-1)[0] = value
+        return t
+    return change
+
+
 REFUSED = {
     "ConvRot of no such group": ("ConvRot 64", {"comfy_quant": lambda t: marker({"format": "int8_tensorwise", "convrot": True,
                                                                                  "convrot_groupsize": 100})}, "convrot_groupsize is 100"),
     "a scale for some rows": ("INT8 rows", {"weight_scale": lambda t: t[:7]}, r"the scale is \[7, 1\]"),
     "a scale for some rows, marked": ("INT8 rows, marked", {"weight_scale": lambda t: t[:7]}, r"weight_scale is \[7, 1\]"),
-    "a scale that is no number": ("INT8 rows, marked", {"weight_scale": lambda t: t * torch.nan}, "not finite"),
-    "a negative scale": ("INT8 rows", {"weight_scale": lambda t: -t}, "not finite and positive"),
-    "no number in E8M0": ("MXFP8", {"weight_scale": lambda t: t | 255}, "no number"),
+    "a scale that is no number": ("INT8 rows, marked", {"weight_scale": lambda t: t * torch.nan}, "weight_scale holds NaN"),
+    "a negative scale": ("INT8 rows", {"weight_scale": lambda t: -t}, "weight_scale holds negative values"),
+    "no number in E8M0": ("MXFP8", {"weight_scale": lambda t: t | 255}, "weight_scale holds NaN"),
+    "no number in E8M0, marked": ("MXFP8, marked", {"weight_scale": first(255)}, "weight_scale holds NaN, expected exponents"),
+    "an infinite scale, marked": ("INT8 rows, marked", {"weight_scale": first(torch.inf)}, "weight_scale holds infinite values"),
+    "a negative scale of a block": ("INT8 blocks", {"weight_scale": first(-1)}, "weight_scale holds negative values"),
     "MXFP8 scales cut": ("MXFP8", {"weight_scale": lambda t: t[:, :-1]}, r"weight_scale is"),
     "MXFP8 scales row-major, marked": ("MXFP8, marked", {"weight_scale": lambda t: t[:-1]}, "128 x 4 tiles"),
     "codes as U8": ("INT8 rows", {"weight": lambda t: t.view(torch.uint8)}, "stored as U8 weights"),

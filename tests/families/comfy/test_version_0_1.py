@@ -137,7 +137,7 @@ BROKEN = {
     "one scale short": ("fp8", lambda t, layer: {f"{layer}.weight_scale": t[f"{layer}.weight_scale"][:-1]},
                         r"weight_scale is \[2\], expected \[3\]"),
     "no number": ("fp8", lambda t, layer: {f"{layer}.weight_scale": t[f"{layer}.weight_scale"] * float("nan")},
-                  "must be a finite positive number"),
+                  "weight_scale holds NaN, expected finite positive numbers"),
     "unknown": ("w8a8", lambda t, layer: {f"{layer}.comfy_quant": marker({"format": "qt.ascend.w1a1"})},
                 "'qt.ascend.w1a1', which this version does not load"),
     "another layer's": ("w8a8", lambda t, layer: {f"{layer}.weight_quant_bias": t[f"{layer}.weight_quant_bias"][:5]},

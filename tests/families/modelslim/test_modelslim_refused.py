@@ -22,7 +22,7 @@ def exports(tmp_path_factory):
     return ms.copy_all(tmp_path_factory.mktemp("modelslim"))
 
 
-Q = "blocks.0.self_attn.q"
+Q, DUAL = "blocks.0.self_attn.q", "blocks.0.ffn.2"
 
 
 def entry(**changes):
@@ -36,6 +36,15 @@ def kind_of(layer, kind):
 
 def tensor(name, change):
     return lambda t, e: t.__setitem__(name, change(t[name]))
+
+
+def last(value):
+    """The last value changed."""
+    def change(t):
+        t = t.clone()
+        t.view(-1)[-1] = value
+        return t
+    return change
 
 
 def both(name, value):
@@ -71,8 +80,15 @@ REFUSED = {
     "unexpected float leaf": ("mxfp8", both("head.head.weight_scale", torch.ones(3)), "does not have: weight_scale"),
     "scale of wrong shape": ("mxfp8", tensor(f"{Q}.weight_scale", lambda s: s[:, :2]), "weight_scale is [128, 2]"),
     "weight of wrong shape": ("mxfp8", tensor(f"{Q}.weight", lambda w: w[:64]), "weight is [64, 128]"),
-    "NaN scale": ("mxfp8", tensor(f"{Q}.weight_scale", lambda s: s | 255), "weight_scale has bytes 255"),
-    "negative scale": ("w8a8_dynamic", tensor(f"{Q}.weight_scale", lambda s: -s), "not finite and positive"),
+    "NaN scale": ("mxfp8", tensor(f"{Q}.weight_scale", lambda s: s | 255), f"{Q}.weight_scale holds NaN"),
+    "NaN scale of MXFP4": ("mxfp4", tensor(f"{Q}.weight_scale", last(255)), f"{Q}.weight_scale holds NaN"),
+    "NaN second-level scale": ("dual", tensor(f"{DUAL}.weight_dual_scale", last(torch.nan)), f"{DUAL}.weight_dual_scale holds NaN"),
+    "negative second-level scale": ("dual", tensor(f"{DUAL}.weight_dual_scale", last(-1)),
+                                    f"{DUAL}.weight_dual_scale holds negative values"),
+    "infinite scale": ("w4a4_dynamic", tensor(f"{Q}.weight_scale", last(torch.inf)), f"{Q}.weight_scale holds infinite values"),
+    "NaN deq_scale": ("w8a8", tensor(f"{Q}.deq_scale", last(torch.nan)), f"{Q}.deq_scale holds NaN"),
+    "NaN smoothing": ("mxfp4_smooth", tensor(f"{Q}.div.mul_scale", last(torch.nan)), f"{Q}.mul_scale holds NaN"),
+    "negative scale": ("w8a8_dynamic", tensor(f"{Q}.weight_scale", lambda s: -s), f"{Q}.weight_scale holds negative values"),
     "offset": ("w8a8_dynamic", tensor(f"{Q}.weight_offset", lambda o: o + 1), "weight_offset is not zero"),
     "another layer's bias": ("w8a8", tensor(f"{Q}.bias", lambda b: b.flip(0)), "of two different layers"),
     "twice": ("mxfp4_smooth", lambda t, e: [d.__setitem__(f"{Q}.weight", d[f"{Q}.linear.weight"]) for d in (t, e)],

@@ -167,6 +167,7 @@ LITE_DAMAGED: dict[str, tuple[Callable[[dict], Any], str]] = {
     "no scales": (lambda t: t.pop(f"{FC1}.wscales"), f"missing tensor {FC1}.wscales"),
     "no bias": (lambda t: t.pop(f"{FC1}.bias"), f"missing tensor {FC1}.bias"),
     "a shape": (lambda t: t.update({f"{FC1}.proj_up": t[f"{FC1}.proj_up"][:-16].clone()}), "proj_up is"),
+    "a scale that is no number": (lambda t: t.update({f"{FC1}.wscales": t[f"{FC1}.wscales"] * torch.nan}), f"{FC1}.wscales holds NaN"),
     "another tensor": (lambda t: t.update({f"{FC1}.qzeros": torch.zeros(1)}), f"unexpected tensors: {FC1}.qzeros"),
     "FP8 scales": (lambda t: t.update({f"{FC1}.wscales": t[f"{FC1}.wscales"].to(torch.float8_e4m3fn)}), "neither all int4"),
     "NVFP4's scale": (lambda t: t.update({f"{FC1}.wtscale": torch.ones(1)}), f"unexpected tensor {FC1}.wtscale"),

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from quantized_transformers.loaders import model
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.families.nunchaku.files import Choice
+from quantized_transformers.makers.save import save
 from support import common, flux, qwen_image, z_image
 from support import lora as lora_tools
 from support import svdquant_models as models
@@ -116,7 +118,16 @@ def damage(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> 
     return edit
 
 
-FC1 = "transformer_blocks.0.mlp_fc1"
+def first(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A number put in the place of the first one, or a byte in that of an E4M3."""
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.clone()
+        (tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor).view(-1)[0] = value
+        return tensor
+    return change
+
+
+FC1, AWQ = "transformer_blocks.0.mlp_fc1", "transformer_blocks.0.norm1.linear"
 DAMAGED: dict[str, tuple[Callable[[dict], Any], str]] = {
     "missing codes": (damage(f"{FC1}.qweight", lambda t: None), f"{FC1}.qweight"),
     "missing scales": (damage(f"{FC1}.wscales", lambda t: None), f"missing tensor {FC1}.wscales"),
@@ -131,7 +142,14 @@ DAMAGED: dict[str, tuple[Callable[[dict], Any], str]] = {
     "codes of another dtype": (damage(f"{FC1}.bias", lambda t: t.float()), f"{FC1}.bias is stored as F32"),
     "an unknown tensor": (lambda t: t.update({"mystery.weight": torch.ones(2)}), "unexpected tensors: mystery.weight"),
     "an nvfp4 scale in int4": (lambda t: t.update({f"{FC1}.wtscale": torch.ones(1)}), "unexpected tensors"),
-    "no number": (damage(f"{FC1}.wscales", lambda t: t.clone().fill_(torch.nan)), "not finite"),
+    "a scale that is no number": (damage(f"{FC1}.wscales", first(torch.nan)), f"{FC1}.wscales holds NaN, expected finite numbers"),
+    "an infinite scale": (damage(f"{FC1}.wscales", first(-torch.inf)), f"{FC1}.wscales holds infinite values"),
+    "an infinite factor": (damage(f"{FC1}.lora_up", first(torch.inf)), f"{FC1}.lora_up holds infinite values"),
+    "a factor that is no number": (damage(f"{FC1}.lora_down", first(torch.nan)), f"{FC1}.lora_down holds NaN"),
+    "smoothing that is no number": (damage(f"{FC1}.smooth", first(torch.nan)), f"{FC1}.smooth holds NaN"),
+    "a scale of a modulation": (damage(f"{AWQ}.wscales", first(torch.nan)), f"{AWQ}.wscales holds NaN"),
+    "a zero point of a modulation": (damage(f"{AWQ}.wzeros", first(torch.inf)), f"{AWQ}.wzeros holds infinite values"),
+    "a bias that is no number": (damage(f"{FC1}.bias", first(torch.nan)), f"{FC1}: bias holds NaN"),
     "zero smoothing": (damage(f"{FC1}.smooth", torch.zeros_like), "smooth_factor has zeros"),
 }
 
@@ -142,6 +160,39 @@ def test_damaged_files_are_refused(name, tiny_flux, tmp_path):
     with pytest.raises(CheckpointError) as caught:
         model.load(model.Request(str(write(tiny_flux, tmp_path, change))), quiet=True)
     assert message in str(caught.value) and "what to do:" in str(caught.value), str(caught.value)
+
+
+FP4_DAMAGED = {"NaN": ("wscales", 0x7F, "holds NaN"), "minus NaN": ("wscales", 0xFF, "holds NaN"),
+               "negative": ("wscales", 0x81, "holds negative values, expected finite numbers from 0 on"),
+               "a scale of a tensor": ("wtscale", torch.nan, "holds NaN"), "a negative one": ("wtscale", -1, "holds negative values"),
+               "a scale of a row": ("wcscales", torch.inf, "holds infinite values")}
+
+
+@pytest.fixture(scope="module")
+def tiny_fp4(tmp_path_factory) -> Case:
+    made = models.make_flux("nvfp4")
+    return Case(made, made.write(tmp_path_factory.mktemp("fp4")), flux)
+
+
+@pytest.mark.parametrize("name", FP4_DAMAGED)
+def test_damaged_scales_of_nvfp4_are_refused(name, tiny_fp4, tmp_path):
+    leaf, value, message = FP4_DAMAGED[name]
+    layer = next(key for key in tiny_fp4.made.tensors if key.endswith(f".{leaf}") and "_blocks.0.norm" not in key)
+    path = write(tiny_fp4, tmp_path, damage(layer, first(value)))
+    with pytest.raises(CheckpointError, match=f"{layer} {message}.*\n.*where: {path}.*\n.*what to do:"):
+        model.load(model.Request(str(path)), quiet=True)
+
+
+def test_damaged_scales_of_a_saved_model_are_refused(tiny_fp4, output, tmp_path):
+    """Of tiles, as they are saved."""
+    saved = load_file(save(tiny_fp4.load().patcher, "svdq", "exact", step=lambda n: None)[0])
+    layer = "double_blocks.0.img_mlp.0"
+    for field, value, message in (("scale", 0x7F, "NaN"), ("scale", 0x90, "negative values"), ("down", torch.nan, "NaN"),
+                                  ("smooth", torch.inf, "infinite values")):
+        name = f"{layer}.weight_t0_{field}"
+        save_file({**saved, name: first(value)(saved[name])}, str(tmp_path / "model.safetensors"))
+        with pytest.raises(CheckpointError, match=f"{name} holds {message}"):
+            model.load(model.Request(str(tmp_path / "model.safetensors")), quiet=True)
 
 
 def test_a_cut_file_is_refused(tiny_flux, tmp_path):

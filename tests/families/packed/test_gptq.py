@@ -148,7 +148,7 @@ MUTATIONS = {
     "a short order": (cut(".g_idx"), "g_idx is"),
     "a row of words too few": (cut(".qweight"), "weight is|the tensors have|expected"),
     "a group of zero points too few": (cut(".qzeros"), "qzeros is"),
-    "a scale that is no number": (lambda t, c: t[leaf(t, ".scales")].fill_(float("inf")), "scale has values that are not finite"),
+    "a scale that is no number": (lambda t, c: t[leaf(t, ".scales")].fill_(float("inf")), "scales holds infinite values, expected finite numbers"),
     "no version, asymmetric": (lambda t, c: c.pop("quantization_config"), "version 1 or 2"),
     "another layout declared": (lambda t, c: c["quantization_config"].update(quant_method="awq", checkpoint_format="gemm"), "gemm is declared"),
     "a layout that is not known": (lambda t, c: c["quantization_config"].update(checkpoint_format="gptq_p"), "'gptq_p', which this version"),

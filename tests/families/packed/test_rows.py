@@ -75,10 +75,10 @@ MUTATIONS = {
     "outputs quantized": (lambda t: t[leaf(t, ".output_scale")].fill_(2), "outputs are quantized"),
     "zero points": (lambda t: t.update({leaf(t, "_weight_qdata").replace("qdata", "zero_point"): torch.ones(256, 1, dtype=torch.int8)}),
                     "zero points other than 0|weight_zero_point is"),
-    "a scale that is no number": (lambda t: t[leaf(t, "_weight_scale")].fill_(float("nan")), "not finite"),
+    "a scale that is no number": (lambda t: t[leaf(t, "_weight_scale")].fill_(float("nan")), "weight_scale holds NaN"),
     "a group too few": (lambda t: t.update({(n := leaf(t, "weight._data._data")): t[n][1:].clone()}), "neither 2 nor 4 bits"),
     "no bias": (lambda t: t.pop(leaf(t, "weight._shift").replace("weight._shift", "bias")), "without a bias"),
-    "a shift that is no number": (lambda t: t[leaf(t, "weight._shift")].fill_(float("inf")), "not finite"),
+    "a shift that is no number": (lambda t: t[leaf(t, "weight._shift")].fill_(float("inf")), r"weight\._shift holds infinite values"),
     "no shift": (lambda t: t.pop(leaf(t, "weight._shift")), "U8"),
     "a scale too few": (lambda t: t.update({leaf(t, "weight._scale"): torch.ones(3, 1)}), "weight_scale is"),
 }

@@ -96,7 +96,7 @@ MUTATIONS = {
                                                          if x.dtype == torch.uint8 and x.ndim == 3)), "is not uint8, which is declared"),
     "codes too few": (lambda t, c: t.update({(n := next(n for n, x in t.items() if x.dtype == torch.uint8 and x.ndim == 1)): t[n][:-8].clone()}),
                       "weight is|expected|tensors have"),
-    "a scale that is no number": (lambda t, c: t[leaf(t, ".scale")].fill_(float("nan")), "not finite"),
+    "a scale that is no number": (lambda t, c: t[leaf(t, ".scale")].fill_(float("nan")), "scale holds NaN"),
     "an unknown companion": (lambda t, c: t.update({leaf(t, ".scale") + "_2": torch.ones(1)}), "unexpected tensors"),
 }
 

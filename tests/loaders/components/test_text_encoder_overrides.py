@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
 from quantized_transformers.loaders.components import text_encoder
@@ -117,6 +118,31 @@ def test_loras(base, gguf, tmp_path):
         patched.patcher.unpatch_model(patched.patcher.offload_device)
     assert rel_l2(few, encode(patched, PROMPTS[0])[0]) < 1e-5
     assert torch.equal(encode(clip, PROMPTS[0])[0], before)
+
+
+def damaged(file: Path, name: str, row: int, target: Path) -> Path:
+    """The file with NaN in the first scale of a row of a tensor in Q8_0 or Q5_1."""
+    tensor = next(tensor for tensor in GGUFReader(str(file)).tensors if tensor.name == name)
+    data = bytearray(file.read_bytes())
+    at = tensor.data_offset + row % len(tensor.data) * tensor.data.shape[1]
+    data[at:at + 2] = b"\x01\x7e"
+    target.write_bytes(data)
+    return target
+
+
+def test_scales_that_are_no_numbers(base, gguf, tmp_path):
+    """Refused when the host has loaded the encoder, which on a CPU is at once; of the table of words only the rows of a
+    prompt are read, and looked at."""
+    clip = load(base, gguf).clip
+    expected, _ = encode(clip, PROMPTS[0])
+    read = {token for token, *_ in clip.tokenize(PROMPTS[0])["umt5xxl"][0]}
+    spare = next(row for row in range(3, 64) if row not in read)
+    assert torch.equal(encode(load(base, damaged(gguf, "token_embd.weight", spare, tmp_path / "spare.gguf")).clip, PROMPTS[0])[0],
+                       expected)
+    for name, row in (("enc.blk.1.attn_q.weight", -1), ("token_embd.weight", max(read))):
+        file = damaged(gguf, name, row, tmp_path / "damaged.gguf")
+        with pytest.raises(CheckpointError, match=f"^{name} holds NaN, expected finite numbers\n.*where: {base}"):
+            encode(load(base, file).clip, PROMPTS[0])
 
 
 def test_saved_by_the_host_and_loaded_again(base, gguf, tmp_path):

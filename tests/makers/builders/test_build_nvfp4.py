@@ -98,6 +98,8 @@ REFUSED = {
     "scale zero": (lambda m: m.export[f"{LAYERS[0]}.input_scale"].zero_(), r"input_scale is not a positive number"),
     "block NaN": (lambda m: m.export[f"{LAYERS[0]}.weight_scale"].view(torch.uint8)[0].fill_(0x7F),
                   r"to_q\.weight_scale holds NaN"),
+    "block negative": (lambda m: m.export[f"{LAYERS[0]}.weight_scale"].view(torch.uint8)[0].fill_(0x81),
+                       r"to_q\.weight_scale holds negative values, expected finite numbers from 0 on"),
     "base shape": (lambda m: m.base.update({f"{LAYERS[0]}.weight": torch.zeros(16, 32).bfloat16()}),
                    r"to_q\.weight is \[16, 32\] in the base, \[16, 64\] in the export"),
     "base lacks": (lambda m: m.base.pop(f"{LAYERS[1]}.bias"), r"ff\.net\.2\.bias is not in the base"),

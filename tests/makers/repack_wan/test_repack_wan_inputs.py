@@ -8,11 +8,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from quantized_transformers.loaders import model
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.makers.repack_wan import repack
+from quantized_transformers.makers.repack_wan.expert import read_expert
+from quantized_transformers.makers.repack_wan.scales import damage, refuse_damaged
+from quantized_transformers.quant import scales
 from support.crash import tree
+from support.modelslim import EXPORTS
+from support.modelslim import folder as loadable
 from support.repack import DESCRIPTION, LOW, TO_ORIGINAL, WEIGHTS, edit, make_case, names, rename_tensor, run, sub
 
 pytestmark = pytest.mark.unit
@@ -138,7 +145,37 @@ def test_hugging_face_cache_links_are_followed(case, tmp_path):
     assert tree(tmp_path / "linked") == tree(case[2])
 
 
-@pytest.mark.parametrize(("damage", "message"), [
+def poison(file, name, value):
+    tensors = load_file(str(file))
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, str(file))
+
+
+@pytest.mark.parametrize(("export", "leaf", "value", "words"), [
+    ("w8a8", "deq_scale", -1, "negative values"), ("w8a8_dynamic", "weight_scale", torch.nan, "NaN"), ("dual", "weight_dual_scale", torch.inf,
+    "infinite values"), ("w8a8_dynamic", "weight_offset", torch.nan, "NaN"), ("mxfp4_smooth", "mul_scale", torch.inf, "infinite values")])
+def test_scales_that_mean_nothing_are_not_copied(export, leaf, value, words, tmp_path):
+    """Every kind of an export's."""
+    source = loadable(export, tmp_path / "export")
+    folder = source / EXPORTS[export].experts[0]
+    file, = folder.glob("*.safetensors")
+    name = next(name for name in load_file(str(file)) if name.endswith(f".{leaf}"))
+    poison(file, name, value)
+    with pytest.raises(CheckpointError, match=f"{name} holds {words}, expected "):
+        refuse_damaged(read_expert(folder))
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "I64"])
+def test_without_torch_the_same_is_said_as_with_it(dtype):
+    values = torch.tensor([1.0, 0.0, -0.0, -2.0, torch.inf, -torch.inf, torch.nan, -torch.nan, 1e-7])
+    for value in values:
+        pair = torch.stack([torch.ones(()), value]).to({"F16": torch.float16, "BF16": torch.bfloat16}.get(dtype, torch.float32))
+        raw = pair.view(torch.int32).long() if dtype == "I64" else pair
+        for rule in (scales.FINITE, scales.NOT_NEGATIVE, scales.POSITIVE):
+            assert damage(raw.view(torch.uint8).numpy().tobytes(), dtype, rule) == scales.damage(pair, rule), (value, rule)
+
+
+@pytest.mark.parametrize(("change", "message"), [
     (lambda e, b: shutil.rmtree(e / LOW), "there is high_noise_model only"),
     (lambda e, b: (e / LOW / WEIGHTS).unlink(), "no .safetensors file"),
     (lambda e, b: (e / LOW / DESCRIPTION).unlink(), "there is no quant_model_description"),
@@ -151,6 +188,8 @@ def test_hugging_face_cache_links_are_followed(case, tmp_path):
     (lambda e, b: shutil.copy(e / LOW / WEIGHTS, e / LOW / "quant_model_weight_w8a8.safetensors"), "two shards hold"),
     (lambda e, b: shutil.copy(e / LOW / WEIGHTS, e / LOW / "other.safetensors"), "belong to nothing"),
     (lambda e, b: shutil.copy(e / LOW / DESCRIPTION, e / LOW / "quant_model_description.json"), "2 descriptions"),
+    (lambda e, b: poison(e / LOW / WEIGHTS, "blocks.0.self_attn.q.weight_scale", 255),
+     r"blocks\.0\.self_attn\.q\.weight_scale holds NaN, expected exponents"),
     (lambda e, b: rename_tensor(e / LOW / WEIGHTS, "blocks.0.norm3.weight", None), "1 tensors of a Wan are missing"),
     (lambda e, b: rename_tensor(e / LOW / WEIGHTS, "head.head.bias", None), "missing: head.head.bias"),
     # names that contain a word of the upstream table: nothing is replaced in parts
@@ -168,9 +207,9 @@ def test_hugging_face_cache_links_are_followed(case, tmp_path):
     (lambda e, b: edit(b / "transformer" / "config.json", lambda d: d.update(_class_name="FluxTransformer2DModel")),
      "FluxTransformer2DModel"),
 ])
-def test_input_refusals(damage, message, case, tmp_path):
+def test_input_refusals(change, message, case, tmp_path):
     export = shutil.copytree(case[0], tmp_path / "export")
-    damage(export, case[1])
+    change(export, case[1])
     with pytest.raises(CheckpointError, match=message):
         run((export, case[1], case[2]))
     assert not case[2].exists() and not (tmp_path / ".out.unfinished").exists()

@@ -289,6 +289,18 @@ def test_loras_are_in_the_file_as_comfyuis_save_node_puts_them_there(name, saved
         assert (qkv.float() - dense).abs().max() <= 2 ** -8 * dense.abs().max()
 
 
+@pytest.mark.parametrize("form", ["exact", "baked", "stock"])
+@pytest.mark.parametrize("name", ["fp8", "svdq"])
+def test_a_lora_that_is_no_number_gets_into_no_file(name, form, saved, output, tmp_path):
+    lora = lora_tools.random_lora(LORA)
+    lora["transformer.transformer_blocks.0.ff.net.2.lora_B.weight"][3, 2] = torch.nan
+    patched = lora_tools.load_lora(saved[name].patcher, lora, tmp_path)
+    before = set(output.iterdir())
+    with pytest.raises(CheckpointError, match=r"double_blocks\.0\.img_mlp\.2 has weights that are not finite\n.*take the LoRAs"):
+        save(patched, f"{name} {form} damaged", form, step=lambda n: None)
+    assert set(output.iterdir()) == before
+
+
 @pytest.mark.parametrize("export", ["fp8", "mixed"])
 def test_mixtures_come_back_bit_by_bit(export, tiny, output):
     """MXFP8 beside FP8 and row shards: exact, what this pack loads is the MODEL, bit for bit; in stock format both load
