@@ -163,10 +163,10 @@ def test_in_the_language_of_the_page(server):
 
 def test_a_fault_of_the_check_stops_nothing(tiny, monkeypatch, caplog):
     from quantized_transformers.nodes.load_base import QT_LoadBaseModel
-    from quantized_transformers.views import queue_check
+    from quantized_transformers.views import helper
 
     assert "no such file" in queued(QT_LoadBaseModel, reference="/nowhere/at/all")
-    monkeypatch.setattr(queue_check, "problem", lambda prompt, node: 1 / 0)
+    monkeypatch.setattr(helper.Helper, "ask", lambda *_: 1 / 0)
     assert queued(QT_LoadBaseModel, reference="/nowhere/at/all") is True
     assert "node 1 cannot be checked" in caplog.text
 
