@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from .check import starters
@@ -20,10 +21,12 @@ def act_for(folders: list[str], texts: list[str], capability: tuple[int, int] | 
     package.capability = lambda: capability
 
 
-def start_when_needed(path: str) -> None:
+def start_when_needed(path: str, tell: Callable[[], None]) -> None:
     """Let this process have the ComfyUI at `path` once something is asked that only ComfyUI knows (check.is_there), as
-    what model a file is. On the CPU: names and shapes are looked at, and the server's process has the device."""
+    what model a file is. On the CPU: names and shapes are looked at, and the server's process has the device. `tell` is
+    called before."""
     def start() -> None:
+        tell()
         sys.path.insert(0, path)
         arguments, sys.argv = sys.argv, [sys.argv[0], "--cpu"]
         import comfy.options

@@ -48,10 +48,10 @@ class QT_ApplyTransformerOverride(io.ComfyNode):
             hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def validate_inputs(cls, override: str = "", reference: str = "") -> bool | str:
+    async def validate_inputs(cls, override: str = "", reference: str = "") -> bool | str:
         from . import checks
 
-        return checks.ready(cls, override, "overrides", reference)
+        return await checks.ready(cls, override, "overrides", reference)
 
     @classmethod
     def fingerprint_inputs(cls, override: str = "", reference: str = "", model=None, **kwargs) -> str:

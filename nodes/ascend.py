@@ -35,10 +35,10 @@ class QT_ModelSlimLoader(io.ComfyNode):
             hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def validate_inputs(cls, folder: str = "", reference: str = "") -> bool | str:
+    async def validate_inputs(cls, folder: str = "", reference: str = "") -> bool | str:
         from . import checks
 
-        return checks.ready(cls, folder, "modelslim", reference)
+        return await checks.ready(cls, folder, "modelslim", reference)
 
     @classmethod
     def fingerprint_inputs(cls, folder: str = "", reference: str = "", **kwargs) -> str:

@@ -3,13 +3,14 @@ told apart, and what the web part must know of them. ComfyUI's start does withou
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -119,10 +120,12 @@ def keep_prompt(data: Any) -> Any:
     return data
 
 
-def ready(cls: Any, listed: str | None, name: str, reference: str | None) -> bool | str:
+async def ready(cls: Any, listed: str | None, name: str, reference: str | None) -> bool | str:
     """validate_inputs of a node that refers to a checkpoint: True, or why it would fail when the prompt runs, by its
     files and by what it is wired to (views/queue_check.py). `cls` is the node as the host asks it, with its own id;
-    `name` is that of its list (lists.py).
+    `name` is that of its list (lists.py). The files are read by the helper process, because the host asks in its event
+    loop. Other packs may have taught this ComfyUI more than that process knows: what it finds wrong is looked for here,
+    too, in a thread, where that is quick.
 
     Where nothing tells which prompt it is of, the reference alone is looked for (`check_choice`).
     """
@@ -130,14 +133,29 @@ def ready(cls: Any, listed: str | None, name: str, reference: str | None) -> boo
     if prompt is None or node not in prompt:
         return check_choice(listed, lists.known(name), reference, True)
     from ..loaders.prompts import Prompt
-    from ..views.queue_check import problem
+    from ..views import helper
+    from ..views.queue_check import Problem, problem
 
+    kinds = {str(one.get("class_type")) for one in prompt.values() if isinstance(one, dict)}
+    of = {"prompt": prompt, "node": node, "refers": _referring(),
+          "outputs": {kind: host.output_types(kind) for kind in kinds}}
+    beside = partial(asyncio.get_running_loop().run_in_executor, helper.checking())
     try:
-        found = problem(Prompt(prompt, _referring(), host.output_types), node)
-    except Exception:  # a fault of this check must not keep anything from running
+        found = await beside(helper.shared().ask, "check", of)
+        if not found:
+            return True
+        said: Problem | None = Problem(found["code"], found["text"])
+        if found["quick"] and found["code"] not in ("missing", "nothing_chosen"):
+            said = await beside(problem, Prompt(prompt, _referring(), host.output_types), node, lambda stamp: None)
+        return str(said) if said else True
+    except helper.HelperError as error:
+        if error.kind == "bad":
+            return str(Problem("unreadable", CheckpointError(error.what, reference or listed or "", error.do).text))
+        logger.error("Quantized Transformers: node %s cannot be checked before it runs: %s", node, error.what)
+        return True  # a fault of this check must not keep anything from running
+    except Exception:
         logger.exception("Quantized Transformers: node %s cannot be checked before it runs", node)
         return True
-    return str(found) if found else True
 
 
 @cache

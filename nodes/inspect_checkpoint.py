@@ -32,10 +32,10 @@ class QT_InspectCheckpoint(io.ComfyNode):
             hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def validate_inputs(cls, checkpoint: str = "", reference: str = "") -> bool | str:
+    async def validate_inputs(cls, checkpoint: str = "", reference: str = "") -> bool | str:
         from . import checks
 
-        return checks.ready(cls, checkpoint, "anything", reference)
+        return await checks.ready(cls, checkpoint, "anything", reference)
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str = "", reference: str = "", **kwargs) -> str:

@@ -41,10 +41,10 @@ class QT_LoadBaseModel(io.ComfyNode):
             hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def validate_inputs(cls, base_model: str = "", reference: str = "") -> bool | str:
+    async def validate_inputs(cls, base_model: str = "", reference: str = "") -> bool | str:
         from . import checks
 
-        return checks.ready(cls, base_model, "transformers", reference)
+        return await checks.ready(cls, base_model, "transformers", reference)
 
     @classmethod
     def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:

@@ -44,11 +44,11 @@ class QT_LoadBaseTextEncoder(io.ComfyNode):
             hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def validate_inputs(cls, base_model: str = "", reference: str = "", override: str = "",
+    async def validate_inputs(cls, base_model: str = "", reference: str = "", override: str = "",
                         override_2: str = "") -> bool | str:
         from . import checks
 
-        return checks.ready(cls, base_model, "text_encoders_of_bases", reference)
+        return await checks.ready(cls, base_model, "text_encoders_of_bases", reference)
 
     @classmethod
     def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:
@@ -104,10 +104,10 @@ class QT_LoadBaseVAE(io.ComfyNode):
             hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def validate_inputs(cls, base_model: str = "", reference: str = "") -> bool | str:
+    async def validate_inputs(cls, base_model: str = "", reference: str = "") -> bool | str:
         from . import checks
 
-        return checks.ready(cls, base_model, "VAEs", reference)
+        return await checks.ready(cls, base_model, "VAEs", reference)
 
     @classmethod
     def fingerprint_inputs(cls, base_model: str = "", reference: str = "", **kwargs) -> str:

@@ -45,10 +45,10 @@ class QT_NunchakuSVDQLoader(io.ComfyNode):
             hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def validate_inputs(cls, weights: str = "", reference: str = "") -> bool | str:
+    async def validate_inputs(cls, weights: str = "", reference: str = "") -> bool | str:
         from . import checks
 
-        return checks.ready(cls, weights, "nunchaku", reference)
+        return await checks.ready(cls, weights, "nunchaku", reference)
 
     @classmethod
     def fingerprint_inputs(cls, weights: str = "", reference: str = "", **kwargs) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from ..loaders.errors import CheckpointError, OtherKind
 from ..views import catalog
 from ..views.card import judged
-from .helper import Helper, HelperError
+from ..views.helper import Helper, HelperError
 from .work import Answer, Pool, answer
 
 PATIENCE = 0.3  # seconds that a request waits for the rest

@@ -14,9 +14,9 @@ from ..loaders.errors import CheckpointError
 from ..loaders.queries import Query
 from ..views import variants
 from ..views.card import judged
+from ..views.helper import HelperError, shared
 from . import downloads
 from .catalog import CatalogView
-from .helper import Helper, HelperError
 from .requests import (
     MAX_WORKFLOW,
     RefusedError,
@@ -40,7 +40,7 @@ class Routes:
     """The state behind the routes: the helper, threads, downloads. `respond` is what the server calls."""
 
     def __init__(self) -> None:
-        self.helper = Helper()
+        self.helper = shared()
         self.reading = Pool(1, "qt-reading")  # asks the helper, which answers one question at a time
         self.asking = Pool(2, "qt-asking")  # asks the Hub, and this machine
         self.downloads = downloads.Downloads()
@@ -155,7 +155,14 @@ class Routes:
         except UnicodeDecodeError as error:
             raise CheckpointError(Text("the body is no UTF-8"), Text("the request's body"),
                                   Text("send JSON")) from error
-        return await self.read(("migrate", text), lambda: answer(self.helper.ask("migrate", text)))
+
+        def work() -> Answer:
+            done = self.helper.ask("migrate", text)
+            said = answer({"changes": done["changes"], "left": done["left"]})
+            # the workflow is JSON already: this process neither reads nor writes it
+            return said._replace(body=b'{"workflow": ' + done["workflow"].encode("ascii") + b", " + said.body[1:])
+
+        return await self.read(("migrate", text), work)
 
     async def respond(self, request: web.Request, name: str, writes: bool) -> web.Response:
         """What the method of this name answers: origin and size first, every refusal as JSON."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -12,7 +14,7 @@ from ..host.texts import Text, chosen, usual
 from ..loaders.components import overrides
 from ..loaders.download_plans import TARGETS, Asked
 from ..loaders.errors import CheckpointError
-from ..loaders.files import hubs
+from ..loaders.files import hubs, strict
 from ..loaders.files.places import cleaned
 from ..loaders.queries import Query
 from .work import Answer, refusal
@@ -20,6 +22,7 @@ from .work import Answer, refusal
 if TYPE_CHECKING:
     from aiohttp import web
 
+HOSTS = "QT_HOSTS"
 MAX_QUERY = 4096  # characters
 MAX_BODY = 65_536  # bytes; a workflow may be longer
 MAX_WORKFLOW = 2_000_000
@@ -40,8 +43,12 @@ def check_origin(request: web.Request, writes: bool) -> None:
     """Raise RefusedError for a page of another origin, as the host's own middleware does for loopback addresses.
 
     Reading is left to the host where its user allows other origins (--enable-cors-header); writing never is. Programs
-    send no Origin, and pass.
+    send no Origin, and pass. What writes over a loopback address must name it: a page of any name can have its name
+    resolved to this machine (DNS rebinding), and is then the origin that it asks. HOSTS has the names of a proxy.
     """
+    if writes and _loopback(request) and not _allowed(request.headers.get("Host")):
+        raise RefusedError(403, Text("this server is reached by a name that is not its own"), "",
+                           Text("use its address or localhost, or put the name into QT_HOSTS before ComfyUI starts"))
     if not writes and host.other_origins_allowed():
         return
     if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
@@ -49,6 +56,34 @@ def check_origin(request: web.Request, writes: bool) -> None:
     origin = request.headers.get("Origin")
     if origin is not None and not _same(origin, request.headers.get("Host", "")):
         raise RefusedError(403, Text("pages of other origins are not answered"), "", Text("use ComfyUI's own page"))
+
+
+def _loopback(request: web.Request) -> bool:
+    """Whether a request came in over a loopback address of this machine."""
+    here = request.transport.get_extra_info("sockname") if request.transport else None
+    return isinstance(here, tuple) and _address(here[0], lambda address: address.is_loopback)
+
+
+def _allowed(name: str | None) -> bool:
+    """Whether a Host header is an IP address, localhost, or one of HOSTS; programs may send none."""
+    if name is None:
+        return True
+    try:
+        found = (urlsplit("//" + name.lower()).hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    named = {one.strip().lower() for one in os.environ.get(HOSTS, "").split(",")} - {""}
+    return found == "localhost" or found.endswith(".localhost") or found in named \
+        or _address(found, lambda address: True)
+
+
+def _address(text: str, fits: Callable[[IPv4Address | IPv6Address], bool]) -> bool:
+    """Whether a text is an IP address that fits; one of IPv4 in IPv6 is the former."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return False
+    return fits(getattr(address, "ipv4_mapped", None) or address)
 
 
 def _same(origin: str, host_header: str) -> bool:
@@ -91,11 +126,7 @@ async def read_body(request: web.Request, limit: int = MAX_BODY) -> bytes:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """A JSON object. Raises CheckpointError for anything else."""
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(Text("invalid JSON: {kind}", kind=type(error).__name__), Text("the request's body"),
-                              Text("correct it")) from error
+    value = strict.parse(body, Text("the request's body"), Text("correct it"))
     if not isinstance(value, dict):
         raise CheckpointError(Text("this JSON is no object"), Text("the request's body"), Text("send {{...}}"))
     return value
@@ -111,12 +142,15 @@ def to_query(values: Mapping[str, Any]) -> Query:
         if not isinstance(value, str):
             raise CheckpointError(Text("{name} is no text", name=name), Text("the request"), Text("correct it"))
         chosen[name] = cleaned(value)
-    rank = values.get("rank") or 0
-    try:
-        chosen["rank"] = int(rank)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(Text("rank is no number"), repr(str(rank)[:80]), Text("correct it")) from error
-    chosen["layers"] = str(values.get("layers", "")) in ("1", "true", "True")
+    rank = values.get("rank")
+    rank = "0" if rank is None or rank == "" else str(rank) if type(rank) in (int, str) else ""
+    if not re.fullmatch("-?[0-9]{1,9}", rank):
+        raise CheckpointError(Text("rank is no number"), repr(rank[:80]), Text("correct it"))
+    chosen["rank"] = int(rank)
+    layers = values.get("layers")
+    if not (layers is None or type(layers) in (bool, int) or isinstance(layers, str)):
+        raise CheckpointError(Text("{name} is no text", name="layers"), Text("the request"), Text("correct it"))
+    chosen["layers"] = layers in (1, "1", "true", "True")
     chosen.setdefault("reference", "")
     return Query(**chosen)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..host.texts import ENGLISH, Text, each, one_line, said, spoken
 from ..loaders.errors import CheckpointError
-from .helper import HelperError
+from ..views.helper import HelperError
 
 STATUS = {"bad": 400, "failed": 400, "other kind": 400, "outside": 403, "missing": 404, "too large": 413}
 WAITING = 512

@@ -6,17 +6,22 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 from ..host.texts import Text, said
 from ..loaders.errors import CheckpointError, MissingFiles
 from ..loaders.files.places import downloadable
+from ..loaders.files.selection import WEIGHTS
 from ..loaders.prompts import Prompt, question
 from ..loaders.queries import TEXT_ENCODER, VAE, Query, locate_parts
 from .card import base_dims, card
+from .confine import check_headers
 
 KEPT = 64  # answers
+_QUICK = 1_000_000  # bytes of one header, and of all JSON files; published ones stay below
 _kept: OrderedDict[tuple[Any, ...], Problem | None] = OrderedDict()
 
 
@@ -31,8 +36,9 @@ class Problem(NamedTuple):
         return f"{said(self.text)}\n  code: {self.code}"
 
 
-def problem(prompt: Prompt, node: str) -> Problem | None:
-    """Why a node would fail when the prompt runs, as far as its files and its wiring tell."""
+def problem(prompt: Prompt, node: str, reading: Callable[[str], None]) -> Problem | None:
+    """Why a node would fail when the prompt runs, as far as its files and its wiring tell. `reading` is called with a
+    hash of its files before any of them is read."""
     try:
         query = question(prompt, node)
     except CheckpointError as error:
@@ -45,6 +51,7 @@ def problem(prompt: Prompt, node: str) -> Problem | None:
         if isinstance(error, MissingFiles) and prompt.value(node, "download_missing") and downloadable(query.reference):
             return None
         return Problem("missing" if isinstance(error, MissingFiles) else "unreadable", error.text)
+    reading(sha256(repr(stamp).encode("utf-8", "surrogateescape")).hexdigest())
     key = query, stamp
     if key not in _kept:
         _kept[key] = _of_files(query)
@@ -54,6 +61,17 @@ def problem(prompt: Prompt, node: str) -> Problem | None:
     if found is None and query.node == TEXT_ENCODER:
         return _other_model(prompt, node, query)
     return found
+
+
+def quick(prompt: Prompt, node: str) -> bool:
+    """Whether so little is read for a node that its problem can be looked for beside a server's event loop."""
+    try:
+        query = question(prompt, node)
+        paths = [path for source in locate_parts(query) for path in source.paths] if query else []
+        check_headers([path for path in paths if path.lower().endswith(WEIGHTS)], _QUICK)
+        return sum(os.path.getsize(path) for path in paths if not path.lower().endswith(WEIGHTS)) < _QUICK
+    except (CheckpointError, OSError):
+        return False
 
 
 def _stamp(query: Query) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """Downloads from a hub: the files of one load, at one commit, each proven by its hash, into a cache or a model folder.
 
-The hub's own client does the talking (hubs/). Three things are done here because it does not do them: a file becomes
-visible only after its hash was checked, an interrupted file is continued by a later load, and Cancel works.
+What the hubs' own clients do not do (hubs/ has what their servers say): a file becomes visible only after its hash was
+checked, an interrupted file is continued by a later load, Cancel works, and no answer takes more than was listed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from ..words import first_ten, size
 from . import hubs
 from .hub_file import HashedFile
 from .hubs.base import Hub, Listing
-from .selection import Folder, Selection, leaves_folder, parts
+from .hubs.failures import explained
+from .hubs.http import RefusedError
+from .selection import Folder, Selection, not_of_files, parts, strange_name
 from .source import read_json
 from .stores import READ, Store
 
@@ -91,8 +93,8 @@ def plan(reference: str, revision: str, select: Callable[[Folder], Sequence[Sele
 
         try:
             names = _chosen(remote, select)
-        except remote.hub.failures() as error:
-            if remote.hub.refuses_licence(error):
+        except RefusedError as error:
+            if error.kind == "access":
                 return planned(None, {})
             raise
         sizes = {name: remote.files[name].size for name in remote.full(names)}
@@ -118,28 +120,28 @@ def _opened(reference: str, revision: str, patterns: Sequence[str], watcher: Wat
     command = hubs.command(reference, revision, patterns, prefer)
     parts = PurePosixPath(text).parts
     repo, below = "/".join(parts[:2]), "/".join(parts[2:])
-    if leaves_folder(revision):
-        raise CheckpointError(Text("this is no revision"), revision, Text("give a branch, tag or commit"))
+    if revision and strange_name(revision):
+        raise CheckpointError(Text("this is no revision"), repr(revision[:80]), Text("give a branch, tag or commit"))
+    if strange_name("/".join(parts)) or not_of_files("--".join(("models", *parts[:2]))):
+        raise CheckpointError(Text("this is no repo id: it is too long, or no name of files"), repr(text[:80]),
+                              Text("correct it"))
     store = where(hub, repo, revision) if where else hub.cache(repo, revision)
     try:
         with nullcontext() if scratch else _locked(store.lock, watcher):
             yield Repo(hub, repo, revision, store, below, watcher, scratch)
     except CheckpointError:
         raise
-    except hub.failures() as error:
-        raise _of_disk(error, store, command) or hub.explained(error, repo, revision, store, command) from error
-    except ValueError as error:  # an id or revision that the client does not accept, a file too large for HTTP
-        raise CheckpointError(Text("{hub} does not serve this: {error}", hub=hub.TITLE, error=error),
-                              reference, Text("run: {command}", command=command)) from error
+    except OSError as error:
+        raise _of_disk(error, store, command) or explained(hub, error, repo, revision, command) from error
 
 
-def _of_disk(error: Exception, store: Store, command: str) -> CheckpointError | None:
-    if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
+def _of_disk(error: OSError, store: Store, command: str) -> CheckpointError | None:
+    if error.errno in (28, 122):  # ENOSPC, EDQUOT
         return CheckpointError(Text("the disk is full"),
                                store.folder,
                                Text("free some space, or {elsewhere}; what has arrived is kept. By hand: {command}",
                                     elsewhere=store.elsewhere, command=command))
-    if isinstance(error, PermissionError) or isinstance(error, OSError) and error.errno == 30:  # EROFS
+    if isinstance(error, PermissionError) or error.errno == 30:  # EROFS
         return CheckpointError(Text("cannot write into {place}: {problem}", place=store.title,
                                     problem=error.strerror), store.folder,
                                Text("correct its rights, or {elsewhere}. By hand: {command}", elsewhere=store.elsewhere,
@@ -158,7 +160,7 @@ class Repo:
         wanted = store.pinned() or revision
         key = (hub.KEY, repo, wanted)
         if key not in watcher.listings:
-            watcher.listings[key] = hub.listing(repo, wanted or None)
+            watcher.listings[key] = hub.listing(repo, wanted or None, watcher.progress(0))
         self.commit, self.files, self.gated = (found := watcher.listings[key]).commit, found.files, found.gated
         store.open(self.commit, self.files)
 
@@ -192,6 +194,10 @@ class Repo:
         if strange:
             raise CheckpointError(Text("files of this kind are not downloaded: {files}", files=first_ten(strange)),
                                   self.repo, Text("only {kinds} files are", kinds=", ".join(READ)))
+        same = [name for name in full if [other.casefold() for other in full].count(name.casefold()) > 1]
+        if same:  # one file on some systems
+            raise CheckpointError(Text("names that only differ in capitals: {files}", files=first_ten(same)), self.repo,
+                                  Text("do not use this repo; nothing of it was written"))
         absent = [name for name in full if not self.store.path(name).is_file()]
         if not absent:
             return

@@ -39,10 +39,11 @@ def _feed(hasher: Any, path: Path, step: Callable[[int], None]) -> None:
 
 
 class HashedFile:
-    """The file that a download is written into: hashes it, moves the progress bar, hears Cancel."""
+    """The file that a download is written into: hashes it, moves the progress bar, hears Cancel (`step(bytes)`, called
+    with each step's). It takes no byte behind the listed size."""
 
     def __init__(self, raw: BinaryIO, path: Path, file: RemoteFile, step: Callable[[int], None]) -> None:
-        self._raw, self._path, self._file, self._step = raw, path, file, step
+        self._raw, self._path, self._file, self.step = raw, path, file, step
         if raw.tell() > file.size:
             raw.truncate(0)
         self._restart()
@@ -51,25 +52,22 @@ class HashedFile:
         """Begin with the hash of what is on disk already."""
         self._raw.flush()
         self._hash = self._file.hasher()
-        _feed(self._hash, self._path, self._step)
+        _feed(self._hash, self._path, self.step)
 
-    def write(self, data: bytes) -> int:
-        self._step(len(data))  # raises when the user has cancelled
+    def write(self, data: bytes) -> None:
+        data = data[:max(self._file.size - self.tell(), 0)]
+        self.step(len(data))  # raises when the user has cancelled
         self._hash.update(data)
-        return self._raw.write(data)
+        self._raw.write(data)
 
     def tell(self) -> int:
         self._raw.seek(0, os.SEEK_END)
         return self._raw.tell()
 
-    def seek(self, position: int, whence: int = 0) -> int:
-        return self._raw.seek(position, whence)
-
-    def truncate(self, size: int | None = None) -> int:
+    def truncate(self, size: int) -> None:
         """A server that ignored the range sends the file from its start."""
-        size = self._raw.truncate(size)
+        self._raw.truncate(size)
         self._restart()
-        return size
 
     def digest(self) -> str:
         return self._hash.hexdigest()

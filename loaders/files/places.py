@@ -18,7 +18,7 @@ from ..errors import CheckpointError, MissingFiles
 from ..words import first_ten
 from . import hubs
 from .addresses import address_of
-from .selection import WEIGHTS, Folder, Selection
+from .selection import WEIGHTS, Folder, Selection, not_of_files
 from .source import Source, read_json
 from .unfinished import refuse_unfinished
 
@@ -109,6 +109,9 @@ def candidates(reference: str, revision: str = "") -> Iterator[Path]:
         raise CheckpointError(Text("no checkpoint is chosen"),
                               do=Text("pick one in the list, or give a path or repo id"))
     slashed = text.replace("\\", "/")
+    if not_of_files(slashed):
+        raise CheckpointError(Text("this is no reference: it is too long, or no name of files"), repr(text[:80]),
+                              Text("give a name of the list, a path, or a repo id owner/name"))
     spellings = tuple(dict.fromkeys((text, slashed)))
     for spelling in spellings if not key else ():
         direct = Path(spelling).expanduser()

@@ -5,20 +5,22 @@ Names and the small JSON files that say what a folder is; no weight file is open
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 from ... import host
 from .selection import PIPELINE
+from .strict import Invalid, decode
 
 CONFIG = "config.json"
 DEPTH = 4  # folders below a model folder
-_MAX_JSON = 4_000_000  # bytes; published ones stay below 100 kB
+# Bytes and values of JSON, which is read where ComfyUI lists its nodes, in its event loop. Published: less than 100 kB.
+_MAX_JSON, _MOST = 400_000, 20_000
 # Times of folders are as coarse as 2 s (FAT): what has changed so shortly before a walk may change again unseen.
 _FRESH = 2_000_000_000
 
@@ -143,14 +145,24 @@ def _is(kind: Callable[[], bool]) -> bool:
 
 def _read(path: str) -> tuple[int, Mapping[str, Any]]:
     """(time, object) of a JSON file; an empty object for what holds none, which whoever loads it says."""
-    then = 0
     try:
         stat = os.stat(path)
-        then = stat.st_mtime_ns
-        if stat.st_size <= _MAX_JSON:
-            with open(path, encoding="utf-8") as file:
-                value = json.load(file)
-            return then, value if isinstance(value, dict) else {}
-    except (OSError, ValueError, RecursionError):
-        pass
-    return then, {}
+    except OSError:
+        return 0, {}
+    then = stat.st_mtime_ns
+    if stat.st_size > _MAX_JSON:
+        return then, {}
+    coarse = then % 1_000_000_000 == 0 and abs(time.time_ns() - then) <= _FRESH
+    read = _parsed.__wrapped__ if coarse else _parsed
+    return then, read(path, then, stat.st_size, stat.st_ino)
+
+
+@lru_cache(4096)
+def _parsed(path: str, time: int, size: int, inode: int) -> Mapping[str, Any]:
+    """The object in a JSON file that has these facts: a walk again reads what has changed alone."""
+    try:
+        with open(path, "rb") as file:
+            value = decode(file.read(_MAX_JSON + 1), largest=_MAX_JSON, most=_MOST)
+    except (OSError, Invalid):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -6,9 +6,10 @@ and use forward slashes. The order is SGLang-Diffusion's (docs/sources/sglang.md
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Sequence
-from pathlib import PurePosixPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, Protocol
 
 from ...host.texts import Text
@@ -30,6 +31,7 @@ _PRECISION = r"\.(fp16|bf16|fp32)(?=(-\d+-of-\d+)?\.safetensors|\.json$)"
 _MIXED = r"-mixed(-\d+-of-\d+)?\.safetensors$"
 # The names of a model in several files, of llama.cpp and of huggingface_hub's shards
 SPLIT = r"-(\d{5})-of-(\d{5})(\.gguf|\.safetensors)$"
+_LONGEST, _LONGEST_PATH = 200, 1000  # bytes of a name (file systems take 255), characters of all of it
 _INDEXES = r"\.safetensors\.index(\.[^./]+)?\.json$"
 
 
@@ -71,6 +73,25 @@ def leaves_folder(name: str) -> bool:
     """Whether a file name points out of its folder, on any system (a drive letter does on Windows)."""
     pure = PurePosixPath(name.replace("\\", "/"))
     return pure.is_absolute() or ".." in pure.parts or ":" in name or "\0" in name
+
+
+def strange_name(name: str) -> bool:
+    """Whether a name, with its folders, cannot be that of a downloaded file on every system: it leaves its folder, has
+    no room for what is put behind it meanwhile, or has letters or parts that systems change or do not take."""
+    parts = name.split("/")
+    return leaves_folder(name) or not_of_files(name, 200, 1000) or "\\" in name \
+        or any(part.strip(". ") == "" or any(ord(letter) < 32 or ord(letter) == 127 for letter in part)
+               for part in parts) or os.name == "nt" and PureWindowsPath(name).is_reserved()
+
+
+def not_of_files(name: str, longest: int = 255, path: int = 4000) -> bool:
+    """Whether no file system takes a path with forward slashes: a part of it has more bytes than `longest`, all of it
+    more than `path`, or it has a zero, or what cannot be written in bytes."""
+    try:
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:
+        return True
+    return "\0" in name or len(encoded) > path or max(map(len, encoded.split(b"/"))) > longest
 
 
 def select_component(folder: Folder, name: str, weights_name: str = "", need_weights: bool = True) -> Selection:

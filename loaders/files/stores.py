@@ -210,7 +210,8 @@ class ModelFolder:
         return self.folder / name
 
     def partial(self, name: str) -> Path:
-        return self._notes / f"{name}.{self._files[name].digest}.incomplete"
+        kept = self._notes / f"{name}.{self._files[name].digest}.incomplete"
+        return kept if len(os.fsencode(kept.name)) < 256 else kept.with_name(f"{self._files[name].digest}.incomplete")
 
     def begin(self, step: Callable[[int], None]) -> None:
         self._notes.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,20 +30,29 @@ def migrate(workflow: dict[str, Any]) -> Migrated:
     `workflow` is what the page saves (subgraphs included), what it exports for the API, or the body of a POST to
     /prompt. Raises CheckpointError for anything else.
     """
+    try:
+        return _migrated(workflow)
+    except CheckpointError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        said = error if len(str(error)) < 200 else "..."
+        raise CheckpointError(Text("this workflow is malformed ({kind}: {error})", kind=type(error).__name__,
+                                   error=said), "",
+                              Text("open it in ComfyUI and save it again")) from error
+
+
+def _migrated(workflow: dict[str, Any]) -> Migrated:
     done = Migrated(copy.deepcopy(workflow))
     graphs = list(_graphs(done.workflow))
     if not graphs:
         raise CheckpointError(Text("this is no workflow"),
                               do=Text("give a JSON file that ComfyUI saved or exported (API)"))
-    try:
-        blocker = next((kind for graph in graphs for kind in graph.kinds() if _takes_nunchaku(graph, kind)), "")
-        kinds = {kind for graph in graphs for kind in graph.kinds()}
-        for graph in graphs:
-            _migrate_graph(graph, blocker, kinds, done)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(Text("this workflow is malformed ({kind}: {error})", kind=type(error).__name__,
-                                   error=error), "", Text("open it in ComfyUI and save it again")) from error
+    blocker = next((kind for graph in graphs for kind in graph.kinds() if _takes_nunchaku(graph, kind)), "")
+    kinds = {kind for graph in graphs for kind in graph.kinds()}
+    for graph in graphs:
+        _migrate_graph(graph, blocker, kinds, done)
     done.left.extend(_group_nodes(done.workflow))
+    json.dumps(done.workflow, allow_nan=False)  # of a position "nan" Python makes a number, which JSON has not
     return done
 
 
@@ -72,7 +82,7 @@ def _migrate_graph(graph: Graph, blocker: str, kinds: Collection[str], done: Mig
             done.left.append(Text("node {name} {kind}: {why}", name=graph.name(node), kind=kind, why=result.why))
             continue
         notes = [*result.notes, *graph.replace(node, result)]
-        words = ", ".join(f"{key} {value!r}" for key, value in result.values.items())
+        words = ", ".join(f"{key} {repr(value)[:200]}" for key, value in result.values.items())
         change = Text("node {name} {kind} -> {target} ({words})", name=graph.name(node), kind=kind,
                       target=result.target, words=words)
         if result.more:

@@ -369,3 +369,28 @@ def test_threads_see_whole_lists(models):
     for thread in threads:
         thread.join()
     assert wrong == [] and len(there()) == 25
+
+
+def test_json_that_is_made_to_be_long(models, monkeypatch):
+    """ComfyUI lists its nodes in its event loop: what is no published configuration is not parsed, and nothing is twice."""
+    from quantized_transformers.loaders.files import scan
+
+    texts = {"long": '{"_class_name": "FluxTransformer2DModel", "x": "' + "x" * 500_000 + '"}', "nested": "[" * 100_000,
+             "many": '{"_class_name": "FluxTransformer2DModel", "x": [' + "0," * 30_000 + "0]}", "bytes": "\ufeff{}",
+             "twice": '{"_class_name": "A", "_class_name": "FluxTransformer2DModel"}'}
+    for name, text in texts.items():
+        put(models, f"diffusers/{name}/{WEIGHTS}")
+        (models / "diffusers" / name / "config.json").write_text(text, encoding="utf-8")
+    put(models, f"diffusers/good/{WEIGHTS}")
+    put(models, "diffusers/good/config.json", _class_name="FluxTransformer2DModel", ignore=["transformer_blocks.0.x"] * 5000)
+    read = []
+    decode = scan.decode
+    monkeypatch.setattr(scan, "decode", lambda data, **bounds: read.append(data) or decode(data, **bounds))
+    root = next(root for root in scan.of_roots(lambda roots: roots) if root.path == str(models / "diffusers"))
+    said = {name: dict(folder.said.get("config.json", {})) for name, folder in root.folders.items() if name}
+    assert {name for name, config in said.items() if config} == {"good"}
+    assert len(read) == len(texts), "that of 500 kB is not even opened"
+    for change in range(3):  # a folder just written is looked at again each time
+        put(models, f"diffusers/other{change}/{WEIGHTS}")
+        assert any(one.startswith(f"other{change}") for one in there())
+    assert len(read) == len(texts)

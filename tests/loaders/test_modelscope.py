@@ -322,14 +322,14 @@ def test_both_sites_are_asked(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with ScopeHub({"owner/big": ScopeRepo({"a.json": b"{}"}), "owner/no": ScopeRepo({}, token="x")}) as first:
-        monkeypatch.setattr(modelscope.http, "SITES", (first.url, hub.url))
-        assert modelscope.listing("owner/tiny", None).commit == HEAD and first.log and hub.log
+        monkeypatch.setattr(modelscope.api, "SITES", (first.url, hub.url))
+        assert modelscope.listing("owner/tiny", None, lambda amount: None).commit == HEAD and first.log and hub.log
         hub.log.clear()
-        assert list(modelscope.listing("owner/big", None).files) == ["a.json"] and not hub.log
+        assert list(modelscope.listing("owner/big", None, lambda amount: None).files) == ["a.json"] and not hub.log
         with pytest.raises(OSError, match="record not found") as error:
-            modelscope.listing("owner/no", None)
-        assert modelscope.refuses_licence(error.value) and not hub.log
+            modelscope.listing("owner/no", None, lambda amount: None)
+        assert error.value.kind == "access" and not hub.log
         monkeypatch.setenv("MODELSCOPE_PREFER_AI_SITE", "true")
-        assert modelscope.http.sites() == (hub.url, first.url)
+        assert modelscope.api.sites() == (hub.url, first.url)
     monkeypatch.setenv("MODELSCOPE_DOMAIN", "www.modelscope.example/")
-    assert modelscope.http.sites() == ("https://www.modelscope.example",)
+    assert modelscope.api.sites() == ("https://www.modelscope.example",)

@@ -163,12 +163,38 @@ def test_in_the_language_of_the_page(server):
 
 def test_a_fault_of_the_check_stops_nothing(tiny, monkeypatch, caplog):
     from quantized_transformers.nodes.load_base import QT_LoadBaseModel
-    from quantized_transformers.views import queue_check
+    from quantized_transformers.views import helper
 
     assert "no such file" in queued(QT_LoadBaseModel, reference="/nowhere/at/all")
-    monkeypatch.setattr(queue_check, "problem", lambda prompt, node: 1 / 0)
+    monkeypatch.setattr(helper.Helper, "ask", lambda *_: 1 / 0)
     assert queued(QT_LoadBaseModel, reference="/nowhere/at/all") is True
     assert "node 1 cannot be checked" in caplog.text
+
+
+def test_a_check_reads_in_the_helper(tiny, monkeypatch, tmp_path):
+    """The host asks in its event loop. What a long header has wrong is found there alone; what a short one has, here, too:
+    other packs may have taught this ComfyUI a model that the helper's does not know."""
+    from quantized_transformers.nodes.load_base import QT_LoadBaseModel
+    from quantized_transformers.views import queue_check
+
+    def lacking(name: str, more: int) -> str:
+        tensors = load_file(next(tiny.fp8.glob("*.safetensors")))
+        tensors.pop("transformer_blocks.1.attn.to_q.weight")
+        shutil.copytree(tiny.fp8, tmp_path / name)
+        save_file(tensors, str(next((tmp_path / name).glob("*.safetensors"))), metadata={"x": "y" * more})
+        return str(tmp_path / name)
+
+    here = []
+    card = queue_check.card
+    monkeypatch.setattr(queue_check, "card", lambda query: here.append(query.reference) or card(query))
+    short, long = lacking("short", 10), lacking("long", 1_500_000)
+    for reference in (short, long):
+        assert queued(QT_LoadBaseModel, reference=reference).endswith("code: not_loadable")
+    assert queued(QT_LoadBaseModel, reference=str(tiny.fp8)) is True
+    assert here == [short]
+    monkeypatch.setattr(queue_check, "problem", lambda *_: None)  # this ComfyUI knows better
+    assert queued(QT_LoadBaseModel, reference=short) is True
+    assert queued(QT_LoadBaseModel, reference=long).endswith("code: not_loadable")
 
 
 def test_a_file_that_changes_is_looked_at_again(server):

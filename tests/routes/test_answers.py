@@ -17,8 +17,8 @@ from quantized_transformers.loaders import model
 from quantized_transformers.loaders.download_plans import Asked
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.queries import Query
-from quantized_transformers.routes import downloads, helper
-from quantized_transformers.views import catalog
+from quantized_transformers.routes import downloads
+from quantized_transformers.views import catalog, helper
 from quantized_transformers.views.card import card, judged
 from quantized_transformers.views.confine import OutsideError, TooLargeError, check_headers, confined
 from support import common, host_models, svdquant_models, text_gguf
@@ -195,21 +195,98 @@ def test_too_many_downloads(monkeypatch):
     assert {job.state for job in jobs} == {"cancelled"}
 
 
-def test_origins_elsewhere():
-    """Away from loopback addresses, where the host's own middleware does not look, ours does."""
-    from aiohttp.test_utils import make_mocked_request
+# A card that never ends, takes all memory, waits for a disk, says more than anybody reads, or ends the process.
+HARMFUL = """
+from quantized_transformers.routes import answers
+from quantized_transformers.views import queue_check
+real = answers.card
+def card(query):
+    import os, time
+    name = query.reference
+    if name.startswith("slow"):
+        while True:
+            pass
+    if name == "fat":
+        kept = []
+        while True:
+            kept.append(bytearray(10_000_000))
+    if name == "asleep":
+        time.sleep(60)
+    if name == "long":
+        return {"x": ["y" * 1_000_000] * 40}
+    if name == "dead":
+        os._exit(3)
+    return real(query)
+answers.card = queue_check.card = card
+parse = answers.strict.parse
+answers.strict.parse = lambda text, *more, **options: (
+    card(answers.Query("slow")) if text == '"slow"' else parse(text, *more, **options))
+"""
 
-    from quantized_transformers.routes.requests import RefusedError, check_origin
 
-    for own, origin, allowed in (
-            ("comfy.lan:8188", "http://comfy.lan:8188", True), ("comfy.lan", "https://comfy.lan", True),
-            ("comfy.lan", "http://comfy.lan:80", True), ("Comfy.lan:80", "http://comfy.lan", True),
-            ("comfy.lan:8188", "http://comfy.lan", False), ("comfy.lan:8188", "http://evil.lan:8188", False),
-            ("[::1]:8188", "http://[::1]:8188", True), ("comfy.lan", "null", False), ("comfy.lan", "http://comfy.lan:x", False), ("", "http://comfy.lan", False)):
-        request = make_mocked_request("POST", "/", headers={"Host": own, "Origin": origin})
-        try:
-            check_origin(request, writes=True)
-        except RefusedError as error:
-            assert not allowed and error.answer.status == 403, (own, origin)
-        else:
-            assert allowed, (own, origin)
+@pytest.fixture()
+def harmed(monkeypatch, tiny, tmp_path):
+    for name in ("slow", "slower", "fat", "asleep", "long", "dead", "good"):
+        shutil.copytree(tiny.fp8, tmp_path / name)
+    (tmp_path / "harmful.py").write_text(HARMFUL, encoding="utf-8")
+    answers = "from quantized_transformers.routes.answers"
+    monkeypatch.setattr(helper, "_START", helper._START.replace(
+        answers, f"exec(open({str(tmp_path / 'harmful.py')!r}).read()); {answers}"))
+    monkeypatch.setattr(host, "model_folders", lambda: [str(tmp_path)])
+    monkeypatch.setattr(helper, "PROCESSOR", 0.5)
+    asker = helper.Helper()
+    asker.ask("nothing")
+    yield asker
+    asker.close()
+
+
+def said(asker: helper.Helper, name: str, **more) -> str:
+    """The refusal of a folder."""
+    with pytest.raises(helper.HelperError) as error:
+        asker.ask("describe", vars(Query(name, **more)))
+    assert error.value.kind == "bad"
+    return error.value.what
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("slow", "takes the processor more than 0.5 s"), ("fat", "more than 200,000,000 bytes of memory"),
+    ("asleep", "not be read within 3 s"), ("long", "longer than 24,000,000 bytes")])
+def test_what_ends_the_process_is_not_read_again(harmed, monkeypatch, tmp_path, name, words):
+    """Whatever else is asked of it; until its files change, or for a time. All others are answered meanwhile."""
+    monkeypatch.setattr(helper, "SECONDS", 3)
+    monkeypatch.setattr(helper, "MEMORY", 200_000_000)
+    monkeypatch.setattr(helper, "PROCESSOR", 30 if name == "fat" else 0.5)
+    first = said(harmed, name)
+    assert words in first
+    assert harmed.ask("describe", vars(Query("good")))["architecture"] == "FLUX.1"
+    process = harmed._process.pid
+    for node in ("QT_LoadBaseModel", "QT_InspectCheckpoint", "QT_ApplyTransformerOverride"):
+        assert said(harmed, name, node=node, layers=True) == first
+    assert harmed._process.pid == process, "no process was ended for it again"
+    os.utime(tmp_path / name / "config.json", (1, 1))
+    said(harmed, name)
+    assert harmed._process is None
+    monkeypatch.setattr(helper, "AGAIN", 0.0)
+    said(harmed, name)
+    assert harmed._process is None
+
+
+def test_a_process_that_ends_by_itself_is_replaced(harmed):
+    with pytest.raises(helper.HelperError, match="ends at once"):
+        harmed.ask("describe", vars(Query("dead")))
+    assert harmed.ask("describe", vars(Query("good")))["architecture"] == "FLUX.1"
+
+
+def test_a_workflow_or_prompt_that_ends_the_process(harmed):
+    """Of a workflow there are no files that could change; a prompt's check reads those of a badge."""
+    for _ in range(2):
+        with pytest.raises(helper.HelperError, match="more than 0.5 s") as error:
+            harmed.ask("migrate", '"slow"')
+        assert error.value.kind == "bad" and harmed._process is None
+    prompt = {"1": {"class_type": "QT_LoadBaseModel", "inputs": {"base_model": "slower"}}}
+    of = {"prompt": prompt, "node": "1", "outputs": {},
+          "refers": {"QT_LoadBaseModel": {"input": "base_model", "others": [], "kind": None}}}
+    for ended in (True, False):
+        with pytest.raises(helper.HelperError, match="more than 0.5 s"):
+            harmed.ask("check", of)
+        assert (harmed._process is None) is ended

@@ -145,6 +145,15 @@ def test_extra_paths_links_and_letters(server, hub, tiny):
 
 
 # Python's audit hooks see every socket, whatever library opens it, and cannot be removed.
+HOOK = """
+import os, sys
+def hook(event, arguments):
+    if event.startswith("socket."):
+        os.write(2, f"a socket: {event} {arguments}\\n".encode())
+        os._exit(9)
+
+sys.addaudithook(hook)
+"""
 NO_SOCKETS = """
 import os, sys
 sys.argv = ["x"]; sys.path.insert(0, os.environ["TESTS"])
@@ -154,13 +163,8 @@ import huggingface_hub.file_download  # with its HTTP library, which may try for
 from quantized_transformers.nodes import node_classes
 from support.workflow import queued
 nodes = {node.__name__: node for node in node_classes()}
-
-def hook(event, arguments):
-    if event.startswith("socket."):
-        os.write(2, f"a socket: {event} {arguments}\\n".encode())
-        os._exit(9)
-
-sys.addaudithook(hook)
+os.environ["PYTHONPATH"] = os.environ["HOOKED"]  # of the process that reads files for the checks, too
+exec(open(os.environ["HOOKED"] + "/sitecustomize.py").read())
 if os.environ.get("PROVE"):
     __import__("urllib.request").request.urlopen("http://127.0.0.1:9")
 pipeline, fp8 = (os.environ["PIPELINE"], os.environ["FP8"])
@@ -220,7 +224,9 @@ print("no socket")
 def test_without_consent_no_socket_is_opened(tiny, tmp_path, prove):
     """All nodes, on what is here and on what is not. `prove`: the same hook does notice a socket."""
     env = {**os.environ, "TESTS": str(PACK / "tests"), "PIPELINE": str(tiny.pipeline), "FP8": str(tiny.fp8),
-           "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "PROVE": "1" if prove else "", "OUTPUT": str(tmp_path / "out")}
+           "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "PROVE": "1" if prove else "", "OUTPUT": str(tmp_path / "out"),
+           "HOOKED": str(tmp_path)}
+    (tmp_path / "sitecustomize.py").write_text(HOOK, encoding="utf-8")
     done = subprocess.run([sys.executable, "-c", NO_SOCKETS], text=True, capture_output=True, env=env, check=False)
     if prove:
         assert done.returncode == 9 and "a socket" in done.stderr

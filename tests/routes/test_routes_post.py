@@ -98,6 +98,72 @@ def test_only_our_own_page_writes(server):
     assert ask(server, "POST", "migrate", data=b" " * 2_100_000, headers=is_json)[0] == 413
 
 
+def test_only_under_its_own_name(server):
+    """DNS rebinding: a page whose name leads here is of the origin that it asks. Reading is the host's to guard."""
+    def status(name: str, method: str = "POST", path: str = "migrate") -> int:
+        headers = {"Host": f"{name}:{server.port}", "Origin": f"http://{name}:{server.port}"}
+        return ask(server, method, path, headers=headers, **({"json": {"1": {"class_type": "a", "inputs": {}}}} if method == "POST" else {}))[0]
+
+    for path in ("migrate", "download", "download/cancel", "language"):
+        assert status("evil.example", path=path) == 403 == status("127.0.0.1.evil.example", path=path)
+    assert status("evil.example", "DELETE", "download?id=1") == 403
+    assert status("127.0.0.1") == status("localhost") == status("[::1]") == 200
+    assert status("127.0.0.1", "DELETE", "download?id=1") == 404
+    assert status("evil.example", "GET", "page") == 200
+
+
+WRONG = (b"null", b"true", b"-1", b"1e400", b"-1e400", b"NaN", b"7.5", b"1e308", b"9" * 5000, b'""', b'"\\ud800"', b'"\\u0000text"', b"[]",
+         b"{}", b'{"\\u0000text": 1}', b"[[[[]]]]", b'"' + b"x" * 5000 + b'"', b"[" * 500 + b"]" * 500)
+
+
+def test_every_body_and_query_of_a_wrong_type(server):
+    """Every key of every body, and every parameter of every query: an answer in JSON, a 4xx where it is refused."""
+    bodies = {"download": {"items": [{"reference": "owner/none", "node": "QT_LoadBaseModel", "rank": 0, "layers": "1", "base": "a/b"}],
+                           "target": "cache", "hub": "", "licences": [], "plan": False},
+              "download/cancel": {"id": "1"}, "language": {"client": "1"},
+              "migrate": {"nodes": [{"id": 1, "type": "NunchakuFluxDiTLoader", "pos": [0, 0], "widgets_values": [], "inputs": [],
+                                     "outputs": []}], "links": []}}
+    sent = []
+    for path, body in bodies.items():
+        for holder in (body, *(body.get("items") or body.get("nodes") or ())):
+            for key in list(holder):
+                kept, holder[key] = holder[key], "@"
+                sent += [(path, json.dumps(body).encode().replace(b'"@"', value)) for value in WRONG]
+                holder[key] = kept
+        sent += [(path, value) for value in WRONG]
+    queries = [f"{path}?{name}={value}" for path, names in (
+        ("describe", ("reference", "rank", "layers", "node", "component", "weights", "base", "override", "revision")),
+        ("serve", ("base", "near", "override", "kind", "weights_name", "revision")), ("variants", ("reference",)),
+        ("download", ("id",))) for name in names
+        for value in ("1e400", "NaN", "-1", "%00", "%ff", "%ED%A0%80", "%5B%5D", "x" * 300, "%F0%9F%98%80", "", "&", "%0A", "%2e%2e%2f")]
+
+    async def everything() -> list[tuple[object, int, object]]:
+        from yarl import URL
+
+        async with aiohttp.ClientSession() as session:
+            at, found = f"http://127.0.0.1:{server.port}/quantized_transformers/", []
+            for path, body in sent:
+                async with session.post(at + path, data=body, headers={"Content-Type": "application/json"}) as response:
+                    found.append(((path, body[:200]), response.status, await response.json()))
+            for query in queries:
+                async with session.get(URL(at + query, encoded=True)) as response:
+                    found.append((query, response.status, await response.json()))
+            return found
+
+    statuses = set()
+    for asked, status, answer in asyncio.run(everything()):
+        statuses.add(status)
+        assert status in (200, 202, 400, 403, 404, 409, 413), (asked, status, answer)
+        if status >= 400:
+            assert set(answer) == {"error", "where", "todo"} and answer["error"] and "\n" not in answer["error"], asked
+            assert "this version" not in answer["error"], (asked, answer)
+        bad = isinstance(asked, tuple) and any(number in asked[1] for number in (b"1e400", b"NaN", b"9" * 50))
+        assert not bad or status == 400, (asked, status)
+        assert not (isinstance(asked, str) and "rank=" in asked and "rank=&" not in asked and not asked.endswith("rank=")) or status == 400, asked
+    assert {200, 400, 404} <= statuses
+    assert describe(server, "tiny-flux", node="QT_LoadBaseModel")["architecture"] == "FLUX.1"
+
+
 def download(server: Server, *items: dict, **more) -> dict:
     """Start a download of items and wait for its end."""
     status, job = ask(server, "POST", "download", json={"items": items, **more})

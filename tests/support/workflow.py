@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
+
+_loop = asyncio.new_event_loop()  # which opens sockets when it is made, and none later
 
 
 def text_to_image(model: list, prefix: str, seed: int = 7, steps: int = 4, size: int = 256) -> dict[str, Any]:
@@ -34,7 +37,8 @@ def queued(node: Any, **inputs: Any) -> bool | str:
     keep_prompt({"prompt": {"1": {"class_type": node.__name__, "inputs": inputs}}})
     asked = type(node.__name__, (node,), {"hidden": SimpleNamespace(unique_id="1")})  # as the host makes it
     taken = inspect.signature(node.validate_inputs).parameters
-    return asked.validate_inputs(**{name: value for name, value in inputs.items() if name in taken})
+    found = asked.validate_inputs(**{name: value for name, value in inputs.items() if name in taken})
+    return _loop.run_until_complete(found) if inspect.iscoroutine(found) else found
 
 
 def load_base(reference: str, weights: str = "load", **inputs: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from urllib.parse import SplitResult
 from ...errors import CheckpointError
 from ..hub_file import HashedFile, RemoteFile
 from ..stores import Store
+from .http import Step
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,13 @@ class Hub(Protocol):
     """A hub, as a module of this package.
 
     `KEY` names it in references and folders ("huggingface"), `TITLE` in messages; `MAIN` is the branch of repos without
-    a revision. `failures` are the exceptions that `explained` turns into a CheckpointError.
+    a revision, `LOG_IN` how one logs in, as words behind "or". What goes wrong is one of the failures of http.py.
     """
 
     KEY: str
     TITLE: str
     MAIN: str
+    LOG_IN: str
 
     def address(self, url: SplitResult) -> tuple[str, str] | None:
         """(reference, revision or empty) of the address of a model's page; None for any other address."""
@@ -57,10 +59,12 @@ class Hub(Protocol):
         """The place in that cache where downloads go."""
         ...
 
-    def failures(self) -> tuple[type[Exception], ...]: ...
+    def site(self) -> str:
+        """The address that is asked; several as one text."""
+        ...
 
-    def listing(self, repo: str, revision: str | None) -> Listing:
-        """Ask for a repo's files. Raises one of `failures`, or CheckpointError for an answer that cannot be used."""
+    def listing(self, repo: str, revision: str | None, step: Step) -> Listing:
+        """Ask for a repo's files. Raises a failure, or CheckpointError for a list that cannot be used."""
         ...
 
     def transfer(self, repo: str, name: str, commit: str, file: RemoteFile, target: HashedFile) -> None:
@@ -69,12 +73,4 @@ class Hub(Protocol):
 
     def gated(self, repo: str, command: str) -> CheckpointError:
         """The error for a repo whose licence was not accepted."""
-        ...
-
-    def refuses_licence(self, error: Exception) -> bool:
-        """Whether a failure means that the licence was not accepted."""
-        ...
-
-    def explained(self, error: Exception, repo: str, revision: str, store: Store, command: str) -> CheckpointError:
-        """What went wrong between here and the hub, in the user's words."""
         ...

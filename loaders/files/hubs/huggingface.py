@@ -1,25 +1,26 @@
-"""The Hugging Face Hub: huggingface_hub does the talking (endpoint, token, offline switch, redirects, retries)."""
+"""The Hugging Face Hub: its address, token, offline switch and cache are those of huggingface_hub, and so is what its
+answers mean (huggingface_hub's hf_raise_for_status and HfApi.model_info)."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import SplitResult, unquote, urlsplit
+from typing import Any
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from ....host.texts import Text
 from ...errors import CheckpointError
-from ...words import first_ten
 from ..hub_file import HashedFile, RemoteFile
-from ..selection import leaves_folder
-from ..stores import HubCache, Store
-from . import xet
+from ..stores import HubCache
+from . import http, listed, xet
 from .base import Listing
+from .transfer import transfer as bytes_of
 
 KEY, TITLE, MAIN = "huggingface", "Hugging Face", "main"
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+LOG_IN = Text("log in (hf auth login, or set HF_TOKEN)")
+_KINDS = {"RepoNotFound": "repo", "RevisionNotFound": "revision", "GatedRepo": "access"}
 cache = HubCache
 
 
@@ -60,80 +61,58 @@ def cached(repo: str, revision: str) -> list[Path]:
         return [Path(found)] if found else []
 
 
-def failures() -> tuple[type[Exception], ...]:
-    """The base class of its HTTP errors is that of the HTTP library it uses, which differs between versions."""
-    from huggingface_hub.errors import HfHubHTTPError
+def site() -> str:
+    from huggingface_hub import constants
 
-    return OSError, *HfHubHTTPError.__bases__
+    return str(constants.ENDPOINT)
 
 
-def listing(repo: str, revision: str | None) -> Listing:
-    from huggingface_hub import HfApi
+def listing(repo: str, revision: str | None, step: http.Step) -> Listing:
+    from huggingface_hub.utils import build_hf_headers
 
-    info = HfApi().model_info(repo, revision=revision, files_metadata=True)
-    commit = info.sha or ""
-    if not _COMMIT.fullmatch(commit):
-        raise CheckpointError(Text("the Hub names no commit for {repo}", repo=repo), commit, Text("try again later"))
-    files, unsafe = {}, []
-    for item in info.siblings or []:
-        digest = (item.lfs.sha256 if item.lfs else item.blob_id) or ""
-        if leaves_folder(item.rfilename) or not (_COMMIT.fullmatch(digest) or _SHA256.fullmatch(digest)):
-            unsafe.append(item.rfilename)
-        files[item.rfilename] = RemoteFile(item.size or 0, digest)
-    if unsafe:
-        raise CheckpointError(Text("the Hub lists files with unsafe names or hashes: {files}",
-                                   files=first_ten(map(repr, unsafe))), repo,
-                              Text("do not use this repo; nothing of it was written"))
-    return Listing(commit, files, bool(info.gated))
+    at = f"/revision/{quote(revision, safe='')}" if revision else ""
+    with _asked(f"{site()}/api/models/{quote(repo)}{at}?blobs=true", build_hf_headers(), step) as answer:
+        info = answer.json()
+    if not isinstance(info, dict):
+        raise http.StrangeError(Text("it has no list of files"))
+    commit = info.get("sha")
+    if not listed.is_commit(commit):
+        raise listed.no_commit(TITLE, repo, commit)
+    items = listed.objects(info.get("siblings"))
+    files = listed.files(TITLE, repo, ((item.get("rfilename"), item.get("size"), _digest(item)) for item in items))
+    return Listing(commit, files, bool(info.get("gated")))
+
+
+def _digest(item: Mapping[str, Any]) -> Any:
+    """The SHA-256 of a large file, which is in LFS, or git's own of a small one."""
+    large = item.get("lfs")
+    return large.get("sha256") if isinstance(large, dict) else item.get("blobId") if large is None else None
 
 
 def transfer(repo: str, name: str, commit: str, file: RemoteFile, target: HashedFile) -> None:
-    """Its own downloads start over after an interruption; this goes on. A file that begins is asked of Xet first."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
+    """A file that begins is asked of Xet first."""
     from huggingface_hub.utils import build_hf_headers
 
-    url, headers = hf_hub_url(repo, name, revision=commit), build_hf_headers()
+    url, headers = f"{site()}/{quote(repo)}/resolve/{commit}/{quote(name)}", build_hf_headers()
     if not target.tell():
         xet.transfer(url, headers, file, target)
-    if (come := target.tell()) < file.size:
-        http_get(url, target, resume_size=come, expected_size=file.size,  # type: ignore[arg-type]
-                 displayed_filename=name, headers=headers)
+    bytes_of(lambda start: _asked(url, headers, target.step, start), file, target)
 
 
-def refuses_licence(error: Exception) -> bool:
-    from huggingface_hub.errors import GatedRepoError
-
-    return isinstance(error, GatedRepoError)
+@contextmanager
+def _asked(url: str, headers: Mapping[str, str], step: http.Step, start: int = 0) -> Iterator[http.Answer]:
+    """An answer that has what was asked for; RefusedError for any other, by the words of the Hub's headers."""
+    with http.ask(url, headers, step, start) as answer:
+        if answer.status not in (200, 206):
+            code, said = (answer.headers.get(name) or "" for name in ("X-Error-Code", "X-Error-Message"))
+            unknown = answer.status == 401 and said != "Invalid credentials in Authorization header"
+            kind = _KINDS.get(code) or ("repo" if unknown else "")
+            raise http.RefusedError(" ".join(f"HTTP {answer.status} {said}".split())[:200], kind,
+                                    answer.status == 429 or answer.status >= 500)
+        yield answer
 
 
 def gated(repo: str, command: str) -> CheckpointError:
     return CheckpointError(Text("{repo} is gated: its licence must be accepted once", repo=repo), page(repo),
                            Text("accept it there, log in (hf auth login, or set HF_TOKEN), then try again or run: "
                                 "{command}", command=command))
-
-
-def explained(error: Exception, repo: str, revision: str, store: Store, command: str) -> CheckpointError:
-    """Gated comes first: it is a kind of not found."""
-    from huggingface_hub import constants, errors
-
-    at = Text("{repo} at {site}", repo=repo, site=constants.ENDPOINT)
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return CheckpointError(Text("download_missing is on, but HF_HUB_OFFLINE forbids downloads"), at,
-                               Text("unset HF_HUB_OFFLINE, or on another machine run: {command}", command=command))
-    if isinstance(error, errors.GatedRepoError):
-        return gated(repo, command)
-    if isinstance(error, errors.RevisionNotFoundError):
-        return CheckpointError(Text("{repo} has no revision {revision} (any more)", repo=repo,
-                                    revision=revision or MAIN), at,
-                               Text("correct or clear the revision, or run: {command}", command=command))
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return CheckpointError(Text("there is no repo {repo}, or it is private", repo=repo), at,
-                               Text("correct the id, or log in (hf auth login, or set HF_TOKEN) and run: {command}",
-                                    command=command))
-    if isinstance(error, errors.HfHubHTTPError):
-        return CheckpointError(Text("the Hub refused: {error}", error=error), at,
-                               Text("try again later, or run: {command}", command=command))
-    return CheckpointError(Text("the download broke off ({kind}: {error})", kind=type(error).__name__, error=error), at,
-                           Text("check the network and try again, it goes on where it stopped; or run: {command}",
-                                command=command))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,19 @@ from urllib.parse import SplitResult, parse_qs, unquote
 
 from ....host.texts import Text
 from ...errors import CheckpointError
-from ...words import first_ten
 from ..hub_file import HashedFile, RemoteFile
 from ..selection import leaves_folder
 from ..stores import ModelScopeCache, Store
-from . import modelscope_http as http
+from . import http, listed
+from . import modelscope_http as api
 from .base import Listing
+from .transfer import transfer as bytes_of
 
 KEY, TITLE, MAIN = "modelscope", "ModelScope", "master"
+LOG_IN = Text("set MODELSCOPE_API_TOKEN")
 _PAGES = re.compile(r"(www\.)?modelscope\.(cn|ai)")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHORT = 7  # digits of a commit that are taken for it
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _LISTED = 3000  # the list of a repo's files ends there without a word
-_TRIES = 5  # in a row that bring nothing
 
 
 def address(url: SplitResult) -> tuple[str, str] | None:
@@ -48,7 +46,7 @@ def address(url: SplitResult) -> tuple[str, str] | None:
 
 
 def page(repo: str) -> str:
-    return f"{http.sites()[0]}/models/{repo}"
+    return f"{api.sites()[0]}/models/{repo}"
 
 
 def command(repo: str, revision: str, includes: Sequence[str]) -> str:
@@ -76,76 +74,56 @@ def cache(repo: str, revision: str) -> Store:
     return ModelScopeCache(root(), repo, revision or MAIN)
 
 
-def failures() -> tuple[type[Exception], ...]:
-    return OSError, *http.BROKEN
+def site() -> str:
+    return ", ".join(api.sites())
 
 
-def listing(repo: str, revision: str | None) -> Listing:
+def listing(repo: str, revision: str | None, step: http.Step) -> Listing:
     asked = revision or MAIN
-    data = http.data(f"{repo}/repo/files", {"Revision": asked, "Recursive": "True"})
-    every = data.get("Files") or []
+    data = api.data(f"{repo}/repo/files", {"Revision": asked, "Recursive": "True"}, step)
+    every = listed.objects(data.get("Files"))
     if len(every) >= _LISTED:
         raise CheckpointError(Text("ModelScope lists no more than {most} files of a repo, and this one may have more",
                                    most=_LISTED), repo,
                               Text("download it by hand: {command}", command=command(repo, revision or "", ())))
     items = [item for item in every if item.get("Type") == "blob"]
-    files = {str(item.get("Path") or "/"): RemoteFile(int(item.get("Size") or 0), str(item.get("Sha256") or "").lower())
-             for item in items}
-    unsafe = [name for name, file in files.items() if leaves_folder(name) or not _SHA256.fullmatch(file.digest)]
-    if unsafe:
-        raise CheckpointError(Text("ModelScope lists files with unsafe names or hashes: {files}",
-                                   files=first_ten(map(repr, unsafe))), repo,
-                              Text("do not use this repo; nothing of it was written"))
-    commit = asked if _COMMIT.fullmatch(asked) else _newest(repo, asked, data.get("LatestCommitter") or {}, items)
-    if not _COMMIT.fullmatch(commit):
-        raise CheckpointError(Text("ModelScope names no commit for {repo}", repo=repo), commit, Text("try again later"))
+    files = listed.files(TITLE, repo, ((item.get("Path"), item.get("Size"), _digest(item)) for item in items))
+    last = data.get("LatestCommitter")
+    commit = asked if listed.is_commit(asked) else _newest(repo, asked, last if isinstance(last, dict) else {}, items,
+                                                           step)
+    if not listed.is_commit(commit):
+        raise listed.no_commit(TITLE, repo, commit)
     return Listing(commit, files, False)
 
 
-def _newest(repo: str, branch: str, last: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> str:
+def _digest(item: Mapping[str, Any]) -> Any:
+    """Every file has its SHA-256."""
+    digest = item.get("Sha256")
+    return digest if isinstance(digest, str) and len(digest) == 64 else None
+
+
+def _newest(repo: str, branch: str, last: Mapping[str, Any], items: Sequence[Mapping[str, Any]],
+            step: http.Step) -> str:
     """The commit that a branch points to; its first digits where it cannot be found in full.
 
     The list of files has those digits, and of each file the last commit in full. Where none begins with them (the
     newest commit took files away), the list of commits must agree with them: it is not documented.
     """
-    if _COMMIT.fullmatch(last.get("Id") or ""):
+    if listed.is_commit(last.get("Id")):
         return str(last["Id"])
     short = str(last.get("ShortId") or "")
     if len(short) < _SHORT:
         return short
     commits = {str(item.get("Revision")) for item in items}
     if not any(commit.startswith(short) for commit in commits):
-        found = http.data(f"{repo}/commits", {"Ref": branch, "PageSize": "1"}).get("Commit") or []
+        found = listed.objects(api.data(f"{repo}/commits", {"Ref": branch, "PageSize": "1"}, step).get("Commit"))
         commits = {str(commit.get("Id")) for commit in found[:1]}
     return next((commit for commit in sorted(commits) if commit.startswith(short)), short)
 
 
 def transfer(repo: str, name: str, commit: str, file: RemoteFile, target: HashedFile) -> None:
-    tries = _TRIES
-    while (start := target.tell()) < file.size:
-        problem: Exception = ConnectionError(Text("it ended after {arrived:,} of {all:,} bytes of {name}",
-                                                  arrived=start, all=file.size, name=name))
-        try:
-            with http.ask(f"{repo}/repo", {"Revision": commit, "FilePath": name}, start) as answer:
-                if not http.continues(answer, start):
-                    target.truncate(0)
-                for block in http.blocks(answer, file.size - target.tell()):
-                    target.write(block)
-        except http.BROKEN as error:
-            problem = error
-        except http.RefusedError as error:
-            if not error.busy:
-                raise
-            problem = error
-        tries = _TRIES if target.tell() > start else tries - 1
-        if not tries:
-            raise problem
-        if target.tell() < file.size:
-            time.sleep(1)
-
-
-def refuses_licence(error: Exception) -> bool:
-    return isinstance(error, http.RefusedError) and error.no_access
+    bytes_of(lambda start: api.asked(f"{repo}/repo", {"Revision": commit, "FilePath": name}, target.step, start), file,
+             target)
 
 
 def gated(repo: str, command: str) -> CheckpointError:
@@ -153,26 +131,3 @@ def gated(repo: str, command: str) -> CheckpointError:
                                 repo=repo), page(repo),
                            Text("apply there, set MODELSCOPE_API_TOKEN, then try again or run: {command}",
                                 command=command))
-
-
-def explained(error: Exception, repo: str, revision: str, store: Store, command: str) -> CheckpointError:
-    at = Text("{repo} at {site}", repo=repo, site=", ".join(http.sites()))
-    if isinstance(error, http.OfflineError):
-        return CheckpointError(Text("download_missing is on, but HF_HUB_OFFLINE forbids downloads"), at,
-                               Text("unset HF_HUB_OFFLINE, or on another machine run: {command}", command=command))
-    if not isinstance(error, http.RefusedError):
-        return CheckpointError(Text("the download broke off ({kind}: {error})", kind=type(error).__name__, error=error),
-                               at,
-                               Text("check the network and try again, it goes on where it stopped; or run: {command}",
-                                    command=command))
-    if error.no_access:
-        return gated(repo, command)
-    if error.no_revision:
-        return CheckpointError(Text("{repo} has no revision {revision} (any more)", repo=repo,
-                                    revision=revision or MAIN), at,
-                               Text("correct or clear the revision, or run: {command}", command=command))
-    if error.no_repo:
-        return CheckpointError(Text("there is no repo {repo}, or it is private", repo=repo), at,
-                               Text("correct the id, or set MODELSCOPE_API_TOKEN and run: {command}", command=command))
-    return CheckpointError(Text("ModelScope refused: {error}", error=error), at,
-                           Text("try again later, or run: {command}", command=command))
