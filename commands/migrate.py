@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     done = migrate(read_json(str(source)))
     if not options.output and target.exists():
         raise CheckpointError("the output exists already", target, "name another with --output, or delete it")
-    partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    partial = target.with_name(f".{target.name}.part")  # one that was killed leaves it to the next
     try:
         partial.write_text(json.dumps(done.workflow, indent=2, ensure_ascii=False), encoding="utf-8")
         os.replace(partial, target)

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from .models import (
         ATTACHMENT,
         PREFERENCE,
+        SOURCES,
         bound_to_weights,
         carry_over,
         load_file,
@@ -136,7 +137,7 @@ _NAMES = {
     "measuring": "empty_latent let_go weight_bytes",
     "memory": "without_memory",
     "models": (
-        "ATTACHMENT PREFERENCE bound_to_weights carry_over load_file load_state_dict load_without_memory "
+        "ATTACHMENT PREFERENCE SOURCES bound_to_weights carry_over load_file load_state_dict load_without_memory "
         "mixed_operations mixed_operations_in model_identity native_names patched_tensors quantized_formats "
         "quantized_weight refuse_to_run takes_attention_preferences tensors_for_saving unpatched_tensors"
     ),

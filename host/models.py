@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 ATTACHMENT = "quantized_transformers"
+SOURCES = f"{ATTACHMENT}.sources"  # the files of a MODEL's weights
 ATTENTION = ".comfy_attention"  # a module beside whose name a file can say which attention kernel it prefers
 PREFERENCE = f"{ATTENTION}.config"
 READ_AT_LOAD = (".comfy_quant", PREFERENCE)  # JSON, which cannot be read of a meta tensor
@@ -135,7 +136,8 @@ def carry_over(patcher: Any, fresh: Any) -> Any:
     clone.clone_base_uuid = fresh.clone_base_uuid
     clone.hook_backup, clone.cached_hook_patches = {}, {}
     clone.cached_patcher_init = fresh.cached_patcher_init
-    clone.attachments[ATTACHMENT] = fresh.attachments[ATTACHMENT]
+    for key in (ATTACHMENT, SOURCES):
+        clone.attachments[key] = fresh.get_attachment(key)
     if hasattr(fresh, "fast_disk"):  # of newer hosts: how the file of these weights lies
         clone.fast_disk = fresh.fast_disk
     clone.object_patches = {**fresh.object_patches, **clone.object_patches}  # what a user set on the base wins

@@ -24,6 +24,7 @@ from .describe import describe_config, read
 from .description import CheckpointDescription
 from .errors import CheckpointError
 from .families import named
+from .files.selection import WEIGHTS
 from .files.source import Source, read_json
 from .locate import companions_of, locate
 from .prepare import prepare
@@ -119,6 +120,7 @@ def load(request: Request, disable_dynamic: bool = False, quiet: bool = False,
         damage.watch(patcher, native.unread, description.reference, plan.hint)
     patcher.cached_patcher_init = (rebuild, (request,))
     patcher.set_attachments(host.ATTACHMENT, request)
+    patcher.set_attachments(host.SOURCES, checkpoint.frozen.behind(WEIGHTS))
     return Loaded(patcher, description, load_report(description, native), bool(native.layouts), bool(by_host))
 
 
@@ -146,6 +148,7 @@ def defer(request: Request, disable_dynamic: bool = False) -> Loaded:
     description = CheckpointDescription(request.reference, [], 0, architecture.name, Naming("diffusers"), dims, "none",
                                         notes=[Text("no weights: they come from an override")])
     patcher.set_attachments(host.ATTACHMENT, request)
+    patcher.set_attachments(host.SOURCES, None)
     return Loaded(patcher, description, load_report(description, None))
 
 

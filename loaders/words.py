@@ -8,11 +8,11 @@ from ..host.texts import Text, joined
 
 
 def size(count: int) -> str:
-    """A number of bytes as GB, MB or kB (powers of ten)."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
-        if count >= factor:
-            return f"{count / factor:.2f} {unit}"
-    return f"{count / 1e3:.1f} kB"
+    """A number of bytes in the unit that fits: TB, GB, MB or kB (powers of ten), or B."""
+    for unit, factor, digits in (("TB", 1e12, 2), ("GB", 1e9, 2), ("MB", 1e6, 2), ("kB", 1e3, 1)):
+        if round(count / factor, 4) >= 1:
+            return f"{count / factor:.{digits}f} {unit}"
+    return f"{count} B"
 
 
 def grouped(lines: Iterable[str]) -> list[str]:

@@ -20,6 +20,7 @@ from ..loaders.model import attach_lora, base_of
 from ..loaders.patterns import Expressions
 from ..loaders.words import first_ten, size
 from .builders.presets import NONE, PRESETS, Preset, variants
+from .sources import sources_of
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +55,8 @@ def quantize(model: Any, keep: str = "", backend: str = "auto", step: Callable[[
     where the host keeps them in the same dtype. `step` is called after each layer (default: the node's progress bar and
     Cancel).
 
-    Raises CheckpointError for a model without weights or without float Linears, one whose weights something else holds
-    on to, a pattern that is no regex, infinite weights, and a backend that cannot run here.
+    Raises CheckpointError for a model without weights or without float Linears, one whose file is written to, or whose
+    weights something else holds, a pattern that is no regex, infinite weights, and a backend that cannot run here.
     """
     host.require("quantized layers", "Ascend")
     modules = _linears(model)
@@ -71,11 +72,14 @@ def quantize(model: Any, keep: str = "", backend: str = "auto", step: Callable[[
     tensors = host.unpatched_tensors(model)
     before = sum(_bytes(tensors[f"{name}.weight"]) for name in choice.quantize)
     after = 0
+    sources, mapped = sources_of(model, tensors.values())
     for name in choice.quantize:
-        layer = _layer(name, tensors[f"{name}.weight"])
+        with sources.held(name):
+            layer = _layer(name, mapped.own(tensors[f"{name}.weight"]))
         tensors |= layer
         after += sum(map(_bytes, layer.values()))
         step()
+    sources.check()
     tensors = {name: tensor.to(model.offload_device) for name, tensor in tensors.items()}
     fresh = _to_host(tensors, model, modules, chosen.kernels)
     patcher = _dress(model, fresh, keep, backend)
@@ -238,7 +242,8 @@ def _dress(model: Any, fresh: Any, keep: str, backend: str) -> Any:
         fresh.set_model_compute_dtype(dtype)
     init = model.cached_patcher_init
     fresh.cached_patcher_init = (rebuild, (init, keep, backend)) if init else None
-    fresh.set_attachments(host.ATTACHMENT, model.get_attachment(host.ATTACHMENT))
+    for key in (host.ATTACHMENT, host.SOURCES):
+        fresh.set_attachments(key, model.get_attachment(key))
     patcher = host.carry_over(model, fresh)
     attach_lora(patcher)
     there = patcher.model_state_dict().keys() if model.patches else ()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ from pathlib import Path
 from .. import host
 from ..host.texts import Text
 from ..loaders.errors import CheckpointError
+from ..loaders.files.frozen import Changed
 from ..loaders.files.unfinished import MARKER
 
 PART = ".part"
+TIDYING = "qt-tidy"
 Step = Callable[[int], None]
 _TEXT = ("This folder is unfinished: run the tool that writes it again, it goes on where it stopped.\nA folder called "
          "'previous' in here is the one that was to be replaced: keep it, the tool puts it back.\n")
@@ -33,7 +36,9 @@ _REMOVED = "removed"
 
 
 def target_folder(output: str, inputs: Sequence[Path], overwrite: bool = False) -> Path:
-    """The folder that `output` names; a relative one is below this pack's model folder. Nothing is changed on disk.
+    """The folder that `output` names; a relative one is below this pack's model folder. Nothing is changed on disk, but
+    where it is refused for what is in it, and that is the work of a run that was killed after it had published it, what
+    else that has left is removed.
 
     Raises CheckpointError unless it is new, empty or an interrupted run's, no link, and neither in one of `inputs`
     (files or folders) nor around one. With `overwrite` it may also be a folder of one model: config.json and weights,
@@ -49,7 +54,11 @@ def target_folder(output: str, inputs: Sequence[Path], overwrite: bool = False) 
     if path.is_symlink() or path.exists() and not path.is_dir():
         raise CheckpointError(Text("the output is a link or a file"), path, Text("give the full path of a new folder"))
     real = Path(os.path.realpath(path))
-    _refuse_full(real, overwrite)
+    try:
+        _refuse_full(real, overwrite)
+    except CheckpointError:
+        _tidy(real)
+        raise
     for folder in inputs:
         top = Path(os.path.realpath(folder))
         if real.is_relative_to(top) or top.is_relative_to(real):
@@ -72,6 +81,22 @@ def _refuse_full(target: Path, overwrite: bool) -> None:
                               Text("give a new folder, or remove this one yourself"))
 
 
+def _tidy(target: Path) -> None:
+    """Remove what is left beside a folder that a killed run has published: in a thread, for a prompt is checked on the
+    server's only one, and an old model takes a while to go."""
+    left = _work(target)
+    if not left.folder.is_dir() or left.content.exists():  # there is nothing, or a run that goes on
+        return
+
+    def remove() -> None:
+        with suppress(CheckpointError), work_folder(target):  # which refuses the target, too, once it has tidied up
+            pass
+
+    thread = threading.Thread(target=remove, name=TIDYING)
+    thread.start()
+    thread.join(0.1)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the entries of a folder durable (not on Windows, which does it by itself)."""
     if os.name == "nt":
@@ -87,7 +112,8 @@ def sync_folder(folder: Path) -> None:
 class Work:
     """The hidden folder of one run: `content` becomes `target`; `folder` is around it.
 
-    `resumable` says whether what is there after an exception is of use to the next run, or is removed.
+    `resumable` says whether what is there after an exception is of use to the next run, or is removed (as it is where a
+    source changed).
     """
 
     target: Path
@@ -158,8 +184,8 @@ def work_folder(target: Path, overwrite: bool = False) -> Iterator[Work]:
     Raises CheckpointError when another process works on this target, when the hidden folder is not this pack's, and
     for a target that may not be replaced. OSErrors are turned into a CheckpointError that names the file.
     """
-    folder = target.parent / f".{target.name}.unfinished"
-    work = Work(target, folder, folder / "content", folder / "previous", overwrite)
+    work = _work(target, overwrite)
+    folder = work.folder
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if folder.is_symlink() or folder.exists() and not (folder / MARKER).is_file() and (
@@ -173,19 +199,26 @@ def work_folder(target: Path, overwrite: bool = False) -> Iterator[Work]:
                 mark.write(_TEXT)
                 mark.flush()
             _recover(work)
-            _refuse_full(target, overwrite)
-            _mark(work.content)
-            end = True
+            end = not work.content.exists()  # what an earlier run has published needs nothing any more
             try:
+                _refuse_full(target, overwrite)
+                end = False
+                _mark(work.content)
                 yield work
-            except BaseException:
-                end = not work.resumable
+                end = True
+            except BaseException as error:
+                end |= not work.resumable or isinstance(error, Changed)
                 raise
             finally:
                 if end:
                     _sweep(work)
     except OSError as error:
         raise unwritable(error, target) from error
+
+
+def _work(target: Path, overwrite: bool = False) -> Work:
+    folder = target.parent / f".{target.name}.unfinished"
+    return Work(target, folder, folder / "content", folder / "previous", overwrite)
 
 
 def unwritable(error: OSError, where: object, what: str = "") -> CheckpointError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ... import host
 from ...host.texts import Text
 from ..errors import CheckpointError
+from ..files.frozen import Frozen
 from ..files.source import Source, open_file, read_json
 from ..files.strict import Invalid
 from ..words import first_ten
@@ -38,7 +39,8 @@ class Checkpoint:
 
     Attributes: `source`, `headers` (one a file), `tensors` (name -> TensorInfo, all files), `preferences` (those of
     attention.py, which are no weights and not among `tensors`), `config` (config.json of the component, or None; in it
-    those of its companions, under "_" and their folder's name).
+    those of its companions, under "_" and their folder's name), `frozen` (the files, as they were before they were
+    opened).
     `stored_tensors` are the tensors under the names of the files, `tensors` those that count, as `call` names them.
     `claimed` is what families/declarations.py has found in `config` and `metadata`, for all families that ask.
     `settled`: `know_as` has said what the files' names mean, and no family looks for prefixes in them.
@@ -49,7 +51,7 @@ class Checkpoint:
 
     def __init__(self, source: Source) -> None:
         """Read the headers. Raises CheckpointError for a damaged file or shards that contradict each other."""
-        self.source = source
+        self.source, self.frozen = source, Frozen(source.paths)
         self.headers = [read_header(path) for one in (source, *source.companions) for path in one.files]
         self.config: dict[str, Any] | None = None
         if source.config:

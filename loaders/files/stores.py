@@ -220,11 +220,12 @@ class ModelFolder:
         return False
 
     def show(self, name: str) -> None:
-        """The note beside it is what `hf download --local-dir` writes: it downloads the file no second time."""
+        """The note beside it is what `hf download --local-dir` writes: it downloads the file no second time. It comes
+        first, for where this ends between the two a note without its file is written again."""
         note = self._notes / f"{name}.metadata"
         self.path(name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self.partial(name), self.path(name))
         _write_atomically(note, f"{self._commit}\n{self._files[name].digest}\n{time.time()}\n")
+        os.replace(self.partial(name), self.path(name))
 
 
 def _refuse_others(folder: Path, names: Sequence[str]) -> None:
@@ -234,7 +235,8 @@ def _refuse_others(folder: Path, names: Sequence[str]) -> None:
 
 
 def _write_atomically(path: Path, text: str) -> None:
+    """Under the store's lock: what a run that was killed here has left has the same name, and is written again."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...host.texts import Text
 from ...loaders.errors import CheckpointError
+from ...loaders.files.mapped import Mapped
 from ...loaders.words import first_ten
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def read_amax(path: Path) -> dict[str, dict[str, Tensor]]:
     """Layer -> {"weight": amax, "input": amax} of a backbone.pt, as stored.
 
     The pickle is looked through before it is read: it is refused when it names anything but ALLOWED, so what other code
-    has told torch to trust does not count. Then torch reads it with weights_only, tensors memory-mapped.
-    Raises CheckpointError for any other file.
+    has told torch to trust does not count. Then torch reads it with weights_only, tensors memory-mapped; those that are
+    wanted come by plain reads. Raises CheckpointError for any other file.
     """
     import pickle
 
@@ -71,7 +72,8 @@ def read_amax(path: Path) -> dict[str, dict[str, Tensor]]:
     if not found:
         raise CheckpointError(Text("this file holds no calibrated amax (weight_quantizer._amax, "
                                    "input_quantizer._amax)"), path, _DO)
-    return found
+    mapped = Mapped(value for both in found.values() for value in both.values())
+    return {layer: {kind: mapped.own(value) for kind, value in both.items()} for layer, both in found.items()}
 
 
 def _refuse_code(path: Path) -> None:

@@ -19,6 +19,7 @@ from ...host.texts import Text
 from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.containers.safetensors import TORCH_DTYPES, TensorInfo
 from ...loaders.errors import CheckpointError
+from ...loaders.files.frozen import Changed
 from ...loaders.files.selection import TEXT_SUFFIXES
 from ...loaders.locate import locate
 from ...quant.stored import PLAIN_DTYPES
@@ -34,13 +35,14 @@ SPAN = 1 << 21  # elements that one thread reads and works on at a time
 
 
 class Component:
-    """The transformer that a reference names: `tensors` by stored name, `config`, and the folder it lies in."""
+    """The transformer that a reference names: `tensors` by stored name, `config`, the folder it lies in, and its files
+    as they were before anything was read of them (`frozen`)."""
 
     def __init__(self, reference: str, *, bare: bool = False) -> None:
         """Find it and read its headers. `bare`: weights without config.json will do. Raises CheckpointError when that
         fails, and for a component without config.json or in several files without an index."""
         self.checkpoint = Checkpoint(locate(reference))
-        source = self.checkpoint.source
+        source, self.frozen = self.checkpoint.source, self.checkpoint.frozen
         if source.config is None and not bare:
             raise CheckpointError(Text("there is no config.json beside the weights"), source.folder,
                                   Text("give a diffusers folder: the transformer's, or one with a subfolder "
@@ -126,8 +128,7 @@ class Component:
             while view:
                 count = file.readinto(view)
                 if not count:
-                    raise CheckpointError(Text("the file ends within {name}: it changed meanwhile", name=name), path,
-                                          Text("run this again when nothing writes to it"))
+                    raise Changed(path, Text("it ends within {name}", name=name))
                 view = view[count:]
 
     def _largest(self, name: str, info: TensorInfo, part: Tensor) -> float:

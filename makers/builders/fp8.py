@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ...host.texts import Text, joined
 from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.errors import CheckpointError
+from ...loaders.files.frozen import Frozen
 from ...loaders.patterns import Expression, Globs
 from ...quant.stored import PLAIN_DTYPES
 from ..publish import Step, target_folder
@@ -75,12 +76,14 @@ def build_fp8(*, output_dir: str, base_transformer_dir: str = "", modelopt_hf_di
                                    "base"))
     user = compiled(keep_bf16_patterns)
     backbone = find_backbone(modelopt_backbone_ckpt) if modelopt_backbone_ckpt.strip() else None
+    inputs = Frozen([backbone] if backbone else ())
     base = Component(base_transformer_dir) if base_transformer_dir.strip() else None
     export = Component(modelopt_hf_dir) if modelopt_hf_dir.strip() else None
     source = export or base
     assert source is not None
     preset = preset_of(model_type, source.class_name, (base or source).folder.name)
-    inputs = [*source.paths, *(base.paths if base and export else ()), *([backbone] if backbone else ())]
+    for component in (export, base):
+        inputs |= component.frozen if component else Frozen()
     target = target_folder(output_dir, [c.folder for c in (export, base) if c] + ([backbone] if backbone else []),
                            overwrite)
     if export:

@@ -36,7 +36,6 @@ from .gguf_file import GGUFLayout, Stored, check, gguf_py, lay_out, target_file
 from .gguf_rules import FILE_TYPES, KINDS, LONGEST_NAME, QUANTIZED, Choice, choose, rules_of
 from .output import Built, statistics_line
 from .presets import NONE, PRESETS, Preset, compiled, left_alone, preset_of, unmatched, variants
-from .writer import states
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +89,6 @@ def build_gguf(*, output: str, base: str, kind: str = "Q8_0", model_type: str = 
     _, plan = describe.read(component.checkpoint)
     plan.description.require_loadable()
     target = target_file(output, component.paths, overwrite)
-    before = states(component.paths)
     rules = rules_of(plan.architecture.name, component.folder)
     if model_type == "none":
         rules = rules._replace(high=())
@@ -110,13 +108,10 @@ def build_gguf(*, output: str, base: str, kind: str = "Q8_0", model_type: str = 
     total = sum(piece.bytes for piece in pieces)
 
     def checked(path: str) -> None:
-        if states(component.paths) != before:
-            raise CheckpointError(Text("a source file changed meanwhile"), component.folder,
-                                  Text("run this again when nothing writes to it"))
         check(path, tensors, layout)
         _read_back(path, plan)
 
-    write_laid_out(target, layout, pieces, overwrite=overwrite, check=checked,
+    write_laid_out(target, layout, pieces, sources=component.frozen, overwrite=overwrite, check=checked,
                    step=(progress or host.progress)(total))
     why = Counter(choice.why for choice in choices.values())
     statistics: dict[str, int | bool] = {"quantized_weights": why["quantized"], "kept_weights": why["kept"],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -101,26 +101,28 @@ def lay_out(tensors: Mapping[str, Stored], architecture: str, file_type: int,
 
     gguf = gguf_py()
     places: dict[str, TensorInfo] = {}
-    at = 0
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "header")
-        writer = gguf.GGUFWriter(path=None, arch=architecture)
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        writer.add_file_type(file_type)
-        for key, text in texts.items():
-            writer.add_string(key, text)
-        for name, tensor in tensors.items():
-            if tensor.shape != tensor.logical:
-                writer.add_array(ORIGINAL_SHAPE + name, tensor.logical)
-            writer.add_tensor_info(name, tensor.shape, numpy.dtype(numpy.float32), tensor.bytes,
-                                   raw_dtype=gguf.GGMLQuantizationType[tensor.kind])
-            places[name] = TensorInfo("U8", (tensor.bytes,), at, at + tensor.bytes)
-            at += _padded(tensor.bytes)
-        writer.write_header_to_file(path=path)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.close()
-        head = path.read_bytes()
+    at, header = 0, io.BytesIO()
+
+    class InMemory(gguf.GGUFWriter):  # type: ignore[name-defined]  # a file of its own would outlive a kill
+        def open_output_file(self, path: Path | None = None) -> None:
+            self.fout, self.state = [header], gguf.gguf_writer.WriterState.EMPTY
+
+    writer = InMemory(path=None, arch=architecture)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_file_type(file_type)
+    for key, text in texts.items():
+        writer.add_string(key, text)
+    for name, tensor in tensors.items():
+        if tensor.shape != tensor.logical:
+            writer.add_array(ORIGINAL_SHAPE + name, tensor.logical)
+        writer.add_tensor_info(name, tensor.shape, numpy.dtype(numpy.float32), tensor.bytes,
+                               raw_dtype=gguf.GGMLQuantizationType[tensor.kind])
+        places[name] = TensorInfo("U8", (tensor.bytes,), at, at + tensor.bytes)
+        at += _padded(tensor.bytes)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    head = header.getvalue()
     return GGUFLayout(head + bytes(_padded(len(head)) - len(head)), places)
 
 

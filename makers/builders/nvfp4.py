@@ -72,7 +72,7 @@ def build_nvfp4(*, output_dir: str, base_transformer_dir: str, modelopt_hf_dir: 
     patterns = (*PATTERN_PRESETS[pattern_preset], *keep_bf16_patterns)
     base = Component(base_transformer_dir)
     export = Component(modelopt_hf_dir) if modelopt_hf_dir.strip() else None
-    inputs = [*(export.paths if export else ()), *base.paths]
+    inputs = export.frozen | base.frozen if export else base.frozen
     target = target_folder(output_dir, [c.folder for c in (export, base) if c], overwrite)
     if export:
         plan, quantization, statistics = _from_export(export, base, patterns)

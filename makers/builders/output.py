@@ -15,6 +15,7 @@ from ...host.texts import Text, joined
 from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.containers.writing import Declared, Parts, Piece, Put
 from ...loaders.errors import CheckpointError
+from ...loaders.files.frozen import Frozen
 from ...loaders.locate import locate
 from ...loaders.words import first_ten, size
 from ...quant.stored import PLAIN_DTYPES
@@ -134,7 +135,7 @@ def quantization_of(export: Component, algorithm: str) -> dict[str, Any]:
     return {**config, "ignore": ignore, "quant_algo": algorithm, "quant_type": algorithm}
 
 
-def publish(plan: Plan, target: Path, source: Component, quantization: Mapping[str, Any], inputs: Sequence[Path],
+def publish(plan: Plan, target: Path, source: Component, quantization: Mapping[str, Any], inputs: Frozen,
             options: Sequence[Any], shard_bytes: int, overwrite: bool,
             progress: Callable[[int], Step] | None) -> tuple[Checkpoint, list[str]]:
     """Write the folder: config.json and every header say `quantization`. Returns it, read back, and report lines.
@@ -152,7 +153,7 @@ def publish(plan: Plan, target: Path, source: Component, quantization: Mapping[s
                           shard_bytes=shard_bytes, overwrite=overwrite,
                           fingerprint=hashlib.sha256(facts.encode()).hexdigest(),
                           step=progress(sum(piece.bytes for piece in pieces)) if progress else None)
-    before = sum(path.stat().st_size for path in inputs if path.suffix == ".safetensors")
+    before = sum(state.size for path, state in inputs.states.items() if path.endswith(".safetensors"))
     lines: list[str] = [
         Text("{count} shard{s}, {written} (read: {read})", count=written.shards, s="s" if written.shards > 1 else "",
              written=size(written.total_size), read=size(before))]

@@ -18,13 +18,14 @@ from ... import host
 from ...host.texts import Text
 from ...loaders.containers.writing import NotWritten, Piece, difference, write_at, write_piece
 from ...loaders.errors import CheckpointError
+from ...loaders.files.frozen import Frozen
 from ...loaders.files.unfinished import MARKER
 from ...loaders.words import first_ten
 from ..publish import PART, Step, Work, target_folder, unwritable, work_folder
 from .progress import terminal_progress
 from .shards import Shard, make_shards
 
-__all__ = ["Written", "states", "terminal_progress", "write_model"]
+__all__ = ["Written", "terminal_progress", "write_model"]
 _JOB = "job.json"
 
 
@@ -40,7 +41,8 @@ class Written:
 
 @dataclass
 class _Job:
-    """What unfinished work was begun for, and which shards are whole: name to (bytes, time of the last change)."""
+    """What unfinished work was begun for (`sources`: each file read, and its State), and which shards are whole: name
+    to (bytes, time of the last change)."""
 
     fingerprint: str
     layout: str
@@ -49,7 +51,7 @@ class _Job:
 
 
 def write_model(target: Path, pieces: Sequence[Piece], *, config: Mapping[str, Any], header: Mapping[str, str],
-                copies: Mapping[str, Path], sources: Sequence[Path], shard_bytes: int = 5 << 30,
+                copies: Mapping[str, Path], sources: Frozen, shard_bytes: int = 5 << 30,
                 stem: str = "diffusion_pytorch_model", index_name: str | None = None, overwrite: bool = False,
                 fingerprint: str = "", step: Step | None = None) -> Written:
     """Write the folder `target` from `pieces`, made one at a time and held only until they are written.
@@ -59,9 +61,9 @@ def write_model(target: Path, pieces: Sequence[Piece], *, config: Mapping[str, A
     index. `step` is called with bytes of tensors as they are written (default: the node's progress bar and Cancel).
 
     The folder appears whole or not at all (publish.py). Of an interrupted run with the same `fingerprint` (the
-    caller's options), layout and `sources` (path, size and time of change of each file read), finished shards are
-    taken over; the one that was being written is written again. With `overwrite`, the folder of a model that is there
-    stays until the new one is whole.
+    caller's options), layout and `sources` (every file read, as it was before that), finished shards are taken over;
+    the one that was being written is written again. With `overwrite`, the folder of a model that is there stays until
+    the new one is whole.
 
     Raises CheckpointError for a target that may not be used, and, with nothing published: when a tensor is not as
     declared, `make` refuses, a source changes meanwhile (all three also drop the unfinished work), or the disk is full.
@@ -77,29 +79,30 @@ def write_model(target: Path, pieces: Sequence[Piece], *, config: Mapping[str, A
         raise CheckpointError(Text("two files would get one name, or one in another folder: {names}",
                                    names=first_ten(names)), target,
                               Text("rename the file that is copied beside the weights"))
-    inputs = [*sources, *copies.values()]
-    target = target_folder(str(target), inputs, overwrite)
+    sources |= Frozen(copies.values())
+    target = target_folder(str(target), [*map(Path, sources.states)], overwrite)
     layout = hashlib.sha256(b"".join([*texts.values(), *(shard.layout.head for shard in shards)])).hexdigest()
-    job = _Job(fingerprint, layout, states(inputs))
+    job = _Job(fingerprint, layout, [[path, *state] for path, state in sources.states.items()])
     step = step or host.progress(total)
     with work_folder(target, overwrite) as work:
         reused = _take_over(work, job, shards, header)
         _record(work, job)
         work.check_space(sum(shard.layout.bytes for shard in shards) + sum(map(len, texts.values()))
-                         + sum(path.stat().st_size for path in copies.values()))
+                         + sum(sources.add(path) for path in copies.values()))
         for shard in shards:
             if shard.name in job.done:
                 step(shard.bytes)
                 continue
-            _write_shard(work, shard, job, step)
+            _write_shard(work, shard, sources, step)
             _check(work.content / (shard.name + PART), shard, header)
             _record(work, job, shard)
         for name, text in texts.items():
             _write_file(work.content / name, text)
-        for name, path in copies.items():
-            shutil.copyfile(path, work.content / name)
-            _write_file(work.content / name)
-        _refuse_changed(work, job)
+        with sources.held():
+            for name, path in copies.items():
+                shutil.copyfile(path, work.content / name)
+                _write_file(work.content / name)
+        sources.check()
         work.publish([shard.name for shard in shards])
     return Written(tuple(names), total, len(shards), reused)
 
@@ -108,44 +111,15 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def states(paths: Sequence[Path]) -> list[list[Any]]:
-    """What tells that a file changed: (path, size, time of the last change) of each file."""
-    found: list[list[Any]] = []
-    for path in dict.fromkeys(map(str, paths)):
-        try:
-            state = os.stat(path)
-        except OSError as error:
-            raise CheckpointError(Text("cannot read the file: {reason}", reason=error.strerror), path,
-                                  Text("check the path and its rights")) from error
-        found.append([path, state.st_size, state.st_mtime_ns])
-    return found
-
-
-def _refuse_changed(work: Work, job: _Job, name: str = "") -> None:
-    """Raise CheckpointError when a source is not what it was when the work began; `name` is the tensor at hand."""
-    for state in job.sources:
-        try:
-            same = states([Path(state[0])]) == [state]
-        except CheckpointError:
-            same = False
-        if not same:
-            work.resumable = False
-            what = Text("the source file changed meanwhile (at the tensor {name})", name=name) if name else \
-                Text("the source file changed meanwhile")
-            raise CheckpointError(what, state[0], Text("run this again when nothing writes to it: it starts anew"))
-
-
 def _take_over(work: Work, job: _Job, shards: list[Shard], header: Mapping[str, str]) -> int:
     """Note in `job.done` which shards an interrupted run has finished, and remove the rest. Returns their bytes."""
     try:
         old = _Job(**json.loads((work.folder / _JOB).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         old = None
-    if old is None or (old.fingerprint, old.layout, [state[0] for state in old.sources]) != (
-            job.fingerprint, job.layout, [state[0] for state in job.sources]):
+    if old is None or (old.fingerprint, old.layout, old.sources) != (job.fingerprint, job.layout, job.sources):
         work.clear()
         return 0
-    _refuse_changed(work, old)
     work.reopen([shard.name for shard in shards])
     for shard in shards:
         part = work.content / (shard.name + PART)
@@ -171,29 +145,28 @@ def _record(work: Work, job: _Job, shard: Shard | None = None) -> None:
     os.replace(new, work.folder / _JOB)
 
 
-def _write_shard(work: Work, shard: Shard, job: _Job, step: Step) -> None:
+def _write_shard(work: Work, shard: Shard, sources: Frozen, step: Step) -> None:
     path = work.content / (shard.name + PART)
     with open(path, "wb", buffering=0) as out:
         write_at(out.fileno(), 0, shard.layout.head)
         for piece in shard.pieces:
-            _write_piece(out.fileno(), path, shard, piece, work, job, step)
+            _write_piece(out.fileno(), path, shard, piece, work, sources, step)
         os.fsync(out.fileno())
 
 
-def _write_piece(out: int, path: Path, shard: Shard, piece: Piece, work: Work, job: _Job, step: Step) -> None:
+def _write_piece(out: int, path: Path, shard: Shard, piece: Piece, work: Work, sources: Frozen, step: Step) -> None:
     first = piece.tensors[0].name if piece.tensors else ""
-    _refuse_changed(work, job, first)
     try:
-        write_piece(out, shard.layout, piece, step)
+        with sources.held(first):
+            write_piece(out, shard.layout, piece, step)
     except NotWritten as error:
         raise unwritable(error.error, path, Text("the tensor {name}", name=error.name)) from error
-    except Exception as error:
-        _refuse_changed(work, job, first)  # which may be why
-        if isinstance(error, OSError):
-            raise CheckpointError(Text("cannot read what {name} is made from: {reason}", name=first,
-                                       reason=error.strerror or error),
-                                  error.filename or "", Text("check the files and their rights")) from error
-        work.resumable = not isinstance(error, CheckpointError)
+    except OSError as error:
+        raise CheckpointError(Text("cannot read what {name} is made from: {reason}", name=first,
+                                   reason=error.strerror or error),
+                              error.filename or "", Text("check the files and their rights")) from error
+    except CheckpointError:
+        work.resumable = False
         raise
 
 

@@ -1,6 +1,6 @@
 """Two checkpoints of one architecture, layer by layer: the signal-to-noise ratio of the weights they stand for.
 
-Both are brought to the host's native layers and decoded in F32 (decode.py), one layer at a time from memory-mapped
+Both are brought to the host's native layers and decoded in F32 (decode.py), one layer at a time, by plain reads of the
 files.
 """
 
@@ -19,6 +19,7 @@ from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.describe import read
 from ...loaders.description import CheckpointDescription
 from ...loaders.errors import CheckpointError
+from ...loaders.files.mapped import Mapped
 from ...loaders.files.source import Source
 from ...loaders.words import size
 from ..decode import Decode, decoder
@@ -105,7 +106,8 @@ class WeightComparison:
 def compare_weights(reference: Source, candidate: Source, step: Callable[[], None] = lambda: None) -> WeightComparison:
     """Compare two located checkpoints; `step` is called after each module.
 
-    Raises CheckpointError for a checkpoint that cannot be loaded, and for two of different architectures or sizes.
+    Raises CheckpointError for a checkpoint that cannot be loaded or whose files change meanwhile, and for two of
+    different architectures or sizes.
     """
     first, second = _Opened(reference), _Opened(candidate)
     _refuse_others(first.description, second.description)
@@ -117,6 +119,8 @@ def compare_weights(reference: Source, candidate: Source, step: Callable[[], Non
         for key in first.modules:
             _compare_module(key, named[key], first, second, decode, result)
             step()
+    for opened in (first, second):
+        opened.checkpoint.frozen.check()
     return result
 
 
@@ -158,6 +162,20 @@ def _key(module: Module) -> str:
     return tensor_name(module.native, module.leaf)
 
 
+class _Read(dict[str, "torch.Tensor"]):
+    """Memory-mapped tensors that are read from their file when they are taken."""
+
+    def __init__(self, mapped: Part) -> None:
+        super().__init__(mapped)
+        self._files = Mapped(mapped.values())
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._files.own(super().__getitem__(name))
+
+    def pop(self, name: str, *_: Any) -> torch.Tensor:
+        return self._files.own(super().pop(name))
+
+
 class _Opened:
     """One of the two: its description, and its native layers one at a time. Every layer can be taken once."""
 
@@ -174,6 +192,7 @@ class _Opened:
     def layers(self, stack: ExitStack) -> None:
         """Open the files for as long as `stack` is."""
         tensors = self.family.tensors(self.checkpoint, self.plan)
+        tensors.mapped = _Read(tensors.mapped)
         stack.enter_context(tensors.opened())
         self._layers = Layers(tensors)
 
@@ -182,7 +201,8 @@ class _Opened:
         planned, native = self.modules[key], NativeStateDict()
         module = planned.module
         try:
-            add(native, planned, self._layers)
+            with self.checkpoint.frozen.held(module.stored[0]):
+                add(native, planned, self._layers)
         except (KeyError, ValueError) as error:
             raise CheckpointError(Text("{name}: {error}", name=module.stored[0], error=error),
                                   self.description.reference, self.plan.hint) from error

@@ -12,9 +12,9 @@ from ...loaders.files.places import find_path
 from ...loaders.files.unfinished import MARKER
 from ...loaders.words import size
 from ..publish import PART, Step, Work, target_folder, work_folder
-from .files import File, place_link, write
+from .files import place_link, write
 from .names import DIRECTIONS
-from .plan import make_plan
+from .plan import Plan, make_plan
 
 __all__ = ["DIRECTIONS", "repack"]
 
@@ -46,7 +46,9 @@ def repack(source: str, base: str, output: str, direction: str = DIRECTIONS[0], 
     plan = make_plan(export, repo, direction, link)
     weights = [file.name for file in plan.files if file.name.endswith(".safetensors") and not file.link]
     with work_folder(target) as work:
-        reused = _write_all(work, plan.files, weights, step or host.progress(sum(file.size for file in plan.files)))
+        with plan.sources.held():
+            reused = _write_all(work, plan, weights, step or host.progress(sum(file.size for file in plan.files)))
+        plan.sources.check()
         work.publish(weights)
     lines = [Text("repacked Wan {direction}: {export} -> {target}", direction=direction, export=export, target=target),
              *plan.lines]
@@ -56,8 +58,9 @@ def repack(source: str, base: str, output: str, direction: str = DIRECTIONS[0], 
     return joined("\n", lines)
 
 
-def _write_all(work: Work, files: list[File], weights: list[str], step: Step) -> int:
+def _write_all(work: Work, plan: Plan, weights: list[str], step: Step) -> int:
     """Write every file into the content, weights under an unfinished name. Returns the bytes that were there."""
+    files = plan.files
     names = {file.name: file.name + PART if file.name in weights else file.name for file in files}
     work.reopen(weights)
     for path in work.content.rglob("*"):
@@ -71,9 +74,12 @@ def _write_all(work: Work, files: list[File], weights: list[str], step: Step) ->
     reused = 0
     for file in files:
         path = work.content / names[file.name]
-        if file.link and file.source and place_link(path, file.source):
-            continue
+        if file.link and file.source:
+            if place_link(path, file.source):
+                continue
+            file = file._replace(link=False, data=plan.sources.add(file.source))
         if path.is_symlink():
             path.unlink()
-        reused += write(path, file._replace(link=False), step)
+        reused += write(path, file, step)
+        plan.sources.check(file.name)
     return reused

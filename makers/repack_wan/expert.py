@@ -11,6 +11,7 @@ from typing import Any
 from ...host.texts import Text
 from ...loaders.containers.checkpoint import Checkpoint
 from ...loaders.errors import CheckpointError, MissingFiles
+from ...loaders.files.frozen import Frozen
 from ...loaders.files.selection import INDEX, index_shards
 from ...loaders.files.source import Source, read_json
 from ...loaders.words import first_ten
@@ -20,13 +21,15 @@ DESCRIPTION, WEIGHTS = "quant_model_description", "diffusion_pytorch_model"
 
 @dataclass(frozen=True)
 class Expert:
-    """One transformer of the source: its folder, headers, description and the files beside them."""
+    """One transformer of the source: its folder, headers, description and the files beside them; all of them as they
+    were before they were read (`frozen`)."""
 
     folder: Path
     checkpoint: Checkpoint
     description: Path
     entries: dict[str, Any]
     others: list[str]
+    frozen: Frozen
 
 
 def descriptions(folder: Path) -> list[Path]:
@@ -40,6 +43,7 @@ def read_expert(folder: Path) -> Expert:
     if not found:
         raise MissingFiles(Text("there is no {name}*.json", name=DESCRIPTION), folder,
                            Text("this tool repacks ModelSlim exports: give one"))
+    frozen = Frozen(folder / name for name in names)
     indexes = [name for name in names if name.endswith(INDEX)]
     if len(indexes) > 1:
         raise CheckpointError(Text("there are {count} index files: {indexes}", count=len(indexes),
@@ -75,7 +79,7 @@ def read_expert(folder: Path) -> Expert:
         raise CheckpointError(_mismatch(read[0][1], checkpoint), read[0][0],
                               Text("export again, or finish the download; weights and description do not belong "
                                    "together"))
-    return Expert(folder, checkpoint, *fitting[0], [name for name in names if name not in used])
+    return Expert(folder, checkpoint, *fitting[0], [name for name in names if name not in used], frozen)
 
 
 def named(entries: dict[str, Any], checkpoint: Checkpoint) -> list[str]:

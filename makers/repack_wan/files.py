@@ -8,25 +8,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...host.texts import Text
-from ...loaders.errors import CheckpointError
+from ...loaders.files.frozen import Changed
 from ..publish import Step
 
 CHUNK = 16 << 20  # bytes between two looks at Cancel
 
 
 class File(NamedTuple):
-    """A file to write: `head`, then `source` from byte `start` on. `name` is relative to the target."""
+    """A file to write: `head`, then `data` bytes of `source` from byte `start` on. `name` is relative to the target."""
 
     name: str
     head: bytes
     source: Path | None = None
     start: int = 0
+    data: int = 0
     link: bool = False  # a link to `source` instead
 
     @property
     def size(self) -> int:
         """Bytes it takes (a link takes none)."""
-        return 0 if self.link else len(self.head) + (self.source.stat().st_size - self.start if self.source else 0)
+        return 0 if self.link else len(self.head) + self.data
 
 
 def place_link(link: Path, to: Path) -> bool:
@@ -59,8 +60,7 @@ def write(path: Path, file: File, step: Step) -> int:
             _copy(out.fileno(), file, max(good, len(file.head)), step)
         os.fsync(out.fileno())
         if os.fstat(out.fileno()).st_size != file.size:
-            raise CheckpointError(Text("the file changed while it was copied"), file.source or path,
-                                  Text("run this again"))
+            raise Changed(str(file.source), Text("it ends too early"))
     return good
 
 
@@ -74,7 +74,7 @@ def _same(out, file: File, step: Step) -> int:
     with open(file.source, "rb") as source:
         source.seek(file.start)
         while True:
-            ours, theirs = out.read(CHUNK), source.read(CHUNK)
+            ours, theirs = out.read(CHUNK), source.read(min(CHUNK, file.size - good))
             if ours != theirs:
                 cut = len(ours) if theirs.startswith(ours) else 0
                 step(cut)

@@ -14,6 +14,7 @@ from typing import Any
 from ...host.texts import Text, joined
 from ...loaders.containers.safetensors import Header
 from ...loaders.errors import CheckpointError, MissingFiles
+from ...loaders.files.frozen import Frozen
 from ...loaders.files.selection import COMPONENTS, INDEX, PIPELINE
 from ...loaders.files.source import read_json
 from ...loaders.words import first_ten, size
@@ -28,10 +29,17 @@ KEPT = "original"  # in a repacked transformer: the files that lay beside the ex
 
 @dataclass
 class Plan:
-    """The files to write and the lines of the report."""
+    """The files to write, the lines of the report, and the files that either is read from as they were before that."""
 
     files: list[File] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    sources: Frozen = field(default_factory=Frozen)
+
+    def add(self, name: str, head: bytes = b"", source: Path | None = None, start: int = 0, link: bool = False) -> None:
+        """A file: `head`, then `source` from byte `start` on. What is behind a link is not read, and may change."""
+        sources = Frozen() if link else self.sources
+        data = sources.add(source) - start if source else 0
+        self.files.append(File(name, head, source, start, data, link))
 
 
 def make_plan(source: Path, base: Path | None, direction: str, link: bool) -> Plan:
@@ -47,6 +55,7 @@ def make_plan(source: Path, base: Path | None, direction: str, link: bool) -> Pl
                               Text("give the diffusers repo of this Wan, such as Wan-AI/Wan2.2-T2V-A14B-Diffusers"))
     if to_diffusers:
         assert base is not None
+        plan.sources.add(base / PIPELINE)
         index = read_json(str(base / PIPELINE))
         there = [name for name in COMPONENTS if isinstance(index.get(name), list) and index[name][0]]
         if there != [new for _, new in pairs]:
@@ -88,6 +97,7 @@ def _add_expert(plan: Plan, expert: Expert, to: str, base: Path | None, directio
     to_diffusers = direction == DIRECTIONS[0]
     refuse_damaged(expert)
     tensors = expert.checkpoint.tensors
+    plan.sources |= expert.frozen
     renamed = name_map(tensors.keys(), direction, expert.folder)
     keys = set(named(expert.entries, expert.checkpoint))
     strange = [key for key in keys if key not in renamed]
@@ -102,11 +112,10 @@ def _add_expert(plan: Plan, expert: Expert, to: str, base: Path | None, directio
     prefix = f"{to}/" if to else ""
     for header, name in zip(expert.checkpoint.headers, weights, strict=True):
         data = max((info.end for info in header.tensors.values()), default=0)
-        plan.files.append(File(prefix + name, header_bytes(header, renamed), Path(os.path.realpath(header.path)),
-                               header.size - data))
+        plan.add(prefix + name, header_bytes(header, renamed), Path(os.path.realpath(header.path)), header.size - data)
     if index:
-        plan.files.append(File(prefix + index, _index(expert, renamed, weights)))
-    plan.files.append(File(prefix + description, restyle(expert.description, entries)))
+        plan.add(prefix + index, _index(expert, renamed, weights))
+    plan.add(prefix + description, restyle(expert.description, entries))
     layers = Counter(value for key, value in expert.entries.items() if key.endswith(".weight") and value != "FLOAT")
     plan.lines.append(
         Text("{component} from {folder}: {count} tensors, {renamed} renamed, in {files} file(s), {size}; layers: "
@@ -126,12 +135,13 @@ def _add_config(plan: Plan, expert: Expert, prefix: str, base: Path | None, to_d
         if not config.is_file():
             raise MissingFiles(Text("the base has no config.json there"), config,
                                Text("finish the download of the base"))
-        plan.files += [File(f"{prefix}{KEPT}/{name}", b"", check_file(expert.folder / name, expert.folder))
-                       for name in expert.others]
+        for name in expert.others:
+            plan.add(f"{prefix}{KEPT}/{name}", source=check_file(expert.folder / name, expert.folder))
     else:
         kept = expert.folder / KEPT
         names = sorted(path.name for path in kept.iterdir()) if kept.is_dir() else []
-        plan.files += [File(prefix + name, b"", check_file(kept / name, expert.folder)) for name in names]
+        for name in names:
+            plan.add(prefix + name, source=check_file(kept / name, expert.folder))
         left = [name for name in expert.others if name != "config.json"]
         if left:
             plan.lines.append(Text("note: left behind: {names}", names=first_ten(left)))
@@ -142,9 +152,9 @@ def _add_config(plan: Plan, expert: Expert, prefix: str, base: Path | None, to_d
             plan.lines.append(Text("note: no config.json for {folder}: no base has one",
                                    folder=prefix or Text("the model")))
             return
-    _refuse_other_sizes(read_json(str(config)), expert, renamed, to_diffusers, config)
     assert base is not None
-    plan.files.append(File(f"{prefix}config.json", b"", check_file(config, base)))
+    plan.add(f"{prefix}config.json", source=check_file(config, base))
+    _refuse_other_sizes(read_json(str(config)), expert, renamed, to_diffusers, config)
 
 
 def _refuse_other_sizes(config: dict[str, Any], expert: Expert, renamed: dict[str, str], to_diffusers: bool,
@@ -232,16 +242,15 @@ def restyle(path: Path, value: dict[str, Any]) -> bytes:
 
 def _add_rest(plan: Plan, base: Path, transformers: list[str], link: bool) -> None:
     """Everything of the base but its transformers (top level only: a nested folder of that name is someone else's)."""
-    files = []
+    count, total = 0, 0
     for name in _rest(base, base):
         top = name.split("/")[0]
         weights = transformers == [""] and "/" not in name and (name.endswith((".safetensors", INDEX))
                                                                 or name == "config.json")
         if top not in (transformers if "/" in name else ()) and not weights:
-            files.append(File(name, b"", check_file(base / name, base), link=link))
-    plan.files += files
-    total = sum(file.source.stat().st_size for file in files if file.source)
-    plan.lines.append(Text("rest of the base: {count} files {done}, {size}", count=len(files),
+            plan.add(name, source=check_file(base / name, base), link=link)
+            count, total = count + 1, total + plan.files[-1].data
+    plan.lines.append(Text("rest of the base: {count} files {done}, {size}", count=count,
                            done=Text("linked") if link else Text("copied"), size=size(total)))
 
 

@@ -42,8 +42,9 @@ def save(model: Any, filename: str, form: str = "exact", overwrite: bool = False
     what the host has no format for, those layers among them; "baked" quantizes them again. The file appears whole
     or not at all; `step` is called with the bytes written (default: the node's progress bar and Cancel).
 
-    Raises CheckpointError for a MODEL without weights, a path outside of these folders, a file that exists (unless
-    `overwrite`), a disk that is full, and for a mixture of formats that could not be loaded again.
+    Raises CheckpointError for a MODEL without weights, or whose file has been written to since it was loaded, a path
+    outside of these folders, a file that exists (unless `overwrite`), a disk that is full, and for a mixture of formats
+    that could not be loaded again.
     """
     if form not in FORMATS:
         raise CheckpointError(Text("{form!r} is no format of a saved file", form=form), "",
@@ -60,7 +61,7 @@ def save(model: Any, filename: str, form: str = "exact", overwrite: bool = False
         described.extend(_read_back(path, planned, model))
 
     try:
-        write(target, planned.layers, planned.metadata, overwrite=overwrite, check=check,
+        write(target, planned.layers, planned.metadata, sources=planned.sources, overwrite=overwrite, check=check,
               step=step or host.progress(planned.bytes))
     except NotImplementedError as error:  # a layout of the host's that nothing can be quantized to
         raise CheckpointError(error, "",

@@ -16,12 +16,15 @@ from ... import host
 from ...host.texts import Text
 from ...loaders.containers.writing import Piece, declared, whole
 from ...loaders.errors import CheckpointError
+from ...loaders.files.frozen import Frozen
+from ...loaders.files.mapped import Mapped
 from ...quant.codecs import codec
 from ...quant.layouts.join import join
 from ...quant.layouts.stored import FORMAT, described, read
 from ...quant.layouts.tiled import is_tiled
 from ...quant.patches.stand_ins import Lazy
 from ..decode import Decode, decoder
+from ..sources import sources_of
 from .check import not_finite
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ class Plan:
 
     `formats`: Linear -> its format in the file ("BF16" and the like where not quantized). `own`: those in a format of
     this pack -> its codecs, `why`: those -> why the host has no layout for them. `changed`: what "stock" did, in words
-    -> the layers. `baked`: those that were quantized again.
+    -> the layers. `baked`: those that were quantized again. `sources`: the files behind the MODEL.
     """
 
     layers: list[Piece] = field(default_factory=list)
@@ -48,6 +51,7 @@ class Plan:
     changed: dict[str, list[str]] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     baked: set[str] = field(default_factory=set)
+    sources: Frozen = field(default_factory=Frozen)
 
     @property
     def bytes(self) -> int:
@@ -60,6 +64,7 @@ class _Group:
 
     model: Any
     name: str
+    mapped: Mapped
     leaves: Part = field(default_factory=dict)
     pending: dict[str, str] = field(default_factory=dict)  # leaf -> the weight that it comes with
 
@@ -68,30 +73,35 @@ class _Group:
         """Leaves whose values are made when they are written."""
         return {leaf for leaf, tensor in self.leaves.items() if leaf in self.pending or isinstance(tensor, Lazy)}
 
+    def there(self) -> Part:
+        """The leaves; those that are views of a file, read from it."""
+        return {leaf: self.mapped.own(tensor) for leaf, tensor in self.leaves.items()}
+
     def values(self) -> Part:
         """Every tensor of the layer, on the CPU."""
         made: Part = {}
         for weight in dict.fromkeys(self.pending.values()):
             made |= host.patched_tensors(self.model, weight)
-        return {leaf: made[_join(self.name, leaf)] if leaf in self.pending else tensor.to("cpu")
+        return {leaf: made[_join(self.name, leaf)] if leaf in self.pending else self.mapped.own(tensor).to("cpu")
                 for leaf, tensor in self.leaves.items()}
 
 
 def plan(model: Any, form: str) -> Plan:
     """The file of a MODEL, which is loaded for it as ComfyUI's save nodes do; `form` is one of FORMATS.
 
-    Raises CheckpointError for a marker that neither the host nor this pack knows, and for a dtype that safetensors does
-    not have.
+    Raises CheckpointError for a file behind the MODEL that was written to, a marker that neither the host nor this pack
+    knows, and for a dtype that safetensors does not have.
     """
     tensors, pending = host.tensors_for_saving(model)
+    sources, mapped = sources_of(model, tensors.values())
     groups: dict[str, _Group] = {}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
-        group = groups.setdefault(module, _Group(model, module))
+        group = groups.setdefault(module, _Group(model, module, mapped))
         group.leaves[leaf] = tensor
         if name in pending:
             group.pending[leaf] = pending[name]
-    made, formats, metadata = Plan(), host.quantized_formats(), {}
+    made, formats, metadata = Plan(sources=sources), host.quantized_formats(), {}
     modules = dict(model.model.diffusion_model.named_modules())
     half = "float16" if str(model.model.get_dtype_inference()) == "torch.float16" else "bfloat16"
     decode: Decode | None = None
@@ -173,7 +183,7 @@ def _as_it_is(group: _Group, widened: bool) -> Piece:
         return {leaf: _narrow(t.detach()) if leaf not in group.unmade and (leaf == "bias" or "comfy_quant" not in part)
                 else t for leaf, t in part.items()}
 
-    return _layer(group, fitting(group.leaves), lambda: fitting(group.values()))
+    return _layer(group, fitting(group.there()), lambda: fitting(group.values()))
 
 
 def _layer(group: _Group, expected: Part, make: Callable[[], Part]) -> Piece:
@@ -199,7 +209,7 @@ def _in_host_format(group: _Group, conf: Mapping[str, Any], shape: tuple[int, in
         made = join(tiles, [group.name], shape, full_precision=full).tensors
         return made | ({"bias": left["bias"]} if "bias" in left else {})
 
-    expected = convert(group.leaves)
+    expected = convert(group.there())
     own = marker_of(expected)
     return None if own["format"] == FORMAT else (_layer(group, expected, lambda: convert(group.values())), own)
 

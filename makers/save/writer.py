@@ -17,29 +17,32 @@ from typing import IO
 from ...host.texts import Text
 from ...loaders.containers.writing import Layout, NotWritten, Piece, lay_out, write_at, write_piece
 from ...loaders.errors import CheckpointError
+from ...loaders.files.frozen import Frozen
 from ...loaders.words import size
 from ..publish import sync_folder
 from .target import refuse_existing
 
 
-def write(target: Path, pieces: Sequence[Piece], metadata: Mapping[str, str], *, overwrite: bool = False,
-          check: Callable[[str], None] = lambda path: None, step: Callable[[int], None] = lambda amount: None) -> None:
+def write(target: Path, pieces: Sequence[Piece], metadata: Mapping[str, str], *, sources: Frozen | None = None,
+          overwrite: bool = False, check: Callable[[str], None] = lambda path: None,
+          step: Callable[[int], None] = lambda amount: None) -> None:
     """Write `target`, a safetensors file, from `pieces`; see `write_laid_out`."""
     layout = lay_out([tensor for piece in pieces for tensor in piece.tensors], metadata)
-    write_laid_out(target, layout, pieces, overwrite=overwrite, check=check, step=step)
+    write_laid_out(target, layout, pieces, sources=sources, overwrite=overwrite, check=check, step=step)
 
 
-def write_laid_out(target: Path, layout: Layout, pieces: Sequence[Piece], *, overwrite: bool = False,
-                   check: Callable[[str], None] = lambda path: None,
+def write_laid_out(target: Path, layout: Layout, pieces: Sequence[Piece], *, sources: Frozen | None = None,
+                   overwrite: bool = False, check: Callable[[str], None] = lambda path: None,
                    step: Callable[[int], None] = lambda amount: None) -> None:
     """Write `target`, laid out so, from `pieces`, one in memory at a time. `check` is called with the path of the
-    complete file before it gets its name, and may raise; `step` with the bytes of tensors that are written.
+    complete file before it gets its name, and may raise; `step` with the bytes of tensors that are written. `sources`
+    are the files that the pieces are made from.
 
-    Raises CheckpointError for a full disk or one that cannot be written to, another run at work on the same name, and
-    a layer that makes other tensors than it declared. Whatever is raised, the file under construction is removed and
-    what was at `target` stays.
+    Raises CheckpointError for a source that changes meanwhile, a full disk or one that cannot be written to, another
+    run at work on the same name, and a layer that makes other tensors than it declared. Whatever is raised, the file
+    under construction is removed and what was at `target` stays.
     """
-    part = target.with_name(f".{target.name}.part")
+    part, sources = target.with_name(f".{target.name}.part"), sources or Frozen()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(part, target) as file:
@@ -48,10 +51,13 @@ def write_laid_out(target: Path, layout: Layout, pieces: Sequence[Piece], *, ove
                 file.truncate(0)
                 write_at(file.fileno(), 0, layout.head)
                 for piece in pieces:
-                    write_piece(file.fileno(), layout, piece, step)
+                    with sources.held(piece.tensors[0].name if piece.tensors else ""):
+                        write_piece(file.fileno(), layout, piece, step)
                 file.truncate(layout.bytes)  # what a layout leaves free at the end
                 os.fsync(file.fileno())
-                check(str(part))
+                with sources.held():
+                    check(str(part))
+                sources.check()
                 refuse_existing(target, overwrite)
                 if os.name == "nt":  # which does not rename an open file
                     file.close()

@@ -51,6 +51,12 @@ def flip_bits(weight):
     return weight
 
 
+def blank(weight):
+    weight = weight.clone()
+    weight.view(torch.uint8)[:64] = 0
+    return weight
+
+
 def bias(change):
     """A change of q's bias, or of a norm where the architecture has no biases."""
     def mutate(t, c, m, s, f):
@@ -120,6 +126,11 @@ MUTATIONS = {
 
     "bias rounded to FP8": (bias(lambda b: b.to(torch.float8_e4m3fn)), UNDETECTABLE),
     "q and k exchanged": (exchange("q", "k", "weight", "weight_scale"), UNDETECTABLE),
+    "scales of q and k exchanged": (exchange("q", "k", "weight_scale"), UNDETECTABLE),
+    "rows in another order": (put("weight", lambda w: w.view(torch.uint8).roll(1, 0).view(w.dtype)), UNDETECTABLE),
+    "a part of a weight never written": (put("weight", blank), UNDETECTABLE),
+    "norm named F16": (lambda t, c, m, s, f: t.__setitem__(f.norm, t[f.norm].view(torch.float16)), UNDETECTABLE),
+    "NaN in a norm": (lambda t, c, m, s, f: t.__setitem__(f.norm, t[f.norm] * float("nan")), UNDETECTABLE),
     "bits flipped in codes": (put("weight", flip_bits), UNDETECTABLE),
     # not q's: a norm behind it can take any scale back
     "scale doubled": (lambda t, c, m, s, f: t.__setitem__(f"{f.other}.{s}", t[f"{f.other}.{s}"] * 2), UNDETECTABLE),

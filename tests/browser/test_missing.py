@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from browser.extension import IMAGES, NODES, OUT, WEIGHTS, badge, build, run, sidebar
 
+from quantized_transformers.loaders.words import size
 from support.workflow import apply_override, load_base, text_to_image
 
 pytestmark = pytest.mark.browser
@@ -62,7 +63,7 @@ def test_two_clicks_and_a_licence(empty, server, hub, vue, target):
     start = dialog.locator(".qt-main")
     text = dialog.inner_text()
     config = len(hub.repos[BASE].files["transformer/config.json"]) + len(hub.repos[BASE].files["model_index.json"])
-    assert f"{config / 1e3:.1f} kB" in text and "Free space" in text and "huggingface.co/owner/licensed" in text
+    assert size(config) in text and "Free space" in text and "huggingface.co/owner/licensed" in text
     assert not kept(server)  # asked, and nothing kept
     if target == "models":
         dialog.locator(".qt-target select").select_option("models")

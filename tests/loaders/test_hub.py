@@ -203,7 +203,7 @@ def test_every_failure_has_its_message(hub, tmp_path):
     text = refused("HF_HUB_OFFLINE forbids", hub, tmp_path, OVERRIDE, "--download", HF_HUB_OFFLINE="1")
     assert "run: hf download owner/tiny-fp8" in text
     hub.repos[OVERRIDE].listed[WEIGHTS] = {"lfs": {"sha256": "0" * 64, "size": 10**17, "pointerSize": 1}, "size": 10**17}
-    text = refused("100000000.00 GB are needed", hub, tmp_path, OVERRIDE, "--download")
+    text = refused("100000.00 TB are needed", hub, tmp_path, OVERRIDE, "--download")
     assert "HF_HOME" in text and not hub.asked_for(WEIGHTS)
     hub.repos[OVERRIDE].listed = {}
     hub.repos[OVERRIDE].gated = True

@@ -262,7 +262,7 @@ def test_every_failure_has_its_message(hub, tmp_path):
     refused("HF_HUB_OFFLINE forbids", hub, tmp_path, OVERRIDE, "--download", HF_HUB_OFFLINE="1")
     override = hub.repos["owner/tiny.v1-fp8"]
     override.listed[WEIGHTS] = {"Size": 10**17}
-    text = refused("100000000.00 GB are needed", hub, tmp_path, OVERRIDE, "--download")
+    text = refused("100000.00 TB are needed", hub, tmp_path, OVERRIDE, "--download")
     assert "MODELSCOPE_CACHE" in text and not hub.asked_for(WEIGHTS)
     override.listed = {}
     with Hub({}) as other:  # a server that is none of ModelScope's

@@ -23,7 +23,8 @@ from quantized_transformers.loaders.files.unfinished import MARKER, refuse_unfin
 from quantized_transformers.loaders.local import references
 from quantized_transformers.loaders.locate import locate
 from quantized_transformers.makers.publish import target_folder, work_folder
-from support.crash import in_child, tree
+from support import crash
+from support.crash import in_child, tidied, tree
 
 pytestmark = pytest.mark.unit
 
@@ -194,6 +195,38 @@ def test_an_old_target_comes_back(at, tmp_path):
         assert (work.content / NAMES[0]).is_file() and not work.previous.exists()
         work.publish(NAMES)
     assert tree(target)["config.json"] == b"{}" and os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_published_run_has_left(overwrite, tmp_path):
+    """Killed between its publication and its end, at every change: the next one takes the rest away, and one that may
+    not replace what is there refuses as before."""
+    base = tmp_path / "base"
+    base.mkdir()
+    at, left = 0, 0
+    while True:
+        target = component(tmp_path / "models" / "out")
+
+        def run(target: Path = target) -> None:
+            with work_folder(target, overwrite=True) as work:
+                fill(work)
+                work.publish(NAMES)
+
+        if not crash.killed(run, at):
+            break
+        at += 1
+        if target.is_dir() and not (target / MARKER).exists() and tree(target)["config.json"] == b"{}":
+            left += os.listdir(target.parent) != ["out"]
+            if overwrite:
+                with work_folder(target, overwrite=True):
+                    assert tree(target)["config.json"] == b"{}"
+            else:
+                with pytest.raises(CheckpointError, match="not empty"):
+                    target_folder(str(target), [base])
+                tidied()
+            assert tree(target)["config.json"] == b"{}" and os.listdir(target.parent) == ["out"]
+        crash.reset(target.parent)
+    assert left > 5
 
 
 def test_half_removed_is_never_put_back(tmp_path):

@@ -58,6 +58,7 @@ def _writing(folder: Path) -> Row:
     import torch
 
     from quantized_transformers.loaders.containers.writing import whole
+    from quantized_transformers.loaders.files.frozen import Frozen
     from quantized_transformers.makers.builders.writer import write_model
 
     count, size = 16, 32 << 20
@@ -65,7 +66,7 @@ def _writing(folder: Path) -> Row:
 
     def ours() -> None:
         pieces = [whole([(str(i), "U8", (size,))], lambda i=i: {str(i): tensor}) for i in range(count)]
-        write_model(folder / "written", pieces, config={}, header={}, copies={}, sources=[])
+        write_model(folder / "written", pieces, config={}, header={}, copies={}, sources=Frozen())
 
     def plain() -> None:
         with open(folder / "plain", "wb", buffering=0) as file:
@@ -94,6 +95,7 @@ def writing_memory(folder: str, count: int, how: str) -> dict[str, Any]:
     import torch
 
     from quantized_transformers.loaders.containers.writing import whole
+    from quantized_transformers.loaders.files.frozen import Frozen
     from quantized_transformers.makers.builders.writer import write_model
 
     rows, columns, source = 6144, 6144, Path(folder, "source.bin")
@@ -114,7 +116,7 @@ def writing_memory(folder: str, count: int, how: str) -> dict[str, Any]:
     pieces = [whole([(f"{i}.weight", "F8_E4M3", (rows, columns)), (f"{i}.weight_scale", "F32", ())],
                     lambda i=i: make(i)) for i in range(count)]
     before = peak()
-    done = write_model(Path(folder, "out"), pieces, config={}, header={"format": "pt"}, copies={}, sources=[source],
+    done = write_model(Path(folder, "out"), pieces, config={}, header={"format": "pt"}, copies={}, sources=Frozen([source]),
                        shard_bytes=1 << 30)
     return {"grown": peak() - before, "source": os.path.getsize(source), "written": done.total_size, "shards": done.shards,
             "largest": rows * columns * 2}

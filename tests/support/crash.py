@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.errors import CheckpointError
 from quantized_transformers.loaders.locate import locate
+from quantized_transformers.makers.publish import TIDYING
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.link"}  # os.rename is os.replace, too
 
@@ -25,6 +28,7 @@ def in_child(run: Callable[[], object]) -> int:
     child = os.fork()
     if not child:
         try:
+            gc.disable()  # it would look at, and so copy, all that this process has
             torch.set_num_threads(1)  # the threads of OpenMP's pool are not in a fork: waiting for them never ends
             run()
             os._exit(0)
@@ -34,50 +38,60 @@ def in_child(run: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def killed(run: Callable[[], object], at: int) -> bool:
-    """Whether `run`, in a fork, came to its change number `at`; before it, it is killed.
+def at_change(run: Callable[[], object], at: int, then: Callable[[Callable[[], object]], object],
+              reads: Path | None = None) -> int:
+    """Run it in this process, which is good for nothing else afterwards; at its change number `at`, before it, `then` is
+    called with what does a part of it. Returns how many there were.
 
     A change is a file that is opened for writing, renamed, removed, linked or synced, a folder made, renamed or
-    removed, and a write of bytes; of the last one, half is written before the kill.
+    removed, and a write of bytes, of which half is a part; with `reads` also a file below that folder that is opened.
     """
-    left = at
+    count = 0
 
-    def change(partly: Callable[[], object] | None = None) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            if partly:
-                partly()
-            os.kill(os.getpid(), signal.SIGKILL)
+    def change(partly: Callable[[], object] = lambda: None) -> None:
+        nonlocal count
+        count += 1
+        if count == at + 1:
+            then(partly)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in CHANGES or event == "open" and isinstance(arguments[1], str) and set("wax+") & set(arguments[1]):
+        if event in CHANGES or event == "open" and (
+                isinstance(arguments[1], str) and set("wax+") & set(arguments[1])
+                or reads and isinstance(arguments[0], str) and Path(arguments[0]).is_relative_to(reads)):
             change()
 
-    def armed() -> None:
-        write, sync, copy, place = os.write, os.fsync, os.copy_file_range, os.pwrite
+    write, sync, copy, place = os.write, os.fsync, os.copy_file_range, os.pwrite
 
-        def writes(file: int, data: Any) -> int:
-            change(lambda: write(file, memoryview(data)[:len(data) // 2]))
-            return write(file, data)
+    def writes(file: int, data: Any) -> int:
+        change(lambda: write(file, memoryview(data)[:len(data) // 2]))
+        return write(file, data)
 
-        def places(file: int, data: Any, at: int) -> int:
-            change(lambda: place(file, memoryview(data)[:len(data) // 2], at))
-            return place(file, data, at)
+    def places(file: int, data: Any, at: int) -> int:
+        change(lambda: place(file, memoryview(data)[:len(data) // 2], at))
+        return place(file, data, at)
 
-        def syncs(file: int) -> None:
-            change()
-            sync(file)
+    def syncs(file: int) -> None:
+        change()
+        sync(file)
 
-        def copies(source: int, to: int, count: int) -> int:
-            change(lambda: copy(source, to, count // 2))
-            return copy(source, to, count)
+    def copies(source: int, to: int, count: int) -> int:
+        change(lambda: copy(source, to, count // 2))
+        return copy(source, to, count)
 
-        os.write, os.fsync, os.copy_file_range, os.pwrite = writes, syncs, copies, places
-        sys.addaudithook(hook)
-        run()
+    os.write, os.fsync, os.copy_file_range, os.pwrite = writes, syncs, copies, places
+    sys.addaudithook(hook)
+    run()
+    return count
 
-    code = in_child(armed)
+
+def die(partly: Callable[[], object]) -> None:
+    partly()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(run: Callable[[], object], at: int) -> bool:
+    """Whether `run`, in a fork, came to its change number `at`; before it, with a part of it done, it is killed."""
+    code = in_child(lambda: at_change(run, at, die))
     assert code in (0, -signal.SIGKILL)
     return code != 0
 
@@ -105,6 +119,13 @@ def tree(folder: Path) -> dict[str, bytes]:
     """Every file of a folder by its name; the marker, too."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*"))
             if path.is_file()}
+
+
+def tidied() -> None:
+    """Wait for what a refusal has left to a thread (publish.py)."""
+    for thread in threading.enumerate():
+        if thread.name == TIDYING:
+            thread.join()
 
 
 def reset(*folders: Path) -> None:

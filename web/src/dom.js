@@ -15,8 +15,10 @@ export function el(tag, { on = {}, data = {}, aria = {}, role, ...properties } =
   return element
 }
 
-/** A number of bytes as GB, MB or kB (powers of ten), as the pack's reports print it. */
+/** A number of bytes in the unit that fits (TB, GB, MB, kB or B), as the pack's reports print it. */
 export function size(bytes) {
-  if (bytes >= 1e9) return `${(bytes / 1e9).toFixed(2)} GB`
-  return bytes >= 1e6 ? `${(bytes / 1e6).toFixed(2)} MB` : `${(bytes / 1e3).toFixed(1)} kB`
+  for (const [unit, factor, digits] of [['TB', 1e12, 2], ['GB', 1e9, 2], ['MB', 1e6, 2], ['kB', 1e3, 1]]) {
+    if (bytes >= factor * 0.99995) return `${(bytes / factor).toFixed(digits)} ${unit}`
+  }
+  return `${Math.round(bytes)} B`
 }

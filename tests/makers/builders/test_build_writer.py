@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from quantized_transformers.loaders.containers.checkpoint import Checkpoint
 from quantized_transformers.loaders.containers.writing import Declared, Piece, whole, write_at
 from quantized_transformers.loaders.errors import CheckpointError
+from quantized_transformers.loaders.files.frozen import Frozen
 from quantized_transformers.loaders.files.unfinished import MARKER
 from quantized_transformers.loaders.locate import locate
 from quantized_transformers.makers.builders.writer import terminal_progress, write_model
@@ -66,7 +67,7 @@ def source(tmp_path):
 def write(target: Path, source: Path, made: dict[str, torch.Tensor] | None = None, pieces: list[Piece] | None = None,
           **options):
     options = {"config": {"b": 1, "_class_name": "X"}, "header": {"format": "pt", "quantization": "{}"},
-               "copies": {}, "sources": [source], "shard_bytes": 5000, "step": lambda count: None} | options
+               "copies": {}, "sources": Frozen([source]), "shard_bytes": 5000, "step": lambda count: None} | options
     return write_model(target, pieces or pieces_of(made or tensors()), **options)
 
 
@@ -263,19 +264,16 @@ def test_source_changed_meanwhile(tmp_path, source):
         pieces[at] = Piece(pieces[at].tensors, write_other)
         return pieces
 
-    for at, named in ((2, r" \(at the tensor blocks.3.weight\)"), (5, "\n")):
+    for at, named in ((2, r" \(at blocks.3.weight\)"), (5, "")):
         source.write_bytes(b"source")
-        with pytest.raises(CheckpointError, match=f"the source file changed meanwhile{named}") as caught:
+        with pytest.raises(CheckpointError, match=f"the source file changed meanwhile{named}: it has 7 bytes, and had 6") as caught:
             write(target, source, pieces=touched(at))
         assert str(source) in str(caught.value)
         assert not target.exists() and not hidden(target).exists()
     source.write_bytes(b"source")
     interrupt(target, source, 4 * 2279)
     os.utime(source, ns=(1, 1))  # between two runs
-    with pytest.raises(CheckpointError, match="the source file changed meanwhile"):
-        write(target, source)
-    assert not target.exists() and not hidden(target).exists()
-    assert write(target, source).reused == 0
+    assert write(target, source).reused == 0 and not hidden(target).exists()
     with pytest.raises(CheckpointError, match="cannot read the file: No such file"):
         write(tmp_path / "other", tmp_path / "nothing")
 
@@ -345,7 +343,7 @@ def test_no_space_left(tmp_path, source):
     with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
         write_at(full.fileno(), 0, b"x")
     huge = whole([("x", "U8", (8 << 40,))], lambda: pytest.fail("there is no space for it"))
-    with pytest.raises(CheckpointError, match=r"the new folder needs 8796.* GB more, .* are free"):
+    with pytest.raises(CheckpointError, match=r"the new folder needs 8.80 TB more, .* are free"):
         write(tmp_path / "out", source, pieces=[huge])
     assert not (tmp_path / "out").exists()
 
