@@ -22,7 +22,7 @@ class Op(NamedTuple):
     value: Any = None
 
 
-# What changes the bytes of tensors, and nothing tells (docs/limits.md, "Not detected").
+# What changes the bytes of tensors, and nothing tells (docs/limits.md, "What no reader can detect").
 OF_BYTES = {"swap", "bits", "poison", "put"}
 # Leaves whose values nothing is expected of; others are scales, zero points and the like of quantized layers.
 PLAIN = {"weight", "bias", "scale", "scale_shift_table", "modulation", "qweight", "lora_down", "lora_up"}
