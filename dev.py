@@ -7,6 +7,7 @@
     python3 dev.py test full    those, too, that take long: models of published sizes, the GPU kit. CI runs them
     python3 dev.py test server    those of a real SGLang server, which runs on this CPU (also: --server)
     python3 dev.py test fleet    those of a fleet of workers on a real Ray
+    python3 dev.py test ends    those of what this pack requires itself, with the lowest and the newest of it
     python3 dev.py test newest    the same tests with the newest of everything the package index has
     python3 dev.py test oldest    the same with the lowest versions that ComfyUI and this pack say they work with
     python3 dev.py fuzz --minutes N    damage checkpoints of every family at random (also: --examples N, --seed N)
@@ -28,6 +29,7 @@ pinned 0.30.0; QT_CACHE moves the cache folder.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -36,6 +38,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent
@@ -50,6 +53,17 @@ APART = ("server", "fleet")  # marks of tests that need an environment above the
 # tests/conftest.py: by the number of tests, as xdist has it, the longest files come last, one of them alone.
 PARALLEL = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 ENDS = ("newest", "oldest")  # of the range of versions that this pack works with
+# What goes with the lowest of this pack's own requirements, in environments above the other: transformers 5 and this
+# diffusers need a newer huggingface_hub than it does.
+WITH_LOWEST = ("transformers", "tokenizers", "diffusers", "accelerate", "peft", "protobuf")
+WITH_NEWEST = ("transformers", "diffusers", "accelerate", "peft")
+# The tests of what these requirements do: hubs, downloads and their locks, files of tensors read and written, GGUF.
+OF_REQUIREMENTS = (
+    *(f"tests/loaders/test_{name}.py" for name in ("hub", "xet", "modelscope", "sources", "headers", "local")),
+    "tests/loaders/test_refusals.py",
+    "tests/routes/test_downloads.py", "tests/families/comfy", "tests/families/gguf", "tests/makers/test_publish.py",
+    "tests/makers/save/test_save_file.py", "tests/makers/builders/test_build_writer.py",
+    "tests/makers/builders/test_build_gguf.py")
 
 
 def say(text: str) -> None:
@@ -116,6 +130,12 @@ def requirement(line: str) -> tuple[str, str]:
     return (re.sub(r"[-_.]+", "-", match[0]).lower() if match else "", text)
 
 
+def requirements(path: Path) -> dict[str, str]:
+    """name as the package index writes it -> the whole requirement, of a requirements file."""
+    lines = map(requirement, path.read_text(encoding="utf-8").splitlines())
+    return {name: text for name, text in lines if name}
+
+
 def at_the_end(end: str, comfyui: Path) -> list[str]:
     """The requirements of `comfyui`, of this pack and of its tests at one end of the versions that they allow.
 
@@ -126,7 +146,7 @@ def at_the_end(end: str, comfyui: Path) -> list[str]:
              for line in file.read_text(encoding="utf-8").splitlines()]
     if end == "newest":
         return sorted({re.sub(r"==[^;,\s]+", "", text) for name, text in lines if name})
-    wanted = dict(requirement(line) for line in (PACK / OLDEST).read_text(encoding="utf-8").splitlines())
+    wanted = requirements(PACK / OLDEST)
     for name, text in lines:  # ComfyUI and the pack first: their bounds go before the pins of the tests' references
         wanted.setdefault(name, re.sub(r"(>=|~=)", "==", text))
     return sorted(filter(None, wanted.values()))
@@ -178,25 +198,69 @@ def setup(end: str = "") -> tuple[Path, Path]:
     return python, comfyui
 
 
-def above(python: Path, env: Path, requirements: Path, check: str) -> Path:
-    """An environment that has what `python` has, and `requirements` besides, once `check` runs in it. Whole ones would
-    be GBs."""
+def above(python: Path, env: Path, wanted: Path | list[str], check: str) -> Path:
+    """An environment that has what `python` has, and what is `wanted` besides, once `check` runs in it: a file that
+    names all of it, or requirements, with what these require. Whole ones would be GBs."""
     if not (env / "finished").is_file():
         started = time.time()
         say(f"building {env} (once, less than 0.5 GB)")
         shutil.rmtree(env, ignore_errors=True)
         run([python, "-m", "venv", "--without-pip", env])
         own = env / ("Scripts/python.exe" if WINDOWS else "bin/python")
-        run([python, "-m", "pip", "--python", own, "install", "--quiet", "--no-deps", "--no-compile", "-r",
-             requirements])
         where = "import sysconfig; print(sysconfig.get_path('purelib'))"
         here, there = (subprocess.check_output([one, "-c", where], text=True).strip() for one in (own, python))
         (Path(here) / "pack.pth").write_text(f"{there}\n", encoding="utf-8")
+        what: list[str | Path] = ["--no-deps", "-r", wanted] if isinstance(wanted, Path) else ["--upgrade", *wanted]
+        run([python, "-m", "pip", "--python", own, "install", "--quiet", "--disable-pip-version-check", "--no-compile",
+             *what])
         # Also to have its code compiled, which is a fifth of a server's start.
         run([own, "-c", check], env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""})
         (env / "finished").write_text("ok\n", encoding="utf-8")
         say(f"ready after {time.time() - started:.0f} s")
     return env
+
+
+def alone(python: Path, names: list[str]) -> dict[str, str]:
+    """The newest version of each of these packages on the index, whatever else is installed."""
+    found = subprocess.check_output(
+        [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--dry-run", "--no-deps",
+         "--ignore-installed", "--report", "-", *names], text=True)
+    return {requirement(one["metadata"]["name"])[0]: one["metadata"]["version"] for one in json.loads(found)["install"]}
+
+
+def installed(python: Path, names: list[str]) -> dict[str, str]:
+    """The version of each of these packages that `python` has."""
+    script = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
+    return dict(zip(names, subprocess.check_output([str(python), "-c", script, *names], text=True).split(),
+                    strict=True))
+
+
+def at_the_bounds(python: Path) -> Iterator[tuple[str, Path]]:
+    """(what it is, its python) of an environment above that of `python` with the lowest versions of this pack's own
+    requirements, and of one with the newest that go with the tests' references, if any is newer than `python` has."""
+    own = requirements(PACK / "requirements.txt")
+    pinned, oldest = requirements(PACK / "requirements-dev.txt"), requirements(PACK / OLDEST)
+    lowest = [*(re.sub(r"(>=|~=)", "==", text) for text in own.values()), *(oldest[name] for name in WITH_LOWEST)]
+    newest, has = alone(python, list(own)), installed(python, list(own))
+    wanted = {"lowest": lowest}
+    if newer := {name: version for name, version in newest.items() if version != has[name]}:
+        wanted["newest"] = [*own, *(pinned[name] for name in WITH_NEWEST)]
+    else:
+        say(f"newest: {said(has)}, which the other tests run with")
+    for end, lines in wanted.items():
+        key = hashlib.sha256("\n".join((str(python), *lines, str(newer) * (end == "newest"))).encode()).hexdigest()
+        env = above(python, cache_folder() / f"{end}-{key[:16]}", lines, "import transformers, diffusers")
+        mine = env / ("Scripts/python.exe" if WINDOWS else "bin/python")
+        found = installed(mine, list(own))
+        left = [name for name in newer if end == "newest" and found[name] != newest[name]]
+        say(f"{end}: {said(found)}" + "".join(
+            f"; {name} {newest[name]} is out, but does not go with the {', '.join(WITH_NEWEST)} of the tests"
+            for name in left))
+        yield end, mine
+
+
+def said(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def key_of(python: Path, requirements: Path) -> str:
@@ -213,7 +277,7 @@ def sglang(python: Path, server: bool) -> Path:
     if not list(folder.glob("*.whl")):
         say(f"fetching SGLang's wheel into {folder} (once, 39 MB)")
         folder.mkdir(parents=True, exist_ok=True)
-        pins = dict(requirement(line) for line in SGLANG.read_text(encoding="utf-8").splitlines())
+        pins = requirements(SGLANG)
         with tempfile.TemporaryDirectory(dir=folder) as temp:  # the one for Linux is read on every system
             run([python, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--python-version",
                  "3.11", "--abi", "cp311", "--platform", "manylinux_2_34_x86_64", "-d", temp, pins["sglang"]])
@@ -281,6 +345,7 @@ def main() -> int:
     end = arguments.pop(0) if command == "test" and arguments[:1] and arguments[0] in ENDS else ""
     apart = arguments[0].removeprefix("--") if command == "test" and arguments else ""
     apart = apart if apart in APART else ""
+    bounds = command == "test" and arguments[:1] == ["ends"]
     if apart:  # one after the other: they share a server
         arguments = ["-m", apart, *(arguments[1:] or ["tests"])]
     if command == "test" and arguments in (["quick"], ["full"]):
@@ -296,6 +361,17 @@ def main() -> int:
     if command == "lint":
         code = subprocess.call([str(python), "-m", "ruff", "check", "."], cwd=PACK)
         return code or check_package(python)
+    if bounds:
+        environment["QT_SGLANG"] = str(sglang(python, False))
+        chosen = arguments[1:] or [*PARALLEL, "-m", f"not ({' or '.join(('full', *APART))})", *OF_REQUIREMENTS]
+        failed = False
+        for end, own in at_the_bounds(python):
+            started = time.time()
+            code = subprocess.call([str(own), "-m", "pytest", "-c", "tests/pytest.ini", "--rootdir", "tests", *chosen],
+                                   cwd=PACK, env=environment)
+            say(f"{end}: {'failed' if code else 'passed'} after {time.time() - started:.0f} s")
+            failed = failed or bool(code)
+        return int(failed)
     if command == "test":
         environment["QT_SGLANG"] = str(sglang(python, apart == "server"))
         if apart == "fleet":

@@ -299,7 +299,7 @@ def assembled(architecture, dims, naming, tensors: dict[str, torch.Tensor], orde
 
     class InMemory(assemble.Tensors):
         def __init__(self):
-            self.mapped, self.stored, self.copied = tensors, str, lambda: None
+            self.mapped, self.stored, self.in_file, self.copied = tensors, str, str, lambda: None
 
     def read(module, name, rows, group, problems):
         """As the last family, but tensors of any dtype may stand for weights: tests put marks where those go."""

@@ -194,7 +194,7 @@ REFUSED = {
     "a scale for some rows": (lambda t: t.update({f"{BLOCK}.scale_weight": torch.ones(7)}), r"the scale is \[7\]"),
     "blocks of no power of two": (lambda t: t.update({f"{BLOCK}.scale_weight": torch.ones(8, 3)}), r"the scale is \[8, 3\]"),
     "a negative scale of a row": (lambda t: t.update({f"{BLOCK}.scale_weight": torch.ones(768).index_fill_(0, torch.tensor(3), -1)}),
-                                  "not finite and positive"),
+                                  "weight_scale holds negative values"),
     "an unknown tensor beside": (lambda t: t.update({"something.weight": torch.ones(3)}), "unexpected tensors: something.weight"),
 }
 
