@@ -56,7 +56,10 @@ def name_map(names: Collection[str], direction: str, where: object) -> dict[str,
     Wan tensor, or lack one.
     """
     to_diffusers = direction == DIRECTIONS[0]
-    known = modules(names, to_diffusers)
+    try:
+        known = modules(names, to_diffusers)
+    except ValueError as error:
+        raise CheckpointError(error, where, Text("copy it from the export again")) from error
     pairs: list[tuple[str, str]] = []
     lost: list[str] = []
     for module in known:
