@@ -324,6 +324,21 @@ def test_the_token_stays_with_its_host(odd):
     assert ["hf_secret" in token for token in odd.tokens[:4]] == [True, True, False, False]
 
 
+@pytest.mark.parametrize(("onward", "leads"), [
+    ("/b", ("https://a.example/b", True)), ("c d", ("https://a.example/x/c%20d", True)),
+    ("https://b.example/y", ("https://b.example/y", False)), ("//b.example/y", ("https://b.example/y", False)),
+    ("https://a.example:444/y", ("https://a.example:444/y", False)), ("http://a.example/y", None), ("http://b.example/y", None),
+    ("file:///etc/passwd", None), ("ftp://a.example/x", None), ("data:,x", None), ("javascript:x", None),
+    ("HTTP://a.example/", None)])
+def test_where_redirects_lead(onward, leads):
+    """Never from HTTPS to plain HTTP."""
+    if leads is None:
+        with pytest.raises(http.StrangeError, match="another kind"):
+            http.leads("https://a.example/x/y", onward)
+    else:
+        assert http.leads("https://a.example/x/y", onward) == leads
+
+
 STALLS = {
     "no answer": (lambda odd: slowly(b"  ", 1, 30), None),
     "a header by drops": (lambda odd: chain([b"HTTP/1.1 200 OK\r\nX-A: "], slowly(b"a" * 10_000, 1, 0.1)), None),

@@ -70,6 +70,16 @@ def test_what_xet_does_not_bring_comes_by_http(hub, tmp_path, store):
     assert code == 0 and hub.asked_for(WEIGHTS) == [""] and weights(tmp_path) == data, text
 
 
+def test_the_token_is_shown_to_the_hub_alone(hub, tmp_path):
+    """An answer that names another host for Xet's own tokens, which are asked for with that of the user."""
+    data = hub.repos[REPO].files[WEIGHTS]
+    hub.xet[WEIGHTS] = stored(hub, data)
+    hub.route = hub.url.replace("127.0.0.1", "localhost")
+    code, text = run(hub, tmp_path, REPO, "--download", HF_TOKEN="hf_secret")
+    assert code == 0 and weights(tmp_path) == data, text
+    assert not hub.asked_for("/xet-read-token") and hub.asked_for(WEIGHTS) == [""]
+
+
 def test_damaged_bytes_are_never_used(hub, tmp_path):
     data = hub.repos[REPO].files[WEIGHTS]
     hub.xet[WEIGHTS] = stored(hub, bytes([data[0] ^ 255]) + data[1:])

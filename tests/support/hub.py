@@ -52,14 +52,15 @@ class Hub:
     """`with Hub({"owner/name": FakeRepo(...)}) as hub:`; `hub.url` is the endpoint, `hub.log` what was asked.
 
     `log` has the path and the range of each request, "HEAD" for those without a body. `xet`: {file name: its hash in the
-    Xet storage at `store`}, an address that hf_xet takes ("local:///folder"); `cut`: {file name: bytes after which the connection is dropped}; `seconds_per_mb` slows files down; `damage` names
+    Xet storage at `store`}, an address that hf_xet takes ("local:///folder"); `route` is another address for its tokens;
+    `cut`: {file name: bytes after which the connection is dropped}; `seconds_per_mb` slows files down; `damage` names
     files whose bytes are changed on the way; `ignore_range` sends whole files whatever is asked.
     """
 
     def __init__(self, repos: dict[str, FakeRepo]) -> None:
         self.repos, self.log = repos, []
         self.xet: dict[str, str] = {}
-        self.store = ""
+        self.store = self.route = ""
         self.cut: dict[str, int] = {}
         self.damage: set[str] = set()
         self.seconds_per_mb = 0.0
@@ -128,7 +129,7 @@ class Hub:
         first = int(start[1]) if start and not self.ignore_range else 0
         headers = {"X-Repo-Commit": repo.commit, "ETag": f'"{repo.digest(found[3])}"', "Accept-Ranges": "bytes"}
         if found[3] in self.xet:
-            headers |= {"X-Xet-Hash": self.xet[found[3]], "X-Xet-Refresh-Route": f"{self.url}/xet-read-token"}
+            headers |= {"X-Xet-Hash": self.xet[found[3]], "X-Xet-Refresh-Route": f"{self.route or self.url}/xet-read-token"}
         if first:
             headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
         return self.send(request, 206 if first else 200, data[first:], headers, self.cut.get(found[3]), body)

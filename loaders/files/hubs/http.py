@@ -152,15 +152,10 @@ class Answer:
             onward = response.headers.get("Location") if response.status in (301, 302, 303, 307, 308) else None
             if not onward:
                 return response
-            onward = urljoin(url, quote(onward, safe=string.punctuation))
-            before, behind = urlsplit(url), urlsplit(onward)
-            same = (before.scheme, before.netloc) == (behind.scheme, behind.netloc)
+            onward, same = leads(url, onward)
             if method == "HEAD" and not same:
                 return response
             response.close()
-            if behind.scheme not in ("http", "https") or not behind.hostname \
-                    or behind.scheme == "http" != before.scheme:
-                raise StrangeError(Text("it leads on to an address of another kind: {address!r}", address=onward[:200]))
             if not same:
                 headers = {name: value for name, value in headers.items() if name.lower() not in _SECRET}
             url = onward
@@ -185,6 +180,16 @@ def ask(url: str, headers: Mapping[str, str], step: Step, start: int = 0, method
         yield answer
     finally:
         answer.close()
+
+
+def leads(url: str, onward: str) -> tuple[str, bool]:
+    """(address, whether it is of the same host) that a redirect goes to. Raises StrangeError for one that is of no
+    HTTP, or goes on unencrypted."""
+    onward = urljoin(url, quote(onward, safe=string.punctuation))
+    before, behind = urlsplit(url), urlsplit(onward)
+    if behind.scheme not in ("http", "https") or not behind.hostname or behind.scheme == "http" != before.scheme:
+        raise StrangeError(Text("it leads on to an address of another kind: {address!r}", address=onward[:200]))
+    return onward, before[:2] == behind[:2]
 
 
 def begins(answer: Answer, start: int) -> int:
