@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from fuzz.ops import OF_BYTES, PLAIN, Op, apply, entries_of
 from fuzz.seeds import SEEDS, Seed
+from safetensors import safe_open
 
 SECONDS = 2.0  # of processor time, for a description and for a load
 PATIENCE = 60  # seconds until a process is ended that says nothing
@@ -142,12 +143,20 @@ class Judge:
         unseen = [op for op in ops if op.what in OF_BYTES or self._relabelled(name, op)]
         if outcome.kind in ("other", "NaN") and unseen:
             rest = tuple(op for op in ops if op not in unseen)
-            of_scale = any(op.what == "poison" and entries_of(self.seeds[name] / op.file)[op.at[0]][0].rpartition(".")[2]
-                           not in PLAIN for op in ops)
-            if self._ask(name, rest).kind == "same" and not (outcome.kind == "NaN" and of_scale) \
+            of_scale = outcome.kind == "NaN" and any(op.what == "poison" and self._no_number(name, op) for op in ops)
+            if self._ask(name, rest).kind == "same" and not of_scale \
                     and self._told(name, tuple(op for op in ops if op.what == "put")):
                 return outcome._replace(kind="bytes")
         return outcome
+
+    def _no_number(self, name: str, op: Op) -> bool:
+        """Whether a scale holds NaN or infinity after this change."""
+        tensor = entries_of(self.seeds[name] / op.file)[op.at[0]][0]
+        if tensor.rpartition(".")[2] in PLAIN:
+            return False
+        with safe_open(self._changed(name, [op]) / op.file, framework="pt") as file:
+            found = file.get_tensor(tensor)
+        return found.is_floating_point() and not bool(found.float().isfinite().all())
 
     def _relabelled(self, name: str, op: Op) -> bool:
         """Whether F16 became BF16, or the other way round: as likely numbers, only others."""

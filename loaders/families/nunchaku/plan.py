@@ -106,6 +106,7 @@ def make_plan(found: Found, dims: Dims) -> Plan:
     if extra:
         plan.problems.append(Text("{count} unexpected tensors: {names}", count=len(extra), names=first_ten(extra)))
     _check_counts(plan, optional)
+    _check_tensor_scales(plan, found)
     plan.problems = list(dict.fromkeys(plan.problems))  # native modules share stored layers
     return plan
 
@@ -234,3 +235,15 @@ def _check_counts(plan: Plan, optional: dict[str, bool]) -> None:
     if quantized and len(quantized) < len(refiners):
         plan.problems.append(Text("{count} of {all} refiner layers are quantized, expected all or none",
                                   count=len(quantized), all=len(refiners)))
+
+
+def _check_tensor_scales(plan: Plan, found: Found) -> None:
+    """Nunchaku takes a missing tensor or channel scale of NVFP4 as 1. Writers store one for every layer, or for none: of
+    a layer that alone has none it was lost."""
+    if found.precision != "nvfp4":
+        return
+    layers = [name for name, layer in plan.layers.items() if not layer.entry.awq]
+    without = [name for name in layers if not {f"{name}.wtscale", f"{name}.wcscales"} & found.tensors.keys()]
+    if without and len(without) < len(layers):
+        plan.problems.append(Text("{count} of {all} layers have neither wtscale nor wcscales, expected all or none: "
+                                  "{names}", count=len(without), all=len(layers), names=first_ten(without)))
