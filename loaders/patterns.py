@@ -16,7 +16,8 @@ from typing import Any
 from ..host.texts import Text
 from .errors import CheckpointError
 
-LONGEST = 400  # characters of a pattern
+# Characters of a pattern, and of all: ModelOpt's list for SD3.5 has one of 2500, with all names of a kind.
+LONGEST, TOGETHER = 8000, 400_000
 MANY = 4096  # patterns; published lists have 200
 MOST = 4_000_000  # comparisons of a name with a pattern that has stars; published lists need 400,000
 DO = Text("download it again, or report it to its publisher")
@@ -57,7 +58,10 @@ def refuse_many(patterns: int, names: int, where: object) -> None:
 
 
 def refuse_long(patterns: Collection[str], where: object) -> None:
-    """Raise CheckpointError for a pattern that no writer makes."""
+    """Raise CheckpointError for a pattern that no writer makes, and for too much of them."""
+    total = sum(map(len, patterns))
+    if total > TOGETHER:
+        raise CheckpointError(Text("a list of patterns of {length:,} characters", length=total), where, DO)
     long = next((pattern for pattern in patterns if len(pattern) > LONGEST), None)
     if long is not None:
         raise CheckpointError(Text("a pattern of {length:,} characters begins with {start!r}", length=len(long),

@@ -238,8 +238,8 @@ def _check_counts(plan: Plan, optional: dict[str, bool]) -> None:
 
 
 def _check_tensor_scales(plan: Plan, found: Found) -> None:
-    """Nunchaku takes a missing tensor or channel scale of NVFP4 as 1. Writers store one for every layer, or for none: of
-    a layer that alone has none it was lost."""
+    """Nunchaku takes a missing tensor or channel scale of NVFP4 as 1. Writers store one for every layer, or for none: a
+    layer that alone has none has lost it."""
     if found.precision != "nvfp4":
         return
     layers = [name for name, layer in plan.layers.items() if not layer.entry.awq]
