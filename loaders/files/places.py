@@ -23,6 +23,7 @@ from .source import Source, read_json
 from .unfinished import refuse_unfinished
 
 _DEPTH = 4  # how far below a folder its files are looked for
+_MOST = 20_000  # of files and folders in it; a repo of many models has 1000
 
 
 class LocalFolder:
@@ -38,9 +39,14 @@ class LocalFolder:
     def names(self, below: str = "") -> list[str]:
         top = self.path / below if below else self.path
         found: list[str] = []
+        left = _MOST
         for folder, folders, files in os.walk(top, followlinks=True):
             relative = Path(folder).relative_to(top)
-            found += [(relative / file).as_posix() for file in files if (Path(folder) / file).is_file()]
+            left -= len(files) + len(folders)
+            if left < 0:
+                raise CheckpointError(Text("there are more than {most:,} files and folders in this folder", most=_MOST),
+                                      top, Text("give the folder of the checkpoint itself"))
+            found += [(relative / file).as_posix() for file in files if os.path.isfile(os.path.join(folder, file))]
             folders[:] = [name for name in folders if len(relative.parts) < _DEPTH and not name.startswith(".")]
         return found
 
@@ -74,7 +80,10 @@ def _page(text: str) -> tuple[str, str, str] | None:
         return None
     from urllib.parse import urlsplit
 
-    url = urlsplit(text)
+    try:
+        url = urlsplit(text)
+    except ValueError:  # "http://[": no address of anything
+        return None
     return next(((*found, hub.MAIN) for hub in hubs.named() if (found := hub.address(url))), None)
 
 
