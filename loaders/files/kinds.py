@@ -105,7 +105,8 @@ def _named(kind: Kind, names: str) -> dict[str, Kind]:
     return dict.fromkeys(names.split(), kind)
 
 
-_COUNTS = either(COUNT, each(either(COUNT, each(COUNT))))
+NULL = _simple(Text("null"), lambda value: value is None)
+_COUNTS = either(COUNT, each(either(COUNT, NULL, each(COUNT))))
 _NAMES = each(TEXT, 100_000)
 QUANTIZED = table({**_named(TEXT, "quant_method quant_algo activation_scheme"), "weight_block_size": each(COUNT),
                    **_named(_NAMES, "ignore ignored_layers modules_to_not_convert"),
@@ -131,9 +132,9 @@ CONFIG = table({
                           "encoder_block_out_channels decode_block_out_channels ch_mult dim_mult"),
     **_named(each(NUMBER), "latents_mean latents_std"),
     **_named(_COUNTS, "patch_size patch_size_t layers_per_block transformer_layers_per_block attention_head_dim "
-                       "cross_attention_dim sample_size out_channels in_channels"),
+                       "cross_attention_dim sample_size out_channels in_channels caption_channels"),
     **_named(each(either(TEXT, each(TEXT))), "down_block_types up_block_types block_types_per_layer"),
-    **_named(COUNT, "joint_attention_dim pooled_projection_dim caption_channels cap_feat_dim n_heads n_kv_heads dim "
+    **_named(COUNT, "joint_attention_dim pooled_projection_dim cap_feat_dim n_heads n_kv_heads dim "
                     "ffn_dim base_dim decoder_base_dim latent_channels image_dim text_dim"),
     **_named(NUMBER, "scaling_factor shift_factor"),
     "_connectors": OBJECT, "_scheduler": OBJECT})

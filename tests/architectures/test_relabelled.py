@@ -23,6 +23,7 @@ WIDTHS = (("I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "BOOL"), ("BF16", "F16",
 TOLD = {("BF16", "F16"), ("F16", "BF16")}
 GGUF_TOLD = (("Q4_0", "IQ4_NL"), ("Q4_0", "Q4_K"), ("Q4_0", "NVFP4"), ("Q5_0", "Q5_K"), ("MXFP4", "IQ4_XS"),
              ("TQ2_0", "IQ2_XXS"), ("F16", "BF16"))
+GGUF_SEEN = {("Q4_0", "Q4_K"), ("Q5_0", "Q5_K"), ("MXFP4", "IQ4_XS")}  # by scales that are no numbers
 
 
 def same(reference: Path, candidate: Path) -> bool | None:
@@ -92,4 +93,4 @@ def test_types_of_gguf(kind, other, tmp_path):
         if tensor.tensor_type.name == kind:
             data[at:at + 4] = int(gguf.GGMLQuantizationType[other]).to_bytes(4, "little")
     called.write_bytes(data)
-    assert same(file, called) is False
+    assert same(file, called) is (None if (kind, other) in GGUF_SEEN else False)
