@@ -106,7 +106,7 @@ def _named(kind: Kind, names: str) -> dict[str, Kind]:
 
 
 NULL = _simple(Text("null"), lambda value: value is None)
-_COUNTS = either(COUNT, each(either(COUNT, NULL, each(COUNT))))
+_COUNTS = either(COUNT, each(either(WHOLE, NULL, each(COUNT))))  # -1 and null: none of this level
 _NAMES = each(TEXT, 100_000)
 QUANTIZED = table({**_named(TEXT, "quant_method quant_algo activation_scheme"), "weight_block_size": each(COUNT),
                    **_named(_NAMES, "ignore ignored_layers modules_to_not_convert"),
