@@ -70,10 +70,19 @@ class Header(NamedTuple):
     data_start: int
 
     def load(self) -> dict[str, torch.Tensor]:
-        """All tensors by name, memory-mapped by the host's own reader (bytes come in when they are used)."""
+        """All tensors by name, memory-mapped by the host's own reader (bytes come in when they are used).
+
+        Raises CheckpointError for a file that has changed, or that the installed safetensors library does not read.
+        """
+        from safetensors import SafetensorError
+
         from ... import host
 
-        return host.load_file(self.path)
+        try:
+            return host.load_file(self.path)
+        except (SafetensorError, ValueError, OSError) as error:
+            raise CheckpointError(Text("the safetensors library does not read the file: {error}",
+                                       error=str(error)[:200]), self.path, AGAIN) from error
 
     def read(self, name: str) -> bytes:
         """The bytes of one tensor, for those that are small. Raises CheckpointError for a file that has changed."""

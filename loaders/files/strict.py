@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import isinf
@@ -23,6 +24,7 @@ LARGEST = 16_000_000  # bytes; published configurations and indexes stay below 1
 # one has at most 7,000 tensors.
 MOST = 500_000
 NESTED = 64  # objects and lists within each other; published: 6
+_HALF = re.compile("\\\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # of a pair, which may be whole
 _LONGEST = 40  # characters of an integer; transformers writes 1e30 for "no limit"
 AGAIN = Text("download the file again")
 
@@ -61,6 +63,11 @@ def decode(data: bytes | str, *, largest: int = LARGEST, most: int = MOST,
         raise Invalid(Text("a number in it is too large")) from error
     if brackets > NESTED and pairs is None:
         _check_depth(value)
+    if _HALF.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise Invalid(Text("a text in it has half of a character")) from error
     return value
 
 

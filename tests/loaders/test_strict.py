@@ -24,6 +24,7 @@ REFUSED = {
     "a key twice": (b'{"a": 1, "b": {"c": 1, "c": 2}}', "duplicate keys: c"), "NaN": (b'[NaN]', "NaN is no number"),
     "infinity": (b'{"a": -Infinity}', "-Infinity is no number"), "1e400": (b"[1e400]", "1e400 is too large"),
     "a long integer": (b"[" + b"1" * 41 + b"]", "too large"), "a very long one": (b"[" + b"1" * 5000 + b"]", "too large"),
+    "half a character": (b'{"a": "\\ud800"}', "half of a character"), "half of one in a key": (b'{"\\uDFFF": 1}', "half of a character"),
     "deep lists": (b"[" * 65 + b"]" * 65, "more than 64 deep"), "very deep lists": (b"[" * 10 ** 5, "more than 64 deep"),
     "deep objects": (b'{"a":' * 65 + b"1" + b"}" * 65, "more than 64 deep"), "nothing": (b"", "Expecting value"),
     "two values": (b"1 2", "Extra data"), "a comma too many": (b"[1,]", "JSON"),
@@ -41,7 +42,7 @@ def test_refused(data, words):
 
 def test_taken():
     """What writers do write: non-ASCII text, transformers' "no limit", 64 levels."""
-    value = {"é": "猫", "model_max_length": 1000000000000000019884624838656, "x": [None, True, -1.5e300, {"": []}]}
+    value = {"é": "猫", "\N{CAT FACE}": "\N{CAT}", "model_max_length": 1000000000000000019884624838656, "x": [None, True, -1.5e300, {"": []}]}
     assert strict.parse(json.dumps(value, ensure_ascii=False).encode(), "") == value
     assert strict.parse(json.dumps(value), "") == value
     assert strict.parse(b"[" * 64 + b"]" * 64, "")
