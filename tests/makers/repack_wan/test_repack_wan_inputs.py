@@ -193,9 +193,11 @@ def test_without_torch_the_same_is_said_as_with_it(dtype):
     (lambda e, b: rename_tensor(e / LOW / WEIGHTS, "blocks.0.norm3.weight", None), "1 tensors of a Wan are missing"),
     (lambda e, b: rename_tensor(e / LOW / WEIGHTS, "head.head.bias", None), "missing: head.head.bias"),
     # names that contain a word of the upstream table: nothing is replaced in parts
+    (lambda e, b: rename_tensor(e / LOW / WEIGHTS, "blocks.0.self_attn.q_rot", "blocks.00.self_attn.q_rot"),
+     "blocks blocks.N are there, and not those of the numbers"),
     *((lambda e, b, new=new: rename_tensor(e / LOW / WEIGHTS, "blocks.0.self_attn.q_rot", new), "have no place in")
       for new in ("blocks.0.self_attn.quirk.weight", "my_modulation", "blocks.0.ffn.01.weight", "xhead.head.weight",
-                  "blocks.0.self_attn.q.weight.linear.x", "blocks.00.self_attn.q_rot", "blocks.0.norm2.weight",
+                  "blocks.0.self_attn.q.weight.linear.x", "blocks.0.norm2.weight",
                   "blocks.0.self_attn.q.weight_scale_inv")),
     (lambda e, b: (b / "model_index.json").unlink(), "no diffusers pipeline"),
     (lambda e, b: edit(b / "model_index.json", lambda d: d.update(transformer_2=[None, None])), "the base 1"),
