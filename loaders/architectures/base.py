@@ -11,7 +11,7 @@ from ..containers.safetensors import TensorInfo
 from ..words import first_ten
 
 Dims = dict[str, int]  # the sizes that tell two models of one architecture apart; keys are the architecture's own
-MAX_BLOCKS = 1000  # published: 100
+MAX_BLOCKS = 256  # published: 100
 Size = str | int  # a number, or a name that the sizes of a model give a number
 
 

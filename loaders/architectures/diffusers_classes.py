@@ -126,6 +126,9 @@ def recognise(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str],
     return model
 
 
+_LARGEST = 1 << 20  # of any size of a model; the largest published one is of a vocabulary
+
+
 def of_config(config: Mapping[str, Any]) -> Translated:
     """The model that a config.json describes, without its weights: by diffusers' own class.
 
@@ -144,11 +147,18 @@ def of_config(config: Mapping[str, Any]) -> Translated:
         raise ValueError(Text("what a {model} without weights is made of is asked of the package diffusers, whose "
                               "version {version} does not have it: set weights to 'load', or update it",
                               model=derived.title, version=__version__))
-    with torch.device("meta"):
-        parts = [kind.from_config(dict(config))]
-        for name, one in derived.companions.items():
-            if one.place:
-                own = config[f"_{name}"]
-                parts.append(getattr(import_module(one.place), class_of(own)).from_config(own))
+    large = next((key for key, value in config.items() if type(value) is int and abs(value) > _LARGEST), "")
+    if large:
+        raise ValueError(Text("config.json: {key} is {value!r}, expected a number", key=large, value=config[large]))
+    try:
+        with torch.device("meta"):
+            parts = [kind.from_config(dict(config))]
+            for name, one in derived.companions.items():
+                if one.place:
+                    own = config[f"_{name}"]
+                    parts.append(getattr(import_module(one.place), class_of(own)).from_config(own))
+    except Exception as error:  # what is in it is not what the class was written for
+        raise ValueError(Text("diffusers makes no {model} of this config.json ({kind}: {error})", model=derived.title,
+                              kind=type(error).__name__, error=str(error)[:200])) from error
     shapes = {name: tuple(tensor.shape) for net in parts for name, tensor in net.state_dict().items()}
     return Translated(derived, shapes, {}, config)

@@ -19,7 +19,7 @@ from ...quant.ggml import OTHERS, PLAIN, QUANTIZED
 from ..errors import CheckpointError
 from ..files.source import open_file
 from ..files.strict import Invalid
-from .safetensors import AGAIN, TORCH_DTYPES, Header, TensorInfo, check_names
+from .safetensors import AGAIN, MAX_NAME, TORCH_DTYPES, Header, TensorInfo, check_names
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,7 @@ _MOST_DIMENSIONS, _MOST, _MOST_TENSORS, _MOST_KEYS = 8, 1 << 31, 1 << 17, 1 << 1
 # A header is read in one piece, not mapped: a file that is cut while it is read ends a process that has it mapped. Most
 # fit into the first size; the vocabulary of a text encoder may take 20 MB.
 _READ = (1 << 20, 1 << 25)
+_LONGEST_NAME = 4 * MAX_NAME  # bytes
 _MOST_WORDS = 1 << 21  # in a list; a vocabulary has 300,000, its merges 600,000
 _LENGTH, _COUNT = struct.Struct("<Q"), struct.Struct("<I")
 _TENSORS = tuple(struct.Struct(f"<{count}QIQ") for count in range(_MOST_DIMENSIONS + 1))  # dimensions, type, offset
@@ -99,6 +100,8 @@ class _Reader:
         named = at + 8 + self.numbers(_LENGTH)[0]
         if named + 4 > self.size:
             raise _Short
+        if named - at - 8 > _LONGEST_NAME:
+            raise _Malformed(Text("a tensor of the name {name!r}", name=bytes(data[at + 8:at + 108])))
         name, dimensions = data[at + 8:named].decode("utf-8", "replace"), _COUNT.unpack_from(data, named)[0]
         if dimensions > _MOST_DIMENSIONS:
             raise _Malformed(Text("{name} has {dimensions} dimensions", name=name, dimensions=dimensions))

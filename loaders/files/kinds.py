@@ -19,7 +19,7 @@ from .strict import AGAIN, LARGEST, MOST
 _NAME = 1000  # characters of a name
 _TEXT = 100_000  # of any other text; a chat template has 10,000
 _LIST = 1000  # entries of a list of settings
-_LAYERS = 1000  # published: 100
+_LAYERS = 256  # published: 100
 _NUMBER = 1 << 31
 
 

@@ -156,6 +156,18 @@ def test_at_published_sizes_a_base_has_no_memory(one, tmp_path):
     assert sum(p.numel() for p in net.parameters() if not p.is_meta) < 1e5
 
 
+@pytest.mark.parametrize("config, words", [({"in_channels": 16, "patch_size": None}, "diffusers makes no HiDream"),
+                                           ({"patch_size": 0}, ""), ({"num_single_layers": 257}, "expected a number of layers"),
+                                           ({"max_resolution": 2 ** 40}, "max_resolution is 1099511627776, expected a number")])
+def test_a_configuration_that_diffusers_makes_nothing_of(config, words, tmp_path):
+    """The class is called with what others wrote: its errors are the file's."""
+    said = tables.SOURCES["hidream"].real[0] if "hidream" in tables.SOURCES else {}
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "HiDreamImageTransformer2DModel", **said, **config}))
+    with pytest.raises(CheckpointError) as refused:
+        model.defer(model.Request(str(tmp_path)))
+    assert words in refused.value.what
+
+
 # Every model in three forms, and in one of the others in turn.
 FORM = ["BF16", "FP8", "NVFP4, ModelOpt"]
 OTHERS = [form for form in FORMS if form not in FORM]

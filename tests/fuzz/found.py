@@ -9,6 +9,8 @@ FOUND: tuple[tuple[str, tuple[Op, ...], str, str], ...] = (
     ("comfy fp8", (Op("dtype", "model.safetensors", 70, "F8_E8M0"),), "refused", "comfy_quant is F8_E8M0, expected U8"),
     # half of a character, which Python's reader takes and that of the safetensors library does not
     ("scaled fp8", (Op("metadata", "model.safetensors", "config", "\ud800"),), "refused", "half of a character"),
+    # a name of a tensor as long as the file
+    ("gguf q4_0", (Op("put", "model.gguf", 427, b"\xff\xff\xff\xff"),), "refused", "a tensor of the name"),
     # Nunchaku takes a tensor scale that is not there as 1
     ("nunchaku fp4", (Op("removed", "svdq-fp4_r16-flux.1-dev.safetensors", 14),), "refused", "neither wtscale nor wcscales"),
     ("nunchaku fp4", (Op("removed", "svdq-fp4_r16-flux.1-dev.safetensors", 37),), "refused", "neither wtscale nor wcscales"),

@@ -102,7 +102,7 @@ HEAVY: dict[str, Make] = {
     "70,000 tensors": _flux(f"a.{n}.weight" for n in range(70_000)),
     "24,000 tensors": _flux(f"a.{n}.weight" for n in range(24_000)),
     "24,000 blocks": _flux(f"transformer_blocks.{n}.{_BLOCK}" for n in range(24_000)),
-    "990 blocks": _flux(f"transformer_blocks.{n}.{_BLOCK}" for n in range(990)),
+    "250 blocks": _flux(f"transformer_blocks.{n}.{_BLOCK}" for n in range(250)),
     "a billionth block": _flux(("transformer_blocks.0.x", "transformer_blocks.1000000000.x")),
     "a block of 400 digits": _flux((f"transformer_blocks.{'9' * 400}.x",)),
     "long names": _flux(f"{n}.{_LONG}" for n in range(5000)),

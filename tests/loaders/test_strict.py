@@ -52,7 +52,7 @@ WRONG = [
     ("config.json", {"_class_name": 7}, "_class_name is 7, expected a text"),
     ("config.json", {"num_layers": "12"}, "num_layers is '12', expected a number of layers"),
     ("config.json", {"num_layers": True}, "num_layers is True, expected a number of layers"),
-    ("config.json", {"num_layers": 10 ** 9}, "num_layers is 1000000000, expected a number of layers, 1000 at most"),
+    ("config.json", {"num_layers": 10 ** 9}, "num_layers is 1000000000, expected a number of layers, 256 at most"),
     ("config.json", {"text_config": {"num_hidden_layers": -1}}, "text_config.num_hidden_layers is -1, expected"),
     ("config.json", {"axes_dims_rope": {"a": 1}}, "axes_dims_rope is an object, expected a list"),
     ("config.json", {"axes_dims_rope": [16, None]}, "axes_dims_rope.1 is None, expected a whole number"),
