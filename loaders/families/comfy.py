@@ -183,6 +183,10 @@ def _with_whole_weights(tensors: Mapping[str, TensorInfo],
 
 
 def _marker(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    dtype = checkpoint.tensors[name].dtype
+    if dtype != "U8":
+        raise CheckpointError(Text("{name} is {dtype}, expected U8", name=name, dtype=dtype),
+                              checkpoint.source.reference, Text("save the model again"))
     try:
         conf = decode(checkpoint.read(name))
         assert isinstance(conf, dict)

@@ -20,6 +20,7 @@ FOUND: tuple[tuple[str, tuple[Op, ...], str, str], ...] = (
     ("vae flux1", (Op("json", "model_index.json", ("vae",), 0.5),), "refused", "vae is 0.5, expected a library and a class"),
     ("text flux1", (Op("json", "text_encoder/config.json", ("max_position_embeddings",), []),), "refused",
      "max_position_embeddings is a list of 0, expected a whole number"),
+    ("comfy mxfp8", (Op("dtype", "model.safetensors", 71, "F8_E4M3"),), "refused", "comfy_quant is F8_E4M3, expected U8"),
     # block scales in the host's order were read in ModelOpt's, where the marker of one layer was gone
     ("comfy mxfp8", (Op("removed", "model.safetensors", 73),), "refused", "no comfy_quant marker"),
 )

@@ -147,8 +147,14 @@ def test_extra_paths_links_and_letters(server, hub, tiny):
 # Python's audit hooks see every socket, whatever library opens it, and cannot be removed.
 HOOK = """
 import os, sys
+def probes():  # urllib3, which older versions of huggingface_hub ask with, tries for IPv6 when it is imported
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name != "_has_ipv6":
+        frame = frame.f_back
+    return frame is not None
+
 def hook(event, arguments):
-    if event.startswith("socket."):
+    if event.startswith("socket.") and not probes():
         os.write(2, f"a socket: {event} {arguments}\\n".encode())
         os._exit(9)
 
