@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .texts import Text, said
+from .texts import Text, brief, said
 
 
 class CheckpointError(ValueError):
@@ -20,10 +20,10 @@ class CheckpointError(ValueError):
 
     def __init__(self, what: str | Exception, where: object = "", do: str = "") -> None:
         """`what` may be an exception, for what that says."""
-        what = Text("{error}", error=what) if isinstance(what, Exception) else what
+        what = brief(Text("{error}", error=what) if isinstance(what, Exception) else what)
         text: str = what
         if where:
-            text = Text("{text}\n  where: {where}", text=text, where=where)
+            text = Text("{text}\n  where: {where}", text=text, where=brief(str(where)))
         if do:
             text = Text("{text}\n  what to do: {do}", text=text, do=do)
         super().__init__(str.__str__(text))

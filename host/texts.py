@@ -117,6 +117,15 @@ def templates(language: str) -> dict[str, str]:
     return found
 
 
+def brief(text: str, most: int = 1000) -> str:
+    """The text with each of the values in it cut to so many characters: they may be what a file says."""
+    if len(text) <= most:
+        return text
+    if isinstance(text, Text):
+        return _again(text.template, {name: brief(value, most) for name, value in text.values.items()})
+    return f"{text[:most]}..."
+
+
 def each(value: Any, change: Callable[[str], Any]) -> Any:
     """A JSON-able value with every text in it changed."""
     if isinstance(value, str):

@@ -11,6 +11,8 @@ FOUND: tuple[tuple[str, tuple[Op, ...], str, str], ...] = (
     ("scaled fp8", (Op("metadata", "model.safetensors", "config", "\ud800"),), "refused", "half of a character"),
     # a name of a tensor as long as the file
     ("gguf q4_0", (Op("put", "model.gguf", 427, b"\xff\xff\xff\xff"),), "refused", "a tensor of the name"),
+    # a setting of any length in the refusal
+    ("vae wan", (Op("json", "vae/config.json", ("attn_scales",), ["x" * 100_000]),), "refused", "attn_scales"),
     # Nunchaku takes a tensor scale that is not there as 1
     ("nunchaku fp4", (Op("removed", "svdq-fp4_r16-flux.1-dev.safetensors", 14),), "refused", "neither wtscale nor wcscales"),
     ("nunchaku fp4", (Op("removed", "svdq-fp4_r16-flux.1-dev.safetensors", 37),), "refused", "neither wtscale nor wcscales"),
