@@ -187,11 +187,13 @@ def _spent(pid: int) -> tuple[float, int] | None:
     """(seconds of the processor, bytes of memory) of a process; None where that is not known."""
     try:
         import psutil  # ComfyUI's
-
+    except ImportError:  # the clock has to do
+        return None
+    try:
         process = psutil.Process(pid)
         times = process.cpu_times()
         return times.user + times.system, process.memory_info().rss
-    except Exception:  # it has ended; or there is no psutil, and the clock has to do
+    except psutil.Error:  # it has ended
         return None
 
 

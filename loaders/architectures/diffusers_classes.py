@@ -76,6 +76,7 @@ DERIVED: tuple[Derived, ...] = (
     wan_animate.CLASS,
     wan_vace.CLASS,
 )
+_LARGEST = 1 << 20  # of any size of a model; the largest published one is of a vocabulary
 
 
 def of_class(name: str) -> list[Derived]:
@@ -124,9 +125,6 @@ def recognise(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str],
     if claim:
         derived.check(config)
     return model
-
-
-_LARGEST = 1 << 20  # of any size of a model; the largest published one is of a vocabulary
 
 
 def of_config(config: Mapping[str, Any]) -> Translated:

@@ -105,7 +105,7 @@ class Checkpoint:
                                   Text("get it from its publisher; it may be damaged")) from error
 
     def _check_index(self, index: str) -> None:
-        listed = read_json(index).get("weight_map") or {}
+        listed = read_json(index)["weight_map"]
         lost = [name for name in listed if name not in self.tensors]
         if lost:
             raise CheckpointError(Text("the index lists tensors that no shard holds: {lost}", lost=first_ten(lost)),

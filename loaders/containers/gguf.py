@@ -19,7 +19,7 @@ from ...quant.ggml import OTHERS, PLAIN, QUANTIZED
 from ..errors import CheckpointError
 from ..files.source import open_file
 from ..files.strict import Invalid
-from .safetensors import AGAIN, MAX_NAME, TORCH_DTYPES, Header, TensorInfo, check_names
+from .safetensors import AGAIN, MAX_DIMENSIONS, MAX_NAME, MAX_TENSORS, TORCH_DTYPES, Header, TensorInfo, check_names
 
 if TYPE_CHECKING:
     import torch
@@ -29,14 +29,14 @@ ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # of tensors that ComfyUI-GGUF's conv
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _SHORT = 64  # numbers or strings: longer lists are not kept
-_MOST_DIMENSIONS, _MOST, _MOST_TENSORS, _MOST_KEYS = 8, 1 << 31, 1 << 17, 1 << 14
+_MOST, _MOST_KEYS = 1 << 31, 1 << 14
 # A header is read in one piece, not mapped: a file that is cut while it is read ends a process that has it mapped. Most
 # fit into the first size; the vocabulary of a text encoder may take 20 MB.
 _READ = (1 << 20, 1 << 25)
 _LONGEST_NAME = 4 * MAX_NAME  # bytes
 _MOST_WORDS = 1 << 21  # in a list; a vocabulary has 300,000, its merges 600,000
 _LENGTH, _COUNT = struct.Struct("<Q"), struct.Struct("<I")
-_TENSORS = tuple(struct.Struct(f"<{count}QIQ") for count in range(_MOST_DIMENSIONS + 1))  # dimensions, type, offset
+_TENSORS = tuple(struct.Struct(f"<{count}QIQ") for count in range(MAX_DIMENSIONS + 1))  # dimensions, type, offset
 
 
 class GGUFHeader(Header):
@@ -59,11 +59,7 @@ class GGUFHeader(Header):
         return found
 
 
-class _Malformed(Exception):
-    pass
-
-
-class _Short(_Malformed):
+class _Short(Invalid):
     """What was read ends within the header."""
 
     def __init__(self) -> None:
@@ -71,7 +67,7 @@ class _Short(_Malformed):
 
 
 class _Reader:
-    """Bytes of a header in order. Raises _Malformed where they end."""
+    """Bytes of a header in order. Raises Invalid where they end."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.size, self.at = data, len(data), 4
@@ -101,10 +97,10 @@ class _Reader:
         if named + 4 > self.size:
             raise _Short
         if named - at - 8 > _LONGEST_NAME:
-            raise _Malformed(Text("a tensor of the name {name!r}", name=bytes(data[at + 8:at + 108])))
+            raise Invalid(Text("a tensor of the name {name!r}", name=bytes(data[at + 8:at + 108])))
         name, dimensions = data[at + 8:named].decode("utf-8", "replace"), _COUNT.unpack_from(data, named)[0]
-        if dimensions > _MOST_DIMENSIONS:
-            raise _Malformed(Text("{name} has {dimensions} dimensions", name=name, dimensions=dimensions))
+        if dimensions > MAX_DIMENSIONS:
+            raise Invalid(Text("{name} has {dimensions} dimensions", name=name, dimensions=dimensions))
         self.at = named + 4
         return name, self.numbers(_TENSORS[dimensions])
 
@@ -115,7 +111,7 @@ class _Reader:
         if kind == _ARRAY:
             return self._list()
         if kind not in _NUMBERS:
-            raise _Malformed(Text("a value of the unknown type {kind}", kind=kind))
+            raise Invalid(Text("a value of the unknown type {kind}", kind=kind))
         return self.number(_NUMBERS[kind])
 
     def _list(self) -> list[Any] | None:
@@ -127,11 +123,11 @@ class _Reader:
                 return None
             return [self.number(_NUMBERS[kind]) for _ in range(count)]
         if kind != _STRING:
-            raise _Malformed(Text("a list of the unknown type {kind}", kind=kind))
+            raise Invalid(Text("a list of the unknown type {kind}", kind=kind))
         if count <= _SHORT:
             return [self.text() for _ in range(count)]
         if count > _MOST_WORDS:
-            raise _Malformed(Text("a list of {count:,} texts", count=count))
+            raise Invalid(Text("a list of {count:,} texts", count=count))
         if count * 8 > self.size - self.at:
             raise _Short
         unpack, data, at, size = struct.Struct("<Q").unpack_from, self.data, self.at, self.size
@@ -161,7 +157,7 @@ def read_header(path: str) -> GGUFHeader:
         raise AssertionError
     except OSError as error:
         raise CheckpointError(Text("cannot read the file: {error}", error=error.strerror), path, AGAIN) from error
-    except (_Malformed, Invalid, struct.error) as error:
+    except (Invalid, struct.error) as error:
         raise CheckpointError(Text("the GGUF header is invalid: {error}", error=error), path, AGAIN) from error
 
 
@@ -176,23 +172,23 @@ def _read(path: str, data: bytes, size: int) -> GGUFHeader:
                                    version=version), path,
                               Text("convert the model again with a current llama.cpp or ComfyUI-GGUF"))
     count, keys = reader.number("<Q"), reader.number("<Q")
-    if count > min(_MOST_TENSORS, size // 12) or keys > min(_MOST_KEYS, size // 12):
-        raise _Malformed(Text("{count:,} tensors and {keys:,} keys in {size:,} bytes", count=count, keys=keys,
+    if count > min(MAX_TENSORS, size // 12) or keys > min(_MOST_KEYS, size // 12):
+        raise Invalid(Text("{count:,} tensors and {keys:,} keys in {size:,} bytes", count=count, keys=keys,
                               size=size))
     found: dict[str, Any] = {}
     for _ in range(keys):
         key = reader.text()
         if key in found:
-            raise _Malformed(Text("the key {key!r} twice", key=key[:100]))
+            raise Invalid(Text("the key {key!r} twice", key=key[:100]))
         found[key] = reader.value(reader.number("<I"))
     alignment = found.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & alignment - 1 or alignment > 1 << 20:
-        raise _Malformed(Text("an alignment of {alignment}", alignment=alignment))
+        raise Invalid(Text("an alignment of {alignment}", alignment=alignment))
     tensors: dict[str, TensorInfo] = {}
     for _ in range(count):
         name, (*shape, number, offset) = reader.tensor()
         if name in tensors:
-            raise _Malformed(Text("the tensor {name!r} twice", name=name[:100]))
+            raise Invalid(Text("the tensor {name!r} twice", name=name[:100]))
         tensors[name] = _tensor(name, tuple(shape[::-1]), found.get(ORIGINAL_SHAPE + name), number, offset)
     check_names(tensors)
     start = -(-reader.at // alignment) * alignment
@@ -205,19 +201,19 @@ def _read(path: str, data: bytes, size: int) -> GGUFHeader:
 def _tensor(name: str, shape: tuple[int, ...], original: Any, number: int, offset: int) -> TensorInfo:
     kind = QUANTIZED.get(number) or PLAIN.get(number)
     if kind is None:
-        raise _Malformed(Text("{name} is {kind}, which is not loaded", name=name,
+        raise Invalid(Text("{name} is {kind}, which is not loaded", name=name,
                               kind=OTHERS.get(number) or Text("of the unknown type {number}", number=number)))
     if shape and max(shape) > _MOST:
-        raise _Malformed(Text("{name} is {shape}", name=name, shape=list(shape)))
+        raise Invalid(Text("{name} is {shape}", name=name, shape=list(shape)))
     if shape and shape[-1] % kind.block:
-        raise _Malformed(Text("{name} is {kind} with rows of {columns} values, no multiple of {block}", name=name,
+        raise Invalid(Text("{name} is {kind} with rows of {columns} values, no multiple of {block}", name=name,
                               kind=kind.name, columns=shape[-1], block=kind.block))
     values = prod(shape)
     if original is not None:
-        if not isinstance(original, list) or len(original) > _MOST_DIMENSIONS \
+        if not isinstance(original, list) or len(original) > MAX_DIMENSIONS \
                 or any(type(side) is not int or side < 0 for side in original) \
                 or prod(original) != values:
-            raise _Malformed(Text("{name} was {original} and is stored as {shape}", name=name, original=original,
+            raise Invalid(Text("{name} was {original} and is stored as {shape}", name=name, original=original,
                                   shape=list(shape)))
         shape = tuple(original)
     return TensorInfo(kind.name, shape, offset, offset + values // kind.block * kind.size)
@@ -228,9 +224,9 @@ def _check_ranges(tensors: dict[str, TensorInfo], there: int) -> None:
     at, before = 0, ""
     for start, end, name in sorted((info.start, info.end, name) for name, info in tensors.items()):
         if start < at:
-            raise _Malformed(Text("{before} and {name} overlap", before=before, name=name))
+            raise Invalid(Text("{before} and {name} overlap", before=before, name=name))
         at, before = end, name
     if at > there:
-        raise _Malformed(Text("the file is truncated: the tensors take {bytes:,} bytes, {there:,} are there", bytes=at,
+        raise Invalid(Text("the file is truncated: the tensors take {bytes:,} bytes, {there:,} are there", bytes=at,
                               there=max(there, 0)))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -181,7 +182,7 @@ class Repo:
             path = self.scratch / self.files[full].digest
             if not path.is_file():
                 self._arrive(full, path, lambda amount: None)
-        return read_json(str(path))
+        return read_json(str(path), name)
 
     def full(self, names: Sequence[str]) -> list[str]:
         """Names below `below` as names in the repo, each once."""
@@ -194,7 +195,8 @@ class Repo:
         if strange:
             raise CheckpointError(Text("files of this kind are not downloaded: {files}", files=first_ten(strange)),
                                   self.repo, Text("only {kinds} files are", kinds=", ".join(READ)))
-        same = [name for name in full if [other.casefold() for other in full].count(name.casefold()) > 1]
+        spelled = Counter(map(str.casefold, full))
+        same = [name for name in full if spelled[name.casefold()] > 1]
         if same:  # one file on some systems
             raise CheckpointError(Text("names that only differ in capitals: {files}", files=first_ten(same)), self.repo,
                                   Text("do not use this repo; nothing of it was written"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -147,7 +148,7 @@ _COMPONENTS = ("audio_vae", "connectors", "feature_extractor", "image_encoder", 
                "tokenizer_2", "tokenizer_3", "tokenizer_4", "transformer", "transformer_2", "unet", "vae", "vocoder")
 PIPELINE = table({"_class_name": TEXT, **dict.fromkeys(_COMPONENTS, _COMPONENT)},
                  either(_COMPONENT, TEXT, FLAG, NUMBER, each(TEXT, 100), OBJECT), keys=_FOLDER)
-INDEX = table({"weight_map": table({}, NAME, null=False), "metadata": OBJECT})
+INDEX = table({"weight_map": table({}, NAME, null=False), "metadata": OBJECT}, needs=("weight_map",))
 # Of half a million entries: in one go.
 _VOCABULARY = _simple(Text("pieces and their numbers"), lambda value: (
     isinstance(value, dict) and all(type(number) is int for number in value.values())
@@ -165,8 +166,8 @@ TOKENIZER_CONFIG = table({
     "added_tokens_decoder": table({}, table({"content": TEXT}, needs=("content",)), null=False, keys=_simple(
         Text("a number"), lambda value: value.isdecimal() and len(value) < 10))})
 KINDS: tuple[tuple[str, Kind], ...] = (
-    ("tokenizer_config.json", TOKENIZER_CONFIG), ("config.json", CONFIG), ("model_index.json", PIPELINE),
-    (".index.json", INDEX), ("tokenizer.json", TOKENIZER), ("vocab.json", _VOCABULARY))
+    (r"tokenizer_config\.json", TOKENIZER_CONFIG), (r"config\.json", CONFIG), (r"model_index\.json", PIPELINE),
+    (r"\.index(\.[^./]+)?\.json", INDEX), (r"tokenizer\.json", TOKENIZER), (r"vocab\.json", _VOCABULARY))
 _TOKENIZERS = ("tokenizer.json", "tekken.json", "vocab.json")
 
 
@@ -176,11 +177,11 @@ def limits(path: str) -> tuple[int, int]:
     return (64_000_000, 4_000_000) if os.path.basename(path) in _TOKENIZERS else (LARGEST, MOST)
 
 
-def check(value: Any, path: str) -> None:
+def check(value: Any, path: str, name: str) -> None:
     """Raise CheckpointError that says key, what is there and what was expected, where a JSON file is not of its kind,
     which its name says. Files of other names are left alone."""
-    name = os.path.basename(path)
-    kind = next((kind for end, kind in KINDS if name.endswith(end)), None)
+    name = os.path.basename(name)
+    kind = next((kind for end, kind in KINDS if re.search(rf"{end}\Z", name)), None)
     if kind is not None:
         require(value, kind, path)
 

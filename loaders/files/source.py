@@ -30,18 +30,18 @@ class Source(NamedTuple):
         return [path for path in (*own, *(path for one in self.companions for path in one.paths)) if path]
 
 
-def read_json(path: str) -> dict[str, Any]:
-    """A JSON object from a file, held against what files of its name are (kinds.py).
+def read_json(path: str, name: str = "") -> dict[str, Any]:
+    """A JSON object from a file, held against what files of its `name` are (kinds.py), if it has another one here.
 
     Raises CheckpointError when it is unreadable, no object, or what strict.py or kinds.py refuse.
     """
     from . import kinds, strict  # with the first file: ComfyUI imports this module at every start
 
-    largest, most = kinds.limits(path)
+    largest, most = kinds.limits(name or path)
     value = strict.parse(read_file(path, largest), path, largest=largest, most=most)
     if not isinstance(value, dict):
         raise CheckpointError(Text("this JSON file holds no object"), path, strict.AGAIN)
-    kinds.check(value, path)
+    kinds.check(value, path, name or path)
     return value
 
 

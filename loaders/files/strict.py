@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import isinf
@@ -109,8 +110,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def twice(pairs: list[tuple[str, Any]]) -> Text:
     """Which keys are there more than once."""
-    seen: set[str] = set()
-    again = sorted({name for name, _ in pairs if name in seen or seen.add(name)})  # type: ignore[func-returns-value]
+    again = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
     return Text("duplicate keys: {keys}", keys=first_ten(name[:100] for name in again))
 
 

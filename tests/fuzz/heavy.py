@@ -96,6 +96,17 @@ def _sharded(names: Iterable[str]) -> Make:
     return make
 
 
+def _crowd(name: str, text: str) -> Make:
+    """A file that means many others, in a folder of many others."""
+    def make(folder: Path) -> Path:
+        for number in range(5000):
+            (folder / f"{number}.txt").touch()
+        (folder / name).write_text(text, encoding="utf-8")
+        return folder if text else folder / name
+
+    return make
+
+
 _LONG = ".".join("a" * 3 for _ in range(120))
 _BLOCK = "attn.to_q.weight"
 HEAVY: dict[str, Make] = {
@@ -138,6 +149,8 @@ HEAVY: dict[str, Make] = {
     "a deep config": _folder('{"a":' * 100_000 + "1" + "}" * 100_000),
     "a wide config": _folder({f"k{n}": n for n in range(240_000)}),
     "a config of 20 MB": _folder('{"a": "' + "x" * 20_000_000 + '"}'),
+    "many shards": _crowd("model.safetensors.index.json", json.dumps({"weight_map": {f"a{n}": f"{n}.safetensors" for n in range(120_000)}})),
+    "many parts": _crowd("m-00001-of-99999.safetensors", ""), "many parts of GGUF": _crowd("m-00001-of-99999.gguf", ""),
     "an index": _sharded(f"a{n}" for n in range(240_000)),
     "ModelSlim": _modelslim({f"blocks.{n}.weight": "W8A8" for n in range(24_000)}),
     "GGUF tensors": _gguf(24_000, b"", 0), "GGUF too many tensors": _gguf((1 << 17) + 1, b"", 0),

@@ -60,6 +60,8 @@ WRONG = [
     ("config.json", {"scaling_factor": "1"}, "scaling_factor is '1', expected a number"),
     ("model_index.json", {"transformer": [1, 2]}, "transformer is a list of 2, expected"),
     ("x.safetensors.index.json", {"weight_map": []}, "weight_map is a list of 0, expected an object"),
+    ("x.safetensors.index.json", {"metadata": {}}, "weight_map is None, expected an object"),
+    ("x.safetensors.index.fp16.json", {"weight_map": {"a": 1}}, "weight_map.a is 1, expected a name"),
     ("x.safetensors.index.json", {"weight_map": {"a": None}}, "weight_map.a is None, expected a name"),
     ("x.safetensors.index.json", {"weight_map": {"a\nb": "c"}}, "expected a name")]
 

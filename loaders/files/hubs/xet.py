@@ -97,7 +97,7 @@ class _Stream:
 
     def __init__(self, session: Any, route: str, token: dict[str, str], stored: str, size: int) -> None:
         self.arrived: Queue[bytes] = Queue(2)
-        self._gone, self._groups = Event(), []  # type: ignore[var-annotated]
+        self._gone, self._groups = Event(), list[Any]()
         Thread(target=self._pump, args=(session, route, token, stored, size), name="qt-xet", daemon=True).start()
 
     def close(self) -> None:
